@@ -1,0 +1,42 @@
+# Every target works in .venv, which `env` makes from the lock and leaves alone where it is up to date.
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-all lint mlflow lock
+
+BIN := .venv/bin
+# The first Python that fits; a name on the PATH can be that of one that does not run.
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; \
+	done),python3)
+# Two workers of one thread each: torch's threads would only wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+env: ## .venv from the lock (PYTHON=python3.12 or TORCH=cpu|cuda choose for you)
+	@$(PYTHON) envs/make_env.py $(if $(TORCH),--torch $(TORCH))
+
+demo: env ## the default study, from data to tables, and its main table
+	$(BIN)/snakemake --cores all
+	$(BIN)/sams show
+
+test: env ## the tests
+	$(PYTEST)
+
+test-all: env ## the tests, the slow ones too
+	$(PYTEST) -m "not gpu"
+
+lint: env ## style, types, workflow, schema
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakemake --lint
+	$(BIN)/mypy sams
+	$(BIN)/sams schema --check
+
+mlflow: env ## MLflow's pages over the runs in results/
+	$(BIN)/sams mlflow
+
+lock: env ## the lock anew from pyproject.toml (LOCK=--upgrade: newest versions)
+	$(BIN)/python envs/lock.py $(LOCK)

@@ -1,0 +1,170 @@
+"""Makes .venv from the lock, or does nothing where it is up to date (`make env`).
+
+Standard library only, and in a syntax that older Pythons can read: they get a message, not a SyntaxError.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "sams.json"  # written last: a .venv without it is half made
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Makes .venv from the lock, unless it is up to date.")
+    parser.add_argument("--torch", choices=["cpu", "cuda"], help="the export to install; see choose()")
+    torch = parser.parse_args().torch
+    check_machine()
+
+    made = json.loads(STAMP.read_text()) if STAMP.exists() and PYTHON.exists() else {}
+    known = torch or made.get("torch")
+    if known and made == stamp(known):
+        say(f".venv is up to date (torch: {known})")
+        return
+
+    create()
+    bootstrap = pip_install_locked("setuptools")  # it builds the project and the one package without a wheel
+    if bootstrap.returncode:
+        fail(
+            f"pip cannot fetch setuptools ({bootstrap.stderr.strip().splitlines()[-1]}): "
+            "check the network, or give pip an index it can reach: pip config set global.index-url URL"
+        )
+    torch, why = (torch, "as asked") if torch else choose()
+    say(f"installing {export(torch).relative_to(ROOT)}: {why}")
+    install(torch)
+    STAMP.write_text(json.dumps(stamp(torch)))
+    say(f".venv is ready (torch: {torch})")
+
+
+def say(message):
+    print("make env:", message, flush=True)
+
+
+def fail(message):
+    sys.exit(f"make env: {message}")
+
+
+def check_machine():
+    """Refuses a Python or a system that the lock was not made for."""
+    found = ".".join(map(str, sys.version_info[:3]))
+    if not (3, 11) <= sys.version_info[:2] < (3, 13):
+        fail(
+            f"found Python {found} ({sys.executable}), needed 3.11 or 3.12: "
+            "install one of them, or name it: make env PYTHON=/path/to/python3.11"
+        )
+    if sys.platform != "linux":
+        fail(f"found {sys.platform}, needed Linux, which the lock is for: use a Linux machine or container")
+
+
+def export(torch):
+    """The file of the locked packages with torch for `cpu` or `cuda`."""
+    return ROOT / "envs" / "lock" / f"{torch}.txt"
+
+
+def requirement(name, torch="cuda"):
+    """One package's lines in an export: its version and its hashes."""
+    return re.findall(rf"^{name}==.*\n(?: +--hash.*\n)+", export(torch).read_text(), re.M)[0]
+
+
+def stamp(torch):
+    """What .venv is made from: an export, the project's metadata, a Python, and the path its scripts hold."""
+    import tomllib  # from Python 3.11 on
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    made_from = [export(torch).read_text(), project["project"], project["build-system"]]
+    made_from += [sys.version_info[:2], str(ROOT)]
+    return {"torch": torch, "digest": hashlib.sha256(json.dumps(made_from).encode()).hexdigest()}
+
+
+def create():
+    # The base interpreter, in case this one is that of an activated .venv, which is about to be emptied.
+    base = getattr(sys, "_base_executable", sys.executable)
+    made = subprocess.run(
+        [base, "-m", "venv", "--clear", "--prompt", "sams", str(VENV)], capture_output=True, text=True
+    )
+    if made.returncode:
+        fail(
+            f"{base} cannot make a virtual environment ({' '.join((made.stdout + made.stderr).split())}): "
+            "install its venv module (Debian, Ubuntu: apt install python3-venv), "
+            "or name another Python: make env PYTHON=/path/to/python3.11"
+        )
+
+
+def pip(*arguments, **options):
+    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
+    return subprocess.run(command, text=True, **options)
+
+
+def pip_install_locked(name, *options, torch="cuda"):
+    """Has pip install one package of the lock, in silence."""
+    arguments = ["install", "--no-deps", "--require-hashes", *options, "--requirement", "/dev/stdin"]
+    return pip(*arguments, input=requirement(name, torch), capture_output=True)
+
+
+def choose():
+    """The export for this machine, and why."""
+    smi = shutil.which("nvidia-smi")
+    if smi and subprocess.run([smi, "-L"], capture_output=True, text=True).stdout.startswith("GPU "):
+        return "cuda", "an NVIDIA GPU is present"
+    # Without an index pip has its find-links alone, where a wheel must fit this Python and the hashes.
+    asked = pip_install_locked("torch", "--dry-run", "--ignore-installed", "--no-index", torch="cpu")
+    if asked.returncode == 0:
+        return "cpu", "no NVIDIA GPU, and torch's CPU wheel is on pip's find-links"
+    return "cuda", "no NVIDIA GPU, but no CPU wheel of torch on pip's find-links (this one runs on CPUs too)"
+
+
+def install(torch):
+    """Installs an export and the project: with uv, or with pip from the same file where uv cannot."""
+    arguments = ["--no-deps", "--no-build-isolation", "--require-hashes", "--requirement", str(export(torch))]
+    if not sys.stderr.isatty():
+        arguments.append("--quiet")  # a terminal shows the downloads
+    if not uv_install(torch, arguments):
+        say("uv could not, so pip does: some minutes")
+        if pip("install", *arguments).returncode:
+            fail(f"pip could not install {export(torch).relative_to(ROOT)}: its last lines above say why")
+    itself = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT)]
+    if pip("install", *itself).returncode:
+        fail("pip could not install the project itself: its last lines above say why")
+
+
+def uv_install(torch, arguments):
+    """Whether uv could be had and did it."""
+    if pip_install_locked("uv").returncode:
+        return False
+    command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON), *arguments]
+    command += ["--no-config"]  # what pyproject.toml says to the resolver has no place here
+    command += ["--index-strategy", "unsafe-best-match"]  # indexes are equal, as for pip; safe with hashes
+    settings = pip_settings()
+    options = {"index-url": "--default-index", "extra-index-url": "--index"}
+    if torch == "cpu":  # elsewhere uv would take a 2.13.0+cpu found there for 2.13.0, and stop at its hash
+        options["find-links"] = "--find-links"
+    for name, option in options.items():
+        command += [word for place in settings.get(name, "").split() for word in (option, place)]
+    environment = dict(os.environ)
+    if "cert" in settings:
+        environment["SSL_CERT_FILE"] = settings["cert"]
+    return subprocess.run(command, env=environment).returncode == 0
+
+
+def pip_settings():
+    """pip's settings by name; uv does not read them."""
+    lines = pip("config", "list", capture_output=True).stdout.splitlines()
+    values = {key: ast.literal_eval(value) for key, value in (line.split("=", 1) for line in lines)}
+    settings = {}
+    for section in ("global.", "install.", ":env:."):  # the later ones count
+        settings.update({k[len(section) :]: v for k, v in values.items() if k.startswith(section)})
+    return settings
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+# Validates the config and names what the rules share. Needs nothing, makes nothing.
+import shlex
+import sys
+from pathlib import Path
+
+sys.path.insert(0, workflow.basedir)
+
+from sams.config import load_study
+from sams.errors import UserError
+from sams.preflight import looks_like_file
+from sams.launch import gpus_here, gpus_wanted, processes, set_job_environment
+from sams.provenance import code_digest
+from sams.recipes import recipe_json, recipe_of, scheduler_is_pretrained
+
+try:
+    STUDY = load_study(dict(config))
+except UserError as error:
+    raise WorkflowError(str(error))
+
+RESULTS = STUDY.results.as_posix()
+LOGS = f"results/{STUDY.study}/logs/{STUDY.setting}"
+COSTS = f"results/{STUDY.study}/benchmarks/{STUDY.setting}"
+TABLES = f"results/{STUDY.study}/tables"
+TOKENS = f"{RESULTS}/tokens/manifest.json"
+QUESTIONS = f"{RESULTS}/questions/manifest.json"
+FIGURES = ["learning_curves", "selection", "cost"]
+CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
+
+PROCESSES = processes(STUDY.launch, gpus_here())
+GPUS = gpus_wanted(STUDY.launch, gpus_here())
+set_job_environment(STUDY, workflow.basedir)
+
+# Without a limit Snakemake ignores a resource and starts every training at once.
+workflow.global_resources.setdefault("gpu", max(GPUS, gpus_here()))
+
+
+wildcard_constraints:
+    method="|".join(STUDY.methods),
+    seed="|".join(str(seed) for seed in STUDY.seeds),
+
+
+def recipe(stage, benchmark=""):
+    """Recipe of a job of this stage: the slice of the config that its result depends on."""
+
+    def of(wildcards):
+        return recipe_json(
+            recipe_of(
+                STUDY,
+                stage,
+                method=wildcards.get("method", ""),
+                seed=int(wildcards.get("seed", 0)),
+                benchmark=benchmark,
+            )
+        )
+
+    return of
+
+
+def results_folder(wildcards):
+    """Folder of the study's setting."""
+    return RESULTS
+
+
+def per_seed(pattern):
+    """One file per seed."""
+    return expand(f"{RESULTS}/{pattern}", seed=STUDY.seeds)
+
+
+def per_run(pattern, methods):
+    """One file per method and seed."""
+    return expand(f"{RESULTS}/{pattern}", method=methods, seed=STUDY.seeds)
+
+
+def benchmarks():
+    """The benchmarks that the study scores."""
+    names = ("alpaca_eval", "mt_bench")
+    return [name for name in names if getattr(STUDY.benchmarks, name) is not None]
+
+
+def scores():
+    """Metrics of every method, seed and benchmark."""
+    return expand(
+        f"{RESULTS}/{{method}}/seed{{seed}}/{{benchmark}}/metrics.json",
+        method=STUDY.methods,
+        seed=STUDY.seeds,
+        benchmark=benchmarks(),
+    )
+
+
+def training_figures():
+    """Figures of every training job, metric logs beside them. A study without SFT has none for `sft`."""
+    trained = STUDY.methods if STUDY.sft else STUDY.preference_methods
+    return per_run("{method}/seed{seed}/train_metrics.json", trained)
+
+
+def pretrained_schedulers():
+    """Weights of the pretrained scheduler of every seed; none where the study leaves the stage out."""
+    return (
+        per_seed("scheduler/seed{seed}/weights/manifest.json") if STUDY.pretrain else []
+    )
+
+
+def data_files():
+    """Local files of the study's data; a changed file is prepared again."""
+    sources = (STUDY.data.train, STUDY.data.test, STUDY.data.sft)
+    return [
+        source for source in sources if source is not None and looks_like_file(source)
+    ]
+
+
+def pretrained_scheduler(wildcards):
+    """The scheduler that a method starts from, if it has one."""
+    if not scheduler_is_pretrained(STUDY, wildcards.method):
+        return []
+    return f"{RESULTS}/scheduler/seed{wildcards.seed}/weights/manifest.json"
+
+
+def scheduler_option(wildcards, input):
+    """Command-line option of `pretrained_scheduler`."""
+    return (
+        f"--scheduler {shlex.quote(str(Path(input.scheduler).parent))}"
+        if input.get("scheduler")
+        else ""
+    )
+
+
+def difficulty_table(wildcards):
+    """The table that AlpacaEval's length control needs: given, made for the world, or none."""
+    if STUDY.benchmarks.alpaca_eval.difficulty is not None:
+        return STUDY.benchmarks.alpaca_eval.difficulty
+    return (
+        f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []
+    )
+
+
+def difficulty_option(wildcards, input):
+    """Command-line option of `difficulty_table`."""
+    return (
+        f"--difficulty {shlex.quote(str(input.difficulty))}"
+        if input.get("difficulty")
+        else ""
+    )
+
+
+def trained_weights(wildcards):
+    """Trained weights of a method; none for the start of a study without SFT."""
+    if wildcards.method == "sft" and STUDY.sft is None:
+        return []
+    return f"{RESULTS}/{wildcards.method}/seed{wildcards.seed}/trained/manifest.json"
+
+
+def trained_option(wildcards, input):
+    """Command-line option of `trained_weights`."""
+    return (
+        f"--trained {shlex.quote(str(Path(input.trained).parent))}"
+        if input.get("trained")
+        else ""
+    )

@@ -1,0 +1,75 @@
+# Needs: what the study's `data` and `benchmarks` name. Makes: preference pairs, benchmark inputs, token ids.
+
+
+# Checks what depends on the machine, before anything is computed.
+rule preflight:
+    output:
+        found=f"results/{STUDY.study}/preflight.json",
+    log:
+        f"{LOGS}/preflight.log",
+    conda:
+        "../envs/sams.yaml"
+    params:
+        study=recipe_json(STUDY),
+    shell:
+        "python -m sams.preflight --study {params.study:q} --out {output.found:q} > {log:q} 2>&1"
+
+
+# Reads, checks and identifies every example and pair.
+rule prepare_data:
+    input:
+        preflight=ancient(rules.preflight.output.found),
+        files=data_files(),
+    output:
+        manifest=f"{RESULTS}/data/manifest.json",
+    log:
+        f"{LOGS}/prepare_data.log",
+    conda:
+        "../envs/sams.yaml"
+    params:
+        recipe=recipe("prepare_data"),
+        code=code_digest("sams.data.prepare"),
+        out=subpath(output.manifest, parent=True),
+    shell:
+        "python -m sams.data.prepare --recipe {params.recipe:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+# Collects questions, references, judge prompts and the baseline's answers.
+rule prepare_questions:
+    input:
+        preflight=ancient(rules.preflight.output.found),
+    output:
+        manifest=f"{RESULTS}/questions/manifest.json",
+    log:
+        f"{LOGS}/prepare_questions.log",
+    conda:
+        "../envs/sams.yaml"
+    params:
+        recipe=recipe("prepare_questions"),
+        code=code_digest("sams.data.questions"),
+        out=subpath(output.manifest, parent=True),
+    shell:
+        "python -m sams.data.questions --recipe {params.recipe:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+# Trains or loads the tokenizer and turns the data into token ids.
+rule tokenise:
+    input:
+        data=rules.prepare_data.output.manifest,
+    output:
+        manifest=f"{RESULTS}/tokens/manifest.json",
+    log:
+        f"{LOGS}/tokenise.log",
+    conda:
+        "../envs/sams.yaml"
+    params:
+        recipe=recipe("tokenise"),
+        code=code_digest("sams.data.tokenise"),
+        data=subpath(input.data, parent=True),
+        out=subpath(output.manifest, parent=True),
+    shell:
+        "python -m sams.data.tokenise"
+        " --recipe {params.recipe:q}"
+        " --data {params.data:q}"
+        " --out {params.out:q}"
+        " > {log:q} 2>&1"

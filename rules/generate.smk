@@ -1,0 +1,43 @@
+# Needs: exported models, the benchmarks' questions. Makes: answers in the formats of AlpacaEval and FastChat.
+
+
+rule generate_alpaca_eval:
+    input:
+        model=f"{RESULTS}/{{method}}/seed{{seed}}/model/manifest.json",
+        questions=QUESTIONS,
+    output:
+        answers=f"{RESULTS}/{{method}}/seed{{seed}}/alpaca_eval/answers.json",
+    log:
+        f"{LOGS}/generate_alpaca_eval/{{method}}-seed{{seed}}.log",
+    benchmark:
+        f"{COSTS}/generate_alpaca_eval/{{method}}-seed{{seed}}.tsv"
+    conda:
+        "../envs/sams.yaml"
+    resources:
+        gpu=min(1, GPUS),
+    params:
+        recipe=recipe("generate_answers", benchmark="alpaca_eval"),
+        code=code_digest("sams.generation.generate"),
+        model=subpath(input.model, parent=True),
+        questions=subpath(input.questions, parent=True),
+    shell:
+        "python -m sams.generation.generate"
+        " --recipe {params.recipe:q}"
+        " --model {params.model:q}"
+        " --questions {params.questions:q}"
+        " --out {output.answers:q}"
+        " > {log:q} 2>&1"
+
+
+use rule generate_alpaca_eval as generate_mt_bench with:
+    output:
+        answers=f"{RESULTS}/{{method}}/seed{{seed}}/mt_bench/answers.jsonl",
+    log:
+        f"{LOGS}/generate_mt_bench/{{method}}-seed{{seed}}.log",
+    benchmark:
+        f"{COSTS}/generate_mt_bench/{{method}}-seed{{seed}}.tsv"
+    params:
+        recipe=recipe("generate_answers", benchmark="mt_bench"),
+        code=code_digest("sams.generation.generate"),
+        model=subpath(input.model, parent=True),
+        questions=subpath(input.questions, parent=True),

@@ -1,0 +1,109 @@
+# Needs: metrics.json, judgments and metric logs of every method and seed. Makes: tables and figures, from files only.
+
+
+rule main_table:
+    input:
+        curves=training_figures(),
+        scores=scores(),
+    output:
+        csv=f"{TABLES}/main.csv",
+        md=f"{TABLES}/main.md",
+        html=report(
+            f"{TABLES}/main.html",
+            caption="../workflow/report/main_table.rst",
+            category="Tables",
+            labels={"table": "main"},
+        ),
+    log:
+        f"{LOGS}/main_table.log",
+    conda:
+        "../envs/sams.yaml"
+    params:
+        study=recipe_json(STUDY),
+        results=results_folder,
+        code=code_digest("sams.tables.main_table"),
+    shell:
+        "python -m sams.tables.main_table"
+        " --study-config {params.study:q}"
+        " --results {params.results:q}"
+        " --out-csv {output.csv:q}"
+        " --out-md {output.md:q}"
+        " --out-html {output.html:q}"
+        " > {log:q} 2>&1"
+
+
+# Differences between methods on the same items, with intervals.
+rule compare_methods:
+    input:
+        curves=training_figures(),
+        scores=scores(),
+    output:
+        csv=f"{TABLES}/comparisons.csv",
+        md=report(
+            f"{TABLES}/comparisons.md",
+            caption="../workflow/report/comparisons.rst",
+            category="Tables",
+            labels={"table": "comparisons"},
+        ),
+    log:
+        f"{LOGS}/compare_methods.log",
+    conda:
+        "../envs/sams.yaml"
+    params:
+        study=recipe_json(STUDY),
+        results=results_folder,
+        code=code_digest("sams.tables.comparisons"),
+    shell:
+        "python -m sams.tables.comparisons"
+        " --study-config {params.study:q}"
+        " --results {params.results:q}"
+        " --out-csv {output.csv:q}"
+        " --out-md {output.md:q}"
+        " > {log:q} 2>&1"
+
+
+rule draw_figures:
+    input:
+        curves=training_figures(),
+    output:
+        png=expand(f"{TABLES}/{{figure}}.png", figure=FIGURES),
+        learning_curves=report(
+            f"{TABLES}/learning_curves.svg",
+            caption="../workflow/report/learning_curves.rst",
+            category="Figures",
+            labels={"figure": "learning curves"},
+        ),
+        selection=report(
+            f"{TABLES}/selection.svg",
+            caption="../workflow/report/selection.rst",
+            category="Figures",
+            labels={"figure": "selection"},
+        ),
+        cost=report(
+            f"{TABLES}/cost.svg",
+            caption="../workflow/report/cost.rst",
+            category="Figures",
+            labels={"figure": "cost"},
+        ),
+    log:
+        f"{LOGS}/draw_figures.log",
+    conda:
+        "../envs/sams.yaml"
+    params:
+        study=recipe_json(STUDY),
+        results=results_folder,
+        code=code_digest("sams.tables.figures"),
+        out=TABLES,
+    shell:
+        "python -m sams.tables.figures"
+        " --study-config {params.study:q}"
+        " --results {params.results:q}"
+        " --out {params.out:q}"
+        " > {log:q} 2>&1"
+
+
+rule tables:
+    input:
+        rules.main_table.output,
+        rules.compare_methods.output,
+        rules.draw_figures.output,

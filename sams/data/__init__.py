@@ -1,0 +1,1 @@
+"""Data: sources, the synthetic world, records, templates, tokenised pairs."""

@@ -1,0 +1,47 @@
+"""Canonical records: a supervised example, a preference pair."""
+
+import hashlib
+from dataclasses import dataclass
+
+from sams.files import canonical_json
+
+Message = dict[str, str]
+
+
+def _content_id(**content: object) -> str:
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt (messages `{role, content}`, the last from the user) and the response to learn.
+
+    `imperfect`: whether the response is known to be wrong (True) or right (False); None if not known.
+    """
+
+    prompt: list[Message]
+    response: str
+    imperfect: bool | None = None
+
+    @property
+    def id(self) -> str:
+        """Sixteen hex digits that stand for prompt and response."""
+        return _content_id(prompt=self.prompt, response=self.response)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt with the preferred and the rejected response.
+
+    `flipped`: whether the label is known to be swapped (True) or clean (False); None if not known.
+    """
+
+    prompt: list[Message]
+    chosen: str
+    rejected: str
+    flipped: bool | None = None
+
+    @property
+    def id(self) -> str:
+        """Sixteen hex digits that stand for prompt, chosen and rejected response."""
+        return _content_id(prompt=self.prompt, chosen=self.chosen, rejected=self.rejected)

@@ -1,0 +1,360 @@
+"""Task families of the synthetic world: how they are worded, solved, read back, and got wrong.
+
+Every text is made of words of a small closed vocabulary, separated by single spaces; a number is written
+digit by digit (`4 7`). An instruction can be read back from its text alone, which is what lets a judge that
+sees nothing but text grade an answer.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Literal
+
+Slots = dict[str, str]
+AnswerKind = Literal["list", "number", "choice"]
+
+LETTERS = "a b c d e f g h i j k l m n o p".split()
+GROUPS = {
+    "colours": "red blue green black white brown".split(),
+    "animals": "dog cat horse cow pig fox".split(),
+    "tools": "hammer saw drill nail rope brush".split(),
+    "foods": "bread rice soup cheese apple egg".split(),
+}
+WORDS = [word for group in GROUPS.values() for word in group]
+NAMES = ["anna", "bert", "carl", "dora", "emil", "fritz", "greta", "hugo", "ida", "jonas", "klara", "ludwig"]
+
+CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
+
+# Longer texts are not of this world; the limit keeps the matching of hostile input cheap.
+LONGEST_TEXT = 1000
+
+
+def digits(number: int) -> str:
+    """Write a number digit by digit: 47 becomes `4 7`."""
+    return " ".join(str(number))
+
+
+def number(text: str) -> int:
+    """Read a number written digit by digit.
+
+    Raises:
+        ValueError: anything but single ASCII digits.
+    """
+    parts = text.split()
+    if not parts or any(len(part) != 1 or part not in "0123456789" for part in parts):
+        raise ValueError(f"not a number: {text!r:.40}")
+    return int("".join(parts))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One family of instructions.
+
+    Args:
+        name: short name.
+        category: one of MT-Bench's eight.
+        wordings: texts with `{slots}`, any of which asks the same.
+        draw: random slot values.
+        solve: the right answer from the slot values; ValueError or KeyError for values that make no sense.
+        kind: what an answer is, which decides how it goes wrong and what can be asked next.
+        options: for kind `choice`, the answers one could mistake for the right one.
+    """
+
+    name: str
+    category: str
+    wordings: tuple[str, ...]
+    draw: Callable[[Random], Slots]
+    solve: Callable[[Slots], str]
+    kind: AnswerKind
+    options: Callable[[Slots], list[str]] | None = None
+
+    def mistake(self, slots: Slots, rng: Random) -> str:
+        """A plausible wrong answer, never equal to the right one."""
+        right = self.solve(slots)
+        if self.options is not None:
+            return rng.choice([option for option in self.options(slots) if option != right])
+        return wrong_number(right, rng) if self.kind == "number" else wrong_list(right, rng)
+
+
+def wrong_number(right: str, rng: Random) -> str:
+    """Off by one, two or ten, never below zero."""
+    value = number(right)
+    return digits(
+        rng.choice(
+            [v for v in (value - 10, value - 2, value - 1, value + 1, value + 2, value + 10) if v >= 0]
+        )
+    )
+
+
+def wrong_list(right: str, rng: Random) -> str:
+    """Two neighbours swapped, an item dropped or an item doubled.
+
+    Drops and doublings are equally likely, so that length does not give a wrong answer away.
+    """
+    items = right.split()
+    swaps = [at for at in range(len(items) - 1) if items[at] != items[at + 1]]
+    if swaps and rng.random() < 0.6:
+        at = rng.choice(swaps)
+        items[at], items[at + 1] = items[at + 1], items[at]
+    elif len(items) > 1 and rng.random() < 0.5:
+        del items[rng.randrange(len(items))]
+    else:
+        at = rng.randrange(len(items))
+        items.insert(at, items[at])
+    return " ".join(items)
+
+
+# --- what is drawn and how it is solved ------------------------------------------------------------------
+
+
+def _some(pool: list[str], least: int, most: int) -> Callable[[Random], Slots]:
+    """Draw `least` to `most` different words of a pool into slot `items`."""
+    return lambda rng: {"items": " ".join(rng.sample(pool, rng.randint(least, most)))}
+
+
+def _known(text: str, pool: list[str]) -> list[str]:
+    """The words of a text, all of which must come from the pool."""
+    items = text.split()
+    if not set(items) <= set(pool):
+        raise ValueError(f"unknown word in {text!r:.60}")
+    return items
+
+
+def _capitals(slots: Slots) -> str:
+    return " ".join(_known(slots["items"], LETTERS)).upper()
+
+
+def _reversed(slots: Slots) -> str:
+    return " ".join(reversed(_known(slots["items"], LETTERS + WORDS)))
+
+
+def _twice(slots: Slots) -> str:
+    return " ".join(_known(slots["items"], LETTERS) * 2)
+
+
+def _draw_odd(rng: Random) -> Slots:
+    common, other = rng.sample(list(GROUPS), 2)
+    items = [*rng.sample(GROUPS[common], 2), rng.choice(GROUPS[other])]
+    rng.shuffle(items)
+    return {"items": " ".join(items)}
+
+
+def _odd(slots: Slots) -> str:
+    items = _known(slots["items"], WORDS)
+    alone = [members for members in GROUPS.values() if len(set(members) & set(items)) == 1]
+    if len(items) != 3 or len(alone) != 1:
+        raise ValueError("not three of a group and one of another")
+    return next(item for item in items if item in alone[0])
+
+
+def _draw_sum(rng: Random) -> Slots:
+    """Two numbers of two digits whose sum needs no carry."""
+    first, second = _split(rng, 1, 9), _split(rng, 0, 9)
+    return {"a": f"{first[0]} {second[0]}", "b": f"{first[1]} {second[1]}"}
+
+
+def _split(rng: Random, least: int, most: int) -> tuple[int, int]:
+    a = rng.randint(least, most - least)
+    return a, rng.randint(least, most - a)
+
+
+def _sum(slots: Slots) -> str:
+    return digits(number(slots["a"]) + number(slots["b"]))
+
+
+def _draw_difference(rng: Random) -> Slots:
+    """A number of two digits and a smaller one to take away without a borrow."""
+    total = _draw_sum(rng)
+    return {"a": _sum(total), "b": total["b"]}
+
+
+def _difference(slots: Slots) -> str:
+    return digits(number(slots["a"]) - number(slots["b"]))
+
+
+def _draw_digits(rng: Random) -> Slots:
+    return {"items": " ".join(rng.sample("0123456789", 3))}
+
+
+def _sorted(slots: Slots) -> str:
+    number(slots["items"])
+    return " ".join(sorted(slots["items"].split()))
+
+
+def _draw_values(rng: Random) -> Slots:
+    keys = rng.sample(LETTERS, 3)
+    values = rng.sample("0123456789", len(keys))
+    pairs = " , ".join(f"{key} = {value}" for key, value in zip(keys, values, strict=True))
+    return {"pairs": pairs, "key": rng.choice(keys)}
+
+
+def _values(slots: Slots) -> dict[str, str]:
+    return dict(_pair(part, " = ") for part in slots["pairs"].split(" , "))
+
+
+def _pair(text: str, separator: str) -> tuple[str, str]:
+    key, value = text.split(separator)
+    return key, value
+
+
+def _draw_count(rng: Random) -> Slots:
+    letters = rng.sample(LETTERS, 2)
+    items = [rng.choice(letters) for _ in range(5)]
+    return {"item": rng.choice(items), "items": " ".join(items)}
+
+
+def _count(slots: Slots) -> str:
+    return digits(_known(slots["items"], LETTERS).count(slots["item"]))
+
+
+def _next_letters(slots: Slots) -> str:
+    return " ".join(LETTERS[LETTERS.index(item) + 1] for item in _known(slots["items"], LETTERS[:-1]))
+
+
+def _draw_births(rng: Random) -> Slots:
+    names = rng.sample(NAMES, 3)
+    years = rng.sample(range(10), 3)
+    return {"births": " , ".join(f"{name} {digits(year)}" for name, year in zip(names, years, strict=True))}
+
+
+def _births(slots: Slots) -> dict[str, int]:
+    people = (part.split(maxsplit=1) for part in slots["births"].split(" , "))
+    return {name: number(year) for name, year in people}
+
+
+def _first_born(slots: Slots) -> str:
+    births = _births(slots)
+    return max(births, key=births.__getitem__)
+
+
+TASKS = (
+    Task(
+        "capitals",
+        "writing",
+        ("write in capitals : {items}", "make large : {items}"),
+        _some(LETTERS, 3, 3),
+        _capitals,
+        "list",
+    ),
+    Task(
+        "echo",
+        "roleplay",
+        ("you are a parrot : {items}", "you are an echo : {items}"),
+        _some(LETTERS, 2, 2),
+        _twice,
+        "list",
+    ),
+    Task(
+        "odd",
+        "reasoning",
+        ("which is odd : {items}", "find the stranger : {items}"),
+        _draw_odd,
+        _odd,
+        "choice",
+        lambda slots: slots["items"].split(),
+    ),
+    Task(
+        "sum",
+        "math",
+        ("what is {a} plus {b}", "add : {a} and {b}"),
+        _draw_sum,
+        _sum,
+        "number",
+    ),
+    Task(
+        "difference",
+        "math",
+        ("what is {a} minus {b}", "subtract : {a} less {b}"),
+        _draw_difference,
+        _difference,
+        "number",
+    ),
+    Task(
+        "sort",
+        "coding",
+        ("sort this : {items}", "in order : {items}"),
+        _draw_digits,
+        _sorted,
+        "list",
+    ),
+    Task(
+        "reverse",
+        "coding",
+        ("reverse this : {items}", "read backwards : {items}"),
+        _some(LETTERS, 3, 3),
+        _reversed,
+        "list",
+    ),
+    Task(
+        "lookup",
+        "extraction",
+        ("{pairs} . what is {key}", "{pairs} . give {key}"),
+        _draw_values,
+        lambda slots: _values(slots)[slots["key"]],
+        "choice",
+        lambda slots: list(_values(slots).values()),
+    ),
+    Task(
+        "count",
+        "stem",
+        ("how many {item} : {items}", "count {item} : {items}"),
+        _draw_count,
+        _count,
+        "number",
+    ),
+    Task(
+        "shift",
+        "stem",
+        ("next letters : {items}", "one step up : {items}"),
+        _some(LETTERS[:-1], 3, 3),
+        _next_letters,
+        "list",
+    ),
+    Task(
+        "born",
+        "humanities",
+        ("who is oldest : {births}", "name the eldest : {births}"),
+        _draw_births,
+        _first_born,
+        "choice",
+        lambda slots: list(_births(slots)),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an instruction asks: its task, the slot values and the right answer."""
+
+    task: Task
+    slots: Slots
+    right: str
+
+
+@cache
+def _pattern(wording: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>.+)", re.escape(wording)))
+
+
+def match_wording(wording: str, text: str) -> Slots | None:
+    """The slot values with which `wording` gives `text`; None if it cannot."""
+    if len(text) > LONGEST_TEXT:
+        return None
+    match = _pattern(wording).fullmatch(" ".join(text.split()))
+    return match.groupdict() if match else None
+
+
+def read_instruction(instruction: str) -> Reading | None:
+    """Read an instruction back from its text; None for text that is not of this world."""
+    for task in TASKS:
+        for wording in task.wordings:
+            slots = match_wording(wording, instruction)
+            if slots is None:
+                continue
+            try:
+                return Reading(task, slots, task.solve(slots))
+            except (ValueError, KeyError):
+                continue
+    return None

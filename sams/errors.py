@@ -1,0 +1,17 @@
+"""Mistakes a user can mend: one line that names the place, what is wrong and what to do."""
+
+
+class UserError(Exception):
+    """A mistake in the input, the settings or the machine, told in one line.
+
+    Args:
+        problem: what is wrong and what was expected, without a full stop.
+        where: the file, row or config key concerned (``data/train.jsonl, row 7, key 'chosen'``).
+        remedy: what to do about it, without a full stop.
+    """
+
+    def __init__(self, problem: str, *, where: str = "", remedy: str = "") -> None:
+        text = f"{where}: {problem}" if where else problem
+        if remedy:
+            text = f"{text}; {remedy}"
+        super().__init__(" ".join(text.split()))

@@ -1,0 +1,1 @@
+"""Generation: answers of an exported model to the benchmarks' questions."""

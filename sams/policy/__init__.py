@@ -1,0 +1,1 @@
+"""The policy: loading a model, log-probs of completions, features for the scheduler."""

@@ -1,0 +1,150 @@
+"""The first job of a study: what depends on this machine is checked before anything is computed."""
+
+import os
+import shutil
+from pathlib import Path
+
+import typer
+
+from sams.config import Study
+from sams.errors import UserError
+from sams.files import write_json
+from sams.launch import gpus_here, processes
+
+DISK_BYTES = 2 * 2**30
+
+
+def main(study: str, out: Path, results: Path = Path("results")) -> None:
+    """Check GPUs, keys, paths and disk; prepare the MLflow database; write what was found to `out`."""
+    from sams.provenance import commit, environment
+    from sams.stage import read_recipe
+
+    settings = read_recipe(study, Study)
+    found = {"gpus": check_gpus(settings), "disk_bytes": check_disk(results)}
+    check_judge(settings)
+    check_sources(settings)
+    if settings.tracking.enabled:
+        from sams.tracking import prepare_database
+
+        prepare_database(results)
+    write_json(out, found | {"environment": environment(), "commit": commit()})
+    typer.echo(f"this machine is ready: {found}")
+
+
+def check_gpus(study: Study) -> int:
+    """See that there are as many GPUs as processes, or none and none wanted.
+
+    Raises:
+        UserError: naming the key and what to set it to.
+    """
+    gpus = gpus_here()
+    wanted = processes(study.launch, gpus)
+    where = "launch.nproc_per_node"
+    if study.launch.device == "cuda" and not gpus:
+        raise UserError(
+            "cuda, but this machine shows no GPU", where="launch.device", remedy="set auto or cpu"
+        )
+    if study.launch.device != "cpu" and isinstance(study.launch.nproc_per_node, int) and wanted > gpus:
+        raise UserError(
+            f"{wanted} processes, but this machine has {gpus} GPUs",
+            where=where,
+            remedy="set it to auto, or launch.device to cpu",
+        )
+    for key, size in batch_sizes(study).items():
+        if size % wanted:
+            raise UserError(
+                f"{size} is not divisible by {wanted} processes", where=key, remedy=f"or set {where}"
+            )
+    return gpus
+
+
+def batch_sizes(study: Study) -> dict[str, int]:
+    """Global batch of every training stage, by config key."""
+    sizes = {
+        f"{method}.batch_size": study.preference_of(method).batch_size for method in study.preference_methods
+    }
+    if study.sft:
+        sizes["sft.batch_size"] = study.sft.batch_size
+    if study.pretrain:
+        sizes["pretrain.batch_size"] = study.pretrain.batch_size
+    return sizes
+
+
+def check_disk(results: Path) -> int:
+    """See that the results folder has room for anything at all.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(results).free
+    if free < DISK_BYTES:
+        raise UserError(
+            f"only {free / 2**30:.1f} GiB free", where=str(results), remedy="make room or move it"
+        )
+    return free
+
+
+def check_judge(study: Study) -> None:
+    """See that a judge behind an endpoint has its key.
+
+    Raises:
+        UserError: naming the variable.
+    """
+    scored = study.benchmarks.alpaca_eval or study.benchmarks.mt_bench
+    if scored and study.benchmarks.judge.kind == "openai" and not os.environ.get("OPENAI_API_KEY"):
+        raise UserError(
+            "the judge needs a key",
+            where="environment variable OPENAI_API_KEY",
+            remedy="export it; it is never written anywhere",
+        )
+
+
+def check_sources(study: Study) -> None:
+    """See that files exist and hub ids can be found, before hours are spent.
+
+    Raises:
+        UserError: naming the key.
+    """
+    named = {f"data.{split}": getattr(study.data, split) for split in ("train", "test", "sft")}
+    for key, source in named.items():
+        if source is not None and looks_like_file(source) and not Path(source).exists():
+            raise UserError(f"no such file: {source}", where=key, remedy="correct the path, or give a hub id")
+    model = study.model.path
+    if model is not None and not Path(model).exists():
+        if looks_like_file(model):
+            raise UserError(
+                f"no such folder: {model}", where="model.path", remedy="correct it, or give a hub id"
+            )
+        check_hub_model(model, study.model.revision)
+
+
+def looks_like_file(source: str) -> bool:
+    """Whether a source is meant as a path: hub ids have at most one slash and no suffix of a data file."""
+    suffixes = (".json", ".jsonl", ".parquet", ".gz")
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(suffixes)
+
+
+def check_hub_model(model: str, revision: str | None) -> None:
+    """See that a model's config can be had from the hub or its cache.
+
+    Raises:
+        UserError: saying what the hub answered.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        hf_hub_download(model, "config.json", revision=revision)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UserError(
+            f"{model} cannot be had: {str(error).splitlines()[0]}",
+            where="model.path",
+            remedy="check the id, the network, and HF_TOKEN for a gated model",
+        ) from None
+
+
+if __name__ == "__main__":
+    from sams.stage import run
+
+    run(main)

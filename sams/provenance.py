@@ -1,0 +1,94 @@
+"""What a result came from: a digest of the code that computed it, the commit, the machine."""
+
+import ast
+import hashlib
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent
+
+# Modules whose edits cannot change a result: what they do is in the recipe already, or only told.
+TOLD = {
+    "sams.config",
+    "sams.errors",
+    "sams.files",
+    "sams.mlflow_mirror",
+    "sams.provenance",
+    "sams.recipes",
+    "sams.stage",
+    "sams.tracking",
+}
+
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+
+
+def code_digest(module: str) -> str:
+    """Twelve hex digits for what a module and the `sams` modules it imports do.
+
+    Comments and layout do not count. `ast.unparse`, unlike `ast.dump`, gives the same text on every Python
+    that the project supports.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(imported_modules(module)):
+        digest.update(ast.unparse(ast.parse(_file(name).read_text(encoding="utf-8"))).encode())
+    return digest.hexdigest()[:12]
+
+
+def imported_modules(module: str) -> set[str]:
+    """The `sams` modules that a module imports, itself among them, however deep and wherever they are imported."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in TOLD:
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse(_file(name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names if alias.name.split(".")[0] == "sams"]
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sams":
+                base = node.module or ""
+                below = [f"{base}.{alias.name}" for alias in node.names]
+                waiting += [base, *(name for name in below if _exists(name))]
+    return {name for name in found if name != "sams"}
+
+
+def _path(name: str) -> Path:
+    return ROOT.parent.joinpath(*name.split("."))
+
+
+def _exists(name: str) -> bool:
+    return _path(name).with_suffix(".py").is_file() or (_path(name) / "__init__.py").is_file()
+
+
+def _file(name: str) -> Path:
+    package = _path(name) / "__init__.py"
+    return package if package.is_file() else _path(name).with_suffix(".py")
+
+
+def commit() -> dict[str, str]:
+    """The git commit of the source tree and whether files differ from it; empty outside a checkout."""
+    try:
+        head, status = (
+            subprocess.run(
+                ["git", *command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
+            ).stdout
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"git_commit": head.strip(), "git_dirty": str(bool(status.strip())).lower()}
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the library versions that a result was computed with."""
+    versions = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "machine": platform.machine(), "libraries": versions}

@@ -1,0 +1,236 @@
+"""The recipe of each stage: the slice of a study's settings that its result depends on.
+
+A stage never sees the whole study, so an unrelated setting does not run it again. How a job is launched
+(GPUs, processes, DDP or FSDP2) is part of no recipe: it must not change a result.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+
+from sams.config import (
+    BASE_METHOD,
+    AlpacaEval,
+    Count,
+    Data,
+    Decoding,
+    Judge,
+    Launch,
+    Model,
+    MtBench,
+    Name,
+    Preference,
+    Pretrain,
+    Scheduler,
+    Settings,
+    Sft,
+    Study,
+    World,
+)
+from sams.errors import UserError
+from sams.files import canonical_json
+
+
+class Job(Settings):
+    """What a job is part of and how it is launched; nothing here changes its result."""
+
+    study: Name = Field("adhoc", description="Study, the MLflow experiment.")
+    setting: Name = Field("adhoc", description="Setting of the study.")
+    tracking: bool = Field(False, description="Mirror metrics to MLflow.")
+    launch: Launch = Field(Launch(), description="Device, strategy, threads.")
+
+
+class DataRecipe(Settings):
+    """Stage `prepare_data`."""
+
+    data: Data
+
+
+class QuestionsRecipe(Settings):
+    """Stage `prepare_questions`: the benchmarks' inputs."""
+
+    world: World | None
+    alpaca_eval: AlpacaEval | None
+    mt_bench: MtBench | None
+
+
+class TokeniseRecipe(Settings):
+    """Stage `tokenise`: tokenizer and token ids."""
+
+    model: Model
+    max_length: Count
+    max_prompt_length: Count
+
+
+class SftRecipe(Settings):
+    """Stage `train_sft`."""
+
+    seed: int
+    model: Model
+    training: Sft
+
+
+class ReferenceRecipe(Settings):
+    """Stage `compute_reference`: log-probs of the reference model, by pair id."""
+
+    model: Model
+    micro_batch_size: Count
+
+
+class PretrainRecipe(Settings):
+    """Stage `pretrain_scheduler`."""
+
+    seed: int
+    model: Model
+    scheduler: Scheduler
+    training: Pretrain
+
+
+class PreferenceRecipe(Settings):
+    """Stage `train_preference`. `scheduler` is null for selectors that have none."""
+
+    seed: int
+    method: Name
+    model: Model
+    training: Preference
+    scheduler: Scheduler | None
+
+
+class ExportRecipe(Settings):
+    """Stage `export_model`."""
+
+    model: Model
+
+
+class GenerateRecipe(Settings):
+    """Stage `generate_answers` of one benchmark."""
+
+    seed: int
+    method: Name
+    benchmark: Literal["alpaca_eval", "mt_bench"]
+    precision: Literal["float32", "bfloat16"]
+    decoding: Decoding
+
+
+class ScoreRecipe(Settings):
+    """Stages `score_alpaca_eval`, `score_mt_bench` and `make_difficulty`."""
+
+    judge: Judge
+    world: World | None
+
+
+def recipe_json(recipe: Settings) -> str:
+    """A recipe as canonical JSON: equal settings give equal text."""
+    return canonical_json(recipe.model_dump(mode="json"))
+
+
+def job_of(study: Study) -> Job:
+    """What every job of a study is part of."""
+    return Job(study=study.study, setting=study.setting, tracking=study.tracking.enabled, launch=study.launch)
+
+
+def current_job() -> Job:
+    """What this process's job is part of, as the workflow says it in SAMS_JOB; without it, an untracked run."""
+    from sams.stage import read_recipe
+
+    return read_recipe(os.environ.get("SAMS_JOB", "{}"), Job)
+
+
+def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benchmark: str = "") -> Settings:
+    """Recipe of one job of a stage.
+
+    Args:
+        study: the study.
+        stage: name of the rule.
+        method: for stages with one job per method.
+        seed: for stages with one job per seed.
+        benchmark: alpaca_eval or mt_bench, for `generate_answers`.
+
+    Raises:
+        UserError: when the study has no such stage or method.
+    """
+    if method and method not in study.methods:
+        raise UserError(
+            f"no method '{method}'", where="--method", remedy=f"the study has {', '.join(study.methods)}"
+        )
+    stages: dict[str, Callable[[], Settings]] = {
+        "job": lambda: job_of(study),
+        "prepare_data": lambda: DataRecipe(data=study.data),
+        "prepare_questions": lambda: QuestionsRecipe(
+            world=study.data.world,
+            alpaca_eval=study.benchmarks.alpaca_eval,
+            mt_bench=study.benchmarks.mt_bench,
+        ),
+        "tokenise": lambda: TokeniseRecipe(
+            model=study.model,
+            max_length=study.data.max_length,
+            max_prompt_length=study.data.max_prompt_length,
+        ),
+        "train_sft": lambda: SftRecipe(seed=seed, model=study.model, training=_wanted(study.sft, "sft")),
+        "compute_reference": lambda: ReferenceRecipe(
+            model=study.model, micro_batch_size=_reference_micro_batch(study)
+        ),
+        "pretrain_scheduler": lambda: PretrainRecipe(
+            seed=seed,
+            model=study.model,
+            scheduler=study.scheduler,
+            training=_wanted(study.pretrain, "pretrain"),
+        ),
+        "train_preference": lambda: _preference(study, method, seed),
+        "export_model": lambda: ExportRecipe(model=study.model),
+        "generate_answers": lambda: GenerateRecipe(
+            seed=seed,
+            method=method,
+            benchmark=benchmark,
+            precision=study.model.precision,
+            decoding=_wanted(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}").decoding,
+        ),
+        "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
+    }
+    if stage not in stages:
+        raise UserError(f"no stage '{stage}'", remedy=f"choose one of {', '.join(stages)}")
+    return stages[stage]()
+
+
+def _preference(study: Study, method: str, seed: int) -> PreferenceRecipe:
+    if method not in study.preference_methods:
+        raise UserError(
+            f"'{method or 'none'}' is not trained on preferences",
+            where="--method",
+            remedy=f"choose one of {', '.join(study.preference_methods)}",
+        )
+    training = study.preference_of(method)
+    return PreferenceRecipe(
+        seed=seed,
+        method=method,
+        model=study.model,
+        training=training,
+        scheduler=study.scheduler_of(method) if training.selector == "sams" else None,
+    )
+
+
+def _reference_micro_batch(study: Study) -> int:
+    methods = study.preference_methods
+    sizes = [study.preference_of(method).scoring_micro_batch_size for method in methods]
+    return min(sizes, default=1)
+
+
+def _wanted(part: Settings | None, key: str):  # type: ignore[no-untyped-def]
+    if part is None:
+        raise UserError("the study leaves this stage out", where=key, remedy=f"set `{key}`")
+    return part
+
+
+def scheduler_is_pretrained(study: Study, method: str) -> bool:
+    """Whether a method starts from the pretrained scheduler.
+
+    A method with scheduler settings of its own may have other sizes: it starts with a fresh one.
+    """
+    return (
+        study.pretrain is not None
+        and method != BASE_METHOD
+        and study.preference_of(method).selector == "sams"
+        and "scheduler" not in study.method_settings[method]
+    )

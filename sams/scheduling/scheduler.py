@@ -1,0 +1,152 @@
+"""The scheduler: a contextual bandit that learns which pairs are worth training on (SamS Algorithm 1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sams.scheduling.networks import Exploitation, Exploration
+from sams.scheduling.pool import Arms, ReplayPool
+
+if TYPE_CHECKING:
+    from sams.config import Scheduler as Settings
+
+
+def merge_contexts(chosen: Tensor, rejected: Tensor | None, how: str) -> Tensor:
+    """Merge the contexts of both responses: [n, layers, d], [n, layers, d] -> [n, layers, d or 2 d].
+
+    `mean` makes the context blind to a flipped label; `concat` keeps the chosen and the difference.
+    Pretraining knows the chosen response only: its difference is taken as 0.
+    """
+    if rejected is None:
+        return torch.cat([chosen, torch.zeros_like(chosen)], dim=2) if how == "concat" else chosen
+    if how == "mean":
+        return (chosen + rejected) / 2
+    if how == "difference":
+        return chosen - rejected
+    return torch.cat([chosen, chosen - rejected], dim=2)
+
+
+def context_width(policy_width: int, how: str) -> int:
+    """Width of contexts merged by `how`."""
+    return 2 * policy_width if how == "concat" else policy_width
+
+
+class Scheduler:
+    """f_S and f_S' with their persistent Adams and the replay pool.
+
+    Args:
+        settings: sizes and learning settings.
+        layers: blocks of the policy.
+        width: width of the merged contexts.
+        seed: of the initial weights and the pool.
+        device: where the nets live.
+        train_encoder: True while pretraining; the encoder is frozen in preference training.
+        rounds: rounds of the run, an upper limit of what the pool will be asked to keep.
+        arms_per_round: K.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        layers: int,
+        width: int,
+        seed: int,
+        device: torch.device,
+        train_encoder: bool,
+        rounds: int,
+        arms_per_round: int,
+    ) -> None:
+        self.settings = settings
+        self.device = device
+        # Weights are drawn by a forked generator: the scheduler must not move the policy's random numbers.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.exploitation = Exploitation(settings, layers, width).to(device)
+            self.exploration = Exploration(settings, self.exploitation.hidden_width).to(device)
+        self.exploitation.encoder.requires_grad_(train_encoder)
+        self.optimisers = [
+            torch.optim.Adam(
+                [parameter for parameter in net.parameters() if parameter.requires_grad],
+                lr=settings.learning_rate,
+                weight_decay=settings.weight_decay,
+            )
+            for net in (self.exploitation, self.exploration)
+        ]
+        self.generator = torch.Generator().manual_seed(seed)
+        self.pool = ReplayPool(
+            min(settings.replay_rounds, rounds) * arms_per_round, settings.replay_bytes, self.generator
+        )
+
+    def score(self, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Score arms.
+
+        Args:
+            contexts: [n, layers, width].
+
+        Returns:
+            scores f_S + lambda * f_S' [n], values f_S [n], h [n, hidden_width]; all without gradients.
+        """
+        with torch.no_grad():
+            values, hidden = self.exploitation(contexts)
+            scores = values + self.settings.exploration * self.exploration(hidden)
+        return scores, values, hidden
+
+    def learn(self, newest: Arms) -> dict[str, float]:
+        """Fit f_S to the rewards (Eq. 10) and f_S' to what f_S missed when it scored (Eq. 11).
+
+        Each of `updates_per_round` fits uses the newest arms and `replay_sample` from the pool; the newest
+        join the pool afterwards.
+        """
+        for _ in range(self.settings.updates_per_round):
+            replayed = self.pool.sample(self.settings.replay_sample)
+            batch = [tensor.to(self.device) for tensor in newest.tensors()]
+            if replayed is not None:
+                batch = [
+                    torch.cat([new, old.to(self.device)])
+                    for new, old in zip(batch, replayed.tensors(), strict=True)
+                ]
+            contexts, hidden, values, rewards = batch
+            losses = [
+                (self.exploitation(contexts)[0] - rewards).square().mean(),
+                (self.exploration(hidden) - (rewards - values)).square().mean(),
+            ]
+            for optimiser, loss in zip(self.optimisers, losses, strict=True):
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+        self.pool.add(newest)
+        return {
+            "scheduler/exploitation_loss": losses[0].item(),
+            "scheduler/exploration_loss": losses[1].item(),
+            "scheduler/pool": float(len(self.pool)),
+        }
+
+    def weights(self) -> dict[str, Any]:
+        """The nets' weights: what pretraining hands to preference training."""
+        return {"exploitation": self.exploitation.state_dict(), "exploration": self.exploration.state_dict()}
+
+    def load_weights(self, weights: dict[str, Any]) -> None:
+        """Take over the weights that pretraining left."""
+        self.exploitation.load_state_dict(weights["exploitation"])
+        self.exploration.load_state_dict(weights["exploration"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs: weights, Adam moments, pool, random numbers."""
+        return {
+            **self.weights(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "pool": self.pool.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.load_weights(state)
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        self.pool.load_state_dict(state["pool"])
+        self.generator.set_state(state["generator"])

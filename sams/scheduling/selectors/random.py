@@ -1,0 +1,30 @@
+"""Selector `random`: the baseline that any scheduling must beat."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sams.scheduling.selectors.base import View
+
+
+class Random:
+    """Chooses k pairs uniformly, without replacement."""
+
+    needs_view = False
+    needs_contexts = False
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def observe(self, view: View | None) -> dict[str, float]:
+        return {}
+
+    def choose(self, view: View | None, n: int, k: int) -> Tensor:
+        return torch.randperm(n, generator=self.generator)[:k].sort().values
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])

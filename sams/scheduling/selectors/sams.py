@@ -1,0 +1,94 @@
+"""Selector `sams`: Top-K by the scheduler's score, which learns with a lag of one step (SamS Algorithm 1)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sams.scheduling.pool import Arms
+from sams.scheduling.rewards import batch_reward, reward, sample_reward
+from sams.scheduling.scheduler import Scheduler
+from sams.scheduling.selectors.base import View
+
+
+@dataclass
+class Pending:
+    """The arms of the last round, waiting for their batch-level reward."""
+
+    loss: float
+    contexts: Tensor
+    hidden: Tensor
+    values: Tensor
+    samples: Tensor
+    """[k] sample-level rewards (Eq. 7), known since the choice; all tensors on the CPU."""
+
+
+class Sams:
+    """Top-K of the scheduler's scores over the global batch.
+
+    Args:
+        scheduler: the networks.
+        gamma: weight of the batch-level reward (Eq. 8).
+        seed: of the first round's uniform choice.
+        trained: whether the scheduler comes from pretraining; an untrained one leaves round 1 to chance.
+    """
+
+    needs_view = True
+    needs_contexts = True
+
+    def __init__(self, scheduler: Scheduler, *, gamma: float, seed: int, trained: bool) -> None:
+        self.scheduler = scheduler
+        self.gamma = gamma
+        self.trained = trained
+        self.generator = torch.Generator().manual_seed(seed)
+        self.pending: Pending | None = None
+
+    def observe(self, view: View | None) -> dict[str, float]:
+        """Now B of the last round is known (Eq. 6): reward its arms and fit both nets to them."""
+        assert view is not None
+        if self.pending is None:
+            return {}
+        last, self.pending = self.pending, None
+        batch = batch_reward(last.loss, view.losses.double().mean().item())
+        rewards = reward(batch, last.samples, self.gamma).float()
+        metrics = self.scheduler.learn(Arms(last.contexts, last.hidden, last.values, rewards))
+        self.trained = True
+        return {
+            **metrics,
+            "scheduler/batch_reward": batch,
+            "scheduler/reward": rewards.mean().item(),
+            "scheduler/estimate_error": (last.values - rewards).abs().mean().item(),
+        }
+
+    def choose(self, view: View | None, n: int, k: int) -> Tensor:
+        """Top-K of the scores, ties by index; uniform in round 1 of an untrained scheduler."""
+        assert view is not None and view.contexts is not None
+        scores, values, hidden = self.scheduler.score(view.contexts)
+        if self.trained:
+            chosen = scores.cpu().argsort(descending=True, stable=True)[:k].sort().values
+        else:
+            chosen = torch.randperm(n, generator=self.generator)[:k].sort().values
+        samples = sample_reward(view.margins, view.chosen_logps, self.scheduler.settings.delta)
+        self.pending = Pending(
+            loss=view.losses.double().mean().item(),
+            contexts=view.contexts.cpu()[chosen],
+            hidden=hidden.cpu()[chosen],
+            values=values.cpu()[chosen],
+            samples=samples.cpu()[chosen],
+        )
+        return chosen
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "scheduler": self.scheduler.state_dict(),
+            "generator": self.generator.get_state(),
+            "trained": self.trained,
+            "pending": vars(self.pending) if self.pending else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.generator.set_state(state["generator"])
+        self.trained = state["trained"]
+        self.pending = Pending(**state["pending"]) if state["pending"] else None

@@ -1,0 +1,316 @@
+"""Stage `score_alpaca_eval`: AlpacaEval 2 of one model's outputs, by the unmodified package.
+
+    python -m sams.scoring.alpaca_eval --model-outputs answers.json --reference-outputs baseline.json \
+        --recipe recipe.json --difficulty difficulty.csv --out metrics.json
+
+The package scores rows that are missing, doubled or out of order without a word. Here they are repaired by
+instruction or refused, and every instruction must have a verdict.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sams.errors import UserError
+from sams.files import whole_file, write_json
+from sams.recipes import ScoreRecipe
+from sams.scoring.alpaca_eval_run import ANNOTATOR, Key, Result, key_of, run_alpaca_eval
+from sams.scoring.difficulty_table import check_reference, check_table, read_table
+from sams.scoring.inputs import Row, doubled, input_hashes, read_json_rows, some_of, text_of, versions
+from sams.scoring.judge import DEFAULT_MODEL, Endpoint, judge_name, open_judge
+from sams.stage import read_recipe, run
+
+log = logging.getLogger("alpaca_eval")
+
+COUNTS = ("n_wins", "n_wins_base", "n_draws", "n_total")
+RATES = ("win_rate", "standard_error", "discrete_win_rate")
+
+
+def score_alpaca_eval(
+    model_outputs: Path,
+    reference_outputs: Path,
+    *,
+    recipe: ScoreRecipe | None = None,
+    annotations: Path | None = None,
+    difficulty: Path | None = None,
+    annotations_out: Path | None = None,
+) -> dict[str, Any]:
+    """Score a model's outputs against the baseline's.
+
+    Args:
+        model_outputs: rows {instruction, output, generator} as JSON, gzip or not.
+        reference_outputs: the same of the baseline; its order is the order of the instructions.
+        recipe: who judges; None when `annotations` holds every judgment.
+        annotations: recorded judgments, in AlpacaEval's form. What they lack is judged if the recipe's judge
+            is the one that made them.
+        difficulty: difficulty table; without one there is no length-controlled win rate.
+        annotations_out: where all judgments go.
+
+    Returns:
+        AlpacaEval's figures by its own names (rates and standard errors in percent points),
+        `lc_standard_error` (ours), and what they were computed from.
+
+    Raises:
+        UserError: inputs that the package would score wrongly, or instructions without a verdict.
+    """
+    reference = read_outputs(reference_outputs)
+    instructions = [row["instruction"] for row in reference]
+    check_reference(instructions, reference[0]["generator"], str(reference_outputs))
+    outputs, reordered = align(read_outputs(model_outputs), reference, str(model_outputs))
+    if difficulty is not None:
+        check_table(read_table(difficulty), instructions, str(difficulty))
+    reason = lc_obstacle(outputs, reference, difficulty)
+
+    with ExitStack() as stack:
+        recorded, recorded_by = _recorded(annotations) if annotations else ({}, None)
+        unjudged = _unjudged(outputs, reference, recorded)
+        judge, endpoint = _judge_for(unjudged, recorded_by, annotations, recipe, stack)
+        [result] = run_alpaca_eval(
+            reference,
+            [outputs],
+            endpoint=endpoint,
+            recorded=recorded,
+            difficulty=difficulty if reason is None else None,
+        )
+    metrics = {
+        **figures(result, reason),
+        "judge": judge,
+        "annotator": ANNOTATOR,
+        "generator": outputs[0]["generator"],
+        "reference": reference[0]["generator"],
+        "order_repaired": reordered,
+        "n_identical": sum(a["output"] == b["output"] for a, b in zip(outputs, reference, strict=True)),
+        "n_empty": sum(not row["output"].strip() for row in outputs),
+        "recipe": recipe.judge.model_dump(mode="json") if recipe else None,
+        "versions": versions("alpaca-eval", "scikit-learn", "numpy", "pandas", "openai"),
+        "inputs": input_hashes(
+            {
+                "model_outputs": model_outputs,
+                "reference_outputs": reference_outputs,
+                "annotations": annotations,
+                "difficulty": difficulty,
+            }
+        ),
+    }
+    if annotations_out is not None:
+        _write_annotations(annotations_out, result.annotations, judge)
+    return metrics
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def read_outputs(path: Path) -> list[Row]:
+    """Outputs of one model, reduced to {instruction, output, generator, dataset}.
+
+    Raises:
+        UserError: a row without text, an instruction that comes twice, several generators, or only empty
+            outputs.
+    """
+    rows = []
+    for number, row in enumerate(read_json_rows(path), start=1):
+        where = f"{path}, row {number}"
+        rows.append(
+            {
+                "instruction": text_of(row, "instruction", where),
+                "output": text_of(row, "output", where, empty=True),
+                "generator": text_of(row, "generator", where),
+                "dataset": str(row.get("dataset", "")),
+            }
+        )
+    if twice := doubled([row["instruction"] for row in rows]):
+        raise UserError(
+            f"{len(twice)} instructions come more than once: {some_of(twice)}",
+            where=str(path),
+            remedy="give one row per instruction",
+        )
+    if len(generators := sorted({row["generator"] for row in rows})) > 1:
+        raise UserError(f"expected one generator, found {some_of(generators)}", where=str(path))
+    if not any(row["output"].strip() for row in rows):
+        raise UserError("all outputs are empty", where=str(path), remedy="look at how they were generated")
+    return rows
+
+
+def align(outputs: Sequence[Row], reference: Sequence[Row], where: str) -> tuple[list[Row], bool]:
+    """Outputs in the order of the reference, and whether they had to be put into it.
+
+    Raises:
+        UserError: naming instructions that only one of the two has, or a model called as the baseline is.
+    """
+    by_instruction = {row["instruction"]: row for row in outputs}
+    wanted = [row["instruction"] for row in reference]
+    absent = [instruction for instruction in wanted if instruction not in by_instruction]
+    if absent:
+        raise UserError(
+            f"has no output for {len(absent)} of the {len(wanted)} reference instructions: {some_of(absent)}",
+            where=where,
+            remedy="generate an answer to every instruction",
+        )
+    if strange := list(by_instruction.keys() - set(wanted)):
+        raise UserError(
+            f"{len(strange)} instructions are not among the reference outputs: {some_of(sorted(strange))}",
+            where=where,
+            remedy="give outputs for the instructions of the reference outputs",
+        )
+    if outputs[0]["generator"] == reference[0]["generator"]:
+        # The package takes equal names as the baseline against itself and reports an LC figure of 50.
+        raise UserError(
+            f"its generator has the baseline's name, {outputs[0]['generator']!r}",
+            where=where,
+            remedy="give the model another name",
+        )
+    ordered = [by_instruction[instruction] for instruction in wanted]
+    return ordered, ordered != list(outputs)
+
+
+def lc_obstacle(outputs: Sequence[Row], reference: Sequence[Row], difficulty: Path | None) -> str | None:
+    """Why there can be no length-controlled win rate; None if there can."""
+    if difficulty is None:
+        return "no difficulty table of these instructions was given"
+    deltas = {len(a["output"]) - len(b["output"]) for a, b in zip(outputs, reference, strict=True)}
+    if len(deltas) == 1:
+        return "all outputs differ from the baseline's by the same length, which cannot be told from quality"
+    return None
+
+
+# --- judgments ------------------------------------------------------------------------------------
+
+
+def _recorded(path: Path) -> tuple[dict[Key, float], str]:
+    """Usable recorded judgments, and the name of the judge that made them.
+
+    Raises:
+        UserError: another annotator, a preference out of range, contradicting rows, or several judges.
+    """
+    known: dict[Key, float] = {}
+    judges = set()
+    for number, row in enumerate(read_json_rows(path), start=1):
+        where = f"{path}, row {number}"
+        annotator = row.get("annotator", ANNOTATOR)
+        if annotator != ANNOTATOR:
+            raise UserError(f"expected judgments of {ANNOTATOR}, found {annotator!r}", where=where)
+        key = (
+            text_of(row, "instruction", where),
+            text_of(row, "output_1", where, empty=True),
+            text_of(row, "output_2", where, empty=True),
+        )
+        preference = row.get("preference")
+        if preference is None or preference == -1:  # the package's mark of a call that failed
+            continue
+        if not isinstance(preference, int | float) or not (preference == 0 or 1 <= preference <= 2):
+            raise UserError(
+                f"expected a number from 1 to 2, found {preference!r:.40}", where=f"{where}, key 'preference'"
+            )
+        if known.setdefault(key, preference) != preference:
+            raise UserError(
+                "contradicts an earlier judgment of the same outputs",
+                where=where,
+                remedy="give one judgment per instruction",
+            )
+        judges.add(row.get("judge", DEFAULT_MODEL))
+    if len(judges) > 1:
+        raise UserError(f"mixes judgments of {some_of(sorted(judges))}", where=str(path))
+    return known, judges.pop() if judges else DEFAULT_MODEL
+
+
+def _unjudged(outputs: Sequence[Row], reference: Sequence[Row], recorded: Mapping[Key, float]) -> list[str]:
+    """Instructions that need a call: identical outputs count as a draw without one."""
+    return [
+        ours["instruction"]
+        for theirs, ours in zip(reference, outputs, strict=True)
+        if ours["output"] != theirs["output"] and key_of(theirs, ours) not in recorded
+    ]
+
+
+def _judge_for(
+    unjudged: Sequence[str],
+    recorded_by: str | None,
+    annotations: Path | None,
+    recipe: ScoreRecipe | None,
+    stack: ExitStack,
+) -> tuple[str, Endpoint | None]:
+    """Name of the judge of these judgments, and the judge opened on `stack` if it has to be called."""
+    asked = judge_name(recipe.judge) if recipe else None
+    judge = recorded_by or asked
+    if judge is not None and not unjudged:
+        log.info("no call of the judge is needed")
+        return judge, None
+    if recipe is None or judge != asked:
+        raise UserError(
+            f"{len(unjudged)} judgments are missing: {some_of(list(unjudged))}",
+            where=str(annotations) if annotations else "--annotations",
+            remedy="give judgments of just these outputs, or a --recipe with the judge to ask"
+            + (f" ({recorded_by}, as for the others)" if recorded_by else ""),
+        )
+    endpoint = stack.enter_context(open_judge(recipe))
+    log.info("asking %s at %s %d times", endpoint.name, endpoint.base_url, len(unjudged))
+    return endpoint.name, endpoint
+
+
+def figures(result: Result, lc_unavailable: str | None) -> dict[str, Any]:
+    """AlpacaEval's figures by its own names, and our standard error of the length-controlled win rate."""
+    found = result.metrics
+    if lc_unavailable is None and found.get("length_controlled_winrate") is None:
+        raise RuntimeError("alpaca_eval gave no length-controlled win rate")
+    lengths: dict[str, Any] = {
+        "length_controlled_winrate": found.get("length_controlled_winrate"),
+        "lc_standard_error": found.get("lc_standard_error"),
+    }
+    if lc_unavailable is not None:
+        lengths["lc_unavailable"] = lc_unavailable
+    return {
+        **{key: found[key] for key in RATES},
+        **lengths,
+        **{key: int(found[key]) for key in COUNTS},
+        "avg_length": int(found["avg_length"]),
+    }
+
+
+def _write_annotations(path: Path, annotations: Sequence[Row], judge: str) -> None:
+    """Write judgments in AlpacaEval's form; `judge` says whose they are, as the package does not."""
+    with whole_file(path) as part:
+        rows = [{**row, "judge": judge} for row in annotations]
+        part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def main(
+    model_outputs: Annotated[Path, typer.Option(help="Outputs of the model, JSON, gzip or not.")],
+    reference_outputs: Annotated[Path, typer.Option(help="Outputs of the baseline.")],
+    out: Annotated[Path, typer.Option(help="Where the figures go (metrics.json).")],
+    recipe: Annotated[str | None, typer.Option(help="ScoreRecipe, as JSON or a file: who judges.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Recorded judgments.")] = None,
+    difficulty: Annotated[Path | None, typer.Option(help="Difficulty table, for length control.")] = None,
+    annotations_out: Annotated[Path | None, typer.Option(help="Where all judgments go.")] = None,
+) -> None:
+    """Score a model's outputs with AlpacaEval 2."""
+    metrics = score_alpaca_eval(
+        model_outputs,
+        reference_outputs,
+        recipe=read_recipe(recipe, ScoreRecipe) if recipe else None,
+        annotations=annotations,
+        difficulty=difficulty,
+        annotations_out=annotations_out,
+    )
+    write_json(out, metrics)
+    lc = metrics["length_controlled_winrate"]
+    log.info(
+        "%s: win rate %.2f +- %.2f, length-controlled %s, %d instructions, %s",
+        metrics["generator"],
+        metrics["win_rate"],
+        metrics["standard_error"],
+        f"{lc:.2f} +- {metrics['lc_standard_error']:.2f}" if lc is not None else "unavailable",
+        metrics["n_total"],
+        metrics["judge"],
+    )
+
+
+if __name__ == "__main__":
+    run(main)

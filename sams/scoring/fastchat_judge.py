@@ -1,0 +1,104 @@
+"""FastChat's single-answer grading with its one chat call replaced: the only module that imports it.
+
+FastChat 0.2.36 calls OpenAI through openai < 1, which cannot live beside alpaca-eval's openai >= 1. Its
+building of prompts, its parsing of ratings and its choice of reference prompts are used unchanged.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from sams.scoring.inputs import Row
+
+Messages = list[dict[str, str]]
+Chat = Callable[[Messages, float, int], str]  # messages, temperature, most tokens -> the judge's answer
+
+# FastChat takes the conversation template from the judge's name and knows only some; all chat judges get that
+# of GPT-4. The name of the judge that is really asked goes into the call and the record.
+KNOWN_JUDGE = "gpt-4"
+FAILED = -1
+ERROR = "$ERROR$"  # FastChat's text for a call that failed
+
+
+@dataclass(frozen=True)
+class Grading:
+    """One judgment: the prompt that FastChat built, the judge's answer, the rating or -1."""
+
+    user_prompt: str
+    judgment: str
+    score: float
+
+
+def make_matches(
+    questions: Sequence[Row],
+    model: str,
+    answers: Mapping[Any, Row],
+    references: Mapping[Any, Row],
+    prompts: Mapping[str, Row],
+) -> list[Any]:
+    """FastChat's `MatchSingle` for each question and turn, in the order of its gen_judgment.py.
+
+    Args:
+        questions: rows {question_id, category, turns}.
+        model: name of the model.
+        answers: its answers by question id, in FastChat's form.
+        references: reference answers by question id, for the categories math, reasoning and coding.
+        prompts: judge prompts by name.
+    """
+    common, gen_judgment = _fastchat()
+    judges = gen_judgment.make_judge_single(KNOWN_JUDGE, prompts)
+    plain = [question for question in questions if question["category"] not in common.NEED_REF_CATS]
+    based = [question for question in questions if question["category"] in common.NEED_REF_CATS]
+    matches = []
+    for suffix, two_turns in (("", False), ("-mt", True)):
+        for name, chosen, given in (("default", plain, None), ("math", based, {KNOWN_JUDGE: references})):
+            matches += gen_judgment.make_match_single(
+                chosen,
+                [model],
+                {model: answers},
+                judges[name + suffix],
+                ref_answers=given,
+                multi_turn=two_turns,
+            )
+    return matches
+
+
+def needs_reference(category: str) -> bool:
+    """Whether answers of a category are graded beside a reference answer."""
+    common, _ = _fastchat()
+    return category in common.NEED_REF_CATS
+
+
+def turn_of(match: Any) -> int:
+    """1 or 2."""
+    return 2 if match.multi_turn else 1
+
+
+def grade_match(match: Any, chat: Chat) -> Grading:
+    """Let FastChat grade one match, with `chat` in place of its call of OpenAI. Safe in several threads."""
+    common, _ = _fastchat()
+    _calls.chat = chat
+    score, prompt, judgment = common.run_judge_single(
+        match.question, match.answer, match.judge, match.ref_answer, multi_turn=match.multi_turn
+    )
+    return Grading(prompt, judgment, score)
+
+
+_calls = threading.local()
+
+
+def _call(model: str, conversation: Any, temperature: float, max_tokens: int) -> str:
+    """In place of FastChat's `chat_completion_openai`."""
+    chat: Chat = _calls.chat
+    return chat(conversation.to_openai_api_messages(), temperature, max_tokens)
+
+
+@functools.cache
+def _fastchat() -> tuple[ModuleType, ModuleType]:
+    from fastchat.llm_judge import common, gen_judgment
+
+    common.chat_completion_openai = _call
+    return common, gen_judgment

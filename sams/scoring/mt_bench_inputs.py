@@ -1,0 +1,96 @@
+"""Reading what MT-Bench is scored from: questions, answers, reference answers, judge prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sams.errors import UserError
+from sams.scoring.fastchat_judge import needs_reference
+from sams.scoring.inputs import Row, doubled, read_json_lines, some_of, text_of
+
+TURNS = 2
+PROMPTS = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
+
+
+def read_questions(path: Path) -> list[Row]:
+    """Two-turn questions {question_id, category, turns}.
+
+    Raises:
+        UserError: naming the line.
+    """
+    rows = read_json_lines(path)
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}, line {number}"
+        text_of(row, "category", where)
+        _check_turns(row.get("turns"), where, empty=False)
+    if twice := doubled([row.get("question_id") for row in rows]):
+        raise UserError(f"questions come more than once: {some_of(twice)}", where=str(path))
+    return rows
+
+
+def read_answers(path: Path, questions: Sequence[Row]) -> tuple[dict[Any, Row], str]:
+    """Answers by question id, one to each question, and the one model that they are of.
+
+    Raises:
+        UserError: naming the line or the questions.
+    """
+    answers, models = _by_question(path)
+    wanted = [question["question_id"] for question in questions]
+    if absent := [question for question in wanted if question not in answers]:
+        raise UserError(
+            f"{len(absent)} of {len(wanted)} questions have no answer: {some_of(absent)}", where=str(path)
+        )
+    if strange := [question for question in answers if question not in set(wanted)]:
+        raise UserError(f"answers questions that are not asked: {some_of(strange)}", where=str(path))
+    if len(models) != 1:
+        raise UserError(f"expected answers of one model, found {some_of(sorted(models))}", where=str(path))
+    return answers, models.pop()
+
+
+def read_references(path: Path, questions: Sequence[Row]) -> dict[Any, Row]:
+    """Reference answers by question id.
+
+    Raises:
+        UserError: naming the line, or the questions that need a reference and have none.
+    """
+    references, _ = _by_question(path)
+    needed = [row["question_id"] for row in questions if needs_reference(row["category"])]
+    if absent := [question for question in needed if question not in references]:
+        raise UserError(f"has no reference answer to questions {some_of(absent)}", where=str(path))
+    return {question: references[question] for question in needed}
+
+
+def _by_question(path: Path) -> tuple[dict[Any, Row], set[str]]:
+    rows: dict[Any, Row] = {}
+    models = set()
+    for number, row in enumerate(read_json_lines(path), start=1):
+        where = f"{path}, line {number}"
+        question = row.get("question_id")
+        if question in rows:
+            raise UserError(f"answers question {question} again", where=where)
+        choices = row.get("choices")
+        if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
+            raise UserError("expected a list with the answer's turns", where=f"{where}, key 'choices'")
+        _check_turns(choices[0].get("turns"), where, empty=True)
+        models.add(text_of(row, "model_id", where))
+        rows[question] = row
+    return rows, models
+
+
+def _check_turns(turns: Any, where: str, *, empty: bool) -> None:
+    if not (isinstance(turns, list) and len(turns) == TURNS and all(isinstance(turn, str) for turn in turns)):
+        raise UserError(f"expected {TURNS} texts, found {turns!r:.60}", where=f"{where}, key 'turns'")
+    if not empty and not all(turn.strip() for turn in turns):
+        raise UserError("expected text, found an empty one", where=f"{where}, key 'turns'")
+
+
+def read_prompts(path: Path) -> dict[str, Row]:
+    """Judge prompts by name.
+
+    Raises:
+        UserError: naming the prompts for single-answer grading that are missing.
+    """
+    prompts = {row.get("name"): row for row in read_json_lines(path)}
+    if absent := [name for name in PROMPTS if name not in prompts]:
+        raise UserError(f"has no prompt {some_of(absent)}", where=str(path))
+    return {name: prompts[name] for name in PROMPTS}

@@ -1,0 +1,84 @@
+"""What every stage's command line has in common: typed options, plain log lines, one-line errors."""
+
+import inspect
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar, get_origin, get_type_hints
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from sams.errors import UserError
+
+R = TypeVar("R", bound=BaseModel)
+
+EXIT_USER_ERROR = 2
+
+
+def run(main: Callable[..., Any]) -> NoReturn:
+    """Run `main` as a command line; a `UserError` ends it with one line and exit status 2."""
+    logging.basicConfig(
+        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR,
+        format="%(asctime)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    hints = get_type_hints(main, include_extras=True)
+    for name, parameter in inspect.signature(main).parameters.items():
+        # A stage has options only: typer would make a positional argument of what has no default.
+        if parameter.default is parameter.empty and get_origin(hints[name]) is not Annotated:
+            hints[name] = Annotated[hints[name], typer.Option()]
+    main.__annotations__ = hints
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    status: Any = 0
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = EXIT_USER_ERROR
+    except SystemExit as leaving:
+        status = leaving.code
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # A failed worker must end at once, so that torchrun ends the others: tearing down a process group
+        # whose peers still wait in it may take for ever.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def read_recipe(recipe: str, kind: type[R]) -> R:
+    """Read a stage's recipe, given as a JSON file's path or as JSON itself.
+
+    Raises:
+        UserError: naming the key, what was found and what was expected.
+    """
+    where = "--recipe" if recipe.lstrip().startswith("{") else recipe
+    try:
+        text = recipe if where == "--recipe" else Path(recipe).read_text(encoding="utf-8")
+        return kind.model_validate_json(text)
+    except FileNotFoundError:
+        raise UserError("no such file", where=where, remedy="give a JSON file or JSON text") from None
+    except ValidationError as error:
+        raise UserError(first_problem(error), where=where) from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """Say the first of pydantic's findings as `key 'a.b': what was expected, what was found`."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r:.80}"
+    if first["type"] == "float_type" and isinstance(first["input"], str):
+        found += " (YAML reads 5e-7 as text: write 5.0e-7)"
+    if first["type"] == "extra_forbidden":
+        message, found = "unknown key", ""
+    return f"key '{key}': {message}{found}" if key else f"{message}{found}"

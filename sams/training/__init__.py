@@ -1,0 +1,1 @@
+"""Training: the loop, distribution over processes, checkpoints; entry points of the training stages."""

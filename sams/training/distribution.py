@@ -1,0 +1,181 @@
+"""The processes of a training job: who they are, what they exchange, how they share the policy.
+
+accelerate sets up devices, process group, mixed precision and DDP. FSDP2 is applied by torch itself:
+accelerate offers it on GPUs only, and what cannot run on two CPU processes cannot be proven here.
+"""
+
+import ctypes
+import hashlib
+import os
+import resource
+import signal
+import sys
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from sams.errors import UserError
+from sams.policy.model import blocks
+from sams.policy.policy import Policy
+
+WORKER = "TORCHELASTIC_RUN_ID"
+"""Environment variable that torchrun sets for its workers."""
+
+
+class Workers:
+    """The processes that torchrun started, or this one alone.
+
+    Args:
+        device: auto, cpu or cuda.
+        strategy: ddp or fsdp2.
+        precision: float32 or bfloat16, the compute type.
+        threads: CPU threads of each process.
+        timeout_minutes: a collective call that hangs longer ends the job.
+
+    Raises:
+        UserError: when the machine has fewer GPUs than processes.
+    """
+
+    def __init__(
+        self, *, device: str, strategy: str, precision: str, threads: int, timeout_minutes: float
+    ) -> None:
+        end_with_parent()
+        torch.set_num_threads(threads)
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        gpus = 0 if device == "cpu" else torch.cuda.device_count()
+        if (gpus and local > gpus) or (device == "cuda" and not gpus):
+            raise UserError(
+                f"{local} processes on this machine, but {gpus} GPUs",
+                where="launch.nproc_per_node",
+                remedy=f"set it to {gpus or 'auto'} or less, or launch.device: cpu",
+            )
+        self.accelerator = Accelerator(
+            cpu=not gpus,
+            mixed_precision="bf16" if precision == "bfloat16" and strategy == "ddp" else "no",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+                # Without dropout and batch norm there are no buffers to keep equal.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            ],
+        )
+        self.strategy = strategy
+        self.precision = precision
+        self.rank: int = self.accelerator.process_index
+        self.world: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def wrap(self, policy: Policy, *, trained: bool = True) -> nn.Module:
+        """Move the policy to the device and replicate (DDP) or shard (FSDP2) it."""
+        if self.strategy == "fsdp2" and self.world > 1:
+            compute = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+            mesh = dist.init_device_mesh(self.device.type, (self.world,))
+            mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+            policy.to(self.device)
+            for block in blocks(policy.model):
+                fully_shard(block, mesh=mesh, mp_policy=mixed)
+            return fully_shard(policy, mesh=mesh, mp_policy=mixed)
+        if not trained:
+            policy.requires_grad_(False)
+        # DDP refuses a module without gradients; scoring alone needs no exchange of them either.
+        wrapped: nn.Module = self.accelerator.prepare_model(policy, evaluation_mode=not trained)
+        return wrapped
+
+    def backward(self, policy: nn.Module, loss: Tensor, *, last: bool) -> None:
+        """Accumulate the gradient of one micro-batch; the processes exchange it with the last one."""
+        if isinstance(policy, nn.parallel.DistributedDataParallel):
+            policy.require_backward_grad_sync = last
+        elif hasattr(policy, "set_requires_gradient_sync"):
+            policy.set_requires_gradient_sync(last)
+        self.accelerator.backward(loss)
+
+    def clip(self, policy: nn.Module, max_norm: float) -> float:
+        """Clip the gradient and return its norm over all processes before clipping."""
+        norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
+        full = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return float(full)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of the processes' tensors, on every process; the given tensor is overwritten."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """One tensor of the same shape from every process, in order of rank."""
+        if self.world == 1:
+            return [tensor]
+        parts = [torch.empty_like(tensor) for _ in range(self.world)]
+        dist.all_gather(parts, tensor.contiguous())
+        return parts
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Rank 0's tensor, on every process."""
+        if self.world > 1:
+            tensor = tensor.to(self.device).contiguous()
+            dist.broadcast(tensor, src=0)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes."""
+        return any(int(part) for part in self.all_gather(torch.tensor([int(flag)], device=self.device)))
+
+    def largest(self, value: float) -> float:
+        """The largest of the processes' values."""
+        return max(float(part) for part in self.all_gather(torch.tensor([value], device=self.device)))
+
+    def peak_memory_mb(self) -> float:
+        """Peak memory of the busiest process: allocated on its GPU, or resident where there is none."""
+        if self.device.type == "cuda":
+            return self.largest(torch.cuda.max_memory_allocated(self.device) / 2**20)
+        return self.largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        self.accelerator.wait_for_everyone()
+
+    def leave(self) -> None:
+        """End this worker once all have come here; alone it just goes on.
+
+        Results are written and the metric log is closed by now. What the interpreter would still tear down
+        is the process group and what hangs on it, and that was seen to wait for ever for a peer already gone.
+        """
+        self.barrier()
+        if self.world > 1:
+            end_worker(0)
+
+
+def end_worker(status: int) -> None:
+    """End this process without tearing it down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this worker when torchrun ends, however it ends.
+
+    torchrun's workers are sessions of their own: killed with SIGKILL it would leave them training on, and
+    writing where the next start writes.
+    """
+    if sys.platform == "linux" and WORKER in os.environ:
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == 1:
+            raise SystemExit("torchrun has ended")
+
+
+def seeded(*parts: Any) -> torch.Generator:
+    """A generator of its own for one purpose, from a seed and the purpose's name."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,0 +1,54 @@
+"""Export a trained policy as a Hugging Face folder: safetensors, config, tokenizer with its chat template.
+
+One process. The start of a study without SFT is exported the same way, from its hub id or folder, so that
+every later stage reads the same kind of folder.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from sams.errors import UserError
+from sams.files import whole_folder
+from sams.policy.model import load_model
+from sams.policy.policy import Policy
+from sams.training.job import digest_of
+
+
+def main(recipe: str, tokens: Path, out: Path, trained: Path | None = None) -> None:
+    """Write the folder `out`, from sharded weights in `trained` or, without them, from the recipe's model."""
+    from sams.recipes import ExportRecipe
+    from sams.stage import read_recipe
+
+    settings = read_recipe(recipe, ExportRecipe).model
+    dtype = getattr(torch, settings.precision)
+    if trained is not None:
+        upstream = {"trained": digest_of(trained), "tokens": digest_of(tokens)}
+        config = AutoConfig.from_pretrained(trained)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.to_empty(device="cpu")
+        model.tie_weights()
+        policy = Policy(model)
+        state = {"policy": policy.state_dict()}
+        dcp.load(state, checkpoint_id=trained)
+        policy.load_state_dict(state["policy"])
+    elif settings.path is not None:
+        upstream = {"tokens": digest_of(tokens)}
+        model = load_model(settings.path, settings, revision=settings.revision)
+    else:
+        raise UserError(
+            "nothing to export", where="model.path", remedy="give a model to start from, or set `sft`"
+        )
+    model.config.use_cache = True
+    with whole_folder(out, upstream=upstream, recipe=settings.model_dump(mode="json")) as part:
+        model.to(dtype).save_pretrained(part)
+        AutoTokenizer.from_pretrained(tokens / "tokenizer").save_pretrained(part)
+
+
+if __name__ == "__main__":
+    from sams.stage import run
+
+    run(main)

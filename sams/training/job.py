@@ -1,0 +1,152 @@
+"""What the training stages share around the loop: processes, upstream digests, metric log, results."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sams.errors import UserError
+from sams.files import MANIFEST, canonical_json, manifest_digest, sha256_of, write_json
+from sams.provenance import code_digest, environment
+from sams.training.checkpoints import Checkpoints, fingerprint
+from sams.training.distribution import Workers
+
+if TYPE_CHECKING:
+    from sams.config import Settings
+    from sams.recipes import Job
+
+LOG = "train.jsonl"
+METRICS = "train_metrics.json"
+RUN_ID = "mlflow_run_id"
+
+
+class TrainingJob:
+    """One job of a training rule: its processes, what it builds on, where its results go.
+
+    Args:
+        stage: name of the rule.
+        module: the entry point, whose code belongs to the fingerprint.
+        recipe: the stage's recipe.
+        job: study, launch settings, tracking.
+        out: folder of the results.
+        checkpoints: folder of the checkpoints.
+        upstream: name -> folder or file that the job reads.
+
+    Raises:
+        UserError: when something upstream is missing.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        module: str,
+        recipe: Settings,
+        job: Job,
+        *,
+        out: Path,
+        checkpoints: Path,
+        upstream: dict[str, Path],
+    ) -> None:
+        self.stage = stage
+        self.recipe = recipe.model_dump(mode="json")
+        self.job = job
+        self.out = out
+        self.upstream = {name: digest_of(path) for name, path in upstream.items()}
+        self.upstream_runs = {name: text for name, path in upstream.items() if (text := run_id_of(path))}
+        self.code = code_digest(module)
+        launch = job.launch
+        self.workers = Workers(
+            device=launch.device,
+            strategy=launch.strategy,
+            precision=recipe.model.precision,  # type: ignore[attr-defined]
+            threads=launch.threads_per_process,
+            timeout_minutes=launch.timeout_minutes,
+        )
+        run = fingerprint(canonical_json(self.recipe), self.code, canonical_json(self.upstream))
+        self.checkpoints = Checkpoints(checkpoints, run, self.workers)
+
+    def open_run(self, offset: int | None) -> Any:
+        """Start or resume the metric log; processes other than rank 0 get a silent one."""
+        from sams import tracking
+
+        if not self.workers.is_main:
+            return tracking.Quiet()
+        method = self.recipe.get("method", self.out.parent.name)
+        return tracking.start(
+            self.checkpoints.folder / LOG,
+            self.checkpoints.folder / RUN_ID,
+            study=self.job.study,
+            setting=self.job.setting,
+            name=f"{self.job.setting}/{method}/seed{self.recipe['seed']}",
+            stage=self.stage,
+            recipe=self.recipe,
+            tags={
+                "method": method,
+                "seed": str(self.recipe["seed"]),
+                "base_model": str(
+                    self.recipe["model"]["path"] or self.recipe["model"]["architecture"]["model_type"]
+                ),
+                "world_size": str(self.workers.world),
+                "gpu_model": torch.cuda.get_device_name() if self.workers.device.type == "cuda" else "none",
+                "code_sha": self.code,
+                "upstream_run_id": ",".join(sorted(set(self.upstream_runs.values()))),
+            },
+            derived={"world_size": self.workers.world, **self.upstream},
+            resume_at=offset,
+            enabled=self.job.tracking,
+        )
+
+    def finish(self, metrics: dict[str, Any]) -> None:
+        """Write the results beside the weights, close the run, and remove the checkpoints."""
+        metrics = {
+            **metrics,
+            "peak_memory_mb": self.workers.peak_memory_mb(),
+            "world_size": self.workers.world,
+        }
+        if self.workers.is_main:
+            folder = self.checkpoints.folder
+            shutil.copyfile(folder / LOG, self.out / LOG)
+            if (folder / RUN_ID).is_file():
+                shutil.copyfile(folder / RUN_ID, self.out / RUN_ID)
+            write_json(self.out / "environment.json", environment())
+            write_json(
+                self.out / "recipe.json",
+                {"recipe": self.recipe, "code": self.code, "upstream": self.upstream},
+            )
+            write_json(self.out / METRICS, metrics)
+        self.workers.barrier()
+        self.checkpoints.remove()
+        self.workers.leave()
+
+
+def digest_of(path: Path) -> str:
+    """Digest of an upstream file, or of a folder sealed by a manifest.
+
+    Raises:
+        UserError: when it is not there.
+    """
+    if path.is_dir() and (path / MANIFEST).is_file():
+        return manifest_digest(path)
+    if path.is_file():
+        return sha256_of(path)[:16]
+    raise UserError(
+        "no such file, or a folder without its manifest", where=str(path), remedy="run its rule first"
+    )
+
+
+def run_id_of(path: Path) -> str:
+    """MLflow run that made an upstream result; empty when it had none."""
+    for folder in (path, path.parent):
+        with contextlib.suppress(OSError):
+            return (folder / RUN_ID).read_text().strip()
+    return ""
+
+
+def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
+    """Mean of [n] values and its standard error over items."""
+    exact = values.double()
+    return exact.mean().item(), exact.std().item() / len(exact) ** 0.5

@@ -1,0 +1,101 @@
+"""The two passes over a batch: scoring without gradients, and the gradient of a mean loss."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sams.policy.policy import Scores
+from sams.training.batches import Rows, deal
+from sams.training.distribution import Workers
+from sams.training.tasks import Items, Task
+
+
+def score(
+    policy: nn.Module,
+    task: Task,
+    items: list[int],
+    workers: Workers,
+    micro_batch: int,
+    *,
+    contexts: bool = False,
+) -> tuple[Items, Tensor | None]:
+    """Score items without gradients, each process its share.
+
+    Returns:
+        What the task reports of each item, [n] each; and contexts [n, sequences, layers, width] if asked
+        for. Both in the order of `items` and the same on every process.
+    """
+    collected = Collected(len(items))
+    features: Tensor | None = None
+    with torch.no_grad():
+        for places, scores, found in _micro_batches(policy, task, items, workers, micro_batch, contexts):
+            collected.add(places, found)
+            if scores.contexts is not None:
+                part = scores.contexts.unflatten(0, (-1, max(1, len(places)))).transpose(0, 1)
+                if features is None:
+                    features = part.new_zeros(len(items), *part.shape[1:])
+                if places:
+                    features[places] = part
+    return collected.gather(workers), workers.sum(features) if features is not None else None
+
+
+def accumulate_gradient(
+    policy: nn.Module, task: Task, items: list[int], workers: Workers, micro_batch: int
+) -> Items:
+    """Leave in the policy the gradient of the weighted mean loss over all items, whoever holds them.
+
+    Returns:
+        What the task reports of each item, [n] each, in the order of `items`, the same on every process.
+    """
+    total = sum(task.weights[item] for item in items)
+    collected = Collected(len(items))
+    parts = _micro_batches(policy, task, items, workers, micro_batch)
+    count = len(deal([task.lengths[item] for item in items], workers.world, micro_batch)[workers.rank])
+    for number, (places, _, found) in enumerate(parts, start=1):
+        weights = torch.tensor([task.weights[items[place]] for place in places] or [0], device=workers.device)
+        # The processes' gradients are averaged, and the mean is over all items: hence the factor.
+        loss = (found["loss"] * weights).sum() * (workers.world / total)
+        workers.backward(policy, loss, last=number == count)
+        collected.add(places, found)
+    return collected.gather(workers)
+
+
+def _micro_batches(
+    policy: nn.Module,
+    task: Task,
+    items: list[int],
+    workers: Workers,
+    micro_batch: int,
+    contexts: bool = False,
+) -> Iterator[tuple[list[int], Scores, Items]]:
+    """Run this process's micro-batches: yields (places in `items`, scores, the task's items)."""
+    hands = deal([task.lengths[item] for item in items], workers.world, micro_batch)
+    for places in hands[workers.rank]:
+        # An empty micro-batch still takes part in the collective calls: it runs the first item at weight 0.
+        mine = [items[place] for place in places] or items[:1]
+        rows: Rows = task.rows(mine).to(workers.device)
+        with workers.accelerator.autocast():
+            scores: Scores = policy(rows.input_ids, rows.attention_mask, rows.completion_mask, contexts)
+        yield places, scores, task.items(scores, mine)
+
+
+class Collected:
+    """Values of n items that the processes hold in parts."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self.values: dict[str, Tensor] = {}
+
+    def add(self, places: list[int], items: Items) -> None:
+        """Take the values of the items at these places."""
+        for name, values in items.items():
+            whole = self.values.setdefault(name, torch.zeros(self.n, device=values.device))
+            if places:
+                whole[places] = values.detach().float()
+
+    def gather(self, workers: Workers) -> Items:
+        """All n values of each name, on the CPU of every process."""
+        names = list(self.values)
+        whole = workers.sum(torch.stack([self.values[name] for name in names])).cpu()
+        return dict(zip(names, whole, strict=True))

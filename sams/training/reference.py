@@ -1,0 +1,61 @@
+"""Log-probs of all pairs under the reference model, by pair id: computed once, read by every method.
+
+    torchrun --standalone --nproc-per-node 8 -m sams.training.reference --recipe recipe.json \
+        --tokens TOKENS --model MODEL --out OUT
+"""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from sams.files import whole_folder
+from sams.policy.model import load_model
+from sams.policy.policy import Policy
+from sams.training.distribution import Workers
+from sams.training.job import digest_of
+from sams.training.passes import score
+from sams.training.tasks import PairTask, read_tokens
+
+
+def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
+    """Write train.parquet and test.parquet with columns id, chosen, rejected (summed log-probs, float32)."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from sams.recipes import ReferenceRecipe, current_job
+    from sams.stage import read_recipe
+
+    settings = read_recipe(recipe, ReferenceRecipe)
+    launch = current_job().launch
+    upstream = {"tokens": digest_of(tokens), "model": digest_of(model)}
+    workers = Workers(
+        device=launch.device,
+        strategy=launch.strategy,
+        precision=settings.model.precision,
+        threads=launch.threads_per_process,
+        timeout_minutes=launch.timeout_minutes,
+    )
+    pad = AutoTokenizer.from_pretrained(tokens / "tokenizer").pad_token_id
+    policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
+    tables = {}
+    for split in ("train", "test"):
+        task = PairTask(read_tokens(tokens, split), pad)
+        found, _ = score(policy, task, list(range(len(task.ids))), workers, settings.micro_batch_size)
+        tables[split] = pa.table(
+            {
+                "id": task.ids,
+                "chosen": pa.array(found["logps/chosen"].numpy(), pa.float32()),
+                "rejected": pa.array(found["logps/rejected"].numpy(), pa.float32()),
+            }
+        )
+    if workers.is_main:
+        with whole_folder(out, upstream=upstream, recipe=settings.model_dump(mode="json")) as part:
+            for split, table in tables.items():
+                parquet.write_table(table, part / f"{split}.parquet")
+    workers.leave()
+
+
+if __name__ == "__main__":
+    from sams.stage import run
+
+    run(main)

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from sams.config import Decoding
+from sams.errors import UserError
+from sams.generation.decode import Decoder, derived_seed, make_batches
+from tests.generation.conftest import TEMPLATE, make_model
+
+TEXTS = ["sort this list", "what is a", "which word does not belong", "reverse a b c a b c a b c", "a"]
+
+
+def asks(*texts: str) -> list[list[dict[str, str]]]:
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
+def decoder(folder: Path, *, seed: int = 0, **settings: object) -> Decoder:
+    decoding = Decoding.model_validate({"max_new_tokens": 12, "batch_size": 3} | settings)
+    return Decoder(folder, "float32", decoding, seed)
+
+
+def test_batches_are_of_one_temperature_and_like_length() -> None:
+    lengths, temperatures = [5, 9, 1, 7, 3, 8], [0.0, 0.0, 0.7, 0.0, 0.0, 0.7]
+    assert make_batches(lengths, temperatures, 2) == [[1, 3], [0, 4], [5, 2]]
+
+
+@torch.no_grad()
+def naive(maker: Decoder, text: str, most: int) -> list[int]:
+    """Greedy decoding of one prompt, without padding and without a cache."""
+    ids = maker._encode(asks(text)[0])
+    new: list[int] = []
+    while len(new) < most and (not new or new[-1] not in maker.stop_ids):
+        logits = maker.model(input_ids=torch.tensor([ids + new])).logits[0, -1]
+        new.append(int(logits.argmax()))
+    return new
+
+
+def test_greedy_batches_equal_one_prompt_at_a_time_without_padding_or_cache(model: Path) -> None:
+    maker = decoder(model)
+    answers = maker.answer(asks(*TEXTS), [0.0] * len(TEXTS), "test")
+    for text, answer in zip(TEXTS, answers, strict=True):
+        expected = maker._read(naive(maker, text, 12))
+        assert answer == expected
+    assert len({answer.text for answer in answers}) > 1
+
+
+def test_sampling_repeats_by_seed_and_label(model: Path) -> None:
+    def sample(seed: int, label: str) -> list[str]:
+        answers = decoder(model, seed=seed).answer(asks(*TEXTS), [1.0] * len(TEXTS), label)
+        return [answer.text for answer in answers]
+
+    assert sample(0, "a") == sample(0, "a")
+    assert sample(0, "a") != sample(1, "a")
+    assert sample(0, "a") != sample(0, "b")
+    assert derived_seed(0, "a", 1) != derived_seed(0, "a", 2)
+
+
+def test_samples_come_from_the_whole_distribution(tmp_path: Path) -> None:
+    """Neither transformers' top-k of 50 nor what the model's generation_config.json says cuts it down."""
+    flat = make_model(tmp_path, initializer_range=0.001)
+    maker = decoder(flat, max_new_tokens=1, batch_size=1000)
+    answers = maker.answer(asks(*["a"] * 1000), [1.0] * 1000, "test")
+    assert len({answer.text for answer in answers}) > 0.9 * len(maker.tokenizer)
+
+
+def test_an_answer_ends_before_the_first_stop_token(model: Path) -> None:
+    free = decoder(model).answer(asks(*TEXTS), [0.0] * len(TEXTS), "test")
+    assert any(answer.truncated for answer in free)
+    words = free[0].text.split()
+    stop = decoder(model).tokenizer.convert_tokens_to_ids(words[1])
+    stopped = decoder(model, stop_token_ids=[stop]).answer(asks(*TEXTS), [0.0] * len(TEXTS), "test")[0]
+    end = words.index(words[1])
+    assert stopped.text == " ".join(words[:end])
+    assert (stopped.tokens, stopped.truncated) == (end + 1, False)
+
+
+def test_a_prompt_begins_with_exactly_one_bos(model: Path) -> None:
+    maker = decoder(model)
+    for template in (TEMPLATE, "{{ bos_token }} " + TEMPLATE, TEMPLATE.replace("{{ bos_token }}", "")):
+        maker.tokenizer.chat_template = template
+        assert maker._encode(asks("a")[0])[:2] == [1, maker.tokenizer.convert_tokens_to_ids("<user>")]
+
+
+def test_prompts_that_fill_the_context_are_refused(model: Path) -> None:
+    with pytest.raises(UserError, match="the prompt has 203 tokens, the model's context 128"):
+        decoder(model).answer(asks("a " * 200), [0.0], "test")
+
+
+def test_answers_stay_within_the_context(model: Path) -> None:
+    long = "a " * 115
+    [answer] = decoder(model, max_new_tokens=500).answer(asks(long), [0.0], "test")
+    assert answer.tokens <= 128 - 118
+
+
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot load model and tokenizer"):
+        decoder(tmp_path)

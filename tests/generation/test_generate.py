@@ -1,0 +1,104 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sams.config import Decoding
+from sams.errors import UserError
+from sams.files import write_manifest
+from sams.generation import decode
+from sams.generation.generate import generate_answers, meta_path, model_digest
+from sams.recipes import GenerateRecipe
+
+
+def recipe(benchmark: str, **decoding: Any) -> GenerateRecipe:
+    return GenerateRecipe(
+        seed=3,
+        method="dpo",
+        benchmark=benchmark,  # type: ignore[arg-type]
+        precision="float32",
+        decoding=Decoding.model_validate({"max_new_tokens": 8} | decoding),
+    )
+
+
+def test_alpaca_eval_answers_come_in_its_form_and_order(model: Path, questions: Path, tmp_path: Path) -> None:
+    out = tmp_path / "answers.json"
+    meta = generate_answers(recipe("alpaca_eval"), model, questions, out)
+    asked = json.loads((questions / "alpaca_eval.json").read_text())
+    rows = json.loads(out.read_text())
+    assert [row["instruction"] for row in rows] == [row["instruction"] for row in asked]
+    assert [row["dataset"] for row in rows] == [row["dataset"] for row in asked]
+    assert {tuple(row) for row in rows} == {("instruction", "output", "generator", "dataset")}
+    assert {row["generator"] for row in rows} == {"dpo-seed3"}
+    assert json.loads(meta_path(out).read_text()) == meta
+    assert (meta["n_answers"], meta["recipe"]["seed"], meta["device"]) == (20, 3, "cpu")
+    assert meta["stop_token_ids"] == [2] and 20 < meta["n_tokens"] <= 160
+
+    generate_answers(recipe("alpaca_eval"), model, questions, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == out.read_bytes()
+
+
+def test_mt_bench_second_turns_see_the_first_answer(
+    model: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, list[tuple[Any, float]]] = {}
+    answer = decode.Decoder.answer
+
+    def listen(self: Any, conversations: Any, temperatures: Any, label: str) -> Any:
+        copies = [[dict(message) for message in conversation] for conversation in conversations]
+        asked[label] = list(zip(copies, temperatures, strict=True))
+        return answer(self, conversations, temperatures, label)
+
+    monkeypatch.setattr(decode.Decoder, "answer", listen)
+    out = tmp_path / "answers.jsonl"
+    settings = recipe("mt_bench", temperature=0.9, category_temperatures={"math": 0.0, "writing": 0.7})
+    meta = generate_answers(settings, model, questions, out)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    given = [json.loads(line) for line in (questions / "mt_bench_questions.jsonl").read_text().splitlines()]
+    assert meta["n_answers"] == 160 and len(rows) == 80
+    for row, question, (second, temperature) in zip(rows, given, asked["mt_bench turn 2"], strict=True):
+        assert row["question_id"] == question["question_id"] and row["model_id"] == "dpo-seed3"
+        [choice] = row["choices"]
+        assert [message["content"] for message in second] == [
+            question["turns"][0],
+            choice["turns"][0],
+            question["turns"][1],
+        ]
+        assert [message["role"] for message in second] == ["user", "assistant", "user"]
+        assert temperature == {"math": 0.0, "writing": 0.7}.get(question["category"], 0.9)
+    assert len({row["answer_id"] for row in rows}) == 80
+
+    again = tmp_path / "again.jsonl"
+    generate_answers(settings, model, questions, again)
+    repeated = [json.loads(line) for line in again.read_text().splitlines()]
+    assert [row | {"tstamp": 0} for row in repeated] == [row | {"tstamp": 0} for row in rows]
+
+
+def test_a_model_is_known_by_its_files(model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(model, tmp_path / "copy")
+    assert model_digest(copy) == model_digest(model)
+    (copy / "config.json").write_text("{}")
+    assert model_digest(copy) != model_digest(model)
+    write_manifest(copy)
+    sealed = model_digest(copy)
+    (copy / "model.safetensors").write_bytes(b"")
+    assert model_digest(copy) == sealed  # a sealed folder's manifest stands for it
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "name", "content", "problem"),
+    [
+        ("alpaca_eval", "alpaca_eval.json", '[{"dataset": "d"}]', "row 1, key 'instruction'"),
+        ("mt_bench", "mt_bench_questions.jsonl", '{"category": "c", "turns": "t"}', "line 1, key 'turns'"),
+        ("mt_bench", "mt_bench_questions.jsonl", '{"turns": ["t"]}', "line 1, key 'category'"),
+        ("mt_bench", "elsewhere.jsonl", "{}", "mt_bench_questions.jsonl: no such file"),
+    ],
+)
+def test_bad_questions_are_named_before_a_model_is_loaded(
+    tmp_path: Path, benchmark: str, name: str, content: str, problem: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=problem):
+        generate_answers(recipe(benchmark), tmp_path / "no-model", tmp_path, tmp_path / "answers.json")

@@ -1,0 +1,134 @@
+"""Log-probs and contexts of the policy against the plain computation, for four architecture classes."""
+
+import pytest
+import torch
+
+from sams.policy import policy as policy_module
+from sams.policy.model import build_model
+from sams.policy.policy import Policy
+from sams.training.batches import Rows, pad_rows
+from tests import tiny
+
+KINDS = list(tiny.ARCHITECTURES)
+
+
+def model_and_rows(kind: str) -> tuple[Policy, Rows]:
+    model = build_model(tiny.settings(kind), tiny.tokenizer(), seed=0)
+    data = tiny.pairs(6, seed=4)
+    return Policy(model), pad_rows(list(zip(data["prompt_ids"], data["chosen_ids"], strict=True)), pad=0)
+
+
+def naive_logps(policy: Policy, rows: Rows) -> torch.Tensor:
+    """From the model's own logits over the whole vocabulary."""
+    logits = policy.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits.float()
+    logps = logits.log_softmax(dim=2)[:, :-1].gather(2, rows.input_ids[:, 1:, None])[:, :, 0]
+    return (logps * rows.completion_mask[:, 1:]).sum(dim=1)
+
+
+def call(policy: Policy, rows: Rows, contexts: bool = False) -> policy_module.Scores:
+    scores: policy_module.Scores = policy(rows.input_ids, rows.attention_mask, rows.completion_mask, contexts)
+    return scores
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk", [3, 7, 512])
+def test_chunked_logps_and_their_gradients_equal_the_naive_ones(
+    kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy_module, "LOGP_CHUNK", chunk)
+    policy, rows = model_and_rows(kind)
+    expected = naive_logps(policy, rows)
+    weights = torch.linspace(-1, 1, len(expected))
+    (expected * weights).sum().backward()
+    wanted = {
+        name: parameter.grad.clone()
+        for name, parameter in policy.named_parameters()
+        if parameter.grad is not None
+    }
+    policy.zero_grad()
+
+    found = call(policy, rows).logps
+    (found * weights).sum().backward()
+
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
+    for name, parameter in policy.named_parameters():
+        if name in wanted:
+            assert parameter.grad is not None
+            difference = (parameter.grad - wanted[name]).abs().max()
+            assert difference <= 1e-5 * max(wanted[name].abs().max().item(), 1e-3), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_and_batch_mates_change_neither_logps_nor_contexts(kind: str) -> None:
+    policy, rows = model_and_rows(kind)
+    together = call(policy, rows, contexts=True)
+    assert together.contexts is not None
+    for row in range(len(rows.input_ids)):
+        end = int(rows.attention_mask[row].sum())
+        alone = call(
+            policy,
+            Rows(
+                *(
+                    tensor[row : row + 1, :end]
+                    for tensor in (rows.input_ids, rows.attention_mask, rows.completion_mask)
+                )
+            ),
+            contexts=True,
+        )
+        assert alone.contexts is not None
+        torch.testing.assert_close(alone.logps[0], together.logps[row], rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(alone.contexts[0], together.contexts[row], rtol=1e-4, atol=1e-5)
+
+
+def test_contexts_are_means_over_completion_tokens_of_every_block() -> None:
+    policy, rows = model_and_rows("llama")
+    contexts = call(policy, rows, contexts=True).contexts
+    assert contexts is not None
+    outputs = policy.model.base_model(
+        input_ids=rows.input_ids, attention_mask=rows.attention_mask, output_hidden_states=True
+    )
+    mask = rows.completion_mask[:, :, None].float()
+    # hidden_states[1] is the output of block 0; the last entry has passed the final norm, the block has not.
+    expected = (outputs.hidden_states[1] * mask).sum(dim=1) / mask.sum(dim=1)
+    torch.testing.assert_close(contexts[:, 0], expected, rtol=1e-5, atol=1e-6)
+    assert contexts.shape == (6, 2, 32)
+
+
+def test_what_a_prompt_token_holds_reaches_the_context_through_attention_only() -> None:
+    policy, rows = model_and_rows("llama")
+    changed = rows.input_ids.clone()
+    changed[:, 1] = 5
+    before, after = (
+        call(policy, Rows(ids, rows.attention_mask, rows.completion_mask), contexts=True).contexts
+        for ids in (rows.input_ids, changed)
+    )
+    assert before is not None
+    assert after is not None
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_train_and_eval_give_the_same_logps_bit_by_bit(kind: str) -> None:
+    policy, rows = model_and_rows(kind)
+    assert torch.equal(call(policy.train(), rows).logps, call(policy.eval(), rows).logps)
+
+
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = build_model(tiny.settings(), tiny.tokenizer(), seed=0)
+        policy = Policy(model, activation_checkpointing=checkpointing)
+        _, rows = model_and_rows("llama")
+        call(policy, rows).logps.sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
+    assert torch.equal(gradients[0], gradients[1])
+    assert gradients[0].norm() > 0
+
+
+def test_building_a_model_is_seeded_and_leaves_the_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, again, other = (build_model(tiny.settings(), tiny.tokenizer(), seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    weights = [next(model.parameters()) for model in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])

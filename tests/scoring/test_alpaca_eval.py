@@ -1,0 +1,207 @@
+"""What AlpacaEval is given and what it says; the package itself runs on published judgments."""
+
+import csv
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sams.errors import UserError
+from sams.recipes import ScoreRecipe
+from sams.scoring.alpaca_eval import align, lc_obstacle, read_outputs, score_alpaca_eval
+from sams.scoring.alpaca_eval_run import Result, _check_coverage, run_alpaca_eval
+
+Rows = list[dict[str, Any]]
+MODELS = ("OpenHermes-2.5-Mistral-7B", "gemma-7b-it", "FuseChat-Llama-3.1-8B-Instruct")
+OPENAI = ScoreRecipe.model_validate_json('{"judge": {"kind": "openai"}, "world": null}')
+
+
+def rows(generator: str, *outputs: str) -> Rows:
+    return [
+        {"instruction": f"do {number}", "output": output, "generator": generator, "dataset": "d"}
+        for number, output in enumerate(outputs)
+    ]
+
+
+def written(path: Path, content: Rows) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+BASE = rows("base", "a", "bb", "ccc")
+OURS = rows("ours", "aaaa", "b", "ccc")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda r: r.append(dict(r[0])), "1 instructions come more than once: 'do 0'"),
+        (lambda r: r[1].pop("generator"), "row 2, key 'generator': expected text, found nothing"),
+        (lambda r: r[1].update(generator="other"), "expected one generator"),
+        (lambda r: r[1].update(output=None), "row 2, key 'output': expected text, found None"),
+        (lambda r: r[1].update(instruction=" "), "row 2, key 'instruction'"),
+        (lambda r: [row.update(output="") for row in r], "all outputs are empty"),
+    ],
+)
+def test_outputs_that_would_be_scored_wrongly_are_refused(tmp_path: Path, change: Any, problem: str) -> None:
+    content = rows("ours", "a", "b", "c")
+    change(content)
+    with pytest.raises(UserError, match=problem):
+        read_outputs(written(tmp_path / "outputs.json", content))
+
+
+def test_order_is_repaired_by_instruction() -> None:
+    assert align(OURS, BASE, "f") == (OURS, False)
+    assert align(OURS[::-1], BASE, "f") == (OURS, True)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "problem"),
+    [
+        (OURS[1:], "no output for 1 of the 3 reference instructions: 'do 0'"),
+        (rows("ours", *"abcd"), "1 instructions are not among the reference outputs: 'do 3'"),
+        (rows("base", *"abc"), "its generator has the baseline's name"),
+    ],
+)
+def test_outputs_that_do_not_fit_the_reference_are_refused(outputs: Rows, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        align(outputs, BASE, "f")
+
+
+def test_lengths_that_differ_by_a_constant_leave_no_length_control() -> None:
+    table = Path("difficulty.csv")
+    assert lc_obstacle(OURS, BASE, table) is None
+    assert "no difficulty table" in str(lc_obstacle(OURS, BASE, None))
+    assert "same length" in str(lc_obstacle(rows("ours", "aX", "bbX", "cccX"), BASE, table))
+
+
+def judged(preferences: tuple[Any, ...], **more: str) -> Rows:
+    return [
+        {
+            "instruction": a["instruction"],
+            "output_1": a["output"],
+            "output_2": b["output"],
+            "preference": preference,
+        }
+        | more
+        for a, b, preference in zip(BASE, OURS, preferences, strict=False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "problem"),
+    [
+        (judged((2.0,)), "1 judgments are missing: 'do 1'; give judgments of just these outputs"),
+        (judged((2.0, None)), "1 judgments are missing: 'do 1'"),
+        (judged((2.0, -1)), "1 judgments are missing: 'do 1'"),
+        (judged((2.0, 2.5)), "row 2, key 'preference': expected a number from 1 to 2, found 2.5"),
+        (judged((2.0, 0.5)), "row 2, key 'preference'"),
+        (judged((2.0, 1.0), annotator="longest"), "row 1: expected judgments of weighted_alpaca_eval"),
+        ([*judged((2.0, 1.0)), *judged((1.5,))], "row 3: contradicts an earlier judgment"),
+        ([*judged((2.0,)), *judged((2.0, 1.0), judge="x")[1:]], "mixes judgments of"),
+        (judged((2.0,), judge="local judge"), r"\(local judge, as for the others\)"),
+    ],
+)
+@pytest.mark.parametrize("recipe", [None, OPENAI])
+def test_recorded_judgments_must_be_sound_and_complete(
+    tmp_path: Path, annotations: Rows, problem: str, recipe: ScoreRecipe | None
+) -> None:
+    if recipe is not None and "missing" in problem:
+        problem = "OPENAI_API_KEY is not set"  # the judge that made the others would be asked
+    elif recipe is not None and "local judge" in problem:
+        problem = "1 judgments are missing"  # judges are not mixed
+    with pytest.raises(UserError, match=problem):
+        score_alpaca_eval(
+            written(tmp_path / "ours.json", OURS),
+            written(tmp_path / "base.json", BASE),
+            recipe=recipe,
+            annotations=written(tmp_path / "annotations.json", annotations),
+        )
+
+
+def test_without_judgments_a_judge_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--annotations: 2 judgments are missing"):
+        score_alpaca_eval(written(tmp_path / "ours.json", OURS), written(tmp_path / "base.json", BASE))
+
+
+# --- the published models --------------------------------------------------------------------------
+
+
+def test_published_figures_come_out(shared_data: Path) -> None:
+    """All three models in one process of the package; the same route as score_alpaca_eval from there on."""
+    data = shared_data / "alpaca_eval"
+    reference = read_outputs(data / "common" / "gpt4_1106_preview.model_outputs.json.gz")
+    models = [read_outputs(data / "open" / name / "model_outputs.json.gz") for name in MODELS]
+    recorded = {}
+    for name in MODELS:
+        with gzip.open(data / "open" / name / "annotations.json.gz") as stream:
+            for row in json.load(stream):
+                recorded[row["instruction"], row["output_1"], row["output_2"]] = row["preference"]
+    results = run_alpaca_eval(
+        reference,
+        models,
+        endpoint=None,
+        recorded=recorded,
+        difficulty=data / "common" / "df_gamed.standin.csv",
+        bootstrap=20,
+    )
+    with (data / "open" / "published.csv").open() as stream:
+        published = {row["model"]: row for row in csv.DictReader(stream)}
+    for name, result in zip(MODELS, results, strict=True):
+        for key in ("win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total"):
+            assert result.metrics[key] == pytest.approx(float(published[name][key]), abs=1e-6), (name, key)
+        assert result.metrics["discrete_win_rate"] == pytest.approx(
+            float(published[name]["discrete_win_rate"]), abs=1e-6
+        )
+        assert result.metrics["avg_length"] == float(published[name]["avg_length"])
+        lc = result.metrics["length_controlled_winrate"]
+        assert lc == pytest.approx(float(published[name]["length_controlled_winrate"]), abs=0.2)
+        # Of the order of the win rate's own, and not that of one number repeated.
+        assert 0.4 < result.metrics["lc_standard_error"] / result.metrics["standard_error"] < 2.5
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda r: r[1:], "not AlpacaEval's 805"),
+        (lambda r: [r[1], r[0], *r[2:]], "not AlpacaEval's 805"),
+    ],
+)
+def test_a_changed_official_reference_is_refused(
+    tmp_path: Path, shared_data: Path, change: Any, problem: str
+) -> None:
+    data = shared_data / "alpaca_eval"
+    with gzip.open(data / "common" / "gpt4_1106_preview.model_outputs.json.gz") as stream:
+        reference = change(json.load(stream))
+    with pytest.raises(UserError, match=problem):
+        score_alpaca_eval(
+            data / "open" / MODELS[0] / "model_outputs.json.gz",
+            written(tmp_path / "reference.json", reference),
+            annotations=data / "open" / MODELS[0] / "annotations.json.gz",
+        )
+
+
+def test_the_official_table_under_another_baseline_is_refused(tmp_path: Path, shared_data: Path) -> None:
+    table = tmp_path / "df_gamed.csv"
+    shutil.copy(shared_data / "alpaca_eval" / "common" / "df_gamed.standin.csv", table)
+    with pytest.raises(UserError, match="index 0 to 2 in order"):
+        score_alpaca_eval(
+            written(tmp_path / "ours.json", OURS),
+            written(tmp_path / "base.json", BASE),
+            difficulty=table,
+        )
+
+
+def test_an_instruction_without_a_verdict_is_an_error() -> None:
+    """The package itself would give a win rate of what is left."""
+    metrics = {"n_total": 3}
+    judged_rows = [{**row, "preference": 1.5} for row in OURS]
+    _check_coverage(OURS, Result(metrics, judged_rows))
+    with pytest.raises(UserError, match="1 of 3 instructions have no verdict of the judge: 'do 2'"):
+        _check_coverage(OURS, Result(metrics, [*judged_rows[:2], {**OURS[2], "preference": None}]))
+    for wrong in (judged_rows[::-1], [*judged_rows, judged_rows[0]]):
+        with pytest.raises(RuntimeError, match="order or the number"):
+            _check_coverage(OURS, Result(metrics, wrong))

@@ -1,0 +1,52 @@
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from sams.errors import UserError
+from sams.scoring.inputs import read_json_lines, read_json_rows, some_of
+
+ROWS = [{"a": 1}, {"a": "ü"}]
+
+
+def test_gzip_and_plain_read_alike_whatever_the_name(tmp_path: Path) -> None:
+    text = json.dumps(ROWS)
+    (tmp_path / "plain.json").write_text(text)
+    (tmp_path / "packed.json").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "lines.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n\n{"a": "\\u00fc"}\n'))
+    assert read_json_rows(tmp_path / "plain.json") == ROWS
+    assert read_json_rows(tmp_path / "packed.json") == ROWS
+    assert read_json_lines(tmp_path / "lines.jsonl.gz") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'[{"a": 1},\n {"a": }]', "line 2: not JSON"),
+        (b'{"a": 1}', "expected a list of objects, found dict"),
+        (b'[{"a": 1}, 2]', "row 2: expected an object"),
+        (b"[]", "holds no rows"),
+        (gzip.compress(b"[]")[:-6], "cannot be read"),
+        (b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_unreadable_json_is_told_in_one_line(tmp_path: Path, content: bytes, problem: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=problem) as error:
+        read_json_rows(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n{"a": \n')
+    with pytest.raises(UserError, match="line 2: not JSON"):
+        read_json_lines(path)
+    with pytest.raises(UserError, match="no such file"):
+        read_json_lines(tmp_path / "absent.jsonl")
+
+
+def test_long_lists_are_cut_short() -> None:
+    assert some_of([1, 2, 3, 4, 5]) == "1, 2, 3 and 2 more"

@@ -1,0 +1,127 @@
+"""Differences between methods: items, pairing, intervals."""
+
+import gzip
+import random
+import statistics
+from pathlib import Path
+
+import pytest
+
+from sams.errors import UserError
+from sams.results import read_cells
+from sams.tables import comparisons
+from tests.tables.made import alpaca_eval, train, write
+
+
+def preferences(values: dict[str, float | None]) -> list[dict[str, object]]:
+    return [{"instruction": name, "preference": value} for name, value in values.items()]
+
+
+def judgments(rows: list[tuple[int, int, float]], model: str = "dpo") -> list[dict[str, object]]:
+    keys = ("question_id", "turn", "score")
+    return [{**dict(zip(keys, row, strict=True)), "model": model} for row in rows]
+
+
+def test_alpaca_eval_items(tmp_path: Path) -> None:
+    values = {"win": 2.0, "loss": 1.0, "lean": 1.75, "draw": 1.5, "old draw": 0, "failed": None, "broken": -1}
+    write(tmp_path, {"annotations.json": preferences(values)})
+    items = comparisons.alpaca_eval_items(tmp_path / "annotations.json")
+    assert items == {"win": 100.0, "loss": 0.0, "lean": 75.0, "draw": 50.0, "old draw": 50.0}
+
+
+def test_mt_bench_items(tmp_path: Path) -> None:
+    write(tmp_path, {"judgments.jsonl": judgments([(81, 1, 7), (81, 2, 4), (82, 1, 9), (82, 2, -1)])})
+    assert comparisons.mt_bench_items(tmp_path / "judgments.jsonl") == {"81": 5.5}
+
+
+def test_judgments_of_two_models_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, {"judgments.jsonl": judgments([(81, 1, 7)]) + judgments([(81, 1, 3)], "other")})
+    with pytest.raises(UserError, match=r"judgments\.jsonl: judgments of 2 models, expected one"):
+        comparisons.mt_bench_items(tmp_path / "judgments.jsonl")
+
+
+def test_constant_difference_has_no_width() -> None:
+    base = {str(n): float(n) for n in range(50)}
+    method = {name: value + 10 for name, value in base.items()} | {"only here": 1000.0}
+    assert comparisons.paired_difference(method, base) == (10.0, 10.0, 10.0, 50)
+
+
+def test_pairing_removes_what_both_share() -> None:
+    """Items differ much, the methods little: only the spread of the differences counts."""
+    draw = random.Random(0)
+    base = {str(n): draw.gauss(50, 30) for n in range(805)}
+    change = {name: draw.gauss(2, 4) for name in base}
+    difference, low, high, number = comparisons.paired_difference(
+        {name: value + change[name] for name, value in base.items()}, base
+    )
+    error = statistics.stdev(change.values()) / 805**0.5
+    assert number == 805 and difference == pytest.approx(statistics.fmean(change.values()))
+    assert low == pytest.approx(difference - 1.96 * error, abs=0.1 * error)
+    assert high == pytest.approx(difference + 1.96 * error, abs=0.1 * error)
+    again = comparisons.paired_difference({name: base[name] + change[name] for name in base}, base)
+    assert again == (difference, low, high, number), "the same figures from the same files"
+
+
+def test_table_of_two_seeds(tmp_path: Path) -> None:
+    """Two seeds and two instructions: seeds are averaged per item, items that a seed lacks are left out."""
+    files = {
+        "sft/seed0": {"a": 1.0, "b": 1.5},
+        "sft/seed1": {"a": 1.0, "b": 1.5},
+        "dpo/seed0": {"a": 1.5, "b": 2.0, "c": 2.0},
+        "dpo/seed1": {"a": 1.25, "b": 1.75},
+        "dpo-sams/seed0": {"a": 2.0, "b": 2.0},
+    }
+    for folder, values in files.items():
+        write(tmp_path / folder, {"alpaca_eval/annotations.json": preferences(dict(values))})
+    table = comparisons.comparisons(tmp_path, {}, ["sft", "dpo", "dpo-sams"], [0, 1])
+    found = {(row.method, row.base): row for row in table.itertuples()}
+    assert list(found) == [("dpo", "sft"), ("dpo-sams", "sft"), ("dpo-sams", "dpo")]
+    dpo = found["dpo", "sft"]
+    assert (dpo.difference, dpo.ci_low, dpo.ci_high) == (37.5, 37.5, 37.5), "(50 + 25) / 2 on both items"
+    assert (dpo.n_items, dpo.n_seeds, dpo.interval, dpo.excludes_zero) == (2, 2, "paired", True)
+    assert (found["dpo-sams", "dpo"].difference, found["dpo-sams", "dpo"].n_seeds) == (25.0, 1)
+
+
+def test_scores_without_items_have_unpaired_intervals(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "sft/seed0/alpaca_eval/metrics.json": alpaca_eval(40.0, 2.0),
+            "dpo/seed0/alpaca_eval/metrics.json": alpaca_eval(50.0, 3.0),
+            "dpo/seed0/train_metrics.json": train(60.0, 3.0),
+            "dpo-sams/seed0/train_metrics.json": train(62.0, 4.0),
+        },
+    )
+    table = comparisons.comparisons(tmp_path, read_cells(tmp_path), ["sft", "dpo", "dpo-sams"], [0])
+    rows = [row for row in table.itertuples() if row.interval == "unpaired"]
+    assert [(row.benchmark, row.method, row.base) for row in rows] == [
+        ("length_controlled_winrate", "dpo", "sft"),
+        ("test_accuracy", "dpo-sams", "dpo"),
+    ]
+    length_controlled, accuracy = rows
+    assert length_controlled.difference == 10.0
+    assert length_controlled.ci_low == pytest.approx(10 - 1.96 * 5), "errors 3 and 4, over instructions"
+    assert accuracy.ci_high == pytest.approx(2 + 1.96 * 5) and not accuracy.excludes_zero
+
+
+def test_no_items_no_rows(tmp_path: Path) -> None:
+    table = comparisons.comparisons(tmp_path, {}, ["sft", "dpo"], [0, 1])
+    assert table.empty and list(table) == comparisons.COLUMNS
+
+
+def test_items_of_recorded_annotations_give_the_published_win_rates(
+    tmp_path: Path, shared_data: Path
+) -> None:
+    items = {}
+    for model, rate in (("gemma-7b-it", 6.937294), ("OpenHermes-2.5-Mistral-7B", 10.340416)):
+        path = tmp_path / f"{model}.json"
+        path.write_bytes(
+            gzip.decompress((shared_data / "alpaca_eval/open" / model / "annotations.json.gz").read_bytes())
+        )
+        items[model] = comparisons.alpaca_eval_items(path)
+        assert len(items[model]) == 805
+        assert statistics.fmean(items[model].values()) == pytest.approx(rate, abs=1e-6)
+    difference, low, high, _ = comparisons.paired_difference(
+        items["OpenHermes-2.5-Mistral-7B"], items["gemma-7b-it"]
+    )
+    assert difference == pytest.approx(10.340416 - 6.937294, abs=1e-5) and 0 < low < difference < high

@@ -1,0 +1,121 @@
+"""Figures from metric logs made by hand."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sams.results import read_cells
+from sams.tables import figures
+from tests.tables.made import study, train, write
+
+NAMES = ["loss", "rewards/margins", "rewards/accuracies", "logps/chosen"]
+
+
+def log(slope: float, *, whole_batch: bool = False, flips: bool = False) -> list[dict[str, Any]]:
+    """Forty lines whose metrics rise by `slope` a step; every tenth is an evaluation."""
+    lines = []
+    for step in range(1, 41):
+        line: dict[str, Any] = {"step": step, "pairs_seen": 64 * step}
+        line |= dict.fromkeys(NAMES, slope * step)
+        if whole_batch:
+            line |= dict.fromkeys([f"all/{name}" for name in NAMES], -slope * step)
+        if flips:
+            line |= {"selected/flipped_share": 0.1, "all/flipped_share": 0.3}
+        if step % 10 == 0:
+            line |= dict.fromkeys([f"eval/{name}" for name in NAMES], 7.0)
+        lines.append(line)
+    return lines
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Path:
+    files = {
+        "sft/seed0/train.jsonl": [{"step": 1, "pairs_seen": 64, "loss": 2.0}],
+        "dpo/seed0/train.jsonl": log(1.0),
+        "dpo/seed1/train.jsonl": log(3.0),
+        "dpo-sams/seed0/train.jsonl": log(1.0, whole_batch=True, flips=True),
+        "sft/seed0/train_metrics.json": {"train_seconds": 100.0, "peak_memory_mb": 100.0},
+        "dpo/seed0/train_metrics.json": train(60.0, 1.0, 10.0),
+        "dpo/seed1/train_metrics.json": train(60.0, 1.0, 30.0),
+    }
+    return write(tmp_path / "R", files)
+
+
+def curves(axis: Any) -> dict[tuple[str, bool], Any]:
+    """Lines of a plot by method and whether they are markers."""
+    named = {(line.get_label(), line.get_linestyle() == "None"): line for line in axis.lines}
+    return {key: line for key, line in named.items() if not key[0].startswith("_")}
+
+
+def test_learning_curves_show_what_was_logged(setting: Path) -> None:
+    logs = figures.read_logs(setting, ["sft", "dpo", "dpo-sams", "kto"], [0, 1])
+    assert {method: len(frames) for method, frames in logs.items()} == {"dpo": 2, "dpo-sams": 1}
+    figure = figures.learning_curves(logs)
+    assert len(figure.axes) == 4
+    for axis in figure.axes:
+        assert axis.get_xlabel() == "Preference pairs seen"
+        found = curves(axis)
+        assert set(found) == {(method, marked) for method in logs for marked in (False, True)}
+        of_dpo = found["dpo", False]
+        # Smoothed over two of forty steps: (1 + 2) / 2 for slope 1, and twice that for the mean of 1 and 3.
+        assert of_dpo.get_xydata()[:2].tolist() == [[64, 2.0], [128, 3.0]]
+        assert found["dpo", True].get_xydata().tolist() == [[640 * n, 7.0] for n in (1, 2, 3, 4)]
+        assert (found["dpo-sams", False].get_ydata() < 0).all(), "the whole batch, not the chosen half"
+    looks = [
+        (line.get_color(), line.get_linestyle())
+        for line in figure.axes[0].lines
+        if line.get_linestyle() != "None"
+    ]
+    assert len({colour for colour, _ in looks}) == len({style for _, style in looks}) == 2, "readable in grey"
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["dpo", "dpo-sams"]
+
+
+def test_selection_shows_flips_and_margins(setting: Path) -> None:
+    figure = figures.selection(figures.read_logs(setting, ["dpo", "dpo-sams"], [0, 1]))
+    flips, margins = (curves(axis) for axis in figure.axes)
+    assert set(flips) == set(margins) == {("dpo-sams", False)}
+    assert flips["dpo-sams", False].get_ydata().tolist() == pytest.approx([0.1] * 40)
+    assert margins["dpo-sams", False].get_ydata()[-1] == pytest.approx(79.0), "40 + 40 and 39 + 39, smoothed"
+    assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_label().startswith("_")] == [
+        pytest.approx(0.3)
+    ]
+
+
+def test_cost_shows_means_over_seeds(setting: Path) -> None:
+    seconds, memory = figures.cost(read_cells(setting), ["sft", "dpo", "dpo-sams"], [0, 1]).axes
+    assert [bar.get_width() for bar in seconds.patches] == [100.0, 20.0]
+    assert [bar.get_width() for bar in memory.patches] == [100.0, 512.0]
+    assert [label.get_text() for label in seconds.get_yticklabels()] == ["sft", "dpo", "dpo-sams"]
+
+
+def test_study_without_selectors_or_logs_still_has_its_figures(tmp_path: Path) -> None:
+    for figure in (figures.selection({}), figures.learning_curves({}), figures.cost({}, ["dpo"], [0])):
+        figures.save(figure, tmp_path / "empty")
+        assert (tmp_path / "empty.png").stat().st_size > 1000
+
+
+def test_command_writes_valid_pictures(setting: Path, tmp_path: Path) -> None:
+    settings = study(["sft", "dpo", "dpo-sams"], [0, 1]).model_dump_json()
+    for folder in ("first", "second"):
+        figures.main(settings, setting, tmp_path / folder)
+    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+    stems = ("cost", "learning_curves", "selection")
+    assert names == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
+    for name in names:
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("first", "second"))
+        assert first == second, "the same picture from the same logs"
+        if name.endswith("png"):
+            assert first.startswith(b"\x89PNG\r\n") and first.rstrip().endswith(b"IEND\xaeB`\x82")
+        else:
+            assert ET.fromstring(first).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_twelve_methods_stay_apart() -> None:
+    """As many as in the paper's first table: no two share colour and line."""
+    logs = {str(n): [pd.DataFrame(log(1.0))] for n in range(12)}
+    lines = [line for line in figures.learning_curves(logs).axes[0].lines if line.get_linestyle() != "None"]
+    assert len({(line.get_color(), str(line._unscaled_dash_pattern)) for line in lines}) == 12

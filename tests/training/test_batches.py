@@ -1,0 +1,51 @@
+"""The order of the data, padding, and how a selection is dealt to the processes."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sams.errors import UserError
+from sams.training.batches import count_rounds, deal, pad_rows, rounds
+
+
+@given(st.lists(st.integers(1, 2000), min_size=1, max_size=80), st.integers(1, 8), st.integers(1, 9))
+@settings(max_examples=300, deadline=None)
+def test_dealing_gives_everything_once_in_equally_many_micro_batches(
+    lengths: list[int], world: int, micro_batch: int
+) -> None:
+    hands = deal(lengths, world, micro_batch)
+    assert sorted(place for hand in hands for part in hand for place in part) == list(range(len(lengths)))
+    assert len({len(hand) for hand in hands}) == 1
+    assert max(len(part) for hand in hands for part in hand) <= micro_batch
+    counts = [sum(len(part) for part in hand) for hand in hands]
+    assert max(counts) <= -(-len(lengths) // world)
+
+
+def test_dealing_balances_tokens() -> None:
+    lengths = [1000, 10, 10, 10, 10, 10, 900, 10]
+    loads = [sum(lengths[place] for part in hand for place in part) for hand in deal(lengths, 2, 4)]
+    assert max(loads) / min(loads) < 1.15
+
+
+def test_rounds_cover_each_epoch_in_an_order_of_its_own_and_drop_the_rest() -> None:
+    batches = [batch for _, batch in rounds(items=10, batch=4, epochs=2, seed=0)]
+    assert [number for number, _ in rounds(10, 4, 2, 0)] == [1, 2, 3, 4]
+    for epoch in (batches[:2], batches[2:]):
+        assert len({item for batch in epoch for item in batch}) == 8
+    assert batches[:2] != batches[2:]
+    assert batches == [batch for _, batch in rounds(10, 4, 2, 0)]
+    assert batches != [batch for _, batch in rounds(10, 4, 2, 1)]
+
+
+def test_count_of_rounds() -> None:
+    assert count_rounds(10, 4, 3, None, "x") == 6
+    assert count_rounds(10, 4, 3, 5, "x") == 5
+    with pytest.raises(UserError, match=r"3 examples do not fill one global batch of 4.*smaller batch_size"):
+        count_rounds(3, 4, 1, None, "sft.batch_size")
+
+
+def test_rows_are_padded_on_the_right_and_masked() -> None:
+    rows = pad_rows([([5, 6], [7]), ([8], [9, 10, 11])], pad=0)
+    assert rows.input_ids.tolist() == [[5, 6, 7, 0], [8, 9, 10, 11]]
+    assert rows.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert rows.completion_mask.tolist() == [[0, 0, 1, 0], [0, 1, 1, 1]]

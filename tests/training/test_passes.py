@@ -1,0 +1,150 @@
+"""The gradient is that of the mean over the selected items, however they are dealt and batched."""
+
+import math
+
+import pytest
+import torch
+
+from sams.policy.model import build_model
+from sams.policy.policy import Policy
+from sams.training.distribution import Workers
+from sams.training.passes import accumulate_gradient, score
+from sams.training.tasks import PairTask, PreferenceTask, SftTask
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def workers() -> Workers:
+    return Workers(device="cpu", strategy="ddp", precision="float32", threads=1, timeout_minutes=1)
+
+
+def new_policy() -> Policy:
+    return Policy(build_model(tiny.settings(), tiny.tokenizer(), seed=0))
+
+
+def preference_task(workers: Workers, shift: float = 0.5) -> PreferenceTask:
+    """A task whose reference differs from the policy, so that the loss is not log 2 everywhere."""
+    data = tiny.pairs(16, seed=1)
+    plain = PairTask(data, pad=0)
+    found, _ = score(new_policy(), plain, list(range(16)), workers, 16)
+    reference = {
+        pair: (found["logps/chosen"][place].item() + shift * place, found["logps/rejected"][place].item())
+        for place, pair in enumerate(plain.ids)
+    }
+    return PreferenceTask(data, 0, reference=reference, loss="sigmoid", beta=0.1)
+
+
+def gradient(policy: Policy) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+
+
+def naive_gradient(task: PreferenceTask, chosen: list[int]) -> torch.Tensor:
+    """From the model's own logits, one pair at a time, as the formula says."""
+    policy = new_policy()
+    total = torch.zeros(())
+    for item in chosen:
+        logps = []
+        for prompt, completion in (task.chosen[item], task.rejected[item]):
+            ids = torch.tensor([[*prompt, *completion]])
+            logits = policy.model(input_ids=ids).logits[0, :-1].log_softmax(dim=1)
+            picked = logits.gather(1, ids[0, 1:, None])[:, 0]
+            logps.append(picked[len(prompt) - 1 :].sum())
+        reference = task.reference[item]
+        total = total + torch.log1p(torch.exp(-0.1 * ((logps[0] - reference[0]) - (logps[1] - reference[1]))))
+    (total / len(chosen)).backward()
+    return gradient(policy)
+
+
+def close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one - other).abs().max() <= 1e-5 * other.abs().max())
+
+
+def test_gradient_is_that_of_the_mean_over_the_selected(workers: Workers) -> None:
+    task = preference_task(workers)
+    chosen = [3, 1, 8, 14, 2, 9, 7, 0]
+    policy = new_policy()
+    accumulate_gradient(policy, task, chosen, workers, 8)
+    expected = naive_gradient(task, chosen)
+    assert expected.norm() > 1e-3
+    assert close(gradient(policy), expected)
+    # The mean over n instead of K would be half of it.
+    assert not close(gradient(policy), expected / 2)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 3, 16])
+def test_micro_batches_change_neither_loss_nor_gradient(workers: Workers, micro_batch: int) -> None:
+    task = preference_task(workers)
+    chosen = [3, 1, 8, 14, 2, 9, 7]
+    whole, parts = new_policy(), new_policy()
+    expected = accumulate_gradient(whole, task, chosen, workers, 7)
+    found = accumulate_gradient(parts, task, chosen, workers, micro_batch)
+    torch.testing.assert_close(found["loss"], expected["loss"], rtol=0, atol=1e-5)
+    assert close(gradient(parts), gradient(whole))
+
+
+def test_the_scoring_pass_reports_in_the_order_asked(workers: Workers) -> None:
+    task = preference_task(workers)
+    items = [5, 0, 11, 3]
+    found, contexts = score(new_policy(), task, items, workers, 3, contexts=True)
+    assert contexts is not None
+    for place, item in enumerate(items):
+        alone, context = score(new_policy(), task, [item], workers, 1, contexts=True)
+        assert context is not None
+        assert found["loss"][place].item() == pytest.approx(alone["loss"].item(), abs=1e-5)
+        torch.testing.assert_close(contexts[place], context[0], rtol=1e-4, atol=1e-5)
+
+
+def test_scoring_gives_what_the_gradient_pass_sees(workers: Workers) -> None:
+    task = preference_task(workers)
+    policy = new_policy()
+    seen, _ = score(policy, task, list(range(16)), workers, 5)
+    trained = accumulate_gradient(policy, task, list(range(16)), workers, 3)
+    for name, values in seen.items():
+        torch.testing.assert_close(trained[name], values, rtol=1e-5, atol=1e-5)
+
+
+def test_what_the_unselected_hold_does_not_touch_the_gradient(workers: Workers) -> None:
+    chosen = [3, 1, 8, 14]
+    gradients = []
+    for seed in (1, 2):
+        task = preference_task(workers)
+        other = tiny.pairs(16, seed=seed + 10)
+        for item in set(range(16)) - set(chosen):
+            task.chosen[item] = (other["prompt_ids"][item], other["chosen_ids"][item])
+        policy = new_policy()
+        accumulate_gradient(policy, task, chosen, workers, 2)
+        gradients.append(gradient(policy))
+    assert torch.equal(gradients[0], gradients[1])
+
+
+def test_sft_loss_is_the_mean_over_tokens(workers: Workers) -> None:
+    data = tiny.pairs(6, seed=1)
+    task = SftTask(data, 0, response="chosen_ids")
+    policy, plain = new_policy(), new_policy()
+    accumulate_gradient(policy, task, list(range(6)), workers, 2)
+    total, tokens = torch.zeros(()), 0
+    for prompt, completion in task.sequences:
+        ids = torch.tensor([[*prompt, *completion]])
+        labels = ids.clone()
+        labels[0, : len(prompt)] = -100
+        total = total + plain.model(input_ids=ids, labels=labels).loss * len(completion)
+        tokens += len(completion)
+    (total / tokens).backward()
+    assert close(gradient(policy), gradient(plain))
+
+
+def test_policy_equal_to_reference_gives_log_2(workers: Workers) -> None:
+    task = preference_task(workers, shift=0.0)
+    found, _ = score(new_policy(), task, list(range(16)), workers, 4)
+    assert found["loss"].tolist() == pytest.approx([math.log(2)] * 16, abs=1e-5)
+
+
+def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Workers) -> None:
+    from sams.scheduling.rewards import sample_reward
+
+    task = SftTask(tiny.pairs(16, seed=1), 0, response="chosen_ids")
+    found, contexts = score(new_policy(), task, list(range(16)), workers, 8, contexts=True)
+    view = task.view(found, contexts, "concat")
+    assert sample_reward(view.margins, view.chosen_logps, 0.5).std() > 0.01
+    assert view.contexts is not None
+    assert view.contexts.shape == (16, 2, 64)

@@ -1,0 +1,271 @@
+"""Whole training jobs as torchrun starts them: distribution, resume, interruption, bad starts."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sams.config import Preference, Pretrain, Scheduler, Settings, Sft
+from sams.errors import UserError
+from sams.recipes import ExportRecipe, Job, PreferenceRecipe, PretrainRecipe, ReferenceRecipe, SftRecipe
+from sams.training import export, preference, pretrain_scheduler, reference, sft
+from tests import tiny
+from tests.conftest import ROOT
+
+TRAINING = {
+    "batch_size": 16,
+    "micro_batch_size": 4,
+    "learning_rate": 1e-3,
+    "checkpoint_every": 1,
+    "evaluations": 1,
+}
+
+
+def start(module: str, recipe: Settings, *, processes: int, strategy: str = "ddp", **paths: Path) -> Any:
+    """Start a training job as the workflow does."""
+    launch = {"device": "cpu", "strategy": strategy, "timeout_minutes": 2.0}
+    return subprocess.Popen(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(processes),
+            ),
+            *("-m", f"sams.training.{module}", "--recipe", recipe.model_dump_json()),
+            *(word for name, path in paths.items() for word in (f"--{name}", str(path))),
+        ],
+        env={**os.environ, "SAMS_JOB": Job.model_validate({"launch": launch}).model_dump_json()},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: Any, status: int = 0) -> str:
+    """Wait for a job; return what it printed."""
+    output: str = process.communicate(timeout=240)[0]
+    assert process.returncode == status, output
+    return output
+
+
+def here(module: Any, recipe: Settings, **paths: Path) -> None:
+    """Run a stage in this process, as one worker: the same function, without the cost of a launch."""
+    module.main(recipe=recipe.model_dump_json(), **paths)
+
+
+def preference_recipe(**overrides: Any) -> PreferenceRecipe:
+    training = Preference.model_validate(
+        TRAINING | {"max_steps": 4, "selector": "sams", "ratio": 0.5} | overrides
+    )
+    scheduler = Scheduler() if training.selector == "sams" else None
+    return PreferenceRecipe(
+        seed=0, method="test", model=tiny.settings(), training=training, scheduler=scheduler
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """SFT model, reference log-probs and pretrained scheduler, each made by its own stage."""
+    folder = tmp_path_factory.mktemp("prepared")
+    model = tiny.settings()
+    sft_recipe = SftRecipe(seed=0, model=model, training=Sft.model_validate(TRAINING))
+    here(sft, sft_recipe, tokens=tokens, out=folder / "sft", checkpoints=folder / "ck")
+    here(
+        export, ExportRecipe(model=model), tokens=tokens, trained=folder / "sft/trained", out=folder / "model"
+    )
+    inputs = {"tokens": tokens, "model": folder / "model"}
+    here(reference, ReferenceRecipe(model=model, micro_batch_size=16), **inputs, out=folder / "reference")
+    pretraining = Pretrain.model_validate(TRAINING)
+    pretrain = PretrainRecipe(seed=0, model=model, scheduler=Scheduler(), training=pretraining)
+    here(pretrain_scheduler, pretrain, **inputs, out=folder / "scheduler", checkpoints=folder / "ps")
+    return inputs | {"reference": folder / "reference", "scheduler": folder / "scheduler" / "weights"}
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    """Trained weights, gathered from their shards."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import FileSystemReader
+
+    metadata = FileSystemReader(out / "trained").read_metadata().state_dict_metadata
+    state: dict[str, Any] = {name: torch.empty(entry.size) for name, entry in metadata.items()}
+    dcp.load(state, checkpoint_id=out / "trained")
+    return state
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "train.jsonl").read_text().splitlines()]
+
+
+def run(
+    prepared: dict[str, Path], out: Path, *, processes: int = 1, strategy: str = "ddp", **overrides: Any
+) -> None:
+    """Train one method, in this process or under torchrun."""
+    recipe = preference_recipe(**overrides)
+    if processes == 1:
+        here(preference, recipe, **prepared, out=out, checkpoints=out / "c")
+    else:
+        paths = {**prepared, "out": out, "checkpoints": out / "c"}
+        finish(start("preference", recipe, processes=processes, strategy=strategy, **paths))
+
+
+@pytest.fixture(scope="module")
+def single(prepared: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in one process, to hold others against."""
+    out = tmp_path_factory.mktemp("single") / "out"
+    run(prepared, out)
+    return out
+
+
+def test_training_moves_the_policy_and_reports(prepared: dict[str, Path], single: Path) -> None:
+    before = load_file(prepared["model"] / "model.safetensors")
+    after = weights(single)
+    moved = [name for name, value in before.items() if not torch.equal(after[f"policy.model.{name}"], value)]
+    assert len(moved) == len(before)
+    lines = [json.loads(line) for line in (single / "train.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(line["grad_norm"] > 0 for line in lines)
+    assert lines[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert {"scheduler/batch_reward", "selected/flipped_share", "all/rewards/margins"} <= set(lines[1])
+    metrics = json.loads((single / "train_metrics.json").read_text())
+    assert metrics["pairs_seen"] == 64
+    assert metrics["pairs_trained"] == 32
+    assert 0 <= metrics["test_accuracy"] <= 100
+
+
+@pytest.mark.parametrize(("processes", "strategy"), [(2, "ddp"), (2, "fsdp2")])
+def test_two_processes_equal_one(
+    prepared: dict[str, Path], single: Path, tmp_path: Path, processes: int, strategy: str
+) -> None:
+    run(prepared, tmp_path / "out", processes=processes, strategy=strategy)
+    assert losses(tmp_path / "out") == pytest.approx(losses(single), abs=1e-5)
+    theirs = weights(single)
+    start_weights = load_file(prepared["model"] / "model.safetensors")
+    for name, value in weights(tmp_path / "out").items():
+        moved = (theirs[name] - start_weights[name.removeprefix("policy.model.")]).norm()
+        assert (value - theirs[name]).norm() <= 0.02 * moved, name
+
+
+@pytest.mark.slow
+def test_eight_processes_take_three_steps(prepared: dict[str, Path], tmp_path: Path) -> None:
+    """The launch of the paper's settings: 8 processes, 4 of the 32 selected pairs each."""
+    recipe = {"max_steps": 3, "batch_size": 64}
+    run(prepared, tmp_path / "eight", processes=8, **recipe)
+    run(prepared, tmp_path / "one", processes=1, **recipe)
+    assert losses(tmp_path / "eight") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+def wait_for_checkpoint(process: Any, out: Path) -> None:
+    """Return as soon as a job has written a checkpoint."""
+    deadline = time.monotonic() + 120
+    while not list(out.glob("c/*/step-*/COMPLETE")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_workers_end_with_torchrun_and_the_same_command_goes_on(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    # Long enough that the kill finds the run at work.
+    recipe, whole, out = preference_recipe(max_steps=None, epochs=30), tmp_path / "whole", tmp_path / "out"
+    process = start("preference", recipe, processes=2, **prepared, out=out, checkpoints=out / "c")
+    wait_for_checkpoint(process, out)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    process.kill()
+    # torchrun cannot end its workers any more: the kernel does, and the pipe they hold is closed.
+    process.communicate(timeout=20)
+    assert len(workers) >= 2
+    assert not (out / "trained").exists()
+
+    here(preference, recipe, **prepared, out=out, checkpoints=out / "c")
+    here(preference, recipe, **prepared, out=whole, checkpoints=whole / "c")
+    assert len(losses(out)) == len(losses(whole)) == 120
+    # Two processes before the kill, one after it: equal up to the order of sums.
+    assert losses(out)[:8] == pytest.approx(losses(whole)[:8], abs=1e-4)
+
+
+def test_a_run_that_is_killed_and_resumed_is_bitwise_the_undisturbed_run(
+    prepared: dict[str, Path], single: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "sams.training.preference",
+                "--recipe",
+                preference_recipe().model_dump_json(),
+            ),
+            *(word for name, path in prepared.items() for word in (f"--{name}", str(path))),
+            *("--out", out, "--checkpoints", out / "c"),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    wait_for_checkpoint(process, out)
+    process.kill()
+    process.communicate()
+    assert not (out / "train_metrics.json").exists()
+    here(preference, preference_recipe(), **prepared, out=out, checkpoints=out / "c")
+    resumed = weights(out)
+    for name, value in weights(single).items():
+        assert torch.equal(resumed[name], value), name
+    assert (out / "train.jsonl").read_text() == (single / "train.jsonl").read_text()
+
+
+def test_a_changed_setting_is_never_resumed(prepared: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stale = out / "c" / "0123456789abcdef" / "step-00000002"
+    stale.mkdir(parents=True)
+    (stale / "COMPLETE").write_text("{}")
+    run(prepared, out, max_steps=1, selector="random")
+    assert not stale.exists()
+    assert len(losses(out)) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_all_and_names_the_pair(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from sams.files import write_manifest
+
+    broken = tmp_path / "reference"
+    broken.mkdir()
+    for split in ("train", "test"):
+        table = parquet.read_table(prepared["reference"] / f"{split}.parquet").to_pydict()
+        table["chosen"] = [float("nan")] * len(table["id"])
+        parquet.write_table(pa.table(table), broken / f"{split}.parquet")
+    write_manifest(broken)
+    arguments: dict[str, Any] = {
+        **prepared,
+        "reference": broken,
+        "out": tmp_path / "o",
+        "checkpoints": tmp_path / "c",
+    }
+    output = finish(start("preference", preference_recipe(), processes=2, **arguments), status=1)
+    assert "error: step 1: the loss of 8 of 8 items is not finite: 0001" in output
+    assert not (tmp_path / "o" / "trained").exists()
+
+
+def test_a_reference_of_other_pairs_is_refused(prepared: dict[str, Path], tmp_path: Path) -> None:
+    other = tiny.write_tokens(tmp_path / "tokens", train=80)
+    with pytest.raises(
+        UserError, match=r"train.parquet: reference log-probs do not belong .*80 pairs, 64 cached"
+    ):
+        run({**prepared, "tokens": other}, tmp_path / "o")
