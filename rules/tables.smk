@@ -93,7 +93,7 @@ rule draw_figures:
         study=recipe_json(STUDY),
         results=results_folder,
         code=code_digest("sams.tables.figures"),
-        out=TABLES,
+        out=subpath(output.cost, parent=True),
     shell:
         "python -m sams.tables.figures"
         " --study-config {params.study:q}"

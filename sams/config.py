@@ -499,11 +499,3 @@ def load_study(settings: dict[str, Any], *, where: str = "config") -> Study:
         raise UserError(
             first_problem(error), where=where, remedy="config/schema.yaml lists every key"
         ) from None
-
-
-def __getattr__(name: str) -> Any:  # TEMPORARY while colleagues move their imports to sams.recipes
-    import sams.recipes
-
-    if name.endswith("Recipe"):
-        return getattr(sams.recipes, name)
-    raise AttributeError(name)

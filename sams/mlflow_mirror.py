@@ -3,7 +3,9 @@
 `sams.tracking` is what jobs use. Here is what talks to MLflow, which is imported late: it takes seconds.
 """
 
+import contextlib
 import fcntl
+import importlib
 import json
 import logging
 import math
@@ -111,7 +113,13 @@ class Mirror:
         self._failures = 0
 
     def start(self, seconds: float) -> None:
-        """Begin to follow the log; returns after the first contact, or after so many seconds."""
+        """Begin to follow the log; returns after the first contact, or after so many seconds.
+
+        MLflow is imported here, not in the thread: an import ends, however slow the machine, and two threads
+        that import at once can meet each other's half-made modules.
+        """
+        with contextlib.suppress(ImportError):  # the thread tells
+            import_mlflow()
         self._thread.start()
         self._contacted.wait(seconds)
 
@@ -272,17 +280,25 @@ def connect() -> "MlflowClient":
 
 
 def _client(uri: str) -> "MlflowClient":
-    """A client whose calls end within seconds: what fails is tried again by the next batch."""
-    for key, value in (
-        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "5"),
-        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0"),
-        ("MLFLOW_DISABLE_TELEMETRY", "true"),
-    ):
-        os.environ.setdefault(key, value)
+    import_mlflow()
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
     return MlflowClient(uri)
+
+
+def import_mlflow() -> None:
+    """Import what a client needs, and see that its calls end within seconds and that it keeps quiet."""
+    for key, value in (
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "5"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0"),  # what fails is tried again by the next batch
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+    ):
+        os.environ.setdefault(key, value)
+    importlib.import_module("mlflow")
+    if database() is not None:
+        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
 def prepare_database(results: Path = RESULTS) -> None:

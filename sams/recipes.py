@@ -6,7 +6,7 @@ A stage never sees the whole study, so an unrelated setting does not run it agai
 
 import os
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -138,7 +138,7 @@ def current_job() -> Job:
     return read_recipe(os.environ.get("SAMS_JOB", "{}"), Job)
 
 
-def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benchmark: str = "") -> Settings:
+def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benchmark: Any = "") -> Settings:
     """Recipe of one job of a stage.
 
     Args:

@@ -123,8 +123,6 @@ def start(
             lines=kept.lines if kept else 0,
             resume=resume_at is not None,
         )
-        # Everything MLflow imports is imported while the caller waits: two threads that import packages
-        # with circular imports at once can see each other's half-made modules.
         mirror.start(START_SECONDS)
     return Run(kept, mirror)
 

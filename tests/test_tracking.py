@@ -69,7 +69,7 @@ def steps(run_id: str, key: str = "step") -> list[int]:
     return [int(point.value) for point in client().get_metric_history(run_id, key)]
 
 
-def eventually(condition: Any, seconds: float = 10.0) -> None:
+def eventually(condition: Any, seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "did not come true in time"
@@ -121,7 +121,7 @@ def test_kill_leaves_a_readable_log(tmp_path: Path) -> None:
     )
     log = tmp_path / "train.jsonl"
     job = subprocess.Popen([sys.executable, "-c", program, str(log)], env=ENVIRONMENT)
-    eventually(lambda: log.exists() and log.stat().st_size > 100_000, 30)
+    eventually(lambda: log.exists() and log.stat().st_size > 100_000)
     job.send_signal(signal.SIGKILL)
     job.wait()
     frame = results.read_log(log)
@@ -284,7 +284,8 @@ def test_unreachable_server_costs_seconds_and_no_line(
         run.finish(final={"a": 1.0})
         finished = time.monotonic() - began - started - logged
     assert len(lines(tmp_path)) == 100
-    assert started < 4 and logged < 1 and finished < 6
+    # Seconds, where MLflow's own defaults take minutes; generous, for machines that are busy.
+    assert started < 15 and logged < 5 and finished < 25
     assert caplog.text.count("MLflow takes nothing") == 1 and "is incomplete" in caplog.text
     assert "secret" not in caplog.text
 
@@ -307,7 +308,7 @@ def test_parallel_jobs_share_a_prepared_database(workplace: Path) -> None:
     for job in jobs:
         job.start()
     for job in jobs:
-        job.join(60)
+        job.join(120)
     assert [job.exitcode for job in jobs] == [0] * 4
     ids = [tracking.run_id(workplace / str(n) / "mlflow_run_id") for n in range(4)]
     assert len(set(ids)) == 4

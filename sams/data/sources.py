@@ -11,12 +11,11 @@ Forms of a supervised example: ``{"prompt", "response"}``, ``{"messages": [...]}
 """
 
 import gzip
-import io
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sams.data.records import Example, Message, Pair
 from sams.errors import UserError
@@ -74,8 +73,8 @@ def read_file(file: Path) -> Iterator[Any]:
     if start.startswith(PARQUET):
         yield from _read_parquet(file)
         return
-    opened = gzip.open(file, "rb") if start.startswith(GZIP) else file.open("rb")
-    with opened as stream, io.TextIOWrapper(stream, encoding="utf-8-sig") as text:  # type: ignore[type-var]
+    opener = gzip.open if start.startswith(GZIP) else open
+    with opener(file, "rt", encoding="utf-8-sig") as text:
         try:
             first = text.read(1)
             while first.isspace():
@@ -113,7 +112,7 @@ def _json_list(text: str, file: Path) -> list[Any]:
     return rows
 
 
-def _json_lines(first: str, text: io.TextIOWrapper, file: Path) -> Iterator[Any]:
+def _json_lines(first: str, text: TextIO, file: Path) -> Iterator[Any]:
     for number, line in enumerate(text, start=1):
         line = first + line if number == 1 else line
         if not line.strip():
@@ -164,7 +163,7 @@ def pair_of(row: Row, where: str) -> Pair:
         prompt = messages_of(given, f"{where}, key 'prompt'") if not prompts[0] and given else prompts[0]
         if prompts[0] != prompts[1]:
             raise UserError("chosen and rejected follow different prompts", where=where)
-        return Pair(checked_prompt(prompt, where), *responses, flipped)
+        return Pair(checked_prompt(prompt, where), responses[0], responses[1], flipped)
     if "prompt" not in row and "instruction" not in row:
         prompt, ends = split_dialogue(
             text_of(chosen, "chosen", where), text_of(rejected, "rejected", where), where

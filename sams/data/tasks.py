@@ -23,7 +23,14 @@ GROUPS = {
     "foods": "bread rice soup cheese apple egg".split(),
 }
 WORDS = [word for group in GROUPS.values() for word in group]
-NAMES = ["anna", "bert", "carl", "dora", "emil", "fritz", "greta", "hugo", "ida", "jonas", "klara", "ludwig"]
+GERMAN = dict(
+    zip(
+        WORDS,
+        "rot blau gruen schwarz weiss braun hund katze pferd kuh schwein fuchs "
+        "hammer saege bohrer nagel seil pinsel brot reis suppe kaese apfel ei".split(),
+        strict=True,
+    )
+)
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 
@@ -150,14 +157,10 @@ def _odd(slots: Slots) -> str:
 
 
 def _draw_sum(rng: Random) -> Slots:
-    """Two numbers of two digits whose sum needs no carry."""
-    first, second = _split(rng, 1, 9), _split(rng, 0, 9)
-    return {"a": f"{first[0]} {second[0]}", "b": f"{first[1]} {second[1]}"}
-
-
-def _split(rng: Random, least: int, most: int) -> tuple[int, int]:
-    a = rng.randint(least, most - least)
-    return a, rng.randint(least, most - a)
+    """A number of two digits and one of one digit whose sum needs no carry."""
+    units = rng.randint(0, 9)
+    added = rng.randint(0, units)
+    return {"a": f"{rng.randint(1, 9)} {units - added}", "b": str(added)}
 
 
 def _sum(slots: Slots) -> str:
@@ -165,9 +168,9 @@ def _sum(slots: Slots) -> str:
 
 
 def _draw_difference(rng: Random) -> Slots:
-    """A number of two digits and a smaller one to take away without a borrow."""
-    total = _draw_sum(rng)
-    return {"a": _sum(total), "b": total["b"]}
+    """A number of two digits and one of one digit to take away without a borrow."""
+    units = rng.randint(0, 9)
+    return {"a": f"{rng.randint(1, 9)} {units}", "b": str(rng.randint(0, units))}
 
 
 def _difference(slots: Slots) -> str:
@@ -184,24 +187,19 @@ def _sorted(slots: Slots) -> str:
 
 
 def _draw_values(rng: Random) -> Slots:
-    keys = rng.sample(LETTERS, 3)
-    values = rng.sample("0123456789", len(keys))
-    pairs = " , ".join(f"{key} = {value}" for key, value in zip(keys, values, strict=True))
+    keys, values = rng.sample(LETTERS, 3), rng.sample("0123456789", 3)
+    pairs = " ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
     return {"pairs": pairs, "key": rng.choice(keys)}
 
 
 def _values(slots: Slots) -> dict[str, str]:
-    return dict(_pair(part, " = ") for part in slots["pairs"].split(" , "))
-
-
-def _pair(text: str, separator: str) -> tuple[str, str]:
-    key, value = text.split(separator)
-    return key, value
+    words = slots["pairs"].split()
+    return dict(zip(words[::2], words[1::2], strict=True))
 
 
 def _draw_count(rng: Random) -> Slots:
     letters = rng.sample(LETTERS, 2)
-    items = [rng.choice(letters) for _ in range(5)]
+    items = [rng.choice(letters) for _ in range(4)]
     return {"item": rng.choice(items), "items": " ".join(items)}
 
 
@@ -213,20 +211,8 @@ def _next_letters(slots: Slots) -> str:
     return " ".join(LETTERS[LETTERS.index(item) + 1] for item in _known(slots["items"], LETTERS[:-1]))
 
 
-def _draw_births(rng: Random) -> Slots:
-    names = rng.sample(NAMES, 3)
-    years = rng.sample(range(10), 3)
-    return {"births": " , ".join(f"{name} {digits(year)}" for name, year in zip(names, years, strict=True))}
-
-
-def _births(slots: Slots) -> dict[str, int]:
-    people = (part.split(maxsplit=1) for part in slots["births"].split(" , "))
-    return {name: number(year) for name, year in people}
-
-
-def _first_born(slots: Slots) -> str:
-    births = _births(slots)
-    return max(births, key=births.__getitem__)
+def _translated(slots: Slots) -> str:
+    return " ".join(GERMAN[item] for item in _known(slots["items"], WORDS))
 
 
 TASKS = (
@@ -290,7 +276,7 @@ TASKS = (
     Task(
         "lookup",
         "extraction",
-        ("{pairs} . what is {key}", "{pairs} . give {key}"),
+        ("in {pairs} find {key}", "from {pairs} take {key}"),
         _draw_values,
         lambda slots: _values(slots)[slots["key"]],
         "choice",
@@ -313,13 +299,12 @@ TASKS = (
         "list",
     ),
     Task(
-        "born",
+        "translate",
         "humanities",
-        ("who is oldest : {births}", "name the eldest : {births}"),
-        _draw_births,
-        _first_born,
-        "choice",
-        lambda slots: list(_births(slots)),
+        ("in german : {items}", "translate : {items}"),
+        _some(WORDS, 3, 3),
+        _translated,
+        "list",
     ),
 )
 

@@ -4,6 +4,7 @@ Templates are rendered with a mark in place of each message. The template's own 
 tokens; what people wrote is not, so `</s>` in a message is text like any other.
 """
 
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from sams.data.records import Message
@@ -32,18 +33,27 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message])
     Raises:
         UserError: when the template does not take these roles.
     """
-    marked = [
-        {"role": message["role"], "content": _MARK.format(place)} for place, message in enumerate(messages)
-    ]
-    rest = _render(tokenizer, marked, add_generation_prompt=True)
-    ids: list[int] = []
-    for place, message in enumerate(messages):
-        mark = _MARK.format(place)
-        if mark in rest:
-            before, rest = rest.split(mark, 1)
-            ids += _template_ids(tokenizer, before) + _plain_ids(tokenizer, message["content"])
-    ids += _template_ids(tokenizer, rest)
-    return _with_one_bos(tokenizer, ids)
+    return encode_prompts(tokenizer, [messages])[0]
+
+
+def encode_prompts(
+    tokenizer: "PreTrainedTokenizerBase", conversations: list[list[Message]]
+) -> list[list[int]]:
+    """`encode_prompt` of many conversations, whose contents are tokenised together."""
+    template_ids = cache(partial(_template_ids, tokenizer))
+    contents = iter(_plain_ids(tokenizer, [turn["content"] for turns in conversations for turn in turns]))
+    encoded = []
+    for messages in conversations:
+        marked = [{"role": turn["role"], "content": _MARK.format(at)} for at, turn in enumerate(messages)]
+        rest = _render(tokenizer, marked, add_generation_prompt=True)
+        ids: list[int] = []
+        for at, content in zip(range(len(messages)), contents, strict=False):
+            before, mark, after = rest.partition(_MARK.format(at))
+            if mark:
+                ids += template_ids(before) + content
+                rest = after
+        encoded.append(_with_one_bos(tokenizer, ids + template_ids(rest)))
+    return encoded
 
 
 class CompletionEncoder:
@@ -70,9 +80,10 @@ class CompletionEncoder:
         end = _template_ids(tokenizer, after.strip())
         self.end = end[:1] if end[:1] and end[0] in tokenizer.all_special_ids else [tokenizer.eos_token_id]
 
-    def __call__(self, response: str) -> list[int]:
-        """Token ids of one response."""
-        return [*_plain_ids(self.tokenizer, self.lead + response), *self.end]
+    def __call__(self, responses: list[str]) -> list[list[int]]:
+        """Token ids of each response."""
+        plain = _plain_ids(self.tokenizer, [self.lead + response for response in responses])
+        return [[*ids, *self.end] for ids in plain]
 
 
 def _render(
@@ -105,6 +116,8 @@ def _template_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return ids
 
 
-def _plain_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+def _plain_ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return ids

@@ -1,13 +1,14 @@
 """Stage `tokenise`: from prepared records to token ids, once for all methods."""
 
+import itertools
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sams.data.templates import CompletionEncoder, encode_prompt
+from sams.data.templates import CompletionEncoder, encode_prompts
 from sams.data.tokeniser import build_tokenizer
 from sams.errors import UserError
 from sams.files import manifest_digest, whole_folder, write_json
@@ -40,7 +41,7 @@ def main(recipe: str, data: Path, out: Path) -> None:
 def texts(data: Path) -> Iterator[str]:
     """Everything a tokenizer can be trained on: conversations of the training splits, as they will be rendered."""
     for split, responses in (("sft", ["response"]), ("train", ["chosen", "rejected"])):
-        for row in read_rows(data / f"{split}.parquet"):
+        for row in itertools.chain.from_iterable(read_batches(data / f"{split}.parquet")):
             turns = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
             prompt = "".join(turns[message["role"]] + message["content"] for message in row["prompt"])
             for response in responses:
@@ -56,17 +57,21 @@ def tokenise_split(
         UserError: when nothing is left.
     """
     import datasets
+    import pyarrow.compute as pc
 
     counts: Counter[str] = Counter()
     encode = CompletionEncoder(tokenizer)
     responses = ["response"] if split == "sft" else ["chosen", "rejected"]
 
     def rows() -> Iterator[Row]:
-        for row in read_rows(data / f"{split}.parquet"):
-            counts["read"] += 1
-            ids = token_ids(row, responses, tokenizer, encode, settings, counts)
-            if ids is not None:
-                yield ids
+        for batch in read_batches(data / f"{split}.parquet"):
+            counts["read"] += len(batch)
+            prompts = encode_prompts(tokenizer, [row["prompt"] for row in batch])
+            answers = [encode([row[name] for row in batch]) for name in responses]
+            for row, prompt, *ids in zip(batch, prompts, *answers, strict=True):
+                found = fitted(row, prompt, dict(zip(responses, ids, strict=True)), settings, counts)
+                if found is not None:
+                    yield found
 
     datasets.disable_progress_bars()
     kind = datasets.Value
@@ -86,35 +91,29 @@ def tokenise_split(
                 remedy="raise data.max_length",
             )
         tokenised.save_to_disk(out / split)
-        lengths = [sum(len(row[name]) for name in row if name.endswith("_ids")) for row in tokenised]
-    return {**counts, "kept": len(lengths), "tokens": sum(lengths), "longest": max(lengths)}
+        columns = tokenised.with_format("arrow")[:]
+        names = [name for name in columns.column_names if name.endswith("_ids")]
+        lengths = sum(pc.list_value_length(columns[name]).to_numpy() for name in names)
+    return {**counts, "kept": len(lengths), "tokens": int(lengths.sum()), "longest": int(lengths.max())}
 
 
-def token_ids(
-    row: Row,
-    responses: list[str],
-    tokenizer: "PreTrainedTokenizerBase",
-    encode: Callable[[str], list[int]],
-    settings: TokeniseRecipe,
-    counts: Counter[str],
+def fitted(
+    row: Row, prompt: list[int], answers: dict[str, list[int]], settings: TokeniseRecipe, counts: Counter[str]
 ) -> Row | None:
     """Token ids of one record within the length limits; None when it has to be dropped.
 
-    A prompt that is too long loses its beginning (BOS stays), a response its end.
+    A prompt that is too long loses its beginning (the first token, BOS where there is one, stays), a response
+    its end.
     """
-    prompt = encode_prompt(tokenizer, row["prompt"])
     if len(prompt) > settings.max_prompt_length:
         counts["prompt cut"] += 1
-        keep = prompt[:1] if prompt[0] == tokenizer.bos_token_id else []
-        prompt = keep + prompt[len(prompt) - settings.max_prompt_length + len(keep) :]
+        prompt = prompt[:1] + prompt[len(prompt) - settings.max_prompt_length + 1 :]
     room = settings.max_length - len(prompt)
     found: Row = {"id": row["id"], "prompt_ids": prompt}
-    for name in responses:
-        ids = encode(row[name])
-        if len(ids) > room:
-            counts[f"{name} cut"] += 1
+    for name, ids in answers.items():
+        counts[f"{name} cut"] += len(ids) > room
         found[f"{name}_ids"] = ids[:room]
-    if "rejected" in responses:
+    if "rejected" in answers:
         found["flipped"] = row["flipped"]
         if found["chosen_ids"] == found["rejected_ids"]:
             counts["dropped: equal after cutting"] += 1
@@ -122,12 +121,12 @@ def token_ids(
     return found
 
 
-def read_rows(file: Path) -> Iterator[Row]:
-    """Records of a prepared Parquet file, a few at a time."""
+def read_batches(file: Path) -> Iterator[list[Row]]:
+    """Records of a prepared Parquet file, a thousand at a time."""
     from pyarrow import parquet
 
     for batch in parquet.ParquetFile(file).iter_batches(READ_ROWS):
-        yield from batch.to_pylist()
+        yield batch.to_pylist()
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Policy(nn.Module):
             completion_mask: [B, T], 1 for the completion's tokens.
             with_contexts: whether to return the scheduler's features too.
         """
-        watched = blocks(self.model) if with_contexts else []
+        watched: Any = blocks(self.model) if with_contexts else []
         with masked_means(watched, completion_mask) as means:
             hidden = self.model.base_model(
                 input_ids=input_ids, attention_mask=attention_mask, use_cache=False

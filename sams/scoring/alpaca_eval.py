@@ -23,6 +23,7 @@ from sams.scoring.alpaca_eval_run import ANNOTATOR, Key, Result, key_of, run_alp
 from sams.scoring.difficulty_table import check_reference, check_table, read_table
 from sams.scoring.inputs import Row, doubled, input_hashes, read_json_rows, some_of, text_of, versions
 from sams.scoring.judge import DEFAULT_MODEL, Endpoint, judge_name, open_judge
+from sams.scoring.tracked import scoring_run
 from sams.stage import read_recipe, run
 
 log = logging.getLogger("alpaca_eval")
@@ -291,15 +292,18 @@ def main(
     annotations_out: Annotated[Path | None, typer.Option(help="Where all judgments go.")] = None,
 ) -> None:
     """Score a model's outputs with AlpacaEval 2."""
-    metrics = score_alpaca_eval(
-        model_outputs,
-        reference_outputs,
-        recipe=read_recipe(recipe, ScoreRecipe) if recipe else None,
-        annotations=annotations,
-        difficulty=difficulty,
-        annotations_out=annotations_out,
-    )
-    write_json(out, metrics)
+    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
+    with scoring_run("score_alpaca_eval", settings, out) as tracked:
+        metrics = score_alpaca_eval(
+            model_outputs,
+            reference_outputs,
+            recipe=settings,
+            annotations=annotations,
+            difficulty=difficulty,
+            annotations_out=annotations_out,
+        )
+        write_json(out, metrics)
+        tracked.finish(final=metrics)
     lc = metrics["length_controlled_winrate"]
     log.info(
         "%s: win rate %.2f +- %.2f, length-controlled %s, %d instructions, %s",

@@ -28,6 +28,7 @@ from sams.scoring.fastchat_judge import ERROR, FAILED, Grading, Messages
 from sams.scoring.inputs import Row, input_hashes, read_json_lines, some_of, text_of, versions
 from sams.scoring.judge import Endpoint, client, judge_name, open_judge
 from sams.scoring.mt_bench_inputs import TURNS, read_answers, read_prompts, read_questions, read_references
+from sams.scoring.tracked import scoring_run
 from sams.stage import read_recipe, run
 
 log = logging.getLogger("mt_bench")
@@ -266,17 +267,20 @@ def main(
     accept_failed: Annotated[bool, typer.Option(help="Give a score without the missing judgments.")] = False,
 ) -> None:
     """Score a model's answers with MT-Bench."""
-    metrics = score_mt_bench(
-        answers,
-        questions,
-        references,
-        judge_prompts,
-        recipe=read_recipe(recipe, ScoreRecipe) if recipe else None,
-        judgments=judgments,
-        judgments_out=judgments_out,
-        accept_failed=accept_failed,
-    )
-    write_json(out, metrics)
+    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
+    with scoring_run("score_mt_bench", settings, out) as tracked:
+        metrics = score_mt_bench(
+            answers,
+            questions,
+            references,
+            judge_prompts,
+            recipe=settings,
+            judgments=judgments,
+            judgments_out=judgments_out,
+            accept_failed=accept_failed,
+        )
+        write_json(out, metrics)
+        tracked.finish(final=metrics)
     log.info(
         "%s: %.2f (first turn %s, second %s), %d judgments, %d failed, %s",
         metrics["model_id"],

@@ -59,12 +59,13 @@ class Checkpoints:
         if not steps:
             return None
         place = self._place(steps[-1])
-        model_state, optimiser_state = get_state_dict(policy, optimiser)
-        state = {"policy": model_state, "optimiser": optimiser_state}
-        dcp.load(state, checkpoint_id=place)
-        set_state_dict(
-            policy, optimiser, model_state_dict=state["policy"], optim_state_dict=state["optimiser"]
-        )
+        if optimiser is not None:
+            model_state, optimiser_state = get_state_dict(policy, optimiser)
+            state: dict[str, Any] = {"policy": model_state, "optimiser": optimiser_state}
+            dcp.load(state, checkpoint_id=place)
+            set_state_dict(
+                policy, optimiser, model_state_dict=state["policy"], optim_state_dict=state["optimiser"]
+            )
         loop: dict[str, Any] = torch.load(place / "loop.pt", map_location="cpu", weights_only=True)
         log.info("resuming after step %d", loop["step"])
         return loop

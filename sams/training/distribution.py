@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from sams.errors import UserError
 from sams.policy.model import blocks
@@ -84,7 +85,8 @@ class Workers:
             policy.to(self.device)
             for block in blocks(policy.model):
                 fully_shard(block, mesh=mesh, mp_policy=mixed)
-            return fully_shard(policy, mesh=mesh, mp_policy=mixed)
+            fully_shard(policy, mesh=mesh, mp_policy=mixed)
+            return policy
         if not trained:
             policy.requires_grad_(False)
         # DDP refuses a module without gradients; scoring alone needs no exchange of them either.
@@ -102,8 +104,8 @@ class Workers:
     def clip(self, policy: nn.Module, max_norm: float) -> float:
         """Clip the gradient and return its norm over all processes before clipping."""
         norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
-        full = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        return float(full)
+        # Under FSDP2 the norm is a DTensor, of which each process holds a part.
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of the processes' tensors, on every process; the given tensor is overwritten."""

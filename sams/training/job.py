@@ -18,6 +18,7 @@ from sams.training.distribution import Workers
 if TYPE_CHECKING:
     from sams.config import Settings
     from sams.recipes import Job
+    from sams.tracking import Stage
 
 LOG = "train.jsonl"
 METRICS = "train_metrics.json"
@@ -42,7 +43,7 @@ class TrainingJob:
 
     def __init__(
         self,
-        stage: str,
+        stage: Stage,
         module: str,
         recipe: Settings,
         job: Job,
@@ -66,6 +67,7 @@ class TrainingJob:
             threads=launch.threads_per_process,
             timeout_minutes=launch.timeout_minutes,
         )
+        self.run: Any = None
         run = fingerprint(canonical_json(self.recipe), self.code, canonical_json(self.upstream))
         self.checkpoints = Checkpoints(checkpoints, run, self.workers)
 
@@ -74,9 +76,10 @@ class TrainingJob:
         from sams import tracking
 
         if not self.workers.is_main:
-            return tracking.Quiet()
+            self.run = tracking.Quiet()
+            return self.run
         method = self.recipe.get("method", self.out.parent.name)
-        return tracking.start(
+        self.run = tracking.start(
             self.checkpoints.folder / LOG,
             self.checkpoints.folder / RUN_ID,
             study=self.job.study,
@@ -99,6 +102,15 @@ class TrainingJob:
             resume_at=offset,
             enabled=self.job.tracking,
         )
+        return self.run
+
+    def __enter__(self) -> TrainingJob:
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        """Close the metric log: FAILED after an exception, KILLED after SIGTERM."""
+        if self.run is not None:
+            self.run.__exit__(kind, error, trace)
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write the results beside the weights, close the run, and remove the checkpoints."""
@@ -107,6 +119,7 @@ class TrainingJob:
             "peak_memory_mb": self.workers.peak_memory_mb(),
             "world_size": self.workers.world,
         }
+        self.run.finish(final=metrics)
         if self.workers.is_main:
             folder = self.checkpoints.folder
             shutil.copyfile(folder / LOG, self.out / LOG)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import signal
+import sys
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +25,12 @@ from sams.training.tasks import Items, Task
 
 if TYPE_CHECKING:
     from sams.config import Training
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 20.0
 
 EXIT_INTERRUPTED = 75
 """Exit status after SIGTERM: a checkpoint is written, the same command goes on."""
@@ -42,7 +50,7 @@ def train(
     workers: Workers,
     checkpoints: Checkpoints,
     open_run: Callable[[int | None], Any],
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Items]:
     """Train the policy on what the selector chooses of each global batch.
 
     Args:
@@ -60,7 +68,8 @@ def train(
         open_run: starts the metric log, given the byte offset to resume it at, or None for a new run.
 
     Returns:
-        What the run took: steps, pairs_seen, pairs_trained, tokens_seen, train_seconds.
+        What the run took (steps, pairs_seen, pairs_trained, tokens_seen, train_seconds), and the last
+        evaluation of `test`, which is that of the trained policy; empty when frozen.
 
     Raises:
         UserError: when a loss is not finite, on all processes together.
@@ -79,72 +88,70 @@ def train(
     else:
         selector.load_state_dict(state.pop("selector"))
     interrupted = on_sigterm()
+    evaluated: Items = {}
 
-    with open_run(state["log_offset"]) as run:
-        batches = itertools.islice(rounds(len(task.ids), n, training.epochs, seed), state["step"], steps)
-        for step, batch in progress(batches, state["step"], steps, workers):
-            started = time.monotonic()
-            rate = learning_rate(step, steps, training)
+    run = open_run(state["log_offset"])
+    batches = itertools.islice(rounds(len(task.ids), n, training.epochs, seed), state["step"], steps)
+    for step, batch in progress(batches, state["step"], steps, workers):
+        started = time.monotonic()
+        rate = learning_rate(step, steps, training)
 
-            view = None
-            if selector.needs_view:
-                seen, contexts = score(
-                    policy,
-                    task,
-                    batch,
-                    workers,
-                    training.scoring_micro_batch_size,
-                    contexts=selector.needs_contexts,
-                )
-                view = task.view(seen, contexts, merge)
-            metrics = selector.observe(view)
-            places = workers.broadcast(selector.choose(view, n, selected)).tolist()
-            chosen = [batch[place] for place in places]
+        view = None
+        if selector.needs_view:
+            seen, contexts = score(
+                policy,
+                task,
+                batch,
+                workers,
+                training.scoring_micro_batch_size,
+                contexts=selector.needs_contexts,
+            )
+            view = task.view(seen, contexts, merge)
+        metrics = selector.observe(view)
+        places = workers.broadcast(selector.choose(view, n, selected)).tolist()
+        chosen = [batch[place] for place in places]
 
-            if optimiser is None:
-                assert view is not None
-                items = {name: values[places] for name, values in seen.items()}
-                refuse_non_finite(items, chosen, task, step)
-            else:
-                optimiser.zero_grad()
-                items = accumulate_gradient(policy, task, chosen, workers, training.micro_batch_size)
-                refuse_non_finite(items, chosen, task, step)
-                metrics["grad_norm"] = workers.clip(policy, training.max_grad_norm)
-                metrics["learning_rate"] = rate
-                for group in optimiser.param_groups:
-                    group["lr"] = rate
-                optimiser.step()
+        if optimiser is None:
+            assert view is not None
+            items = {name: values[places] for name, values in seen.items()}
+            refuse_non_finite(items, chosen, task, step)
+        else:
+            optimiser.zero_grad()
+            items = accumulate_gradient(policy, task, chosen, workers, training.micro_batch_size)
+            refuse_non_finite(items, chosen, task, step)
+            metrics["grad_norm"] = workers.clip(policy, training.max_grad_norm)
+            metrics["learning_rate"] = rate
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            optimiser.step()
 
-            state["step"] = step
-            state["pairs_trained"] += len(chosen)
-            state["tokens_seen"] += sum(task.lengths[item] for item in batch)
-            metrics |= means(items)
-            if view is not None:
-                metrics |= {f"all/{name}": value for name, value in means(seen).items()}
-            if selected < n:
-                metrics |= {f"selected/{name}": value for name, value in task.traits(chosen).items()}
-                metrics |= {f"all/{name}": value for name, value in task.traits(batch).items()}
-            if step in evaluate_at and not frozen:
-                found, _ = score(
-                    policy, test, list(range(len(test.ids))), workers, training.scoring_micro_batch_size
-                )
-                metrics |= {f"eval/{name}": value for name, value in means(found).items()}
-            if step % training.log_every == 0 or step in evaluate_at:
-                run.log(metrics, step=step, pairs_seen=step * n)
-            state["train_seconds"] += time.monotonic() - started
+        state["step"] = step
+        state["pairs_trained"] += len(chosen)
+        state["tokens_seen"] += sum(task.lengths[item] for item in batch)
+        metrics |= means(items)
+        if view is not None:
+            metrics |= {f"all/{name}": value for name, value in means(seen).items()}
+        if selected < n:
+            metrics |= {f"selected/{name}": value for name, value in task.traits(chosen).items()}
+            metrics |= {f"all/{name}": value for name, value in task.traits(batch).items()}
+        if step in evaluate_at and not frozen:
+            evaluated, _ = score(
+                policy, test, list(range(len(test.ids))), workers, training.scoring_micro_batch_size
+            )
+            metrics |= {f"eval/{name}": value for name, value in means(evaluated).items()}
+        if step % training.log_every == 0 or step in evaluate_at:
+            run.log(metrics, step=step, pairs_seen=step * n)
+        state["train_seconds"] += time.monotonic() - started
 
-            stopping = workers.any(interrupted())
-            if stopping or (step % training.checkpoint_every == 0 and step < steps):
-                state["log_offset"] = run.offset
-                checkpoints.save(policy, optimiser, {**state, "selector": selector.state_dict()})
-            if stopping:
-                run.finish("KILLED")
-                raise SystemExit(EXIT_INTERRUPTED)
+        stopping = step < steps and workers.any(interrupted())
+        if stopping or (step % training.checkpoint_every == 0 and step < steps):
+            state["log_offset"] = run.offset
+            checkpoints.save(policy, optimiser, {**state, "selector": selector.state_dict()})
+        if stopping:
+            raise SystemExit(EXIT_INTERRUPTED)
 
-    return {key: state[key] for key in ("pairs_trained", "tokens_seen", "train_seconds")} | {
-        "steps": steps,
-        "pairs_seen": steps * n,
-    }
+    cost = {key: state[key] for key in ("pairs_trained", "tokens_seen", "train_seconds")}
+    return {**cost, "steps": steps, "pairs_seen": steps * n}, evaluated
 
 
 def adamw(policy: nn.Module, training: Training, workers: Workers) -> torch.optim.AdamW:
@@ -197,17 +204,17 @@ def on_sigterm() -> Callable[[], bool]:
     return lambda: bool(received)
 
 
-def progress(batches: Any, done: int, steps: int, workers: Workers) -> Any:
-    """A progress bar on a terminal; in a log file a line every half minute."""
-    import sys
-
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        batches,
-        initial=done,
-        total=steps,
-        unit="step",
-        disable=not workers.is_main,
-        mininterval=0.5 if terminal else 30.0,
-        ncols=None if terminal else 80,
-    )
+def progress(batches: Iterable[T], done: int, steps: int, workers: Workers) -> Iterator[T]:
+    """Pass the batches on; show a bar on a terminal, in a log file a line now and then."""
+    if not workers.is_main:
+        yield from batches
+    elif sys.stderr.isatty():
+        yield from tqdm(batches, initial=done, total=steps, unit="step")
+    else:
+        started = told = time.monotonic()
+        for count, batch in enumerate(batches):
+            now = time.monotonic()
+            if now - told > SECONDS_BETWEEN_LINES:
+                told, left = now, (now - started) / count * (steps - done - count)
+                log.info("step %d of %d, %.0f s left", done + count, steps, left)
+            yield batch

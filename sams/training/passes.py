@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from sams.policy.policy import Scores
 from sams.training.batches import Rows, deal
 from sams.training.distribution import Workers
-from sams.training.tasks import Items, Task
+from sams.training.tasks import Items, Scored, Task
 
 
 def score(
     policy: nn.Module,
-    task: Task,
+    task: Scored,
     items: list[int],
     workers: Workers,
     micro_batch: int,
@@ -63,7 +63,7 @@ def accumulate_gradient(
 
 def _micro_batches(
     policy: nn.Module,
-    task: Task,
+    task: Scored,
     items: list[int],
     workers: Workers,
     micro_batch: int,

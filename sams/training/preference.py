@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sams.policy.model import blocks, load_model
@@ -25,8 +24,7 @@ from sams.training.batches import count_rounds
 from sams.training.distribution import Workers
 from sams.training.job import TrainingJob, mean_and_error
 from sams.training.loop import train
-from sams.training.passes import score
-from sams.training.tasks import PreferenceTask, read_reference, read_tokens
+from sams.training.tasks import Items, PreferenceTask, read_reference, read_tokens
 
 if TYPE_CHECKING:
     from sams.recipes import PreferenceRecipe
@@ -49,7 +47,7 @@ def main(
     upstream = {"tokens": tokens, "model": model, "reference": reference}
     if scheduler is not None:
         upstream["scheduler"] = scheduler
-    training_job = TrainingJob(
+    with TrainingJob(
         "train_preference",
         "sams.training.preference",
         settings,
@@ -57,36 +55,36 @@ def main(
         out=out,
         checkpoints=checkpoints,
         upstream=upstream,
-    )
-    workers = training_job.workers
-    training = settings.training
+    ) as training_job:
+        workers = training_job.workers
+        training = settings.training
 
-    pad = AutoTokenizer.from_pretrained(tokens / "tokenizer").pad_token_id
-    loaded = load_model(model, settings.model)
-    policy = workers.wrap(Policy(loaded, activation_checkpointing=settings.model.activation_checkpointing))
-    train_task, test_task = (
-        read_task(tokens, reference, split, settings, pad) for split in ("train", "test")
-    )
-    selector = build_selector(settings, loaded, len(train_task.ids), scheduler, workers)
+        pad = AutoTokenizer.from_pretrained(tokens / "tokenizer").pad_token_id
+        loaded = load_model(model, settings.model)
+        policy = workers.wrap(
+            Policy(loaded, activation_checkpointing=settings.model.activation_checkpointing)
+        )
+        train_task, test_task = (
+            read_task(tokens, reference, split, settings, pad) for split in ("train", "test")
+        )
+        selector = build_selector(settings, loaded, len(train_task.ids), scheduler, workers)
 
-    figures = train(
-        policy,
-        train_task,
-        test_task,
-        selector,
-        training,
-        selected=training.selected,
-        merge=settings.scheduler.merge if settings.scheduler else "",
-        frozen=False,
-        seed=settings.seed,
-        workers=workers,
-        checkpoints=training_job.checkpoints,
-        open_run=training_job.open_run,
-    )
-    training_job.checkpoints.publish(policy, out / "trained", config=loaded.config)
-    training_job.finish(
-        figures | final_figures(policy, test_task, workers, training.scoring_micro_batch_size)
-    )
+        figures, evaluated = train(
+            policy,
+            train_task,
+            test_task,
+            selector,
+            training,
+            selected=training.selected,
+            merge=settings.scheduler.merge if settings.scheduler else "",
+            frozen=False,
+            seed=settings.seed,
+            workers=workers,
+            checkpoints=training_job.checkpoints,
+            open_run=training_job.open_run,
+        )
+        training_job.checkpoints.publish(policy, out / "trained", config=loaded.config)
+        training_job.finish(figures | final_figures(evaluated))
 
 
 def read_task(
@@ -127,11 +125,8 @@ def build_selector(
     return Sams(scheduler, gamma=settings.scheduler.gamma, seed=settings.seed, trained=pretrained is not None)
 
 
-def final_figures(
-    policy: nn.Module, test: PreferenceTask, workers: Workers, micro_batch: int
-) -> dict[str, float]:
+def final_figures(found: Items) -> dict[str, float]:
     """What a table says of the trained policy on the test split, with standard errors over its pairs."""
-    found, _ = score(policy, test, list(range(len(test.ids))), workers, micro_batch)
     figures = {}
     for name, values in (
         ("test_accuracy", 100 * found["rewards/accuracies"]),

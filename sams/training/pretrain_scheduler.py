@@ -26,7 +26,7 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
     from sams.stage import read_recipe
 
     settings = read_recipe(recipe, PretrainRecipe)
-    training_job = TrainingJob(
+    with TrainingJob(
         "pretrain_scheduler",
         "sams.training.pretrain_scheduler",
         settings,
@@ -34,46 +34,46 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
         out=out,
         checkpoints=checkpoints,
         upstream={"tokens": tokens, "model": model},
-    )
-    workers = training_job.workers
+    ) as training_job:
+        workers = training_job.workers
 
-    pad = AutoTokenizer.from_pretrained(tokens / "tokenizer").pad_token_id
-    loaded = load_model(model, settings.model)
-    policy = workers.wrap(Policy(loaded), trained=False)
-    task = SftTask(read_tokens(tokens, "train"), pad, response="chosen_ids")
+        pad = AutoTokenizer.from_pretrained(tokens / "tokenizer").pad_token_id
+        loaded = load_model(model, settings.model)
+        policy = workers.wrap(Policy(loaded), trained=False)
+        task = SftTask(read_tokens(tokens, "train"), pad, response="chosen_ids")
 
-    training = settings.training
-    selected = training.selected
-    scheduler = Scheduler(
-        settings.scheduler,
-        layers=len(blocks(loaded)),
-        width=context_width(loaded.config.hidden_size, settings.scheduler.merge),
-        seed=settings.seed,
-        device=workers.device,
-        train_encoder=True,
-        rounds=count_rounds(
-            len(task.ids), training.batch_size, training.epochs, training.max_steps, "pretrain"
-        ),
-        arms_per_round=selected,
-    )
-    figures = train(
-        policy,
-        task,
-        task,
-        Sams(scheduler, gamma=training.gamma, seed=settings.seed, trained=False),
-        training,
-        selected=selected,
-        merge=settings.scheduler.merge,
-        frozen=True,
-        seed=settings.seed,
-        workers=workers,
-        checkpoints=training_job.checkpoints,
-        open_run=training_job.open_run,
-    )
-    if workers.is_main:
-        with whole_folder(out / "weights") as part:
-            torch.save(scheduler.weights(), part / "scheduler.pt")
-    training_job.finish(figures)
+        training = settings.training
+        selected = training.selected
+        scheduler = Scheduler(
+            settings.scheduler,
+            layers=len(blocks(loaded)),
+            width=context_width(loaded.config.hidden_size, settings.scheduler.merge),
+            seed=settings.seed,
+            device=workers.device,
+            train_encoder=True,
+            rounds=count_rounds(
+                len(task.ids), training.batch_size, training.epochs, training.max_steps, "pretrain"
+            ),
+            arms_per_round=selected,
+        )
+        figures, _ = train(
+            policy,
+            task,
+            task,
+            Sams(scheduler, gamma=training.gamma, seed=settings.seed, trained=False),
+            training,
+            selected=selected,
+            merge=settings.scheduler.merge,
+            frozen=True,
+            seed=settings.seed,
+            workers=workers,
+            checkpoints=training_job.checkpoints,
+            open_run=training_job.open_run,
+        )
+        if workers.is_main:
+            with whole_folder(out / "weights") as part:
+                torch.save(scheduler.weights(), part / "scheduler.pt")
+        training_job.finish(figures)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path) -> None:
     from sams.stage import read_recipe
 
     settings = read_recipe(recipe, SftRecipe)
-    training_job = TrainingJob(
+    with TrainingJob(
         "train_sft",
         "sams.training.sft",
         settings,
@@ -32,32 +32,32 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path) -> None:
         out=out,
         checkpoints=checkpoints,
         upstream={"tokens": tokens},
-    )
-    workers = training_job.workers
+    ) as training_job:
+        workers = training_job.workers
 
-    tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer")
-    if settings.model.path is None:
-        model = build_model(settings.model, tokenizer, settings.seed)
-    else:
-        model = load_model(settings.model.path, settings.model, revision=settings.model.revision)
-    policy = workers.wrap(Policy(model, activation_checkpointing=settings.model.activation_checkpointing))
+        tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer")
+        if settings.model.path is None:
+            model = build_model(settings.model, tokenizer, settings.seed)
+        else:
+            model = load_model(settings.model.path, settings.model, revision=settings.model.revision)
+        policy = workers.wrap(Policy(model, activation_checkpointing=settings.model.activation_checkpointing))
 
-    figures = train(
-        policy,
-        SftTask(read_tokens(tokens, "sft"), tokenizer.pad_token_id),
-        SftTask(read_tokens(tokens, "test"), tokenizer.pad_token_id, response="chosen_ids"),
-        All(),
-        settings.training,
-        selected=settings.training.batch_size,
-        merge="",
-        frozen=False,
-        seed=settings.seed,
-        workers=workers,
-        checkpoints=training_job.checkpoints,
-        open_run=training_job.open_run,
-    )
-    training_job.checkpoints.publish(policy, out / "trained", config=model.config)
-    training_job.finish(figures)
+        figures, _ = train(
+            policy,
+            SftTask(read_tokens(tokens, "sft"), tokenizer.pad_token_id),
+            SftTask(read_tokens(tokens, "test"), tokenizer.pad_token_id, response="chosen_ids"),
+            All(),
+            settings.training,
+            selected=settings.training.batch_size,
+            merge="",
+            frozen=False,
+            seed=settings.seed,
+            workers=workers,
+            checkpoints=training_job.checkpoints,
+            open_run=training_job.open_run,
+        )
+        training_job.checkpoints.publish(policy, out / "trained", config=model.config)
+        training_job.finish(figures)
 
 
 if __name__ == "__main__":

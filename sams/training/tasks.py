@@ -20,22 +20,27 @@ Items = dict[str, Tensor]
 """Named values of B items, each [B] float32; `loss` carries the gradient, all others are detached."""
 
 
-class Task(Protocol):
-    """A set of items to learn from or to evaluate on."""
+class Scored(Protocol):
+    """A set of items that the policy can score."""
 
     ids: list[str]
     lengths: list[int]
     """Tokens of each item, over all its sequences: what dealing balances."""
-    weights: list[int]
-    """Weight of each item in the mean loss."""
 
     def rows(self, items: list[int]) -> Rows:
         """Padded token ids of the items' sequences."""
         ...
 
     def items(self, scores: Scores, items: list[int]) -> Items:
-        """Losses and what is reported, from the scores of `rows(items)`."""
+        """What is reported of each item, from the scores of `rows(items)`."""
         ...
+
+
+class Task(Scored, Protocol):
+    """A set of items to learn from; `loss` is one of the values of its items."""
+
+    weights: list[int]
+    """Weight of each item in the mean loss."""
 
     def view(self, found: Items, contexts: Tensor | None, merge: str) -> View:
         """What a selector is shown of a scored batch; contexts are [n, sequences, layers, width]."""

@@ -1,5 +1,6 @@
 """Whole training jobs as torchrun starts them: distribution, resume, interruption, bad starts."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from sams.config import Preference, Pretrain, Scheduler, Settings, Sft
 from sams.errors import UserError
 from sams.recipes import ExportRecipe, Job, PreferenceRecipe, PretrainRecipe, ReferenceRecipe, SftRecipe
-from sams.training import export, preference, pretrain_scheduler, reference, sft
+from sams.training import export, loop, preference, pretrain_scheduler, reference, sft
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -225,6 +226,44 @@ def test_a_run_that_is_killed_and_resumed_is_bitwise_the_undisturbed_run(
     for name, value in weights(single).items():
         assert torch.equal(resumed[name], value), name
     assert (out / "train.jsonl").read_text() == (single / "train.jsonl").read_text()
+
+
+@pytest.mark.parametrize("stage", ["sft", "pretrain_scheduler", "preference"])
+def test_sigterm_saves_and_the_same_command_ends_bitwise_where_an_undisturbed_run_ends(
+    stage: str, prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, recipe, inputs = {
+        "sft": (sft, SftRecipe(seed=0, model=tiny.settings(), training=Sft.model_validate(FEW)), ["tokens"]),
+        "pretrain_scheduler": (
+            pretrain_scheduler,
+            PretrainRecipe(
+                seed=0, model=tiny.settings(), scheduler=Scheduler(), training=Pretrain.model_validate(FEW)
+            ),
+            ["tokens", "model"],
+        ),
+        "preference": (preference, preference_recipe(), list(prepared)),
+    }[stage]
+    paths = {name: prepared[name] for name in inputs}
+    here(module, recipe, **paths, out=tmp_path / "whole", checkpoints=tmp_path / "c1")
+
+    steps = itertools.count(1)
+    monkeypatch.setattr(loop, "on_sigterm", lambda: lambda: next(steps) == 3)
+    with pytest.raises(SystemExit) as stopped:
+        here(module, recipe, **paths, out=tmp_path / "out", checkpoints=tmp_path / "c2")
+    assert stopped.value.code == 75
+    assert not (tmp_path / "out").exists()
+    here(module, recipe, **paths, out=tmp_path / "out", checkpoints=tmp_path / "c2")
+    assert next(steps) == 5
+
+    assert (tmp_path / "out/train.jsonl").read_text() == (tmp_path / "whole/train.jsonl").read_text()
+    digests = []
+    for run_out in (tmp_path / "whole", tmp_path / "out"):
+        if stage == "pretrain_scheduler":
+            state = torch.load(run_out / "weights/scheduler.pt", weights_only=True)
+            digests.append(torch.cat([value.flatten() for net in state.values() for value in net.values()]))
+        else:
+            digests.append(torch.cat([value.flatten() for value in weights(run_out).values()]))
+    assert torch.equal(*digests)
 
 
 def test_a_changed_setting_is_never_resumed(prepared: dict[str, Path], tmp_path: Path) -> None:
