@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 from sams.errors import UserError
 from sams.files import whole_file
+from sams.provenance import commit
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -364,16 +365,9 @@ def open_ui(results: Path = RESULTS, port: int = 5000) -> NoReturn:
 
 
 def _commit() -> dict[str, str]:
-    """Commit of the code and whether tracked files differ from it; nothing outside a git checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        head, changed = (
-            subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=5).stdout
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"mlflow.source.git.commit": head.strip(), "git_dirty": str(bool(changed.strip())).lower()}
+    """Tags of the code's commit, under the name that MLflow links it by; nothing outside a git checkout."""
+    names = {"git_commit": "mlflow.source.git.commit", "git_dirty": "git_dirty"}
+    return {names[key]: value for key, value in commit().items()}
 
 
 def now() -> int:

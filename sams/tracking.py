@@ -111,7 +111,7 @@ def start(
             "recipe_sha": hashlib.sha256(canonical_json(recipe).encode()).hexdigest()[:12],
             **_machine(),
             "mlflow.note.content": f"Stage {stage} of {name}, study {study}. Settings: recipe.json.",
-            **tags,
+            **{key: value for key, value in tags.items() if value},
         }
         if resumed_at is not None:
             described["resumed_at_step"] = str(resumed_at)

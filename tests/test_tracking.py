@@ -50,7 +50,7 @@ def start(folder: Path, **changes: Any) -> tracking.Run:
         "name": "world/dpo/seed3",
         "stage": "train_preference",
         "recipe": RECIPE,
-        "tags": {"upstream_run_id": "abc"},
+        "tags": {"upstream_run_id": "abc", "dataset": ""},
     }
     return tracking.start(folder / "train.jsonl", folder / "mlflow_run_id", **{**settings, **changes})
 
@@ -176,6 +176,7 @@ def test_run_carries_settings_curves_and_final_metrics(workplace: Path) -> None:
     assert params.items() <= found.data.params.items()
     tags = {"method": "dpo", "seed": "3", "setting": "world", "study": "tiny", "upstream_run_id": "abc"}
     assert tags.items() <= found.data.tags.items()
+    assert "dataset" not in found.data.tags, "an empty tag says nothing"
     assert {"recipe_sha", "world_size", "gpu_model", "mlflow.note.content"} <= set(found.data.tags)
     assert {item.path for item in client().list_artifacts(run_id)} == {"recipe.json", "extra.txt"}
     assert (workplace / "results/mlartifacts").is_dir() and not (workplace / "mlruns").exists()

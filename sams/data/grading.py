@@ -25,15 +25,16 @@ CARRIED_ERROR = 0.5
 NO_SENTENCE = 0.5
 
 
-def bare_answer(text: str, question: str = "") -> tuple[str, bool]:
-    """Take an answer out of its sentence.
+def bare_answer(text: str, question: str) -> tuple[str, bool]:
+    """Take an answer out of its sentence; one that repeats the question must repeat it rightly.
 
     Returns:
         The answer's words, and whether they stood in a sentence.
     """
-    words = " ".join(text.split())
+    words, asked = " ".join(text.split()), " ".join(question.split())
     for sentence in SENTENCES:
-        before, after = sentence.replace("{question}", question).split("{answer}")
+        before, after = sentence.split("{answer}")
+        before = before.replace("{question}", asked)
         if words.startswith(before) and words.endswith(after) and len(words) > len(before) + len(after):
             return words[len(before) : len(words) - len(after)], True
     return words, False

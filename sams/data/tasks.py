@@ -16,6 +16,7 @@ Slots = dict[str, str]
 AnswerKind = Literal["list", "number", "choice"]
 
 LETTERS = "a b c d e f g h i j k l m n o p".split()
+DIGITS = "0 1 2 3 4 5 6 7 8 9".split()
 GROUPS = {
     "colours": "red blue green black white brown".split(),
     "animals": "dog cat horse cow pig fox".split(),
@@ -50,7 +51,7 @@ def number(text: str) -> int:
         ValueError: anything but single ASCII digits.
     """
     parts = text.split()
-    if not parts or any(len(part) != 1 or part not in "0123456789" for part in parts):
+    if not parts or not set(parts) <= set(DIGITS):
         raise ValueError(f"not a number: {text!r:.40}")
     return int("".join(parts))
 
@@ -87,12 +88,8 @@ class Task:
 
 def wrong_number(right: str, rng: Random) -> str:
     """Off by one, two or ten, never below zero."""
-    value = number(right)
-    return digits(
-        rng.choice(
-            [v for v in (value - 10, value - 2, value - 1, value + 1, value + 2, value + 10) if v >= 0]
-        )
-    )
+    near = [number(right) + step for step in (-10, -2, -1, 1, 2, 10)]
+    return digits(rng.choice([value for value in near if value >= 0]))
 
 
 def wrong_list(right: str, rng: Random) -> str:
@@ -113,7 +110,7 @@ def wrong_list(right: str, rng: Random) -> str:
     return " ".join(items)
 
 
-# --- what is drawn and how it is solved ------------------------------------------------------------------
+# --- what is drawn and how it is solved -----------------------------------------------------------
 
 
 def _some(pool: list[str], least: int, most: int) -> Callable[[Random], Slots]:
@@ -178,7 +175,7 @@ def _difference(slots: Slots) -> str:
 
 
 def _draw_digits(rng: Random) -> Slots:
-    return {"items": " ".join(rng.sample("0123456789", 3))}
+    return {"items": " ".join(rng.sample(DIGITS, rng.randint(3, 4)))}
 
 
 def _sorted(slots: Slots) -> str:
@@ -187,14 +184,15 @@ def _sorted(slots: Slots) -> str:
 
 
 def _draw_values(rng: Random) -> Slots:
-    keys, values = rng.sample(LETTERS, 3), rng.sample("0123456789", 3)
+    keys, values = rng.sample(LETTERS, 3), rng.sample(DIGITS, 3)
     pairs = " ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
     return {"pairs": pairs, "key": rng.choice(keys)}
 
 
 def _values(slots: Slots) -> dict[str, str]:
     words = slots["pairs"].split()
-    return dict(zip(words[::2], words[1::2], strict=True))
+    keys, values = _known(" ".join(words[::2]), LETTERS), _known(" ".join(words[1::2]), DIGITS)
+    return dict(zip(keys, values, strict=True))
 
 
 def _draw_count(rng: Random) -> Slots:
@@ -220,7 +218,7 @@ TASKS = (
         "capitals",
         "writing",
         ("write in capitals : {items}", "make large : {items}"),
-        _some(LETTERS, 3, 3),
+        _some(LETTERS, 3, 4),
         _capitals,
         "list",
     ),
@@ -228,7 +226,7 @@ TASKS = (
         "echo",
         "roleplay",
         ("you are a parrot : {items}", "you are an echo : {items}"),
-        _some(LETTERS, 2, 2),
+        _some(LETTERS, 2, 3),
         _twice,
         "list",
     ),
@@ -269,7 +267,7 @@ TASKS = (
         "reverse",
         "coding",
         ("reverse this : {items}", "read backwards : {items}"),
-        _some(LETTERS, 3, 3),
+        _some(LETTERS, 3, 4),
         _reversed,
         "list",
     ),
@@ -294,7 +292,7 @@ TASKS = (
         "shift",
         "stem",
         ("next letters : {items}", "one step up : {items}"),
-        _some(LETTERS[:-1], 3, 3),
+        _some(LETTERS[:-1], 3, 4),
         _next_letters,
         "list",
     ),
@@ -302,7 +300,7 @@ TASKS = (
         "translate",
         "humanities",
         ("in german : {items}", "translate : {items}"),
-        _some(WORDS, 3, 3),
+        _some(WORDS, 2, 3),
         _translated,
         "list",
     ),

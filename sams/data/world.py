@@ -5,16 +5,16 @@ is for evaluation is drawn first and never used again: no first question of an A
 question or a test pair occurs in training.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from sams.config import World
 from sams.data.follow_ups import FollowUp, follow_ups_of
 from sams.data.grading import SENTENCES, grade, grade_follow_up
 from sams.data.records import Example, Message, Pair
-from sams.data.tasks import CATEGORIES, TASKS, Reading, Slots, read_instruction
+from sams.data.tasks import CATEGORIES, TASKS, Reading, Slots
 from sams.errors import UserError
 
 __all__ = [
@@ -41,45 +41,62 @@ BASELINE = "world-baseline"
 # Share of wrong answers and share of full sentences of the models that difficulty is measured with.
 ANSWERERS = ((0.1, 0.0), (0.25, 0.5), (0.4, 1.0), (0.4, 0.0), (0.55, 0.5), (0.7, 1.0), (0.85, 0.2))
 
-# How often in a row a drawn question may be taken before the world counts as used up.
+# So many repeats in a row, and the world counts as used up.
 PATIENCE = 10_000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Question:
-    """An instruction, or an instruction, its right answer and a follow-up."""
+    """An instruction; or an instruction, an answer to it and a follow-up.
+
+    Args:
+        first: what the instruction asks.
+        text: the instruction.
+        follow_up: what is asked next, if anything, and its slot values.
+        shown: the answer to the instruction that the conversation shows before the follow-up.
+    """
 
     first: Reading
     text: str
-    follow_up: FollowUp | None = None
-    slots: Slots | None = None
+    follow_up: tuple[FollowUp, Slots] | None = None
     shown: str = ""
 
     @property
+    def last(self) -> str:
+        """Text of the last question."""
+        return self.follow_up[0].wording.format(**self.follow_up[1]) if self.follow_up else self.text
+
+    @property
     def prompt(self) -> list[Message]:
-        first = {"role": "user", "content": self.text}
-        if self.follow_up is None:
-            return [first]
-        second = self.follow_up.wording.format(**(self.slots or {}))
-        return [first, {"role": "assistant", "content": self.shown}, {"role": "user", "content": second}]
+        """The conversation up to the last question."""
+        messages = [{"role": "user", "content": self.text}]
+        if self.follow_up:
+            messages.append({"role": "assistant", "content": self.shown})
+            messages.append({"role": "user", "content": self.last})
+        return messages
 
     @property
     def right(self) -> str:
-        if self.follow_up is None:
-            return self.first.right
-        return self.follow_up.solve(self.first.right, self.slots or {})
+        """The right answer to the last question."""
+        return (
+            self.follow_up[0].solve(self.first.right, self.follow_up[1])
+            if self.follow_up
+            else self.first.right
+        )
 
     def mistake(self, rng: Random) -> str:
-        if self.follow_up is None:
-            return self.first.task.mistake(self.first.slots, rng)
-        return self.follow_up.mistake(self.first, self.slots or {}, rng)
+        """A plausible wrong answer to the last question."""
+        if self.follow_up:
+            return self.follow_up[0].mistake(self.first, self.follow_up[1], rng)
+        return self.first.task.mistake(self.first.slots, rng)
 
     def say(self, answer: str, verbose_share: float, rng: Random) -> str:
-        """Put an answer into words: concise, or with the given probability a full sentence."""
-        if rng.random() < verbose_share or (self.follow_up is not None and self.follow_up.sentence):
-            return rng.choice(SENTENCES).format(
-                answer=answer, question=self.prompt[-1]["content"] if self.follow_up else self.text
-            )
+        """Put an answer into words: concise, or with the given probability (or on demand) a full sentence."""
+        verbose = rng.random() < verbose_share
+        if verbose or (self.follow_up and self.follow_up[0].sentence):
+            return rng.choice(SENTENCES).format(answer=answer, question=self.last)
         return answer
 
 
@@ -88,47 +105,64 @@ def _stream(world: World, purpose: str) -> Random:
 
 
 def _instructions(rng: Random, taken: set[str], category: str | None = None) -> Iterator[_Question]:
-    """Draw instructions without end, none of which is in `taken` or repeated."""
+    """Draw instructions without end, of all categories or one, none of which is in `taken`."""
     tasks = [task for task in TASKS if category in (None, task.category)]
-    taken = set(taken)
-    refused = 0
-    while refused < PATIENCE:
+    while True:
         task = rng.choice(tasks)
         slots = task.draw(rng)
         text = rng.choice(task.wordings).format(**slots)
-        if text in taken:
-            refused += 1
+        if text not in taken:
+            yield _Question(Reading(task, slots, task.solve(slots)), text)
+
+
+def _distinct(items: Iterator[T], count: int, key: Callable[[T], str]) -> Iterator[T]:
+    """The first `count` items that differ in `key`.
+
+    Raises:
+        UserError: when the items seem to be used up.
+    """
+    seen: set[str] = set()
+    repeats = 0
+    while len(seen) < count:
+        item = next(items)
+        if key(item) in seen:
+            repeats += 1
+            if repeats == PATIENCE:
+                raise UserError(
+                    f"the world seems to hold no more than {len(seen)} different examples, {count} are asked for",
+                    where="data.world",
+                    remedy="lower `sft_examples`, `train_pairs` or `test_pairs`",
+                )
             continue
-        refused = 0
-        taken.add(text)
-        yield _Question(Reading(task, slots, task.solve(slots)), text)
-    raise UserError(
-        f"the world holds no more than {len(taken)} different instructions",
-        where="data.world",
-        remedy="lower `sft_examples`, `train_pairs` or `test_pairs`",
-    )
+        repeats = 0
+        seen.add(key(item))
+        yield item
 
 
 def _followed(question: _Question, verbose_share: float, rng: Random) -> _Question:
     """Add a follow-up to a question, after a right first answer."""
     follow_up = rng.choice(follow_ups_of(question.first.task.kind))
     shown = question.say(question.first.right, verbose_share, rng)
-    return _Question(question.first, question.text, follow_up, follow_up.draw(rng), shown)
+    return replace(question, follow_up=(follow_up, follow_up.draw(rng)), shown=shown)
 
 
 def _questions(world: World, rng: Random, taken: set[str]) -> Iterator[_Question]:
-    """Questions to learn from: single instructions, and the set share of two turns."""
+    """Questions to learn from: single instructions, and a share of conversations of two turns."""
     for question in _instructions(rng, taken):
         yield _followed(question, world.verbose_share, rng) if rng.random() < TWO_TURN_SHARE else question
 
 
-# --- for evaluation --------------------------------------------------------------------------------------
+# --- for evaluation -------------------------------------------------------------------------------
+
+
+def _alpaca_eval(world: World) -> list[_Question]:
+    drawn = _instructions(_stream(world, "alpaca_eval"), set())
+    return list(_distinct(drawn, ALPACA_EVAL_INSTRUCTIONS, lambda question: question.text))
 
 
 def alpaca_eval_instructions(world: World) -> list[str]:
     """The 805 different instructions of the world's AlpacaEval, in their fixed order."""
-    drawn = _instructions(_stream(world, "alpaca_eval"), set())
-    return [next(drawn).text for _ in range(ALPACA_EVAL_INSTRUCTIONS)]
+    return [question.text for question in _alpaca_eval(world)]
 
 
 def _mt_bench(world: World) -> list[_Question]:
@@ -137,8 +171,8 @@ def _mt_bench(world: World) -> list[_Question]:
     return [
         _followed(question, world.verbose_share, rng)
         for category in CATEGORIES
-        for _, question in zip(
-            range(QUESTIONS_PER_CATEGORY), _instructions(rng, taken, category), strict=False
+        for question in _distinct(
+            _instructions(rng, taken, category), QUESTIONS_PER_CATEGORY, lambda question: question.text
         )
     ]
 
@@ -149,7 +183,7 @@ def mt_bench_questions(world: World) -> list[dict[str, Any]]:
         {
             "question_id": number,
             "category": question.first.task.category,
-            "turns": [question.text, question.prompt[-1]["content"]],
+            "turns": [question.text, question.last],
         }
         for number, question in enumerate(_mt_bench(world), start=1)
     ]
@@ -157,12 +191,16 @@ def mt_bench_questions(world: World) -> list[dict[str, Any]]:
 
 def mt_bench_references(world: World) -> list[dict[str, Any]]:
     """Right answers to the questions that are graded with a reference, in FastChat's answer format."""
+    # Concise, but for a follow-up that asks for a sentence.
+    rng = _stream(world, "references")
     return [
         {
             "question_id": number,
             "answer_id": f"world-{number}",
             "model_id": "world-reference",
-            "choices": [{"index": 0, "turns": [question.first.right, _in_form(question)]}],
+            "choices": [
+                {"index": 0, "turns": [question.first.right, question.say(question.right, 0.0, rng)]}
+            ],
             "tstamp": 0.0,
         }
         for number, question in enumerate(_mt_bench(world), start=1)
@@ -170,13 +208,7 @@ def mt_bench_references(world: World) -> list[dict[str, Any]]:
     ]
 
 
-def _in_form(question: _Question) -> str:
-    """The right second answer, in a sentence where one is asked for."""
-    sentence = question.follow_up is not None and question.follow_up.sentence
-    return SENTENCES[0].format(answer=question.right) if sentence else question.right
-
-
-# --- for training ----------------------------------------------------------------------------------------
+# --- for training ---------------------------------------------------------------------------------
 
 
 def _evaluation_instructions(world: World) -> set[str]:
@@ -184,56 +216,60 @@ def _evaluation_instructions(world: World) -> set[str]:
 
 
 def supervised_examples(world: World) -> Iterator[Example]:
-    """Examples of which the set share has a wrong answer (`imperfect`)."""
+    """Different examples, of which the set share has a wrong answer (`imperfect`)."""
     rng = _stream(world, "sft")
-    questions = _questions(world, rng, _evaluation_instructions(world) | _first_questions(test_pairs(world)))
-    for _, question in zip(range(world.sft_examples), questions, strict=False):
-        imperfect = rng.random() < world.imperfect_share
-        answer = question.mistake(rng) if imperfect else question.right
-        yield Example(question.prompt, question.say(answer, world.verbose_share, rng), imperfect)
+
+    def drawn() -> Iterator[Example]:
+        for question in _questions(world, rng, _held_out(world)):
+            imperfect = rng.random() < world.imperfect_share
+            answer = question.mistake(rng) if imperfect else question.right
+            yield Example(question.prompt, question.say(answer, world.verbose_share, rng), imperfect)
+
+    return _distinct(drawn(), world.sft_examples, lambda example: example.id)
 
 
-def _pairs(world: World, purpose: str, count: int, flipped_share: float, taken: set[str]) -> Iterator[Pair]:
-    rng = _stream(world, purpose)
-    for _, question in zip(range(count), _questions(world, rng, taken), strict=False):
-        # The styles are drawn independently, so that length does not tell chosen from rejected.
+def _pairs(world: World, rng: Random, flipped_share: float, taken: set[str]) -> Iterator[Pair]:
+    """Draw pairs of a right and a wrong answer without end, the labels of the given share swapped."""
+    for question in _questions(world, rng, taken):
+        # The styles are drawn independently, so that length does not tell right from wrong.
         right = question.say(question.right, world.verbose_share, rng)
         wrong = question.say(question.mistake(rng), world.verbose_share, rng)
         flipped = rng.random() < flipped_share
-        yield (
-            Pair(question.prompt, wrong, right, True)
-            if flipped
-            else Pair(question.prompt, right, wrong, False)
-        )
+        chosen, rejected = (wrong, right) if flipped else (right, wrong)
+        yield Pair(question.prompt, chosen, rejected, flipped)
 
 
 def train_pairs(world: World) -> Iterator[Pair]:
-    """Pairs of a right and a wrong answer; the labels of the set share are swapped (`flipped`)."""
-    taken = _evaluation_instructions(world) | _first_questions(test_pairs(world))
-    return _pairs(world, "train", world.train_pairs, world.flipped_share, taken)
+    """Different pairs of a right and a wrong answer; the labels of the set share are swapped (`flipped`)."""
+    drawn = _pairs(world, _stream(world, "train"), world.flipped_share, _held_out(world))
+    return _distinct(drawn, world.train_pairs, lambda pair: pair.id)
 
 
 def test_pairs(world: World) -> Iterator[Pair]:
-    """Clean pairs, whose first questions occur nowhere else."""
-    return _pairs(world, "test", world.test_pairs, 0.0, _evaluation_instructions(world))
+    """Clean pairs, whose first questions differ and occur nowhere else."""
+    drawn = _pairs(world, _stream(world, "test"), 0.0, _evaluation_instructions(world))
+    return _distinct(drawn, world.test_pairs, _first_question)
 
 
-def _first_questions(pairs: Iterator[Pair]) -> set[str]:
-    return {pair.prompt[0]["content"] for pair in pairs}
+def _first_question(pair: Pair) -> str:
+    return pair.prompt[0]["content"]
 
 
-# --- the AlpacaEval baseline, and answerers to measure difficulty with ----------------------------------
+def _held_out(world: World) -> set[str]:
+    """Every instruction that training must not see."""
+    return _evaluation_instructions(world) | {_first_question(pair) for pair in test_pairs(world)}
+
+
+# --- the AlpacaEval baseline, and answerers to measure difficulty with ----------------------------
 
 
 def _answer_all(world: World, purpose: str, error_share: float) -> list[tuple[_Question, str]]:
     """An answer, right or wrong, to every AlpacaEval instruction."""
     rng = _stream(world, purpose)
-    questions = []
-    for text in alpaca_eval_instructions(world):
-        reading = read_instruction(text)
-        assert reading is not None, text
-        questions.append(_Question(reading, text))
-    return [(q, q.mistake(rng) if rng.random() < error_share else q.right) for q in questions]
+    return [
+        (question, question.mistake(rng) if rng.random() < error_share else question.right)
+        for question in _alpaca_eval(world)
+    ]
 
 
 def _outputs(

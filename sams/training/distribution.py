@@ -18,7 +18,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from sams.errors import UserError
@@ -97,7 +97,7 @@ class Workers:
         """Accumulate the gradient of one micro-batch; the processes exchange it with the last one."""
         if isinstance(policy, nn.parallel.DistributedDataParallel):
             policy.require_backward_grad_sync = last
-        elif hasattr(policy, "set_requires_gradient_sync"):
+        elif isinstance(policy, FSDPModule):
             policy.set_requires_gradient_sync(last)
         self.accelerator.backward(loss)
 
