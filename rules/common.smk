@@ -7,8 +7,8 @@ sys.path.insert(0, workflow.basedir)
 
 from sams.config import load_study
 from sams.errors import UserError
-from sams.preflight import looks_like_file
 from sams.launch import gpus_here, gpus_wanted, processes, set_job_environment
+from sams.preflight import benchmark_sources
 from sams.provenance import code_digest
 from sams.recipes import recipe_json, recipe_of, scheduler_is_pretrained
 
@@ -95,17 +95,18 @@ def training_figures():
 
 def pretrained_schedulers():
     """Weights of the pretrained scheduler of every seed; none where the study leaves the stage out."""
-    return (
-        per_seed("scheduler/seed{seed}/weights/manifest.json") if STUDY.pretrain else []
-    )
+    return per_seed("scheduler/seed{seed}/weights/manifest.json") if STUDY.pretrain else []
 
 
 def data_files():
-    """Local files of the study's data; a changed file is prepared again."""
+    """Local files of the study's data; a changed file is prepared again. `preflight` names a missing one."""
     sources = (STUDY.data.train, STUDY.data.test, STUDY.data.sft)
-    return [
-        source for source in sources if source is not None and looks_like_file(source)
-    ]
+    return [source for source in sources if source is not None and Path(source).is_file()]
+
+
+def benchmark_files():
+    """Local files of the benchmarks' inputs, those that are there."""
+    return [source for source in benchmark_sources(STUDY).values() if Path(source).is_file()]
 
 
 def pretrained_scheduler(wildcards):
@@ -117,29 +118,21 @@ def pretrained_scheduler(wildcards):
 
 def scheduler_option(wildcards, input):
     """Command-line option of `pretrained_scheduler`."""
-    return (
-        f"--scheduler {shlex.quote(str(Path(input.scheduler).parent))}"
-        if input.get("scheduler")
-        else ""
-    )
+    return f"--scheduler {shlex.quote(str(Path(input.scheduler).parent))}" if input.get("scheduler") else ""
 
 
 def difficulty_table(wildcards):
     """The table that AlpacaEval's length control needs: given, made for the world, or none."""
-    if STUDY.benchmarks.alpaca_eval.difficulty is not None:
-        return STUDY.benchmarks.alpaca_eval.difficulty
-    return (
-        f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []
-    )
+    given = STUDY.benchmarks.alpaca_eval.difficulty
+    if given is not None:
+        # A dry run does not need the file; `preflight` does.
+        return given if Path(given).is_file() else []
+    return f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []
 
 
 def difficulty_option(wildcards, input):
     """Command-line option of `difficulty_table`."""
-    return (
-        f"--difficulty {shlex.quote(str(input.difficulty))}"
-        if input.get("difficulty")
-        else ""
-    )
+    return f"--difficulty {shlex.quote(str(input.difficulty))}" if input.get("difficulty") else ""
 
 
 def trained_weights(wildcards):
@@ -151,8 +144,4 @@ def trained_weights(wildcards):
 
 def trained_option(wildcards, input):
     """Command-line option of `trained_weights`."""
-    return (
-        f"--trained {shlex.quote(str(Path(input.trained).parent))}"
-        if input.get("trained")
-        else ""
-    )
+    return f"--trained {shlex.quote(str(Path(input.trained).parent))}" if input.get("trained") else ""

@@ -38,6 +38,7 @@ rule prepare_data:
 rule prepare_questions:
     input:
         preflight=ancient(rules.preflight.output.found),
+        files=benchmark_files(),
     output:
         manifest=f"{RESULTS}/questions/manifest.json",
     log:

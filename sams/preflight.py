@@ -110,6 +110,13 @@ def check_sources(study: Study) -> None:
     for key, source in named.items():
         if source is not None and looks_like_file(source) and not Path(source).exists():
             raise UserError(f"no such file: {source}", where=key, remedy="correct the path, or give a hub id")
+    for key, source in benchmark_sources(study).items():
+        if not Path(source).is_file():
+            raise UserError(
+                f"no such file: {source}",
+                where=key,
+                remedy="README, 'The paper's settings', says where it is",
+            )
     model = study.model.path
     if model is not None and not Path(model).exists():
         if looks_like_file(model):
@@ -117,6 +124,18 @@ def check_sources(study: Study) -> None:
                 f"no such folder: {model}", where="model.path", remedy="correct it, or give a hub id"
             )
         check_hub_model(model, study.model.revision)
+
+
+def benchmark_sources(study: Study) -> dict[str, str]:
+    """Files that the benchmarks' settings name, by key."""
+    groups = {"alpaca_eval": study.benchmarks.alpaca_eval, "mt_bench": study.benchmarks.mt_bench}
+    return {
+        f"benchmarks.{name}.{key}": value
+        for name, group in groups.items()
+        if group is not None
+        for key, value in group
+        if isinstance(value, str)
+    }
 
 
 def looks_like_file(source: str) -> bool:

@@ -52,8 +52,14 @@ def test_the_paper_settings_launch_eight_processes_and_keep_32_of_64() -> None:
         ({"preference__beta": 0.0}, "beta: .*greater than 0, found 0.0"),
         ({"preference__beta": "a"}, "beta: .*valid number"),
         ({"method_settings__dpo-random50": {"selector": "random", "ratio": 0.0}}, "ratio.*greater than 0"),
-        ({"method_settings__dpo-random50": {"selector": "random", "ratio": 1.5}}, "ratio.*less than or equal to 1"),
-        ({"method_settings__dpo-random50": {"selector": "random", "ratio": 0.51}}, "64 times ratio 0.51 is 32.64"),
+        (
+            {"method_settings__dpo-random50": {"selector": "random", "ratio": 1.5}},
+            "ratio.*less than or equal to 1",
+        ),
+        (
+            {"method_settings__dpo-random50": {"selector": "random", "ratio": 0.51}},
+            "64 times ratio 0.51 is 32.64",
+        ),
         ({"method_settings__dpo-random50": {"selector": "rendom", "ratio": 0.5}}, "selector: .*'rendom'"),
         ({"method_settings__dpo": {"selector": "all", "ratio": 0.5}}, "selector `all` has ratio 1.0"),
         ({"preference__loss": "sigmoit"}, "loss: .*'sigmoit'"),
@@ -97,7 +103,7 @@ def test_a_recipe_depends_on_its_own_settings_only() -> None:
 
 
 def test_method_settings_lie_over_the_shared_ones() -> None:
-    study = tiny_study(**{"method_settings__dpo": {"selector": "all", "beta": 0.5}})
+    study = tiny_study(method_settings__dpo={"selector": "all", "beta": 0.5})
     assert study.preference_of("dpo").beta == 0.5
     assert study.preference_of("dpo-sams").beta == 0.1
 
@@ -114,9 +120,9 @@ def test_a_scheduler_of_other_sizes_does_not_take_the_pretrained_weights() -> No
 def test_config_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1")
-    with pytest.raises(UserError, match="broken.yaml: not YAML"):
+    with pytest.raises(UserError, match=r"broken\.yaml: not YAML"):
         read_settings([broken])
-    with pytest.raises(UserError, match="missing.yaml: no such file"):
+    with pytest.raises(UserError, match=r"missing\.yaml: no such file"):
         read_settings([tmp_path / "missing.yaml"])
 
 

@@ -15,14 +15,26 @@ BARE = ["sams.policy.policy", "sams.policy.model", "sams.losses", "sams.scheduli
 
 
 def test_training_imports_with_torch_transformers_and_accelerate_alone() -> None:
-    blocked = ("datasets", "mlflow", "snakemake", "trl", "pydantic", "typer", "alpaca_eval", "fastchat", "pandas")
+    blocked = (
+        "datasets",
+        "mlflow",
+        "snakemake",
+        "trl",
+        "pydantic",
+        "typer",
+        "alpaca_eval",
+        "fastchat",
+        "pandas",
+    )
     code = f"""
 import sys
 # None says "not installed", both to an import and to those who ask first.
 sys.modules.update(dict.fromkeys({blocked!r}))
 import {", ".join(BARE)}
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={"PATH": "", "HF_HUB_OFFLINE": "1"})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env={"PATH": "", "HF_HUB_OFFLINE": "1"}
+    )
 
 
 def test_scheduling_knows_neither_transformers_nor_ranks() -> None:
@@ -36,7 +48,12 @@ def test_scheduling_knows_neither_transformers_nor_ranks() -> None:
 
 def test_the_code_digest_follows_imports_and_leaves_out_what_is_only_told() -> None:
     found = imported_modules("sams.training.preference")
-    assert {"sams.losses", "sams.training.loop", "sams.scheduling.selectors.sams", "sams.policy.policy"} <= found
+    assert {
+        "sams.losses",
+        "sams.training.loop",
+        "sams.scheduling.selectors.sams",
+        "sams.policy.policy",
+    } <= found
     assert not {"sams.tracking", "sams.config", "sams.tables.main_table"} & found
     assert len(code_digest("sams.training.preference")) == 12
 
@@ -51,7 +68,11 @@ def test_help_answers_within_a_second() -> None:
     assert "recipe" in shown
     if min(times) > 1.0:
         heavy = subprocess.run(
-            [sys.executable, "-c", "import sys, sams.cli; print({'torch', 'pydantic', 'yaml'} & set(sys.modules))"],
+            [
+                sys.executable,
+                "-c",
+                "import sys, sams.cli; print({'torch', 'pydantic', 'yaml'} & set(sys.modules))",
+            ],
             capture_output=True,
             text=True,
             cwd=ROOT,

@@ -113,9 +113,9 @@ def wrong_list(right: str, rng: Random) -> str:
 # --- what is drawn and how it is solved -----------------------------------------------------------
 
 
-def _some(pool: list[str], least: int, most: int) -> Callable[[Random], Slots]:
-    """Draw `least` to `most` different words of a pool into slot `items`."""
-    return lambda rng: {"items": " ".join(rng.sample(pool, rng.randint(least, most)))}
+def _some(pool: list[str], count: int) -> Callable[[Random], Slots]:
+    """Draw different words of a pool into slot `items`."""
+    return lambda rng: {"items": " ".join(rng.sample(pool, count))}
 
 
 def _known(text: str, pool: list[str]) -> list[str]:
@@ -135,7 +135,7 @@ def _reversed(slots: Slots) -> str:
 
 
 def _twice(slots: Slots) -> str:
-    return " ".join(_known(slots["items"], LETTERS) * 2)
+    return " ".join(_known(slots["items"], WORDS) * 2)
 
 
 def _draw_odd(rng: Random) -> Slots:
@@ -172,10 +172,6 @@ def _draw_difference(rng: Random) -> Slots:
 
 def _difference(slots: Slots) -> str:
     return digits(number(slots["a"]) - number(slots["b"]))
-
-
-def _draw_digits(rng: Random) -> Slots:
-    return {"items": " ".join(rng.sample(DIGITS, rng.randint(3, 4)))}
 
 
 def _sorted(slots: Slots) -> str:
@@ -218,15 +214,15 @@ TASKS = (
         "capitals",
         "writing",
         ("write in capitals : {items}", "make large : {items}"),
-        _some(LETTERS, 3, 4),
+        _some(LETTERS, 3),
         _capitals,
         "list",
     ),
     Task(
         "echo",
         "roleplay",
-        ("you are a parrot : {items}", "you are an echo : {items}"),
-        _some(LETTERS, 2, 3),
+        ("you are a parrot : {items}", "you are an echo : {items}", "be my echo : {items}"),
+        _some(WORDS, 2),
         _twice,
         "list",
     ),
@@ -242,7 +238,7 @@ TASKS = (
     Task(
         "sum",
         "math",
-        ("what is {a} plus {b}", "add : {a} and {b}"),
+        ("what is {a} plus {b}", "add : {a} and {b}", "find the sum : {a} and {b}"),
         _draw_sum,
         _sum,
         "number",
@@ -250,7 +246,7 @@ TASKS = (
     Task(
         "difference",
         "math",
-        ("what is {a} minus {b}", "subtract : {a} less {b}"),
+        ("what is {a} minus {b}", "subtract : {a} less {b}", "find the rest : {a} less {b}"),
         _draw_difference,
         _difference,
         "number",
@@ -259,7 +255,7 @@ TASKS = (
         "sort",
         "coding",
         ("sort this : {items}", "in order : {items}"),
-        _draw_digits,
+        _some(DIGITS, 3),
         _sorted,
         "list",
     ),
@@ -267,7 +263,7 @@ TASKS = (
         "reverse",
         "coding",
         ("reverse this : {items}", "read backwards : {items}"),
-        _some(LETTERS, 3, 4),
+        _some(LETTERS, 3),
         _reversed,
         "list",
     ),
@@ -292,7 +288,7 @@ TASKS = (
         "shift",
         "stem",
         ("next letters : {items}", "one step up : {items}"),
-        _some(LETTERS[:-1], 3, 4),
+        _some(LETTERS[:-1], 3),
         _next_letters,
         "list",
     ),
@@ -300,7 +296,7 @@ TASKS = (
         "translate",
         "humanities",
         ("in german : {items}", "translate : {items}"),
-        _some(WORDS, 2, 3),
+        _some(WORDS, 3),
         _translated,
         "list",
     ),

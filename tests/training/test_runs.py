@@ -20,7 +20,13 @@ from sams.training import export, loop, preference, pretrain_scheduler, referenc
 from tests import tiny
 from tests.conftest import ROOT
 
-FEW = {"batch_size": 16, "micro_batch_size": 4, "learning_rate": 1e-3, "checkpoint_every": 100, "max_steps": 4}
+FEW = {
+    "batch_size": 16,
+    "micro_batch_size": 4,
+    "learning_rate": 1e-3,
+    "checkpoint_every": 100,
+    "max_steps": 4,
+}
 TRAINING = {
     "batch_size": 16,
     "micro_batch_size": 4,

@@ -1,0 +1,202 @@
+"""The workflow as people run it: dry runs of every study, and the whole chain in miniature."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from sams.config import load_study, read_settings
+from tests.conftest import ROOT
+
+STUDIES = sorted((ROOT / "config" / "studies").glob("*.yaml"))
+
+# The default study with everything small. Its figures mean nothing; that all of them are there does.
+MINIATURE = {
+    "study": "miniature",
+    "methods": ["sft", "dpo", "dpo-sams"],
+    "data": {"world": {"sft_examples": 640, "train_pairs": 192, "test_pairs": 64}},
+    "model": {"architecture": {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}},
+    "sft": {"epochs": 1},
+    "preference": {"evaluations": 2, "checkpoint_every": 1},
+    "benchmarks": {
+        "alpaca_eval": {"decoding": {"max_new_tokens": 8}},
+        "mt_bench": {"decoding": {"max_new_tokens": 8}},
+    },
+}
+
+
+def snakemake(folder: Path, *arguments: str, status: int = 0) -> str:
+    """Run snakemake with `folder` as working directory; return what it printed."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder),
+            *("--cores", "2", "--profile", ROOT / "profiles/default", *arguments),
+        ],
+        cwd=folder,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == status, output[-6000:]
+    return output
+
+
+def jobs(output: str) -> dict[str, int]:
+    """Job counts of a dry run's table."""
+    found = {}
+    for line in output.partition("Job stats:")[2].splitlines():
+        words = line.split()
+        if len(words) == 2 and words[1].isdigit():
+            found[words[0]] = int(words[1])
+        elif found and not words:
+            break
+    return found
+
+
+@pytest.mark.parametrize("study", [None, *STUDIES], ids=lambda path: path.stem if path else "default")
+def test_dry_run_of_every_study_needs_no_gpu_no_key_and_no_network(
+    study: Path | None, tmp_path: Path
+) -> None:
+    arguments = ["--configfile", str(study)] if study else []
+    counts = jobs(snakemake(tmp_path, "-n", *arguments))
+    assert counts["train_preference"] == 3
+    assert counts["export_model"] == 4
+    assert counts["preflight"] == 1
+    assert ("train_sft" in counts) == (study is None or study.stem != "table1_llama3_instruct")
+    assert ("score_alpaca_eval" in counts) == (study is None or study.stem == "table1_llama3_instruct")
+
+
+@pytest.mark.parametrize(
+    ("target", "present", "absent"),
+    [
+        ("sft", "train_sft", "compute_reference"),
+        ("pretrain", "pretrain_scheduler", "train_preference"),
+        ("dpo", "train_preference", "score_mt_bench"),
+        ("train_all", "train_preference", "generate_alpaca_eval"),
+        ("score_all", "score_mt_bench", "main_table"),
+        ("tables", "main_table", "all"),
+    ],
+)
+def test_targets(target: str, present: str, absent: str, tmp_path: Path) -> None:
+    counts = jobs(snakemake(tmp_path, "-n", target))
+    assert present in counts
+    assert absent not in counts
+
+
+@pytest.mark.parametrize(
+    ("overlay", "message"),
+    [
+        ({"preference": {"bta": 0.1}}, "bta: unknown key"),
+        ({"sft": {"learning_rate": "5e-7"}}, "write 5.0e-7"),
+        ({"methods": ["sft", "nonsense"]}, "method 'nonsense' has no entry"),
+    ],
+)
+def test_a_mistake_in_the_config_stops_the_parse_with_one_line(
+    overlay: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(yaml.safe_dump(overlay))
+    output = snakemake(tmp_path, "-n", "--configfile", str(file), status=1)
+    assert message in output
+    assert "Traceback" not in output
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The chain in miniature, run to its tables in a folder with a space and an umlaut in its name."""
+    folder = tmp_path_factory.mktemp("chain") / "a folder für alles"
+    folder.mkdir()
+    config = folder / "miniature.yaml"
+    config.write_text(yaml.safe_dump(MINIATURE))
+    snakemake(folder, "--configfile", str(config))
+    yield folder, str(config)
+    shutil.rmtree(folder)
+
+
+def test_the_chain_fills_every_cell_of_the_main_table(miniature: tuple[Path, str]) -> None:
+    folder, _ = miniature
+    table = pd.read_csv(folder / "results/miniature/tables/main.csv").set_index("method")
+    assert list(table.index) == ["sft", "dpo", "dpo-sams"]
+    scores = ["length_controlled_winrate", "win_rate", "mt_bench"]
+    assert table[[*scores, *(f"{score}_se_items" for score in scores)]].notna().all(axis=None)
+    preference = ["test_accuracy", "chosen_reward", "chosen_logp"]
+    assert table.loc["sft", preference].isna().all()
+    assert table.loc[["dpo", "dpo-sams"], preference].notna().all(axis=None)
+    assert table[["train_seconds", "peak_memory_mb"]].gt(0).all(axis=None)
+    assert table.filter(like="_se_seeds").isna().all(axis=None)
+    for name in (
+        "main.md",
+        "main.html",
+        "comparisons.csv",
+        "learning_curves.svg",
+        "selection.png",
+        "cost.svg",
+    ):
+        assert (folder / "results/miniature/tables" / name).stat().st_size > 0
+
+
+def test_figures_are_of_all_items(miniature: tuple[Path, str]) -> None:
+    folder, _ = miniature
+    for method in ("sft", "dpo", "dpo-sams"):
+        seed = folder / f"results/miniature/world/{method}/seed0"
+        assert json.loads((seed / "alpaca_eval/metrics.json").read_text())["n_total"] == 805
+        mt_bench = json.loads((seed / "mt_bench/metrics.json").read_text())
+        assert (mt_bench["n_judgments"], mt_bench["n_failed"]) == (160, 0)
+        assert len(mt_bench["categories"]) == 8
+
+
+def test_mlflow_holds_a_finished_run_of_every_training_and_scoring_job(miniature: tuple[Path, str]) -> None:
+    import mlflow
+
+    from sams.tables.from_mlflow import main_from_mlflow
+
+    folder, _ = miniature
+    uri = f"sqlite:///{folder}/results/mlflow.db"
+    mlflow.set_tracking_uri(uri)
+    runs = mlflow.search_runs(experiment_names=["sams-miniature"])
+    assert isinstance(runs, pd.DataFrame)
+    assert set(runs.status) == {"FINISHED"}
+    expected = {"train_sft": 1, "pretrain_scheduler": 1, "train_preference": 2}
+    expected |= {"score_alpaca_eval": 3, "score_mt_bench": 3}
+    assert runs["tags.stage"].value_counts().to_dict() == expected
+    sft_run = runs.loc[runs["tags.stage"] == "train_sft", "run_id"].item()
+    dpo = runs[(runs["tags.stage"] == "train_preference") & (runs["tags.method"] == "dpo")].iloc[0]
+    assert sft_run in dpo["tags.upstream_run_id"]
+    assert dpo["params.training.beta"] == "0.1"
+    curve = mlflow.MlflowClient(uri).get_metric_history(dpo.run_id, "rewards/margins")
+    assert [point.step for point in curve] == [64, 128, 192]
+
+    built = pd.read_csv(folder / "results/miniature/tables/main.csv")
+    study = load_study(read_settings([ROOT / "config" / "config.yaml", folder / "miniature.yaml"]))
+    rebuilt = main_from_mlflow(study, uri)
+    pd.testing.assert_frame_equal(rebuilt.reset_index(drop=True), built, check_dtype=False, rtol=1e-9)
+
+
+def test_nothing_runs_again_and_a_changed_beta_runs_what_depends_on_it(miniature: tuple[Path, str]) -> None:
+    folder, config = miniature
+    assert "Nothing to be done" in snakemake(folder, "-n", "--configfile", config)
+    more = folder / "beta.yaml"
+    more.write_text(yaml.safe_dump({"method_settings": {"dpo": {"selector": "all", "beta": 0.2}}}))
+    counts = jobs(snakemake(folder, "-n", "--configfile", config, str(more)))
+    assert counts["train_preference"] == 1
+    assert counts["export_model"] == 1
+    assert not {"train_sft", "compute_reference", "pretrain_scheduler", "tokenise"} & set(counts)
+    launch = folder / "launch.yaml"
+    launch.write_text(yaml.safe_dump({"launch": {"nproc_per_node": 1, "device": "cpu"}}))
+    again = set(jobs(snakemake(folder, "-n", "--configfile", config, str(launch))))
+    assert not {"train_sft", "train_preference", "score_mt_bench"} & again
+
+
+def test_the_report_is_made(miniature: tuple[Path, str]) -> None:
+    folder, config = miniature
+    snakemake(folder, "--configfile", config, "--report", "report.zip")
+    assert (folder / "report.zip").stat().st_size > 10_000

@@ -1,0 +1,105 @@
+"""The first job: what depends on the machine is named in one line before anything is computed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sams import preflight
+from sams.config import Study
+from sams.errors import UserError
+from sams.launch import gpus_wanted, processes
+from tests.test_config import tiny_study
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Set how many GPUs the machine shows."""
+
+    def show(count: int) -> None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(str(number) for number in range(count)))
+
+    return show
+
+
+@pytest.mark.parametrize(
+    ("count", "nproc", "device", "expected"),
+    [
+        (0, "auto", "auto", 2),
+        (1, "auto", "auto", 1),
+        (8, "auto", "auto", 8),
+        (8, "auto", "cpu", 2),
+        (0, 8, "cpu", 8),
+    ],
+)
+def test_processes(count: int, nproc: Any, device: str, expected: int) -> None:
+    study = tiny_study(launch__nproc_per_node=nproc, launch__device=device)
+    assert processes(study.launch, count) == expected
+
+
+def test_a_cpu_job_holds_no_gpu_and_a_wish_for_eight_shows_in_a_dry_run() -> None:
+    assert gpus_wanted(tiny_study().launch, 0) == 0
+    assert gpus_wanted(tiny_study().launch, 4) == 4
+    assert gpus_wanted(tiny_study(launch__nproc_per_node=8).launch, 0) == 8
+    assert gpus_wanted(tiny_study(launch__nproc_per_node=8, launch__device="cpu").launch, 4) == 0
+
+
+def refused(study: Study, out: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        preflight.main(study.model_dump_json(), out / "found.json", out / "results")
+    assert "\n" not in str(error.value)
+    assert not (out / "found.json").exists()
+
+
+def test_more_processes_than_gpus(gpus: Any, tmp_path: Path) -> None:
+    gpus(2)
+    refused(
+        tiny_study(launch__nproc_per_node=8),
+        tmp_path,
+        "launch.nproc_per_node: 8 processes, but .* 2 GPUs; set",
+    )
+
+
+def test_cuda_without_a_gpu(gpus: Any, tmp_path: Path) -> None:
+    gpus(0)
+    refused(tiny_study(launch__device="cuda"), tmp_path, "launch.device: cuda, but this machine shows no GPU")
+
+
+def test_a_batch_that_the_machines_gpus_do_not_divide(gpus: Any, tmp_path: Path) -> None:
+    gpus(3)
+    refused(tiny_study(), tmp_path, "batch_size: 64 is not divisible by 3 processes")
+
+
+def test_a_judge_without_its_key(tmp_path: Path) -> None:
+    study = tiny_study(benchmarks__judge={"kind": "openai"})
+    refused(study, tmp_path, "environment variable OPENAI_API_KEY: the judge needs a key; export it")
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    no_benchmarks = {"benchmarks__alpaca_eval": None, "benchmarks__mt_bench": None}
+    data = {"world": None, "train": "no/such/pairs.jsonl", "test": "x.jsonl"}
+    refused(
+        tiny_study(data=data, **no_benchmarks),
+        tmp_path,
+        "data.train: no such file: no/such/pairs.jsonl; correct",
+    )
+    model = {"path": "./no-model", "attention": "sdpa"}
+    refused(tiny_study(model=model), tmp_path, "model.path: no such folder: ./no-model")
+    refused(
+        tiny_study(benchmarks__mt_bench__questions="inputs/question.jsonl"),
+        tmp_path,
+        "benchmarks.mt_bench.questions: no such file: inputs/question.jsonl",
+    )
+
+
+def test_a_model_that_the_hub_does_not_give(tmp_path: Path) -> None:
+    refused(
+        tiny_study(model={"path": "nobody/nothing"}), tmp_path, "model.path: nobody/nothing cannot be had"
+    )
+
+
+def test_a_machine_that_is_ready(tmp_path: Path) -> None:
+    preflight.main(
+        tiny_study(tracking__enabled=False).model_dump_json(), tmp_path / "found.json", tmp_path / "r"
+    )
+    assert '"gpus": 0' in (tmp_path / "found.json").read_text()
