@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from sams.config import Study
+from sams.data.sources import looks_like_file
 from sams.errors import UserError
 from sams.files import write_json
 from sams.launch import gpus_here, processes
@@ -136,12 +137,6 @@ def benchmark_sources(study: Study) -> dict[str, str]:
         for key, value in group
         if isinstance(value, str)
     }
-
-
-def looks_like_file(source: str) -> bool:
-    """Whether a source is meant as a path: hub ids have at most one slash and no suffix of a data file."""
-    suffixes = (".json", ".jsonl", ".parquet", ".gz")
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(suffixes)
 
 
 def check_hub_model(model: str, revision: str | None) -> None:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from sams.config import World
-
 _TASK = (
     "You grade answers of an assistant. Hold {what} against what the instruction asks for{reference}. "
     "First say in a sentence what is right or wrong, then end with a rating from 1 (worthless) to 10 (right) "
@@ -26,7 +24,7 @@ _REFERENCES = (
 )
 
 
-def judge_prompts(_world: World) -> list[dict[str, Any]]:
+def judge_prompts() -> list[dict[str, Any]]:
     """The four prompts of single-answer grading: one or two turns, with and without reference."""
     one = _TASK.replace("{what}", "the answer")
     two = _TASK.replace("{what}", "the assistant's answer to the second question")

@@ -1,15 +1,16 @@
 """Stage `prepare_data`: from the world, files or hub data sets to checked records with stable ids."""
 
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sams.config import Data
-from sams.data import sources, world
-from sams.data.records import Example, Pair
+from sams.data import forms, world
+from sams.data.records import Example, Pair, prompt_digest
 from sams.errors import UserError
-from sams.files import whole_folder, write_json
+from sams.files import sha256_of, whole_folder, write_json
 from sams.recipes import DataRecipe
 from sams.stage import read_recipe, run
 
@@ -17,116 +18,122 @@ log = logging.getLogger(__name__)
 
 PART_ROWS = 5000
 
+Record = Example | Pair
+
 
 def main(recipe: str, out: Path) -> None:
-    """Write sft.parquet, train.parquet, test.parquet and report.json."""
-    settings = read_recipe(recipe, DataRecipe).data
+    """Write sft.parquet, train.parquet, test.parquet and report.json.
+
+    Raises:
+        UserError: naming source, row and key; nothing is left at `out` then.
+    """
+    data = read_recipe(recipe, DataRecipe).data
+    report: dict[str, Any] = {}
+    prompts: dict[str, Counter[bytes]] = {}
     with whole_folder(out) as part:
-        report: dict[str, Any] = {}
-        prompts = {}
-        for split, records in splits(settings):
-            report[split], prompts[split] = write_split(
-                records, part / f"{split}.parquet", source_of(settings, split)
-            )
-        shared = prompts["train"] & prompts["test"]
-        report["prompts in train and test"] = len(shared)
+        for split, records in splits(data).items():
+            counts, prompts[split] = write_split(records, part / f"{split}.parquet")
+            report[split] = source_of(data, split) | counts
+            log.info("%s: %s", split, report[split])
+        report["leak"] = leak(prompts["train"], prompts["test"])
         write_json(part / "report.json", report)
-    for split, counts in report.items():
-        log.info("%s: %s", split, counts)
-    if shared:
+    if report["leak"]["prompts"]:
         log.warning(
-            "%d prompts are in train and test: test figures will look better than they are", len(shared)
+            "%d prompts of train are also in test (%d test pairs): test figures will look better than they are",
+            report["leak"]["prompts"],
+            report["leak"]["test_pairs"],
         )
 
 
-def splits(data: Data) -> list[tuple[str, Iterable[Example | Pair]]]:
-    """The three splits of the study's data; SFT falls back on the chosen responses of `train`."""
+def splits(data: Data) -> dict[str, Iterator[Any]]:
+    """The records of each split; supervised examples fall back on the chosen responses of `train`."""
     if data.world is not None:
-        return [
-            ("sft", world.supervised_examples(data.world)),
-            ("train", world.train_pairs(data.world)),
-            ("test", world.test_pairs(data.world)),
-        ]
-    assert data.train is not None
-    assert data.test is not None
-    examples: Iterable[Example | Pair]
+        return {
+            "sft": world.supervised_examples(data.world),
+            "train": world.train_pairs(data.world),
+            "test": world.test_pairs(data.world),
+        }
+    if data.train is None or data.test is None:
+        raise UserError("give `train` and `test`, or a synthetic `world`", where="data")
     if data.sft is not None:
-        examples = sources.read_examples(data.sft)
+        sft = forms.read_examples(data.sft, "train")
     else:
-        examples = (Example(pair.prompt, pair.chosen) for pair in sources.read_pairs(data.train))
-    return [
-        ("sft", examples),
-        ("train", sources.read_pairs(data.train)),
-        ("test", sources.read_pairs(data.test)),
-    ]
+        sft = (Example(pair.prompt, pair.chosen) for pair in forms.read_pairs(data.train, "train"))
+    return {
+        "sft": sft,
+        "train": forms.read_pairs(data.train, "train"),
+        "test": forms.read_pairs(data.test, "test"),
+    }
 
 
-def source_of(data: Data, split: str) -> str:
-    """What a split was read from, for messages."""
-    return str(getattr(data, split) or "the synthetic world")
+def source_of(data: Data, split: str) -> dict[str, str]:
+    """Where a split came from, for the report."""
+    if data.world is not None:
+        return {"source": "the synthetic world"}
+    source = str(getattr(data, split) or f"chosen responses of {data.train}")
+    file = Path(source)
+    return {"source": source} | ({"sha256": sha256_of(file)} if file.is_file() else {})
 
 
-def write_split(
-    records: Iterable[Example | Pair], file: Path, source: str
-) -> tuple[dict[str, int], set[str]]:
-    """Write the records of one split, dropping exact repeats; return counts and the prompts.
+def leak(train: Counter[bytes], test: Counter[bytes]) -> dict[str, int]:
+    """How many different prompts are in both splits, and how many test pairs they make up."""
+    shared = train.keys() & test.keys()
+    return {"prompts": len(shared), "test_pairs": sum(test[prompt] for prompt in shared)}
 
-    Raises:
-        UserError: when there is none.
+
+def write_split(records: Iterator[Record], file: Path) -> tuple[dict[str, int], Counter[bytes]]:
+    """Write the records of one split, a part at a time, without exact repeats.
+
+    Returns:
+        Counts of what was read, dropped and written, and how often each prompt (its digest) occurs.
     """
-    import pyarrow as pa
     from pyarrow import parquet
 
-    counts = {"read": 0, "dropped: exact repeat": 0}
-    seen: set[str] = set()
-    prompts: set[str] = set()
+    counts = {"read": 0, "dropped_repeats": 0, "written": 0}
+    seen: set[bytes] = set()
+    prompts: Counter[bytes] = Counter()
     writer: parquet.ParquetWriter | None = None
     rows: list[dict[str, Any]] = []
 
     def flush() -> None:
         nonlocal writer
         if rows:
-            table = pa.Table.from_pylist(rows, schema=SCHEMAS["response" in rows[0]]())
+            table = _table(rows)
             writer = writer or parquet.ParquetWriter(file, table.schema)
             writer.write_table(table)
             rows.clear()
 
-    for record in records:
-        counts["read"] += 1
-        if record.id in seen:
-            counts["dropped: exact repeat"] += 1
-            continue
-        seen.add(record.id)
-        prompts.add(repr(record.prompt))
-        rows.append({"id": record.id, **vars(record)})
-        if len(rows) == PART_ROWS:
-            flush()
-    flush()
-    if writer is None:
-        raise UserError("holds no example", where=source, remedy="give a file with at least one")
-    writer.close()
-    return {**counts, "kept": len(seen)}, prompts
+    try:
+        for record in records:
+            counts["read"] += 1
+            key = bytes.fromhex(record.id)
+            if key in seen:
+                counts["dropped_repeats"] += 1
+                continue
+            seen.add(key)
+            prompts[prompt_digest(record.prompt)] += 1
+            counts["written"] += 1
+            for flag in ("imperfect", "flipped"):
+                if getattr(record, flag, None):
+                    counts[flag] = counts.get(flag, 0) + 1
+            rows.append({"id": record.id, **vars(record)})
+            if len(rows) == PART_ROWS:
+                flush()
+        flush()
+    finally:
+        if writer is not None:
+            writer.close()
+    return counts, prompts
 
 
-def _schema(**columns: str) -> Any:
+def _table(rows: list[dict[str, Any]]) -> Any:
+    """Rows as an Arrow table, whose types do not depend on what the rows hold."""
     import pyarrow as pa
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    types = {"text": pa.string(), "flag": pa.bool_()}
-    return pa.schema(
-        [
-            ("id", pa.string()),
-            ("prompt", pa.list_(message)),
-            *((name, types[kind]) for name, kind in columns.items()),
-        ]
-    )
-
-
-# By whether a record is a supervised example.
-SCHEMAS = {
-    True: lambda: _schema(response="text", imperfect="flag"),
-    False: lambda: _schema(chosen="text", rejected="text", flipped="flag"),
-}
+    types = {"prompt": pa.list_(message), "imperfect": pa.bool_(), "flipped": pa.bool_()}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in rows[0]])
+    return pa.Table.from_pylist(rows, schema=schema)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,11 @@ from sams.files import canonical_json
 Message = dict[str, str]
 
 
+def prompt_digest(prompt: list[Message]) -> bytes:
+    """Eight bytes that stand for a prompt."""
+    return hashlib.sha256(canonical_json(prompt).encode()).digest()[:8]
+
+
 def _content_id(**content: object) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
 

@@ -1,10 +1,11 @@
 """Chat templates: how a conversation becomes token ids, for training and for generation alike.
 
-Templates are rendered with a mark in place of each message. The template's own text is parsed for control
-tokens; what people wrote is not, so `</s>` in a message is text like any other.
+A conversation is rendered and tokenised as one text, as `apply_chat_template` would do it, with one difference:
+a control token that somebody wrote (`</s>` in a question) is encoded as the plain text it is. For that it is
+rendered as a mark, which no template can take apart, and encoded on its own.
 """
 
-from functools import cache, partial
+import re
 from typing import TYPE_CHECKING
 
 from sams.data.records import Message
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 # For tokenizers without a template of their own: the form of the HH data, one turn after the other.
 PLAIN_TEMPLATE = (
-    "{{ bos_token }}"
+    "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}{{ '\n\nAssistant: ' + message['content'] }}"
     "{% elif message['role'] == 'user' %}{{ '\n\nHuman: ' + message['content'] }}"
@@ -24,11 +25,16 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 
-_MARK = "\ue000{}\ue001"
+# Unicode noncharacters around the text in hexadecimal.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_MARK = re.compile(f"{_OPEN}([0-9a-f]+){_CLOSE}")
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:
-    """Token ids of a conversation that the assistant is to answer, with exactly one BOS if there is one.
+    """Token ids of a conversation that the assistant is to answer.
+
+    They begin with exactly one BOS. A tokenizer that has none, or whose BOS is its EOS, gets none but what
+    its template writes.
 
     Raises:
         UserError: when the template does not take these roles.
@@ -39,62 +45,72 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message])
 def encode_prompts(
     tokenizer: "PreTrainedTokenizerBase", conversations: list[list[Message]]
 ) -> list[list[int]]:
-    """`encode_prompt` of many conversations, whose contents are tokenised together."""
-    template_ids = cache(partial(_template_ids, tokenizer))
-    contents = iter(_plain_ids(tokenizer, [turn["content"] for turns in conversations for turn in turns]))
-    encoded = []
-    for messages in conversations:
-        marked = [{"role": turn["role"], "content": _MARK.format(at)} for at, turn in enumerate(messages)]
-        rest = _render(tokenizer, marked, add_generation_prompt=True)
-        ids: list[int] = []
-        for at, content in zip(range(len(messages)), contents, strict=False):
-            before, mark, after = rest.partition(_MARK.format(at))
-            if mark:
-                ids += template_ids(before) + content
-                rest = after
-        encoded.append(_with_one_bos(tokenizer, ids + template_ids(rest)))
-    return encoded
+    """`encode_prompt` of many conversations, tokenised together."""
+    control = _control_pattern(tokenizer)
+    rendered = [
+        _render(tokenizer, [{**turn, "content": _marked(turn["content"], control)} for turn in messages])
+        for messages in conversations
+    ]
+    return [_with_one_bos(tokenizer, ids) for ids in _encode(tokenizer, rendered)]
 
 
 class CompletionEncoder:
-    """Token ids of responses as they follow `encode_prompt`, each with exactly one end of turn.
+    """Token ids of responses as they follow `encode_prompt`, each with exactly one EOS, its last.
 
     What stands between generation prompt and response, and after the response, is read off the template. A
-    template that ends a turn with nothing gets the tokenizer's EOS.
+    template that ends a turn without EOS gets one.
+
+    Attributes:
+        end: the token ids that end a response.
 
     Raises:
-        UserError: when the tokenizer has no EOS token.
+        UserError: the tokenizer has no EOS; or the template renders an answered conversation differently
+            from its generation prompt and the answer.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         if tokenizer.eos_token_id is None:
-            raise UserError("the tokenizer has no EOS token", where="model", remedy="set one in its config")
-        self.tokenizer = tokenizer
-        asked = [{"role": "user", "content": _MARK.format(0)}]
-        answered = [*asked, {"role": "assistant", "content": _MARK.format(1)}]
-        prompt = _render(tokenizer, asked, add_generation_prompt=True)
-        before, _, after = _render(tokenizer, answered, add_generation_prompt=False).partition(
-            _MARK.format(1)
-        )
-        self.lead = before.removeprefix(prompt) if before.startswith(prompt) else ""
-        end = _template_ids(tokenizer, after.strip())
-        self.end = end[:1] if end[:1] and end[0] in tokenizer.all_special_ids else [tokenizer.eos_token_id]
+            raise UserError(
+                "the tokenizer has no EOS token", where="model", remedy="set `eos_token` in its config"
+            )
+        question, answer = "sams-question", "sams-answer"
+        asked = [{"role": "user", "content": question}]
+        prompt = _render(tokenizer, asked)
+        answered = _render(tokenizer, [*asked, {"role": "assistant", "content": answer}], generation=False)
+        if not answered.startswith(prompt) or answer not in answered:
+            raise UserError(
+                "the chat template writes an answer elsewhere than after its generation prompt",
+                where="model.chat_template",
+                remedy="give a template whose `add_generation_prompt` ends where answers begin",
+            )
+        self._tokenizer = tokenizer
+        self._control = _control_pattern(tokenizer)
+        self._lead, _, after = answered[len(prompt) :].partition(answer)
+        [end] = _encode(tokenizer, [after.rstrip()])
+        eos = tokenizer.eos_token_id
+        self.end = end[: end.index(eos) + 1] if eos in end else [*end, eos]
+        # A response is tokenised after the end of its prompt, since what precedes a word can change its token.
+        self._context = prompt.rpartition(question)[2]
+        [self._context_ids] = _encode(tokenizer, [self._context])
 
     def __call__(self, responses: list[str]) -> list[list[int]]:
-        """Token ids of each response."""
-        plain = _plain_ids(self.tokenizer, [self.lead + response for response in responses])
-        return [[*ids, *self.end] for ids in plain]
+        """Token ids of each response; of one that holds no token, the end alone."""
+        texts = [self._lead + _marked(response, self._control) for response in responses]
+        length = len(self._context_ids)
+        encoded = []
+        in_context = _encode(self._tokenizer, [self._context + text for text in texts])
+        for text, ids in zip(texts, in_context, strict=True):
+            if ids[:length] == self._context_ids:
+                own = ids[length:]
+            else:  # the response begins with what merges into the prompt's last token
+                [own] = _encode(self._tokenizer, [text])
+            encoded.append([*own, *self.end])
+        return encoded
 
 
-def _render(
-    tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, add_generation_prompt: bool
-) -> str:
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, generation: bool = True) -> str:
     try:
-        return str(
-            tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        )
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
     except Exception as error:  # a template raises whatever its author chose
         raise UserError(
             f"the chat template refuses the roles {[message['role'] for message in messages]}: {error}",
@@ -105,19 +121,56 @@ def _render(
 
 def _with_one_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:
     bos = tokenizer.bos_token_id
-    if bos is None:
+    if bos is None or bos == tokenizer.eos_token_id:
         return ids
     start = next((place for place, token in enumerate(ids) if token != bos), len(ids))
     return [bos, *ids[start:]]
 
 
-def _template_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
+# --- control tokens that people wrote -------------------------------------------------------------
 
 
-def _plain_ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
+def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
+    tokens = {
+        token.content: number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    return tokens | dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+
+
+def _control_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
+    longest_first = sorted(_control_tokens(tokenizer), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, [*longest_first, _OPEN, _CLOSE])))
+
+
+def _marked(text: str, control: re.Pattern[str]) -> str:
+    """The text with a mark in place of each control token that it spells."""
+    return control.sub(lambda found: f"{_OPEN}{found.group().encode().hex()}{_CLOSE}", text)
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
+    """Token ids of rendered texts; what stands in marks is encoded as plain text."""
+    parts = [_MARK.split(text) for text in texts]  # what was marked is at the odd places
+    rendered = iter(_ids(tokenizer, [piece for pieces in parts for piece in pieces[::2]], plain=False))
+    written = [bytes.fromhex(piece).decode() for pieces in parts for piece in pieces[1::2]]
+    plain = iter(_ids(tokenizer, written, plain=True))
+    return [
+        [token for place in range(len(pieces)) for token in next(plain if place % 2 else rendered)]
+        for pieces in parts
+    ]
+
+
+def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str], *, plain: bool) -> list[list[int]]:
     if not texts:
         return []
-    ids: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return ids
+    encoded: list[list[int]] = tokenizer(
+        texts,
+        add_special_tokens=False,
+        split_special_tokens=plain,
+        return_attention_mask=False,
+        verbose=False,
+    )["input_ids"]
+    if not plain:
+        return encoded
+    # Some tokenizers know no other way to encode such a text than its control token: then it is left out.
+    control = set(_control_tokens(tokenizer).values()) - {tokenizer.unk_token_id}
+    return [[token for token in ids if token not in control] for ids in encoded]

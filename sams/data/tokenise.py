@@ -1,6 +1,5 @@
 """Stage `tokenise`: from prepared records to token ids, once for all methods."""
 
-import itertools
 import logging
 import tempfile
 from collections import Counter
@@ -16,113 +15,140 @@ from sams.recipes import TokeniseRecipe
 from sams.stage import read_recipe, run
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("sft", "train", "test")
+RESPONSES = {"sft": ("response",), "train": ("chosen", "rejected"), "test": ("chosen", "rejected")}
 READ_ROWS = 1000
 
 Row = dict[str, Any]
 
 
 def main(recipe: str, data: Path, out: Path) -> None:
-    """Write tokenizer/, sft/, train/, test/ and report.json."""
+    """Write tokenizer/, sft/, train/, test/ and report.json.
+
+    Raises:
+        UserError: tokenizer or template cannot be had, or nothing is left of a split.
+    """
     settings = read_recipe(recipe, TokeniseRecipe)
     tokenizer = build_tokenizer(settings.model, texts(data))
+    report: dict[str, Any] = {"vocabulary": len(tokenizer)}
     with whole_folder(out, upstream={"data": manifest_digest(data)}) as part:
         tokenizer.save_pretrained(part / "tokenizer")
-        report = {split: tokenise_split(data, split, tokenizer, settings, part) for split in SPLITS}
-        write_json(part / "report.json", {"vocabulary": len(tokenizer), **report})
-    for split, counts in report.items():
-        log.info("%s: %s", split, counts)
+        for split in RESPONSES:
+            report[split] = tokenise_split(
+                data / f"{split}.parquet", split, tokenizer, settings, part / split
+            )
+            log.info("%s: %s", split, report[split])
+        write_json(part / "report.json", report)
 
 
 def texts(data: Path) -> Iterator[str]:
-    """Everything a tokenizer can be trained on: conversations of the training splits, as they will be rendered."""
-    for split, responses in (("sft", ["response"]), ("train", ["chosen", "rejected"])):
-        for row in itertools.chain.from_iterable(read_batches(data / f"{split}.parquet")):
-            turns = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
-            prompt = "".join(turns[message["role"]] + message["content"] for message in row["prompt"])
-            for response in responses:
-                yield f"{prompt}\n\nAssistant: {row[response]}"
+    """What a tokenizer is trained on: the conversations of the training splits, written plainly."""
+    turns = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
+    for split in ("sft", "train"):
+        for batch in read_batches(data / f"{split}.parquet"):
+            for row in batch:
+                prompt = "".join(turns[message["role"]] + message["content"] for message in row["prompt"])
+                for name in RESPONSES[split]:
+                    yield f"{prompt}\n\nAssistant: {row[name]}"
 
 
 def tokenise_split(
-    data: Path, split: str, tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe, out: Path
+    file: Path, split: str, tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe, out: Path
 ) -> dict[str, Any]:
-    """Tokenise one split into an Arrow data set; return what was kept, cut and dropped.
+    """Tokenise one split into an Arrow data set; return what was kept, cut and dropped, and the lengths.
+
+    Memory does not grow with the data: rows are read, encoded and written a batch at a time.
 
     Raises:
         UserError: when nothing is left.
     """
     import datasets
-    import pyarrow.compute as pc
 
-    counts: Counter[str] = Counter()
+    responses = RESPONSES[split]
     encode = CompletionEncoder(tokenizer)
-    responses = ["response"] if split == "sft" else ["chosen", "rejected"]
+    counts = Counter({"read": 0, "kept": 0})
 
     def rows() -> Iterator[Row]:
-        for batch in read_batches(data / f"{split}.parquet"):
-            counts["read"] += len(batch)
+        for batch in read_batches(file):
             prompts = encode_prompts(tokenizer, [row["prompt"] for row in batch])
             answers = [encode([row[name] for row in batch]) for name in responses]
             for row, prompt, *ids in zip(batch, prompts, *answers, strict=True):
-                found = fitted(row, prompt, dict(zip(responses, ids, strict=True)), settings, counts)
-                if found is not None:
-                    yield found
+                counts["read"] += 1
+                fitted = fit(prompt, ids, settings, tokenizer.bos_token_id, counts)
+                if any(len(response) <= len(encode.end) for response in ids):
+                    counts["dropped_empty"] += 1
+                elif len(ids) == 2 and fitted[1] == fitted[2]:
+                    counts["dropped_equal"] += 1
+                else:
+                    counts["kept"] += 1
+                    columns = zip(("prompt", *responses), fitted, strict=True)
+                    kept = {"id": row["id"]} | {f"{name}_ids": tokens for name, tokens in columns}
+                    yield kept | ({"flipped": row["flipped"]} if "flipped" in row else {})
 
+    ids = {f"{name}_ids": datasets.List(datasets.Value("int32")) for name in ("prompt", *responses)}
+    flag = {"flipped": datasets.Value("bool")} if split != "sft" else {}
+    features = datasets.Features({"id": datasets.Value("string")} | ids | flag)
     datasets.disable_progress_bars()
-    kind = datasets.Value
-    features = {"id": kind("string"), "prompt_ids": [kind("int32")]}
-    features |= {f"{name}_ids": [kind("int32")] for name in responses}
-    if split != "sft":
-        features["flipped"] = kind("bool")
     with tempfile.TemporaryDirectory(dir=out.parent) as cache:
-        # The fingerprint is given, because hashing the generator would hash the tokenizer too.
-        tokenised = datasets.Dataset.from_generator(
-            rows, features=datasets.Features(features), cache_dir=cache, fingerprint=f"tokenise-{split}"
-        )
-        if not len(tokenised):
-            raise UserError(
-                f"no example is left after tokenising ({dict(counts)})",
-                where=str(data / f"{split}.parquet"),
-                remedy="raise data.max_length",
+        try:
+            # The fingerprint is given, because hashing the generator would hash the tokenizer too.
+            tokenised = datasets.Dataset.from_generator(
+                rows, features=features, cache_dir=cache, fingerprint=f"tokenise-{split}"
             )
-        tokenised.save_to_disk(out / split)
-        columns = tokenised.with_format("arrow")[:]
-        names = [name for name in columns.column_names if name.endswith("_ids")]
-        lengths = sum(pc.list_value_length(columns[name]).to_numpy() for name in names)
-    return {**counts, "kept": len(lengths), "tokens": int(lengths.sum()), "longest": int(lengths.max())}
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise (error.__cause__ or error) from None
+        if not counts["kept"]:
+            raise UserError(
+                f"nothing is left after tokenising ({dict(counts)})",
+                where=str(file),
+                remedy="raise data.max_length, or see to the data",
+            )
+        tokenised.save_to_disk(out)
+        return {**counts, **lengths(tokenised, tokenizer.unk_token_id)}
 
 
-def fitted(
-    row: Row, prompt: list[int], answers: dict[str, list[int]], settings: TokeniseRecipe, counts: Counter[str]
-) -> Row | None:
-    """Token ids of one record within the length limits; None when it has to be dropped.
+def fit(
+    prompt: list[int],
+    responses: list[list[int]],
+    settings: TokeniseRecipe,
+    bos: int | None,
+    counts: Counter[str],
+) -> list[list[int]]:
+    """Cut prompt and responses to the length limits; count what was cut.
 
-    A prompt that is too long loses its beginning (the first token, BOS where there is one, stays), a response
-    its end.
+    A prompt that is too long loses its beginning (but for BOS), a response its end, EOS included.
     """
-    if len(prompt) > settings.max_prompt_length:
-        counts["prompt cut"] += 1
-        prompt = prompt[:1] + prompt[len(prompt) - settings.max_prompt_length + 1 :]
+    limit = settings.max_prompt_length
+    if len(prompt) > limit:
+        counts["prompt_cut"] += 1
+        start = prompt[:1] if prompt[0] == bos else []
+        prompt = start + prompt[len(prompt) - limit + len(start) :]
     room = settings.max_length - len(prompt)
-    found: Row = {"id": row["id"], "prompt_ids": prompt}
-    for name, ids in answers.items():
-        counts[f"{name} cut"] += len(ids) > room
-        found[f"{name}_ids"] = ids[:room]
-    if "rejected" in answers:
-        found["flipped"] = row["flipped"]
-        if found["chosen_ids"] == found["rejected_ids"]:
-            counts["dropped: equal after cutting"] += 1
-            return None
+    counts["response_cut"] += sum(len(response) > room for response in responses)
+    return [prompt, *(response[:room] for response in responses)]
+
+
+def lengths(tokenised: "Dataset", unknown: int | None) -> dict[str, Any]:
+    """Mean and greatest length of prompts and responses, all tokens, and how many are unknown words."""
+    import pyarrow.compute as pc
+
+    table = tokenised.data
+    found: dict[str, Any] = {"tokens": 0, "unknown": 0}
+    for name in (name for name in table.column_names if name.endswith("_ids")):
+        length = pc.list_value_length(table[name])
+        found[name] = {"mean": round(pc.mean(length).as_py(), 2), "max": pc.max(length).as_py()}
+        found["tokens"] += pc.sum(length).as_py()
+        if unknown is not None:
+            found["unknown"] += pc.sum(pc.equal(pc.list_flatten(table[name]), unknown)).as_py()
     return found
 
 
 def read_batches(file: Path) -> Iterator[list[Row]]:
-    """Records of a prepared Parquet file, a thousand at a time."""
+    """Records of a prepared Parquet file, a batch at a time."""
     from pyarrow import parquet
 
     for batch in parquet.ParquetFile(file).iter_batches(READ_ROWS):

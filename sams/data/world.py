@@ -7,6 +7,7 @@ question or a test pair occurs in training.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
@@ -115,28 +116,22 @@ def _instructions(rng: Random, taken: set[str], category: str | None = None) -> 
             yield _Question(Reading(task, slots, task.solve(slots)), text)
 
 
-def _distinct(items: Iterator[T], count: int, key: Callable[[T], str]) -> Iterator[T]:
-    """The first `count` items that differ in `key`.
+def _fresh(draw: Callable[[], T], key: Callable[[T], str], seen: set[str]) -> T:
+    """Draw until the key is one not `seen` before; remember it.
 
     Raises:
-        UserError: when the items seem to be used up.
+        UserError: when the world seems to hold nothing else.
     """
-    seen: set[str] = set()
-    repeats = 0
-    while len(seen) < count:
-        item = next(items)
-        if key(item) in seen:
-            repeats += 1
-            if repeats == PATIENCE:
-                raise UserError(
-                    f"the world seems to hold no more than {len(seen)} different examples, {count} are asked for",
-                    where="data.world",
-                    remedy="lower `sft_examples`, `train_pairs` or `test_pairs`",
-                )
-            continue
-        repeats = 0
-        seen.add(key(item))
-        yield item
+    for _ in range(PATIENCE):
+        drawn = draw()
+        if key(drawn) not in seen:
+            seen.add(key(drawn))
+            return drawn
+    raise UserError(
+        f"the world seems to hold no more than {len(seen)} different examples of a kind",
+        where="data.world",
+        remedy="lower `sft_examples`, `train_pairs` or `test_pairs`",
+    )
 
 
 def _followed(question: _Question, verbose_share: float, rng: Random) -> _Question:
@@ -155,9 +150,14 @@ def _questions(world: World, rng: Random, taken: set[str]) -> Iterator[_Question
 # --- for evaluation -------------------------------------------------------------------------------
 
 
+def _text(question: _Question) -> str:
+    return question.text
+
+
 def _alpaca_eval(world: World) -> list[_Question]:
     drawn = _instructions(_stream(world, "alpaca_eval"), set())
-    return list(_distinct(drawn, ALPACA_EVAL_INSTRUCTIONS, lambda question: question.text))
+    seen: set[str] = set()
+    return [_fresh(partial(next, drawn), _text, seen) for _ in range(ALPACA_EVAL_INSTRUCTIONS)]
 
 
 def alpaca_eval_instructions(world: World) -> list[str]:
@@ -167,14 +167,13 @@ def alpaca_eval_instructions(world: World) -> list[str]:
 
 def _mt_bench(world: World) -> list[_Question]:
     rng = _stream(world, "mt_bench")
-    taken = set(alpaca_eval_instructions(world))
-    return [
-        _followed(question, world.verbose_share, rng)
-        for category in CATEGORIES
-        for question in _distinct(
-            _instructions(rng, taken, category), QUESTIONS_PER_CATEGORY, lambda question: question.text
-        )
-    ]
+    seen = set(alpaca_eval_instructions(world))
+    questions = []
+    for category in CATEGORIES:
+        drawn = _instructions(rng, set(), category)
+        for _ in range(QUESTIONS_PER_CATEGORY):
+            questions.append(_followed(_fresh(partial(next, drawn), _text, seen), world.verbose_share, rng))
+    return questions
 
 
 def mt_bench_questions(world: World) -> list[dict[str, Any]]:
@@ -218,37 +217,56 @@ def _evaluation_instructions(world: World) -> set[str]:
 def supervised_examples(world: World) -> Iterator[Example]:
     """Different examples, of which the set share has a wrong answer (`imperfect`)."""
     rng = _stream(world, "sft")
+    questions = _questions(world, rng, _held_out(world))
 
-    def drawn() -> Iterator[Example]:
-        for question in _questions(world, rng, _held_out(world)):
-            imperfect = rng.random() < world.imperfect_share
-            answer = question.mistake(rng) if imperfect else question.right
-            yield Example(question.prompt, question.say(answer, world.verbose_share, rng), imperfect)
+    def draw(imperfect: bool) -> Example:
+        question = next(questions)
+        answer = question.mistake(rng) if imperfect else question.right
+        return Example(question.prompt, question.say(answer, world.verbose_share, rng), imperfect)
 
-    return _distinct(drawn(), world.sft_examples, lambda example: example.id)
+    seen: set[str] = set()
+    for _ in range(world.sft_examples):
+        # Decided before the draw: right answers repeat more often, and the share would shift.
+        imperfect = rng.random() < world.imperfect_share
+        yield _fresh(partial(draw, imperfect), _id, seen)
 
 
-def _pairs(world: World, rng: Random, flipped_share: float, taken: set[str]) -> Iterator[Pair]:
-    """Draw pairs of a right and a wrong answer without end, the labels of the given share swapped."""
-    for question in _questions(world, rng, taken):
+def _pair_drawer(world: World, purpose: str, taken: set[str]) -> Callable[[bool], Pair]:
+    """A function that draws the next pair, with its label swapped or not."""
+    rng = _stream(world, purpose)
+    questions = _questions(world, rng, taken)
+
+    def draw(flipped: bool) -> Pair:
+        question = next(questions)
         # The styles are drawn independently, so that length does not tell right from wrong.
         right = question.say(question.right, world.verbose_share, rng)
         wrong = question.say(question.mistake(rng), world.verbose_share, rng)
-        flipped = rng.random() < flipped_share
         chosen, rejected = (wrong, right) if flipped else (right, wrong)
-        yield Pair(question.prompt, chosen, rejected, flipped)
+        return Pair(question.prompt, chosen, rejected, flipped)
+
+    return draw
 
 
 def train_pairs(world: World) -> Iterator[Pair]:
     """Different pairs of a right and a wrong answer; the labels of the set share are swapped (`flipped`)."""
-    drawn = _pairs(world, _stream(world, "train"), world.flipped_share, _held_out(world))
-    return _distinct(drawn, world.train_pairs, lambda pair: pair.id)
+    draw = _pair_drawer(world, "train", _held_out(world))
+    rng = _stream(world, "flips")
+    seen: set[str] = set()
+    for _ in range(world.train_pairs):
+        flipped = rng.random() < world.flipped_share
+        yield _fresh(partial(draw, flipped), _id, seen)
 
 
 def test_pairs(world: World) -> Iterator[Pair]:
     """Clean pairs, whose first questions differ and occur nowhere else."""
-    drawn = _pairs(world, _stream(world, "test"), 0.0, _evaluation_instructions(world))
-    return _distinct(drawn, world.test_pairs, _first_question)
+    draw = _pair_drawer(world, "test", set())
+    seen = _evaluation_instructions(world)
+    for _ in range(world.test_pairs):
+        yield _fresh(partial(draw, False), _first_question, seen)
+
+
+def _id(record: Example | Pair) -> str:
+    return record.id
 
 
 def _first_question(pair: Pair) -> str:

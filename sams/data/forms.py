@@ -1,0 +1,265 @@
+"""The forms in which people keep preference pairs and supervised examples, read into canonical records.
+
+A preference pair:
+
+* ``{"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}`` (hh-rlhf): the prompt is what both have
+  in common, up to the last `Assistant:`
+* ``{"prompt": text or messages, "chosen": text, "rejected": text}``
+* ``{"chosen": messages, "rejected": messages}`` (OpenAI's format), with or without ``prompt``
+* ``{"instruction": text, "input": text, "chosen": text, "rejected": text}``
+
+A supervised example: ``{"prompt": text or messages, "response": text}``, ``{"messages": messages}`` or
+``{"instruction": text, "input": text, "output": text}``.
+
+The first row decides the form; all rows must have it. A prompt that is text is one question of the user, or, if
+it begins with `Human:`, a dialogue in hh-rlhf's form. White space around messages and responses does not count.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from sams.data.records import Example, Message, Pair
+from sams.data.sources import Row, numbered_rows
+from sams.errors import UserError
+
+TURN = re.compile(r"\n\n(Human|Assistant):")
+ROLES = {"Human": "user", "Assistant": "assistant"}
+KNOWN_ROLES = ("system", "user", "assistant")
+
+PAIR_FORMS = (("prompt", "chosen", "rejected"), ("instruction", "chosen", "rejected"), ("chosen", "rejected"))
+EXAMPLE_FORMS = (("messages",), ("prompt", "response"), ("instruction", "output"))
+
+
+def read_pairs(source: str, split: str) -> Iterator[Pair]:
+    """Preference pairs of a file or hub data set (of that split, if the source names none).
+
+    Raises:
+        UserError: naming source, row (from 1) and key.
+    """
+    keys: tuple[str, ...] | None = None
+    for where, row in numbered_rows(source, split):
+        keys = keys or _form(row, PAIR_FORMS, where)
+        pair = _pair(row, keys, where)
+        if pair.chosen == pair.rejected:
+            raise UserError("chosen and rejected are equal", where=where, remedy="drop the row or correct it")
+        yield pair
+
+
+def read_examples(source: str, split: str) -> Iterator[Example]:
+    """Supervised examples of a file or hub data set (of that split, if the source names none).
+
+    Raises:
+        UserError: naming source, row (from 1) and key.
+    """
+    keys: tuple[str, ...] | None = None
+    for where, row in numbered_rows(source, split):
+        keys = keys or _form(row, EXAMPLE_FORMS, where)
+        yield _example(row, keys, where)
+
+
+def _form(row: Row, forms: tuple[tuple[str, ...], ...], where: str) -> tuple[str, ...]:
+    for keys in forms:
+        if set(keys) <= set(row):
+            return keys
+    known = " or ".join("{" + ", ".join(keys) + "}" for keys in forms)
+    raise UserError(
+        f"unknown form with keys {sorted(map(str, row))}, expected {known}",
+        where=where,
+        remedy="rename the keys",
+    )
+
+
+def _pair(row: Row, keys: tuple[str, ...], where: str) -> Pair:
+    chosen, rejected = _value(row, "chosen", where), _value(row, "rejected", where)
+    if isinstance(chosen, list):
+        return _pair_of_conversations(row, chosen, rejected, where)
+    texts = _text(chosen, f"{where}, key 'chosen'"), _text(rejected, f"{where}, key 'rejected'")
+    if keys[0] == "chosen":
+        return _pair_of_dialogues(*texts, where)
+    return Pair(_prompt(row, keys[0], where), *texts)
+
+
+def _pair_of_conversations(row: Row, chosen: list[Any], rejected: Any, where: str) -> Pair:
+    """Both sides are lists of messages: whole conversations, or only the answers to `prompt`."""
+    sides = [
+        _messages(side, f"{where}, key '{key}'") for key, side in (("chosen", chosen), ("rejected", rejected))
+    ]
+    responses = []
+    for key, side in zip(("chosen", "rejected"), sides, strict=True):
+        if side[-1]["role"] != "assistant":
+            raise UserError(
+                f"ends with a message of the {side[-1]['role']}, expected the assistant's answer",
+                where=f"{where}, key '{key}'",
+                remedy="drop the row or correct it",
+            )
+        responses.append(side[-1]["content"])
+    if sides[0][:-1] != sides[1][:-1]:
+        raise UserError(
+            "chosen and rejected differ before the last answer",
+            where=where,
+            remedy="both must answer the same prompt",
+        )
+    given = row.get("prompt")
+    prompt = sides[0][:-1]
+    if not prompt:
+        prompt = _prompt(row, "prompt", where)
+    elif given is not None and not _same_question(given, prompt):
+        raise UserError(
+            "is not in the conversation that chosen and rejected hold",
+            where=f"{where}, key 'prompt'",
+            remedy="drop the key or correct it",
+        )
+    return Pair(_checked(prompt, where), responses[0], responses[1])
+
+
+def _same_question(given: Any, prompt: list[Message]) -> bool:
+    """Whether `prompt`, which some data sets give beside whole conversations, agrees with them."""
+    if isinstance(given, str):
+        return given.strip() in (message["content"] for message in prompt)
+    return given == [] or [dict(message) for message in given] == prompt
+
+
+def _pair_of_dialogues(chosen: str, rejected: str, where: str) -> Pair:
+    """Both sides are whole dialogues in hh-rlhf's form."""
+    (start, good), (other, bad) = (
+        _last_answer(text, f"{where}, key '{key}'")
+        for key, text in (("chosen", chosen), ("rejected", rejected))
+    )
+    if start != other:
+        raise UserError(
+            "chosen and rejected differ before the last 'Assistant:'",
+            where=where,
+            remedy="both must answer the same prompt",
+        )
+    return Pair(_checked(_dialogue(start, where), where), good, bad)
+
+
+def _last_answer(text: str, where: str) -> tuple[str, str]:
+    start, turn, answer = f"\n\n{text}".rpartition("\n\nAssistant:")
+    if not turn:
+        raise UserError(
+            "expected a dialogue with turns '\\n\\nHuman:' and '\\n\\nAssistant:'",
+            where=where,
+            remedy="or give the prompt in a key of its own, 'prompt'",
+        )
+    return start, _text(answer, where)
+
+
+def _example(row: Row, keys: tuple[str, ...], where: str) -> Example:
+    if keys[0] == "messages":
+        messages = _messages(_value(row, "messages", where), f"{where}, key 'messages'")
+        if messages[-1]["role"] != "assistant":
+            raise UserError(
+                f"ends with a message of the {messages[-1]['role']}, expected the assistant's answer",
+                where=f"{where}, key 'messages'",
+                remedy="drop the row or correct it",
+            )
+        return Example(_checked(messages[:-1], where), messages[-1]["content"])
+    response = _text(_value(row, keys[1], where), f"{where}, key '{keys[1]}'")
+    return Example(_prompt(row, keys[0], where), response)
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+def _value(row: Row, key: str, where: str) -> Any:
+    if key not in row:
+        raise UserError(
+            f"missing; the row has {sorted(map(str, row))}",
+            where=f"{where}, key '{key}'",
+            remedy="all rows must have the form of the first",
+        )
+    return row[key]
+
+
+def _text(value: Any, where: str) -> str:
+    """Text without the white space around it, which must not be empty."""
+    if not isinstance(value, str):
+        raise UserError(
+            f"expected text, found {type(value).__name__}", where=where, remedy="drop the row or correct it"
+        )
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            "holds half of a surrogate pair", where=where, remedy="write the file anew as valid Unicode"
+        ) from None
+    if not value.strip():
+        raise UserError("empty", where=where, remedy="drop the row or fill it")
+    return value.strip()
+
+
+def _prompt(row: Row, key: str, where: str) -> list[Message]:
+    value, place = _value(row, key, where), f"{where}, key '{key}'"
+    if key == "instruction":
+        parts = [_text(value, place)]
+        if row.get("input"):
+            parts.append(_text(row["input"], f"{where}, key 'input'"))
+        return [{"role": "user", "content": "\n\n".join(parts)}]
+    if isinstance(value, list):
+        return _checked(_messages(value, place), where)
+    text = _text(value, place)
+    if text.startswith("Human:"):
+        return _checked(_dialogue(f"\n\n{text}", where), where)
+    return [{"role": "user", "content": text}]
+
+
+def _messages(value: Any, where: str) -> list[Message]:
+    """Messages in OpenAI's format."""
+    if not isinstance(value, list) or not value:
+        found = "an empty list" if value == [] else type(value).__name__
+        raise UserError(
+            f"expected a list of messages, found {found}", where=where, remedy="drop the row or correct it"
+        )
+    messages = []
+    for number, message in enumerate(value, start=1):
+        place = f"{where}, message {number}"
+        if not isinstance(message, dict) or message.get("role") not in KNOWN_ROLES:
+            role = message.get("role") if isinstance(message, dict) else message
+            raise UserError(
+                f"expected a `role` of {', '.join(KNOWN_ROLES)}, found {role!r:.40}",
+                where=place,
+                remedy="drop the row or correct it",
+            )
+        messages.append({"role": message["role"], "content": _text(message.get("content"), place)})
+    return messages
+
+
+def _dialogue(text: str, where: str) -> list[Message]:
+    """Turns of a dialogue in hh-rlhf's form; an empty `Assistant:` at the end is the one to be filled.
+
+    Two turns of one speaker in a row, which hh-rlhf has here and there, are one turn.
+    """
+    before, *parts = TURN.split(text)
+    if before.strip():
+        raise UserError(
+            f"expected '\\n\\nHuman:' at the start of the dialogue, found {before.strip()!r:.40}",
+            where=where,
+            remedy="drop the row or correct it",
+        )
+    messages: list[Message] = []
+    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
+        role, content = ROLES[speaker], content.strip()
+        if messages and messages[-1]["role"] == role:
+            messages[-1]["content"] += f"\n\n{content}"
+        else:
+            messages.append({"role": role, "content": content})
+    if messages and messages[-1] == {"role": "assistant", "content": ""}:
+        messages.pop()
+    return messages
+
+
+def _checked(prompt: list[Message], where: str) -> list[Message]:
+    """See that a prompt is a system message or none, then user and assistant in turn, the user last."""
+    roles = [message["role"] for message in prompt]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if turns != [("user", "assistant")[number % 2] for number in range(len(turns))] or len(turns) % 2 == 0:
+        raise UserError(
+            f"roles out of order: {', '.join(roles) or 'none'}",
+            where=f"{where}, prompt",
+            remedy="a prompt begins and ends with the user, the assistant between",
+        )
+    for message in prompt:
+        _text(message["content"], f"{where}, prompt, a message of the {message['role']}")
+    return prompt
