@@ -85,7 +85,8 @@ class Policy(nn.Module):
         for part, target, row in zip(
             states.split(LOGP_CHUNK), targets.split(LOGP_CHUNK), rows.split(LOGP_CHUNK), strict=True
         ):
-            if torch.is_grad_enabled():
+            # One chunk is small enough to keep; of several, each is computed again in the backward pass.
+            if torch.is_grad_enabled() and len(targets) > LOGP_CHUNK:
                 logps = checkpoint(self._token_logps, part, target, use_reentrant=False)
             else:
                 logps = self._token_logps(part, target)
