@@ -104,7 +104,7 @@ def _pair_of_conversations(row: Row, chosen: list[Any], rejected: Any, where: st
     prompt = sides[0][:-1]
     if not prompt:
         prompt = _prompt(row, "prompt", where)
-    elif given is not None and not _same_question(given, prompt):
+    elif given and not _same_question(given, prompt, f"{where}, key 'prompt'"):
         raise UserError(
             "is not in the conversation that chosen and rejected hold",
             where=f"{where}, key 'prompt'",
@@ -113,11 +113,11 @@ def _pair_of_conversations(row: Row, chosen: list[Any], rejected: Any, where: st
     return Pair(_checked(prompt, where), responses[0], responses[1])
 
 
-def _same_question(given: Any, prompt: list[Message]) -> bool:
+def _same_question(given: Any, prompt: list[Message], where: str) -> bool:
     """Whether `prompt`, which some data sets give beside whole conversations, agrees with them."""
     if isinstance(given, str):
         return given.strip() in (message["content"] for message in prompt)
-    return given == [] or [dict(message) for message in given] == prompt
+    return _messages(given, where) == prompt
 
 
 def _pair_of_dialogues(chosen: str, rejected: str, where: str) -> Pair:

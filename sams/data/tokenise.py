@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RESPONSES = {"sft": ("response",), "train": ("chosen", "rejected"), "test": ("chosen", "rejected")}
+COUNTED = ("read", "kept", "dropped_empty", "dropped_equal", "prompt_cut", "response_cut")
 READ_ROWS = 1000
 
 Row = dict[str, Any]
@@ -70,7 +71,7 @@ def tokenise_split(
 
     responses = RESPONSES[split]
     encode = CompletionEncoder(tokenizer)
-    counts = Counter({"read": 0, "kept": 0})
+    counts = Counter(dict.fromkeys(COUNTED, 0))
 
     def rows() -> Iterator[Row]:
         for batch in read_batches(file):
@@ -89,6 +90,13 @@ def tokenise_split(
                     kept = {"id": row["id"]} | {f"{name}_ids": tokens for name, tokens in columns}
                     yield kept | ({"flipped": row["flipped"]} if "flipped" in row else {})
 
+        if not counts["kept"]:
+            raise UserError(
+                f"nothing is left after tokenising ({dict(counts)})",
+                where=str(file),
+                remedy="raise data.max_length, or see to the data",
+            )
+
     ids = {f"{name}_ids": datasets.List(datasets.Value("int32")) for name in ("prompt", *responses)}
     flag = {"flipped": datasets.Value("bool")} if split != "sft" else {}
     features = datasets.Features({"id": datasets.Value("string")} | ids | flag)
@@ -101,12 +109,6 @@ def tokenise_split(
             )
         except datasets.exceptions.DatasetGenerationError as error:
             raise (error.__cause__ or error) from None
-        if not counts["kept"]:
-            raise UserError(
-                f"nothing is left after tokenising ({dict(counts)})",
-                where=str(file),
-                remedy="raise data.max_length, or see to the data",
-            )
         tokenised.save_to_disk(out)
         return {**counts, **lengths(tokenised, tokenizer.unk_token_id)}
 

@@ -88,7 +88,9 @@ class TrainingJob:
             stage=self.stage,
             recipe=self.recipe,
             tags={
+                "rule": self.stage,
                 "method": method,
+                "dataset": f"{self.job.study}/{self.job.setting}, tokens {self.upstream['tokens']}",
                 "seed": str(self.recipe["seed"]),
                 "base_model": str(
                     self.recipe["model"]["path"] or self.recipe["model"]["architecture"]["model_type"]

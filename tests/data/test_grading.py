@@ -1,12 +1,14 @@
 """Marks in the synthetic world: truth tables, and what must hold for any text."""
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sams.config import World
 from sams.data.grading import SENTENCES, grade, grade_follow_up
-from sams.data.tasks import TASKS, read_instruction
+from sams.data.tasks import TASKS, match_wording, read_instruction
 from sams.data.world import alpaca_eval_instructions, mt_bench_questions
 
 RIGHT = [
@@ -92,25 +94,35 @@ def test_an_error_carried_forward_earns_half() -> None:
     assert grade_follow_up(first, "4 9", "now add 3 to it", "5 1") == 1.0, "right for the right first answer"
     assert grade_follow_up(first, "4 9", "now add 3 to it", "5 2") == 0.5
     assert grade_follow_up(first, "the answer is 4 9 .", "now add 3 to it", "5 2") == 0.5
-    assert grade_follow_up(first, "4 8", "now add 3 to it", "5 2") == 0.25, "a near miss, and no error to carry"
+    assert grade_follow_up(first, "4 8", "now add 3 to it", "5 2") == 0.25, (
+        "a near miss, and no error to carry"
+    )
     assert grade_follow_up(first, "nonsense", "now add 3 to it", "5 2") == 0.25
     assert grade_follow_up("nonsense", "4 8", "now add 3 to it", "5 1") == 0.0
 
 
+def readings(instruction: str) -> list[str]:
+    """Every task that the instruction could be, with a right answer."""
+    found = []
+    for task in TASKS:
+        for wording in task.wordings:
+            slots = match_wording(wording, instruction)
+            if slots is not None:
+                with contextlib.suppress(ValueError, KeyError):
+                    found.append(f"{task.name}: {task.solve(slots)}")
+    return found
+
+
 def test_instructions_are_read_in_one_way_only() -> None:
     for instruction in alpaca_eval_instructions(World()):
-        read = []
-        for task in TASKS:
-            for wording in task.wordings:
-                start = wording.split("{")[0]
-                read += [task.name] if start and instruction.startswith(start) else []
-        assert len(read) == 1, instruction
+        assert len(readings(instruction)) == 1, instruction
 
 
 ANY_TEXT = st.one_of(
     st.text(max_size=200),
     st.lists(
-        st.sampled_from("reverse this : a b c the answer is . 4 0 { } {answer} you asked and".split()), max_size=12
+        st.sampled_from("reverse this : a b c the answer is . 4 0 { } {answer} you asked and".split()),
+        max_size=12,
     ).map(" ".join),
 )
 

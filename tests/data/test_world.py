@@ -23,6 +23,10 @@ INSTRUCTIONS = made.alpaca_eval_instructions(WORLD)
 QUESTIONS = made.mt_bench_questions(WORLD)
 
 
+GOLDEN_INSTRUCTIONS = ["in order : 2 3 5", "reverse this : k i g", "you are a parrot : horse blue"]
+GOLDEN_IDS = ["07e3b0c4123b763e", "2fd460e4606f7897", "578095abad8c0423"]
+
+
 def mark(prompt: list[Message], answer: str) -> float:
     if len(prompt) == 1:
         return grade(prompt[0]["content"], answer)
@@ -159,7 +163,9 @@ def test_variants_of_the_baseline_say_the_same_at_different_length() -> None:
 
 def test_answerers_differ_in_quality_and_length() -> None:
     models = made.answerers(WORLD)
-    right = [statistics.mean(grade(r["instruction"], r["output"]) == 1.0 for r in rows) for rows in models.values()]
+    right = [
+        statistics.mean(grade(r["instruction"], r["output"]) == 1.0 for r in rows) for rows in models.values()
+    ]
     length = [statistics.mean(len(r["output"]) for r in rows) for rows in models.values()]
     assert len(models) >= 5
     assert max(right) - min(right) > 0.6 and max(length) > 2 * min(length)
@@ -182,7 +188,8 @@ def test_mt_bench() -> None:
             assert grade_follow_up(first, answers[0], second, answers[1]) == 1.0
 
 
-def test_a_world_that_is_used_up_says_so() -> None:
-    with pytest.raises(UserError, match=r"data\.world.*lower `sft_examples`"):
-        for _ in made.test_pairs(World(test_pairs=1_000_000)):
+def test_a_world_that_is_used_up_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(made, "PATIENCE", 1)
+    with pytest.raises(UserError, match=r"data\.world: .* no more than \d+ different .*lower `sft_examples`"):
+        for _ in made.test_pairs(World(test_pairs=20_000)):
             pass

@@ -1,0 +1,47 @@
+"""The command `sams` and the stages' command lines."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from sams.recipes import PreferenceRecipe
+from tests.conftest import ROOT
+
+
+def run(*command: str, status: int = 0) -> str:
+    """Run a command line in the source tree; return what it printed."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+SAMS = (sys.executable, "-c", "from sams.cli import main; main()")
+
+
+def test_recipe_prints_what_a_bare_torchrun_needs() -> None:
+    recipe = PreferenceRecipe.model_validate_json(
+        run(*SAMS, "recipe", "train_preference", "--method", "dpo-sams")
+    )
+    assert recipe.training.selector == "sams"
+    assert recipe.scheduler is not None
+    assert json.loads(run(*SAMS, "recipe", "job"))["launch"]["nproc_per_node"] == "auto"
+
+
+def test_mistakes_end_with_one_line_and_status_2(tmp_path: Path) -> None:
+    assert run(*SAMS, "recipe", "train_sftt", status=2).startswith(
+        "error: no stage 'train_sftt'; choose one of"
+    )
+    wrong = run(*SAMS, "recipe", "train_preference", "--method", "nope", status=2)
+    assert wrong == "error: --method: no method 'nope'; the study has sft, dpo, dpo-random50, dpo-sams\n"
+    stage = (sys.executable, "-m", "sams.data.prepare", "--out", str(tmp_path / "out"), "--recipe")
+    assert (
+        run(*stage, "missing.json", status=2)
+        == "error: missing.json: no such file; give a JSON file or JSON text\n"
+    )
+    assert run(*stage, '{"dta": 1}', status=2).startswith("error: --recipe: key 'data': Field required")
+    assert not (tmp_path / "out").exists()
+
+
+def test_schema_is_checked() -> None:
+    run(*SAMS, "schema", "--check")
