@@ -39,11 +39,11 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff;
-  margin: 2rem auto; padding: 0 1rem; max-width: 80rem; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff;
+  margin: 2rem auto; padding: 0 1rem; max-width: 96rem; }}
 .scroll {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; border-block: 2px solid #111; }}
-th, td {{ padding: .4rem .8rem; text-align: right; vertical-align: top; white-space: nowrap; }}
+th, td {{ padding: .4rem .6rem; text-align: right; vertical-align: top; white-space: nowrap; }}
 th:first-child, td:first-child {{ text-align: left; }}
 thead th {{ border-bottom: 1px solid #111; vertical-align: bottom; white-space: normal; }}
 tbody tr + tr > * {{ border-top: 1px solid #ccc; }}

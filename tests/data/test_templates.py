@@ -125,7 +125,7 @@ def tokenizer_of(template: str, bos: str | None, eos: str | None, *control: str)
     )
 
 
-@pytest.fixture(params=TEMPLATES.values(), ids=TEMPLATES.keys())
+@pytest.fixture(params=list(TEMPLATES.values()), ids=list(TEMPLATES))
 def case(request: pytest.FixtureRequest) -> Any:
     template, bos, eos, control, prompt, response = request.param
     return tokenizer_of(template, bos, eos, *control), prompt, response
@@ -216,7 +216,7 @@ def byte_tokenizer() -> Any:
 
 
 TEXT = st.text(
-    st.one_of(st.characters(exclude_categories=("Cs",)), st.sampled_from("<eos>bpad/un\n ")),
+    st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("<eos>bpad/un\n ")),
     min_size=1,
     max_size=60,
 )

@@ -16,7 +16,7 @@ from sams.data.tokeniser import build_tokenizer, train_tokenizer
 from sams.errors import UserError
 from sams.files import manifest_digest, read_json
 
-FRESH = {"architecture": {"model_type": "llama"}}
+FRESH: dict[str, Any] = {"architecture": {"model_type": "llama"}}
 WORDS = Model.model_validate({**FRESH, "tokenizer": "words"})
 TEXTS = ["\n\nHuman: red dog\n\nAssistant: rot hund", "\n\nHuman: blue dog\n\nAssistant: blau hund <eos>"]
 

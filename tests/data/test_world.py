@@ -80,7 +80,7 @@ def test_evaluation_is_never_trained_on() -> None:
 def test_supervised_examples() -> None:
     assert len({example.id for example in SFT}) == len(SFT) == 4000
     assert all((mark(example.prompt, example.response) == 1.0) is not example.imperfect for example in SFT)
-    assert statistics.mean(example.imperfect for example in SFT) == pytest.approx(0.4, abs=0.03)
+    assert statistics.mean(bool(example.imperfect) for example in SFT) == pytest.approx(0.4, abs=0.03)
     assert statistics.mean(len(example.prompt) == 3 for example in SFT) == pytest.approx(0.25, abs=0.03)
     shown = [example for example in SFT if len(example.prompt) == 3]
     assert all(grade(example.prompt[0]["content"], example.prompt[1]["content"]) == 1.0 for example in shown)
@@ -92,7 +92,7 @@ def test_pairs() -> None:
         for pair in pairs:
             right, wrong = (pair.rejected, pair.chosen) if pair.flipped else (pair.chosen, pair.rejected)
             assert mark(pair.prompt, right) == 1.0 and mark(pair.prompt, wrong) < 1.0
-    assert statistics.mean(pair.flipped for pair in TRAIN) == pytest.approx(0.3, abs=0.03)
+    assert statistics.mean(bool(pair.flipped) for pair in TRAIN) == pytest.approx(0.3, abs=0.03)
     assert not any(pair.flipped for pair in TEST)
 
 
