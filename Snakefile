@@ -30,6 +30,7 @@ rule all:
     default_target: True
     input:
         rules.tables.input,
+        per_run("{method}/seed{seed}/model/manifest.json", STUDY.methods),
 
 
 # The three scripts of the paper's release, one after the other.

@@ -154,7 +154,9 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list
     written = [bytes.fromhex(piece).decode() for pieces in parts for piece in pieces[1::2]]
     plain = iter(_ids(tokenizer, written, plain=True))
     return [
-        [token for place in range(len(pieces)) for token in next(plain if place % 2 else rendered)]
+        next(rendered)
+        if len(pieces) == 1
+        else [token for place in range(len(pieces)) for token in next(plain if place % 2 else rendered)]
         for pieces in parts
     ]
 

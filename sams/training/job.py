@@ -100,7 +100,7 @@ class TrainingJob:
                 "code_sha": self.code,
                 "upstream_run_id": ",".join(sorted(set(self.upstream_runs.values()))),
             },
-            derived={"world_size": self.workers.world, **self.upstream},
+            derived={f"upstream.{name}": digest for name, digest in self.upstream.items()},
             resume_at=offset,
             enabled=self.job.tracking,
         )

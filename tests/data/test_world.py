@@ -30,7 +30,8 @@ GOLDEN_IDS = ["07e3b0c4123b763e", "2fd460e4606f7897", "578095abad8c0423"]
 def mark(prompt: list[Message], answer: str) -> float:
     if len(prompt) == 1:
         return grade(prompt[0]["content"], answer)
-    return grade_follow_up(*(message["content"] for message in prompt), answer)
+    first, shown, second = (message["content"] for message in prompt)
+    return grade_follow_up(first, shown, second, answer)
 
 
 def first_questions(records: list) -> set[str]:
