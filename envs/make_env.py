@@ -142,6 +142,7 @@ def uv_install(torch, arguments):
     if pip_install_locked("uv").returncode:
         return False
     command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON), *arguments]
+    command += ["--compile-bytecode"]  # once here, not at every start where Python may not write its caches
     command += ["--no-config"]  # what pyproject.toml says to the resolver has no place here
     command += ["--index-strategy", "unsafe-best-match"]  # indexes are equal, as for pip; safe with hashes
     settings = pip_settings()

@@ -79,6 +79,7 @@ class Checkpoints:
             part.mkdir(parents=True)
         self.workers.barrier()
         if optimiser is not None:
+            self.workers.refuse_drift(policy)
             model_state, optimiser_state = get_state_dict(policy, optimiser)
             dcp.save({"policy": model_state, "optimiser": optimiser_state}, checkpoint_id=part)
         if self.workers.is_main:
@@ -97,6 +98,7 @@ class Checkpoints:
             shutil.rmtree(part, ignore_errors=True)
             part.parent.mkdir(parents=True, exist_ok=True)
         self.workers.barrier()
+        self.workers.refuse_drift(policy)
         dcp.save({"policy": get_model_state_dict(policy)}, checkpoint_id=part)
         if self.workers.is_main:
             config.save_pretrained(part)

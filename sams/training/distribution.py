@@ -93,13 +93,29 @@ class Workers:
         wrapped: nn.Module = self.accelerator.prepare_model(policy, evaluation_mode=not trained)
         return wrapped
 
-    def backward(self, policy: nn.Module, loss: Tensor, *, last: bool) -> None:
-        """Accumulate the gradient of one micro-batch; the processes exchange it with the last one."""
+    def exchange_gradients(self, policy: nn.Module, exchange: bool) -> None:
+        """Say, *before* a forward pass, whether its backward pass ends with an exchange of gradients.
+
+        DDP prepares the exchange in the forward pass. Said in between, the wrong micro-batch would be
+        exchanged, and the replicas would drift apart.
+        """
         if isinstance(policy, nn.parallel.DistributedDataParallel):
-            policy.require_backward_grad_sync = last
+            policy.require_backward_grad_sync = exchange
         elif isinstance(policy, FSDPModule):
-            policy.set_requires_gradient_sync(last)
-        self.accelerator.backward(loss)
+            policy.set_requires_gradient_sync(exchange)
+
+    def refuse_drift(self, policy: nn.Module) -> None:
+        """See that the replicas of a policy are still equal, before their weights are saved.
+
+        Raises:
+            RuntimeError: naming the processes' checksums.
+        """
+        if self.world == 1 or isinstance(policy, FSDPModule):
+            return
+        checksum = sum(parameter.detach().double().sum() for parameter in policy.parameters())
+        sums = [part.item() for part in self.all_gather(torch.as_tensor(checksum, device=self.device))]
+        if len(set(sums)) > 1:
+            raise RuntimeError(f"the processes' replicas of the policy have drifted apart: {sums}")
 
     def clip(self, policy: nn.Module, max_norm: float) -> float:
         """Clip the gradient and return its norm over all processes before clipping."""

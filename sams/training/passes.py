@@ -50,13 +50,11 @@ def accumulate_gradient(
     """
     total = sum(task.weights[item] for item in items)
     collected = Collected(len(items))
-    parts = _micro_batches(policy, task, items, workers, micro_batch)
-    count = len(deal([task.lengths[item] for item in items], workers.world, micro_batch)[workers.rank])
-    for number, (places, _, found) in enumerate(parts, start=1):
+    for places, _, found in _micro_batches(policy, task, items, workers, micro_batch):
         weights = torch.tensor([task.weights[items[place]] for place in places] or [0], device=workers.device)
         # The processes' gradients are averaged, and the mean is over all items: hence the factor.
         loss = (found["loss"] * weights).sum() * (workers.world / total)
-        workers.backward(policy, loss, last=number == count)
+        workers.accelerator.backward(loss)
         collected.add(places, found)
     return collected.gather(workers)
 
@@ -71,7 +69,8 @@ def _micro_batches(
 ) -> Iterator[tuple[list[int], Scores, Items]]:
     """Run this process's micro-batches: yields (places in `items`, scores, the task's items)."""
     hands = deal([task.lengths[item] for item in items], workers.world, micro_batch)
-    for places in hands[workers.rank]:
+    for number, places in enumerate(hands[workers.rank], start=1):
+        workers.exchange_gradients(policy, number == len(hands[workers.rank]))
         # An empty micro-batch still takes part in the collective calls: it runs the first item at weight 0.
         mine = [items[place] for place in places] or items[:1]
         rows: Rows = task.rows(mine).to(workers.device)

@@ -29,7 +29,7 @@ FEW = {
 }
 TRAINING = {
     "batch_size": 16,
-    "micro_batch_size": 4,
+    "micro_batch_size": 1,
     "learning_rate": 1e-3,
     "checkpoint_every": 1,
     "evaluations": 1,
