@@ -1,7 +1,9 @@
 # Needs: what the study's `data` and `benchmarks` name. Makes: preference pairs, benchmark inputs, token ids.
 
 
-# Checks what depends on the machine, before anything is computed.
+# Checks what depends on the machine, before anything is computed: once for each study, or with -R preflight.
+# It has no parameter on purpose. While a job upstream has to run again, Snakemake does not look at the parameters
+# of what comes after it: a changed beta would run preflight, and train nothing.
 rule preflight:
     output:
         found=f"results/{STUDY.study}/preflight.json",
@@ -9,10 +11,8 @@ rule preflight:
         f"{LOGS}/preflight.log",
     conda:
         "../envs/sams.yaml"
-    params:
-        study=recipe_json(STUDY),
     shell:
-        "python -m sams.preflight --study {params.study:q} --out {output.found:q} > {log:q} 2>&1"
+        'python -m sams.preflight --study "$SAMS_STUDY" --out {output.found:q} > {log:q} 2>&1'
 
 
 # Reads, checks and identifies every example and pair.

@@ -51,6 +51,7 @@ def set_job_environment(study: Study, source: str) -> None:
     os.environ["PATH"] = os.pathsep.join([python, os.environ.get("PATH", "")])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
     os.environ["SAMS_JOB"] = recipe_json(job_of(study))
+    os.environ["SAMS_STUDY"] = recipe_json(study)
     # A CPU job takes the cores that its rule asks for, no more.
     os.environ.setdefault("OMP_NUM_THREADS", str(study.launch.threads_per_process))
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
