@@ -23,6 +23,8 @@ COSTS = f"results/{STUDY.study}/benchmarks/{STUDY.setting}"
 TABLES = f"results/{STUDY.study}/tables"
 TOKENS = f"{RESULTS}/tokens/manifest.json"
 QUESTIONS = f"{RESULTS}/questions/manifest.json"
+SCHEDULER = f"{RESULTS}/scheduler/seed{{seed}}/weights/manifest.json"
+PRETRAINING = STUDY.pretrain.policy if STUDY.pretrain else "none"
 FIGURES = ["learning_curves", "selection", "cost"]
 CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
 
@@ -119,6 +121,37 @@ def pretrained_scheduler(wildcards):
 def scheduler_option(wildcards, input):
     """Command-line option of `pretrained_scheduler`."""
     return f"--scheduler {shlex.quote(str(Path(input.scheduler).parent))}" if input.get("scheduler") else ""
+
+
+def scheduler_made(wildcards):
+    """Command-line option of the scheduler that SFT trains beside the policy."""
+    weights = Path(SCHEDULER.format(seed=wildcards.seed)).parent
+    return f"--scheduler {shlex.quote(str(weights))}" if PRETRAINING == "moving" else ""
+
+
+def reference_logps(wildcards):
+    """Cached reference log-probs; none for a loss without a reference."""
+    if not STUDY.preference_of(wildcards.method).needs_reference:
+        return []
+    return f"{RESULTS}/reference/seed{wildcards.seed}/manifest.json"
+
+
+def reference_option(wildcards, input):
+    """Command-line option of `reference_logps`."""
+    return f"--reference {shlex.quote(str(Path(input.reference).parent))}" if input.get("reference") else ""
+
+
+def crossfit_losses(wildcards):
+    """Losses of both halves of the pairs, for selector `selective`."""
+    if wildcards.method not in STUDY.selective_methods:
+        return []
+    folder = f"{RESULTS}/{wildcards.method}/seed{wildcards.seed}/crossfit"
+    return [f"{folder}/half{half}/losses/manifest.json" for half in (0, 1)]
+
+
+def crossfit_option(wildcards, input):
+    """Command-line options of `crossfit_losses`."""
+    return " ".join(f"--crossfit {shlex.quote(str(Path(half).parent))}" for half in input.get("crossfit", []))
 
 
 def difficulty_table(wildcards):

@@ -4,6 +4,7 @@
 # Checkpoints are not outputs: Snakemake deletes a failed job's outputs, and a killed run must resume.
 
 
+# With `pretrain.policy: moving` the scheduler learns beside the policy, in the same job.
 rule train_sft:
     input:
         tokens=TOKENS,
@@ -11,6 +12,7 @@ rule train_sft:
         trained=f"{RESULTS}/sft/seed{{seed}}/trained/manifest.json",
         metrics=f"{RESULTS}/sft/seed{{seed}}/train_metrics.json",
         curve=f"{RESULTS}/sft/seed{{seed}}/train.jsonl",
+        scheduler=[SCHEDULER] if PRETRAINING == "moving" else [],
     log:
         f"{LOGS}/train_sft/seed{{seed}}.log",
     benchmark:
@@ -25,6 +27,7 @@ rule train_sft:
         recipe=recipe("train_sft"),
         code=code_digest("sams.training.sft"),
         tokens=subpath(input.tokens, parent=True),
+        scheduler=scheduler_made,
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/sft/seed{{seed}}",
     shell:
@@ -32,23 +35,67 @@ rule train_sft:
         " -m sams.training.sft"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"
+        " {params.scheduler}"
         " --out {params.out:q}"
         " --checkpoints {params.checkpoints:q}"
         " > {log:q} 2>&1"
 
 
-rule pretrain_scheduler:
+if PRETRAINING == "frozen":
+
+    rule pretrain_scheduler:
+        input:
+            tokens=TOKENS,
+            model=f"{RESULTS}/sft/seed{{seed}}/model/manifest.json",
+        output:
+            weights=SCHEDULER,
+            metrics=f"{RESULTS}/scheduler/seed{{seed}}/train_metrics.json",
+            curve=f"{RESULTS}/scheduler/seed{{seed}}/train.jsonl",
+        log:
+            f"{LOGS}/pretrain_scheduler/seed{{seed}}.log",
+        benchmark:
+            f"{COSTS}/pretrain_scheduler/seed{{seed}}.tsv"
+        conda:
+            "../envs/sams.yaml"
+        threads: PROCESSES * STUDY.launch.threads_per_process
+        resources:
+            gpu=GPUS,
+            processes=PROCESSES,
+        params:
+            recipe=recipe("pretrain_scheduler"),
+            code=code_digest("sams.training.pretrain_scheduler"),
+            tokens=subpath(input.tokens, parent=True),
+            model=subpath(input.model, parent=True),
+            out=subpath(output.metrics, parent=True),
+            checkpoints=f"{CHECKPOINTS}/scheduler/seed{{seed}}",
+        shell:
+            "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+            " -m sams.training.pretrain_scheduler"
+            " --recipe {params.recipe:q}"
+            " --tokens {params.tokens:q}"
+            " --model {params.model:q}"
+            " --out {params.out:q}"
+            " --checkpoints {params.checkpoints:q}"
+            " > {log:q} 2>&1"
+
+
+# For selector `selective`: the losses of one half of the pairs under a model that was trained on the other.
+rule train_crossfit:
     input:
         tokens=TOKENS,
         model=f"{RESULTS}/sft/seed{{seed}}/model/manifest.json",
+        reference=reference_logps,
     output:
-        weights=f"{RESULTS}/scheduler/seed{{seed}}/weights/manifest.json",
-        metrics=f"{RESULTS}/scheduler/seed{{seed}}/train_metrics.json",
-        curve=f"{RESULTS}/scheduler/seed{{seed}}/train.jsonl",
+        losses=f"{RESULTS}/{{method}}/seed{{seed}}/crossfit/half{{half}}/losses/manifest.json",
+        metrics=f"{RESULTS}/{{method}}/seed{{seed}}/crossfit/half{{half}}/train_metrics.json",
+        curve=f"{RESULTS}/{{method}}/seed{{seed}}/crossfit/half{{half}}/train.jsonl",
     log:
-        f"{LOGS}/pretrain_scheduler/seed{{seed}}.log",
+        f"{LOGS}/train_crossfit/{{method}}-seed{{seed}}-half{{half}}.log",
     benchmark:
-        f"{COSTS}/pretrain_scheduler/seed{{seed}}.tsv"
+        f"{COSTS}/train_crossfit/{{method}}-seed{{seed}}-half{{half}}.tsv"
+    wildcard_constraints:
+        method="|".join(STUDY.selective_methods) or "none",
+        half="0|1",
     conda:
         "../envs/sams.yaml"
     threads: PROCESSES * STUDY.launch.threads_per_process
@@ -56,18 +103,21 @@ rule pretrain_scheduler:
         gpu=GPUS,
         processes=PROCESSES,
     params:
-        recipe=recipe("pretrain_scheduler"),
-        code=code_digest("sams.training.pretrain_scheduler"),
+        recipe=recipe("train_crossfit"),
+        code=code_digest("sams.training.crossfit"),
         tokens=subpath(input.tokens, parent=True),
         model=subpath(input.model, parent=True),
+        reference=reference_option,
         out=subpath(output.metrics, parent=True),
-        checkpoints=f"{CHECKPOINTS}/scheduler/seed{{seed}}",
+        checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}-half{{half}}",
     shell:
         "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
-        " -m sams.training.pretrain_scheduler"
+        " -m sams.training.crossfit"
         " --recipe {params.recipe:q}"
+        " --half {wildcards.half}"
         " --tokens {params.tokens:q}"
         " --model {params.model:q}"
+        " {params.reference}"
         " --out {params.out:q}"
         " --checkpoints {params.checkpoints:q}"
         " > {log:q} 2>&1"
@@ -77,8 +127,9 @@ rule train_preference:
     input:
         tokens=TOKENS,
         model=f"{RESULTS}/sft/seed{{seed}}/model/manifest.json",
-        reference=f"{RESULTS}/reference/seed{{seed}}/manifest.json",
+        reference=reference_logps,
         scheduler=pretrained_scheduler,
+        crossfit=crossfit_losses,
     output:
         trained=f"{RESULTS}/{{method}}/seed{{seed}}/trained/manifest.json",
         metrics=f"{RESULTS}/{{method}}/seed{{seed}}/train_metrics.json",
@@ -100,8 +151,9 @@ rule train_preference:
         code=code_digest("sams.training.preference"),
         tokens=subpath(input.tokens, parent=True),
         model=subpath(input.model, parent=True),
-        reference=subpath(input.reference, parent=True),
+        reference=reference_option,
         scheduler=scheduler_option,
+        crossfit=crossfit_option,
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}",
     shell:
@@ -110,8 +162,9 @@ rule train_preference:
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"
         " --model {params.model:q}"
-        " --reference {params.reference:q}"
+        " {params.reference}"
         " {params.scheduler}"
+        " {params.crossfit}"
         " --out {params.out:q}"
         " --checkpoints {params.checkpoints:q}"
         " > {log:q} 2>&1"

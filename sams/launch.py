@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sams.config import Launch, Study
+from sams.config import Study
 from sams.recipes import job_of, recipe_json
+from sams.settings import Launch
 
 CPU_PROCESSES = 2
 

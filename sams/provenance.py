@@ -18,6 +18,7 @@ TOLD = {
     "sams.mlflow_mirror",
     "sams.provenance",
     "sams.recipes",
+    "sams.settings",
     "sams.stage",
     "sams.tracking",
 }
@@ -43,7 +44,7 @@ def imported_modules(module: str) -> set[str]:
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found or name in TOLD:
+        if name in found or name in TOLD or name.startswith("sams.settings."):
             continue
         found.add(name)
         for node in ast.walk(ast.parse(_file(name).read_text(encoding="utf-8"))):

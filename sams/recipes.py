@@ -6,12 +6,14 @@ A stage never sees the whole study, so an unrelated setting does not run it agai
 
 import os
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from sams.config import (
-    BASE_METHOD,
+from sams.config import BASE_METHOD, Study
+from sams.errors import UserError
+from sams.files import canonical_json
+from sams.settings import (
     AlpacaEval,
     Count,
     Data,
@@ -23,14 +25,15 @@ from sams.config import (
     Name,
     Preference,
     Pretrain,
+    Ratio,
     Scheduler,
     Settings,
     Sft,
-    Study,
+    Share,
     World,
 )
-from sams.errors import UserError
-from sams.files import canonical_json
+
+Part = TypeVar("Part", bound=Settings)
 
 
 class Job(Settings):
@@ -62,6 +65,15 @@ class TokeniseRecipe(Settings):
     model: Model
     max_length: Count
     max_prompt_length: Count
+    mismatched: bool = Field(description="Give every pair a mismatched completion, for KTO's KL term.")
+
+
+class Watching(Settings):
+    """A scheduler that learns beside the policy during SFT; it chooses arms, the policy trains on all."""
+
+    scheduler: Scheduler
+    ratio: Ratio
+    gamma: Share
 
 
 class SftRecipe(Settings):
@@ -70,6 +82,7 @@ class SftRecipe(Settings):
     seed: int
     model: Model
     training: Sft
+    watching: Watching | None = None
 
 
 class ReferenceRecipe(Settings):
@@ -77,6 +90,7 @@ class ReferenceRecipe(Settings):
 
     model: Model
     micro_batch_size: Count
+    mismatched: bool = Field(False, description="Log-probs of the mismatched completions too.")
 
 
 class PretrainRecipe(Settings):
@@ -89,7 +103,7 @@ class PretrainRecipe(Settings):
 
 
 class PreferenceRecipe(Settings):
-    """Stage `train_preference`. `scheduler` is null for selectors that have none."""
+    """Stages `train_preference` and `train_crossfit`. `scheduler` is null for selectors without its settings."""
 
     seed: int
     method: Name
@@ -167,17 +181,18 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             model=study.model,
             max_length=study.data.max_length,
             max_prompt_length=study.data.max_prompt_length,
+            mismatched=study.needs_kl,
         ),
-        "train_sft": lambda: SftRecipe(seed=seed, model=study.model, training=_wanted(study.sft, "sft")),
+        "train_sft": lambda: SftRecipe(
+            seed=seed, model=study.model, training=wanted(study.sft, "sft"), watching=_watching(study)
+        ),
         "compute_reference": lambda: ReferenceRecipe(
-            model=study.model, micro_batch_size=_reference_micro_batch(study)
+            model=study.model, micro_batch_size=_reference_micro_batch(study), mismatched=study.needs_kl
         ),
         "pretrain_scheduler": lambda: PretrainRecipe(
-            seed=seed,
-            model=study.model,
-            scheduler=study.scheduler,
-            training=_wanted(study.pretrain, "pretrain"),
+            seed=seed, model=study.model, scheduler=study.scheduler, training=_frozen_pretrain(study)
         ),
+        "train_crossfit": lambda: _crossfit(study, method, seed),
         "train_preference": lambda: _preference(study, method, seed),
         "export_model": lambda: ExportRecipe(model=study.model),
         "generate_answers": lambda: GenerateRecipe(
@@ -185,7 +200,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             method=method,
             benchmark=benchmark,
             precision=study.model.precision,
-            decoding=_wanted(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}").decoding,
+            decoding=wanted(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}").decoding,
         ),
         "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
     }
@@ -207,7 +222,7 @@ def _preference(study: Study, method: str, seed: int) -> PreferenceRecipe:
         method=method,
         model=study.model,
         training=training,
-        scheduler=study.scheduler_of(method) if training.selector == "sams" else None,
+        scheduler=study.scheduler_of(method) if training.selector in ("sams", "reward") else None,
     )
 
 
@@ -217,7 +232,35 @@ def _reference_micro_batch(study: Study) -> int:
     return min(sizes, default=1)
 
 
-def _wanted(part: Settings | None, key: str):  # type: ignore[no-untyped-def]
+def _crossfit(study: Study, method: str, seed: int) -> PreferenceRecipe:
+    """Plain training of the method on half of the data."""
+    recipe = _preference(study, method, seed)
+    return recipe.model_copy(
+        update={"training": recipe.training.model_copy(update={"selector": "all", "ratio": 1.0})}
+    )
+
+
+def _watching(study: Study) -> Watching | None:
+    pretrain = study.pretrain
+    if pretrain is None or pretrain.policy == "frozen":
+        return None
+    gamma = study.scheduler.gamma if pretrain.gamma is None else pretrain.gamma
+    return Watching(scheduler=study.scheduler, ratio=pretrain.ratio, gamma=gamma)
+
+
+def _frozen_pretrain(study: Study) -> Pretrain:
+    pretrain = wanted(study.pretrain, "pretrain")
+    if pretrain.policy == "moving":
+        raise UserError("the scheduler is pretrained beside SFT", remedy="take the recipe of train_sft")
+    return pretrain.model_copy(update={"gamma": pretrain.gamma or 0.0})
+
+
+def wanted(part: Part | None, key: str) -> Part:
+    """A part of the study that the stage cannot do without.
+
+    Raises:
+        UserError: when the study leaves it out.
+    """
     if part is None:
         raise UserError("the study leaves this stage out", where=key, remedy=f"set `{key}`")
     return part

@@ -52,6 +52,7 @@ Stage = Literal[
     "train_sft",
     "compute_reference",
     "pretrain_scheduler",
+    "train_crossfit",
     "train_preference",
     "generate_answers",
     "score_alpaca_eval",

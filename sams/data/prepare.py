@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sams.config import Data
 from sams.data import forms, world
 from sams.data.records import Example, Pair, prompt_digest
 from sams.errors import UserError
 from sams.files import sha256_of, whole_folder, write_json
 from sams.recipes import DataRecipe
+from sams.settings import Data
 from sams.stage import read_recipe, run
 
 log = logging.getLogger(__name__)

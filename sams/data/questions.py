@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from sams.config import MtBench, World
 from sams.data import world as synthetic
 from sams.data.judge_prompts import judge_prompts
 from sams.data.sources import Row, numbered_rows
 from sams.errors import UserError
 from sams.files import sha256_of, whole_folder, write_json
 from sams.recipes import QuestionsRecipe
+from sams.settings import MtBench, World
 from sams.stage import read_recipe, run
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """Stage `tokenise`: from prepared records to token ids, once for all methods."""
 
 import logging
+import random
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -68,6 +69,7 @@ def tokenise_split(
         UserError: when nothing is left.
     """
     import datasets
+    import pyarrow as pa
 
     responses = RESPONSES[split]
     encode = CompletionEncoder(tokenizer)
@@ -109,6 +111,9 @@ def tokenise_split(
             )
         except datasets.exceptions.DatasetGenerationError as error:
             raise (error.__cause__ or error) from None
+        if settings.mismatched and len(responses) == 2:
+            column = pa.array(mismatched(tokenised, settings.max_length), pa.list_(pa.int32()))
+            tokenised = tokenised.add_column("mismatched_ids", column)
         tokenised.save_to_disk(out)
         return {**counts, **lengths(tokenised, tokenizer.unk_token_id)}
 
@@ -132,6 +137,23 @@ def fit(
     room = settings.max_length - len(prompt)
     counts["response_cut"] += sum(len(response) > room for response in responses)
     return [prompt, *(response[:room] for response in responses)]
+
+
+def mismatched(pairs: "Dataset", max_length: int) -> Iterator[list[int]]:
+    """For every pair a completion that was not written for its prompt: KTO's KL term is estimated on them.
+
+    The pairs are shifted in a circle, by a step drawn once; completions are chosen and rejected ones in turn, cut
+    to the length limit. An epoch may be shuffled as it likes: the completion of a pair stays the same.
+
+    Raises:
+        UserError: when there is one pair only.
+    """
+    if len(pairs) < 2:
+        raise UserError("KTO needs two pairs or more, to mismatch them", remedy="give more data")
+    shift = random.Random("mismatched").randrange(1, len(pairs))
+    for place, prompt in enumerate(pairs["prompt_ids"]):
+        other = pairs[(place + shift) % len(pairs)]
+        yield other["rejected_ids" if place % 2 else "chosen_ids"][: max_length - len(prompt)]
 
 
 def lengths(tokenised: "Dataset", unknown: int | None) -> dict[str, Any]:

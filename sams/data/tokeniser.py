@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sams.config import Model
 from sams.data.templates import PLAIN_TEMPLATE
 from sams.errors import UserError
+from sams.settings import Model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

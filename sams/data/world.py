@@ -11,12 +11,12 @@ from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
-from sams.config import World
 from sams.data.follow_ups import FollowUp, follow_ups_of
 from sams.data.grading import SENTENCES, grade, grade_follow_up
 from sams.data.records import Example, Message, Pair
 from sams.data.tasks import CATEGORIES, TASKS, Reading, Slots
 from sams.errors import UserError
+from sams.settings import World
 
 __all__ = [
     "ALPACA_EVAL_INSTRUCTIONS",

@@ -14,9 +14,9 @@ import transformers
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from sams.config import Decoding
 from sams.data.templates import encode_prompt
 from sams.errors import UserError
+from sams.settings import Decoding
 
 log = logging.getLogger("generate")
 

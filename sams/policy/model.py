@@ -13,7 +13,9 @@ from torch import nn
 from sams.errors import UserError
 
 if TYPE_CHECKING:
-    from sams.config import Model
+    from peft import PeftModel
+
+    from sams.settings import Lora, Model
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,35 @@ def without_dropout(model: transformers.PreTrainedModel) -> transformers.PreTrai
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
     return model
+
+
+def add_lora(model: transformers.PreTrainedModel, settings: Lora) -> PeftModel:
+    """Put low-rank adapters into a model, in place, and freeze all else. They start at zero change.
+
+    Source: Hu et al. 2021, LoRA. Without dropout, as everywhere in training here.
+
+    Returns:
+        The wrapper around `model` that can merge them.
+
+    Raises:
+        UserError: when a target module is not there.
+    """
+    import peft
+
+    targets = settings.target_modules
+    config = peft.LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=0.0,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(
+            f"cannot add adapters: {str(error).splitlines()[0]}", where="lora.target_modules"
+        ) from error
 
 
 def blocks(model: transformers.PreTrainedModel) -> nn.ModuleList:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sams.errors import UserError
 
 if TYPE_CHECKING:
-    from sams.config import Scheduler
+    from sams.settings import Scheduler
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_HEADS = 12

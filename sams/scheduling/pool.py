@@ -1,12 +1,40 @@
-"""The replay pool: what the scheduler has seen of past arms, in half precision and bounded memory."""
+"""The replay pool: what the scheduler has seen of past arms, bounded, in half precision, on disk.
 
+A pool is a table of slots, cut into shards: slot s belongs to shard s % shards. A shard is a file to which arms
+are only ever appended; the table says which record of the file a slot holds. An arm is replaced by changing
+the table, so the records that an older checkpoint knows stay as they are, and a checkpoint keeps the table,
+the files' lengths and their hashes, not the arms.
+
+Every process tracks the tables of all shards, which follow from the random numbers that all share, but
+writes and reads only the shards it holds.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from sams.errors import UserError
+
+log = logging.getLogger(__name__)
+
 HALF = torch.float16
+LARGEST = torch.finfo(HALF).max
+
+KEPT = 2
+"""Checkpoints that the trainer keeps; one more may be in the writing. Their files must still be there."""
+
+BLOCK = 2**24
+"""Bytes copied or hashed at a time."""
 
 
 @dataclass
@@ -30,51 +58,299 @@ class Arms:
         return self.contexts, self.hidden, self.values, self.rewards
 
 
+class RecordFile:
+    """An append-only file of records of equal size, with the running SHA-256 of its bytes.
+
+    Args:
+        path: the file; it is made where there is none.
+        size: bytes of a record.
+        records: how many of the file's records count; what lies behind them is cut off.
+        digest: SHA-256 of these records, in hexadecimal.
+
+    Raises:
+        UserError: the file is shorter than `records` records, or their hash is not `digest`.
+    """
+
+    def __init__(self, path: Path, size: int, *, records: int = 0, digest: str = "") -> None:
+        self.path = path
+        self.size = size
+        self.hash = hashlib.sha256()
+        length = records * size
+        found = path.stat().st_size if path.exists() else 0
+        if found < length:
+            raise self._refused(f"{found} bytes, but {length} when the checkpoint was taken")
+        self.stream = path.open("a+b")
+        self.stream.seek(0)
+        for start in range(0, length, BLOCK):
+            self.hash.update(self.stream.read(min(BLOCK, length - start)))
+        if records and self.hash.hexdigest() != digest:
+            raise self._refused("not what it held when the checkpoint was taken (its SHA-256 differs)")
+        self.stream.truncate(length)
+
+    def append(self, rows: NDArray[np.uint8]) -> None:
+        """Add k records, [k, size]; a killed process loses none of them, a machine without power may."""
+        self.stream.write(rows.data)
+        self.stream.flush()
+        self.hash.update(rows.data)
+
+    def read(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The records of these numbers, [k, size]."""
+        # Mapped read-only and shared: a private map of a file larger than the memory may be refused.
+        # Mapped for this read alone: the file grows, and pages of a map count as the process's memory.
+        return np.memmap(self.path, np.uint8, "r").reshape(-1, self.size)[numbers]
+
+    def sync(self) -> None:
+        """Bring the file to disk."""
+        os.fsync(self.stream.fileno())
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.stream.close()
+
+    def _refused(self, problem: str) -> UserError:
+        return UserError(
+            problem,
+            where=str(self.path),
+            remedy="put the file back, or delete the run's checkpoints to start afresh",
+        )
+
+
 class ReplayPool:
     """A bounded set of past arms; when full, a newcomer takes the place of an arm drawn at random.
 
-    Memory is allocated as it fills and never exceeds `capacity` arms, which is the smaller of what
-    `max_arms` and `max_bytes` allow.
+    It keeps min(max_arms, max_bytes // bytes of an arm) arms, of 2 bytes per number, and tells so in the log
+    once it has seen an arm. Its files take more, because an arm goes from the disk later than from the
+    pool: up to three times the pool, and what is added between four checkpoints.
+
+    What is added, and in which order pools are called, must be the same on all processes.
+
+    Args:
+        folder: of the pool's files, the same for all processes. The first arms make it, and clear it of what
+            an earlier attempt left.
+        max_arms: most arms of the pool.
+        max_bytes: most bytes of the pool, over all processes.
+        generator: draws which arm a newcomer replaces and which arms a sample holds; in the same state on
+            all processes. It is part of the pool's state.
+        shards: files that a new pool is cut into, by default one per process; a resumed one keeps its number.
+        rank: of this process. It holds the shards i with i % world = rank.
+        world: number of processes.
+        exchange: the sum of the processes' tensors of bytes (uint8, on the CPU), on every process. At most
+            one process has a byte other than 0 at any place.
     """
 
-    def __init__(self, max_arms: int, max_bytes: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_arms: int,
+        max_bytes: int,
+        generator: torch.Generator,
+        shards: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        exchange: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ) -> None:
+        self.folder = folder
         self.max_arms = max_arms
         self.max_bytes = max_bytes
         self.generator = generator
-        self.kept: list[tuple[Tensor, ...]] = []
+        self.shards = shards or world
+        self.rank = rank
+        self.world = world
+        self.exchange = exchange
+
+        self.shapes: list[list[int]] = []  # of an arm's four tensors; empty until there is an arm
+        self.filled = 0
+        self.slots = torch.empty(0, dtype=torch.int64)  # [capacity] slot -> record in its shard's file
+        self.records = [0] * self.shards  # of each shard's file, live or not
+        self.generations = [
+            [0] * self.shards
+        ]  # of each shard's file, at the last KEPT + 1 states; newest last
+        self.files: dict[int, RecordFile] = {}  # the held shards that have records
 
     def __len__(self) -> int:
-        return len(self.kept)
-
-    def capacity(self, arms: Arms) -> int:
-        """Most arms of this size that the pool keeps."""
-        size = sum(tensor[0].numel() * HALF.itemsize for tensor in arms.tensors())
-        return max(1, min(self.max_arms, self.max_bytes // size))
+        return self.filled
 
     def add(self, arms: Arms) -> None:
-        """Keep k more arms."""
-        capacity = self.capacity(arms)
-        for arm in zip(*(tensor.to("cpu", HALF).clone() for tensor in arms.tensors()), strict=True):
-            if len(self.kept) < capacity:
-                self.kept.append(arm)
+        """Keep k more arms, one after another. Numbers beyond half precision are clamped to its largest.
+
+        Raises:
+            UserError: there is a NaN among the numbers, or not one arm fits into `max_bytes`.
+        """
+        if not self.shapes:
+            self._lay_out([list(tensor.shape[1:]) for tensor in arms.tensors()])
+            self._sweep()
+            self.folder.mkdir(parents=True, exist_ok=True)
+        rows = self._packed(arms)
+        rows_of: list[list[int]] = [[] for _ in range(self.shards)]
+        for row in range(len(rows)):
+            if self.filled < len(self.slots):
+                slot = self.filled
+                self.filled += 1
             else:
-                place = int(torch.randint(len(self.kept), (), generator=self.generator))
-                self.kept[place] = arm
+                slot = int(torch.randint(self.filled, (), generator=self.generator))
+            shard = slot % self.shards
+            self.slots[slot] = self.records[shard]
+            self.records[shard] += 1
+            rows_of[shard].append(row)
+        for shard in self._held():
+            if rows_of[shard]:
+                self._file(shard).append(rows[rows_of[shard]].numpy())
 
     def sample(self, count: int) -> Arms | None:
-        """Draw at most `count` different arms, in float32 on the CPU; None while the pool is empty."""
-        if not self.kept or count == 0:
+        """Draw at most `count` different arms, in float32 on the CPU; None while the pool is empty.
+
+        All processes call it together and get the same arms.
+        """
+        if not self.filled or count == 0:
             return None
-        order = torch.randperm(len(self.kept), generator=self.generator)[:count]
-        drawn = [self.kept[int(place)] for place in order]
-        return Arms(*(torch.stack(column).float() for column in zip(*drawn, strict=True)))
+        slots = torch.randperm(self.filled, generator=self.generator)[:count]
+        rows = torch.zeros(len(slots), self._size(), dtype=torch.uint8)
+        for shard, file in self.files.items():
+            here = (slots % self.shards == shard).nonzero().flatten()
+            rows[here] = torch.from_numpy(file.read(self.slots[slots[here]].numpy()))
+        columns = self.exchange(rows).view(HALF).split(self._widths(), dim=1)
+        return Arms(
+            *(column.float().reshape(-1, *shape) for column, shape in zip(columns, self.shapes, strict=True))
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """The pool's arms, stacked; empty while there are none."""
-        if not self.kept:
-            return {"columns": []}
-        return {"columns": [torch.stack(column) for column in zip(*self.kept, strict=True)]}
+        """What a checkpoint keeps of the pool: 8 bytes per arm; the files, brought to disk, keep the arms.
+
+        All processes call it together and get the same state. A file of which more than half is no longer
+        in the pool is written anew as the shard's next generation; the old one goes when the last
+        KEPT + 1 states are all younger.
+        """
+        self.generations = [*self.generations, list(self.generations[-1])][-(KEPT + 1) :]
+        for shard in range(self.shards):
+            if self.records[shard] > 2 * len(self.slots[: self.filled][shard :: self.shards]):
+                self._compact(shard)
+        digests = torch.zeros(self.shards, hashlib.sha256().digest_size, dtype=torch.uint8)
+        for shard, file in self.files.items():
+            file.sync()
+            digests[shard] = torch.tensor(list(file.hash.digest()))
+        digests = self.exchange(digests)  # also waits until all files are on disk
+        self._sweep()
+        return {
+            "shapes": [list(shape) for shape in self.shapes],
+            "shards": self.shards,
+            "slots": self.slots[: self.filled].clone(),
+            "records": list(self.records),
+            "generations": [list(generations) for generations in self.generations],
+            "digests": [bytes(digest).hex() for digest in digests.tolist()],
+            "generator": self.generator.get_state(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Put the arms of `state_dict` back."""
-        self.kept = list(zip(*state["columns"], strict=True)) if state["columns"] else []
+        """Continue from `state_dict`, on any number of processes: what came after it is cut off the files.
+
+        Raises:
+            UserError: a file is not what it was, or is not there.
+        """
+        for file in self.files.values():
+            file.close()
+        self.files = {}
+        self.shards = state["shards"]
+        self.filled = len(state["slots"])
+        self.records = list(state["records"])
+        self.generations = [list(generations) for generations in state["generations"]]
+        self.generator.set_state(state["generator"])
+        self.shapes = []
+        if self.filled:
+            self._lay_out(state["shapes"])
+            self.slots[: self.filled] = state["slots"]
+        for shard in self._held():
+            if self.records[shard]:
+                self.files[shard] = RecordFile(
+                    self._path(shard),
+                    self._size(),
+                    records=self.records[shard],
+                    digest=state["digests"][shard],
+                )
+        self._sweep()
+
+    def _lay_out(self, shapes: list[list[int]]) -> None:
+        """Now the size of an arm is known: lay out the table of slots, and say how large the pool gets."""
+        self.shapes = [list(shape) for shape in shapes]
+        size = self._size()
+        capacity = min(self.max_arms, self.max_bytes // size)
+        if not capacity:
+            raise UserError(
+                f"{self.max_bytes} bytes hold not one arm, which has {size}",
+                where="replay pool",
+                remedy="raise scheduler.replay_bytes",
+            )
+        self.slots = torch.empty(capacity, dtype=torch.int64)
+        if self.rank == 0:
+            log.info(
+                "replay pool: at most %d arms of %d bytes, %d bytes in all, in %d shards in %s",
+                capacity,
+                size,
+                capacity * size,
+                self.shards,
+                self.folder,
+            )
+
+    def _widths(self) -> list[int]:
+        """Numbers of an arm's four tensors."""
+        return [int(np.prod(shape, dtype=int)) for shape in self.shapes]
+
+    def _size(self) -> int:
+        """Bytes of an arm."""
+        return sum(self._widths()) * HALF.itemsize
+
+    def _packed(self, arms: Arms) -> Tensor:
+        """Arms as records, [k, size] bytes."""
+        rows = torch.empty(len(arms.values), sum(self._widths()), dtype=HALF)
+        for part, tensor in zip(rows.split(self._widths(), dim=1), arms.tensors(), strict=True):
+            # Clamped in float32: bfloat16 cannot hold the largest half, and would round it up to infinity.
+            part.copy_(tensor.float().clamp(-LARGEST, LARGEST).reshape(part.shape))
+        if rows.isnan().any():
+            raise UserError(
+                "a context, a hidden activation, a value or a reward is NaN",
+                where="replay pool",
+                remedy="lower scheduler.learning_rate, or use precision float32",
+            )
+        return rows.view(torch.uint8)
+
+    def _held(self) -> range:
+        """The shards of this process."""
+        return range(self.rank, self.shards, self.world)
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:04d}.{self.generations[-1][shard]:04d}"
+
+    def _file(self, shard: int) -> RecordFile:
+        """The file of a held shard, made when its first record comes."""
+        if shard not in self.files:
+            self.files[shard] = RecordFile(self._path(shard), self._size())
+        return self.files[shard]
+
+    def _compact(self, shard: int) -> None:
+        """Go over to a file of the next generation with the live records alone, in order of their slots."""
+        slots = self.slots[: self.filled][shard :: self.shards]
+        self.generations[-1][shard] += 1
+        self.records[shard] = len(slots)
+        if shard in self.files:
+            old = self.files.pop(shard)
+            for numbers in slots.split(max(1, BLOCK // old.size)):
+                self._file(shard).append(old.read(numbers.numpy()))
+            old.close()
+        slots.copy_(torch.arange(len(slots)))
+
+    def _sweep(self) -> None:
+        """Delete the files, of the shards that are this process's, that none of the last states needs."""
+        for path in self.folder.glob("shard-*"):
+            found = re.fullmatch(r"shard-(\d+)\.(\d+)", path.name)
+            if not found:
+                continue
+            shard, generation = map(int, found.groups())
+            if shard % self.world != self.rank:
+                continue
+            needed = shard < self.shards and self.records[shard] > 0
+            if not needed or not (
+                min(generations[shard] for generations in self.generations)
+                <= generation
+                <= self.generations[-1][shard]
+            ):
+                path.unlink()

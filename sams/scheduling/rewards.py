@@ -20,10 +20,15 @@ def batch_reward(previous_loss: float, loss: float) -> float:
     return math.copysign(-math.expm1(-abs(difference)), difference)
 
 
-def min_max(values: Tensor) -> Tensor:
-    """Scale [n] values to [0, 1]; 0.5 everywhere when all are equal."""
+# Rounding of a summed log-prob, relative to its size. Values closer than that are equal: before its first update
+# the policy is the reference, and all margins are rounding errors that min-max would blow up to [0, 1].
+ROUNDING = 1e-6
+
+
+def min_max(values: Tensor, tolerance: float = 0.0) -> Tensor:
+    """Scale [n] values to [0, 1]; 0.5 everywhere when all are equal, or as good as equal."""
     low, high = values.min(), values.max()
-    if high == low:
+    if high - low <= tolerance:
         return torch.full_like(values, 0.5)
     return (values - low) / (high - low)
 
@@ -33,10 +38,12 @@ def sample_reward(margins: Tensor, chosen_logps: Tensor, delta: float) -> Tensor
 
     Args:
         margins: [n] implicit reward of the chosen minus that of the rejected response.
-        chosen_logps: [n] log-prob of the chosen response, summed over its tokens.
+        chosen_logps: [n] log-prob of the chosen response, summed over its tokens (or their mean).
         delta: weight of the margin term against the uncertainty term.
     """
-    return delta * min_max(margins.double()) + (1 - delta) * (1 - min_max(chosen_logps.double()))
+    rounding = ROUNDING * chosen_logps.abs().max().item()
+    certainty = min_max(margins.double(), rounding)
+    return delta * certainty + (1 - delta) * (1 - min_max(chosen_logps.double(), rounding))
 
 
 def reward(batch: float, sample: Tensor, gamma: float) -> Tensor:

@@ -11,15 +11,17 @@ from sams.scheduling.networks import Exploitation, Exploration
 from sams.scheduling.pool import Arms, ReplayPool
 
 if TYPE_CHECKING:
-    from sams.config import Scheduler as Settings
+    from sams.settings import Scheduler as Settings
 
 
-def merge_contexts(chosen: Tensor, rejected: Tensor | None, how: str) -> Tensor:
-    """Merge the contexts of both responses: [n, layers, d], [n, layers, d] -> [n, layers, d or 2 d].
+def merge_contexts(contexts: Tensor, how: str) -> Tensor:
+    """Merge the contexts of an arm's responses: [n, responses, layers, d] -> [n, layers, d or 2 d].
 
     `mean` makes the context blind to a flipped label; `concat` keeps the chosen and the difference.
     Pretraining knows the chosen response only: its difference is taken as 0.
     """
+    chosen = contexts[:, 0]
+    rejected = contexts[:, 1] if contexts.shape[1] == 2 else None
     if rejected is None:
         return torch.cat([chosen, torch.zeros_like(chosen)], dim=2) if how == "concat" else chosen
     if how == "mean":
@@ -41,11 +43,10 @@ class Scheduler:
         settings: sizes and learning settings.
         layers: blocks of the policy.
         width: width of the merged contexts.
-        seed: of the initial weights and the pool.
+        seed: of the initial weights.
         device: where the nets live.
         train_encoder: True while pretraining; the encoder is frozen in preference training.
-        rounds: rounds of the run, an upper limit of what the pool will be asked to keep.
-        arms_per_round: K.
+        pool: the replay pool.
     """
 
     def __init__(
@@ -57,8 +58,7 @@ class Scheduler:
         seed: int,
         device: torch.device,
         train_encoder: bool,
-        rounds: int,
-        arms_per_round: int,
+        pool: ReplayPool,
     ) -> None:
         self.settings = settings
         self.device = device
@@ -76,10 +76,7 @@ class Scheduler:
             )
             for net in (self.exploitation, self.exploration)
         ]
-        self.generator = torch.Generator().manual_seed(seed)
-        self.pool = ReplayPool(
-            min(settings.replay_rounds, rounds) * arms_per_round, settings.replay_bytes, self.generator
-        )
+        self.pool = pool
 
     def score(self, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Score arms.
@@ -135,12 +132,11 @@ class Scheduler:
         self.exploration.load_state_dict(weights["exploration"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs: weights, Adam moments, pool, random numbers."""
+        """Everything a resumed run needs: weights, Adam moments, the pool. A collective call, as the pool's is."""
         return {
             **self.weights(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "pool": self.pool.state_dict(),
-            "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -149,4 +145,3 @@ class Scheduler:
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         self.pool.load_state_dict(state["pool"])
-        self.generator.set_state(state["generator"])

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sams.config import Judge
 from sams.errors import UserError
 from sams.recipes import ScoreRecipe
 from sams.scoring.local_judge import local_judge
+from sams.settings import Judge
 
 if TYPE_CHECKING:
     import openai

@@ -1,13 +1,19 @@
 """Batches: the order of the data, how a selection is dealt to the processes, how rows become tensors."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sams.errors import UserError
 from sams.training.distribution import seeded
+
+if TYPE_CHECKING:
+    from sams.settings import Training
 
 
 @dataclass
@@ -21,7 +27,7 @@ class Rows:
     attention_mask: Tensor
     completion_mask: Tensor
 
-    def to(self, device: torch.device) -> "Rows":
+    def to(self, device: torch.device) -> Rows:
         """The same rows on another device."""
         return Rows(
             self.input_ids.to(device), self.attention_mask.to(device), self.completion_mask.to(device)
@@ -47,33 +53,47 @@ def pad_rows(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int)
     return Rows(input_ids, attention_mask, completion_mask)
 
 
-def rounds(items: int, batch: int, epochs: int, seed: int) -> Iterator[tuple[int, list[int]]]:
-    """The global batches of a run: (round from 1, item indices), each epoch in an order of its own.
+def rounds(items: int | Sequence[int], batch: int, epochs: int, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """The global batches of a run: (round from 1, item indices); the incomplete last batch of an epoch is dropped.
 
-    The incomplete last batch of an epoch is dropped.
+    Args:
+        items: how many there are, shuffled anew in each epoch; or the items in an order that each epoch keeps.
+        batch: size of a global batch.
+        epochs: passes over the items.
+        seed: of the shuffling.
     """
     number = 0
     for epoch in range(epochs):
-        order = torch.randperm(items, generator=seeded("order", seed, epoch)).tolist()
-        for start in range(0, items - batch + 1, batch):
+        if isinstance(items, int):
+            order = torch.randperm(items, generator=seeded("order", seed, epoch)).tolist()
+        else:
+            order = list(items)
+        for start in range(0, len(order) - batch + 1, batch):
             number += 1
             yield number, order[start : start + batch]
 
 
-def count_rounds(items: int, batch: int, epochs: int, max_steps: int | None, where: str) -> int:
+def count_rounds(items: Sequence[object], training: Training, where: str, batch: int | None = None) -> int:
     """Number of optimiser steps of a run.
+
+    Args:
+        items: what is trained on.
+        training: batch size, epochs and limit.
+        where: config key of the batch size, for the message.
+        batch: the batch size, where it is not the settings'.
 
     Raises:
         UserError: when the data does not fill one batch.
     """
-    if items < batch:
+    batch = batch or training.batch_size
+    if len(items) < batch:
         raise UserError(
-            f"{items} examples do not fill one global batch of {batch}",
+            f"{len(items)} examples do not fill one global batch of {batch}",
             where=where,
             remedy="give more data or a smaller batch_size",
         )
-    steps = items // batch * epochs
-    return steps if max_steps is None else min(steps, max_steps)
+    steps = len(items) // batch * training.epochs
+    return steps if training.max_steps is None else min(steps, training.max_steps)
 
 
 def deal(lengths: Sequence[int], world: int, micro_batch: int) -> list[list[list[int]]]:

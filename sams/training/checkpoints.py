@@ -12,12 +12,13 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
 
-from sams.files import write_manifest
+from sams.files import write_json, write_manifest
 from sams.training.distribution import Workers
 
 log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
+LORA = "lora.json"
 KEPT = 2
 
 
@@ -91,8 +92,13 @@ class Checkpoints:
                 shutil.rmtree(self._place(old))
         self.workers.barrier()
 
-    def publish(self, policy: nn.Module, out: Path, *, config: Any) -> None:
-        """Write the trained weights, sharded, and the model's config as the folder `out` with a manifest."""
+    def publish(
+        self, policy: nn.Module, out: Path, *, config: Any, lora: dict[str, Any] | None = None
+    ) -> None:
+        """Write the trained weights, sharded, and the model's config as the folder `out` with a manifest.
+
+        With `lora`, the adapters' settings, the weights are those of the model with its adapters.
+        """
         part = out.with_name(f".{out.name}.part")
         if self.workers.is_main:
             shutil.rmtree(part, ignore_errors=True)
@@ -102,6 +108,8 @@ class Checkpoints:
         dcp.save({"policy": get_model_state_dict(policy)}, checkpoint_id=part)
         if self.workers.is_main:
             config.save_pretrained(part)
+            if lora is not None:
+                write_json(part / LORA, lora)
             write_manifest(part)
             shutil.rmtree(out, ignore_errors=True)
             part.replace(out)

@@ -38,16 +38,27 @@ class Workers:
         precision: float32 or bfloat16, the compute type.
         threads: CPU threads of each process.
         timeout_minutes: a collective call that hangs longer ends the job.
+        deterministic: deterministic kernels only; slower, and bitwise the same from start to start on a GPU.
 
     Raises:
         UserError: when the machine has fewer GPUs than processes.
     """
 
     def __init__(
-        self, *, device: str, strategy: str, precision: str, threads: int, timeout_minutes: float
+        self,
+        *,
+        device: str,
+        strategy: str,
+        precision: str,
+        threads: int,
+        timeout_minutes: float,
+        deterministic: bool = False,
     ) -> None:
         end_with_parent()
         torch.set_num_threads(threads)
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         gpus = 0 if device == "cpu" else torch.cuda.device_count()
         if (gpus and local > gpus) or (device == "cuda" and not gpus):
@@ -105,7 +116,7 @@ class Workers:
             policy.set_requires_gradient_sync(exchange)
 
     def refuse_drift(self, policy: nn.Module) -> None:
-        """See that the replicas of a policy are still equal, before their weights are saved.
+        """See that the replicas of a policy are still equal, now and then and before their weights are saved.
 
         Raises:
             RuntimeError: naming the processes' checksums.
@@ -128,6 +139,10 @@ class Workers:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def sum_on_cpu(self, tensor: Tensor) -> Tensor:
+        """The sum of the processes' CPU tensors, on the CPU of every process."""
+        return self.sum(tensor.to(self.device)).cpu() if self.world > 1 else tensor
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """One tensor of the same shape from every process, in order of rank."""

@@ -11,9 +11,10 @@ import torch.distributed.checkpoint as dcp
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sams.errors import UserError
-from sams.files import whole_folder
-from sams.policy.model import load_model
+from sams.files import read_json, whole_folder
+from sams.policy.model import add_lora, load_model
 from sams.policy.policy import Policy
+from sams.training.checkpoints import LORA
 from sams.training.job import digest_of
 
 
@@ -31,10 +32,17 @@ def main(recipe: str, tokens: Path, out: Path, trained: Path | None = None) -> N
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.to_empty(device="cpu")
         model.tie_weights()
+        adapted = None
+        if (trained / LORA).is_file():
+            from sams.settings import Lora
+
+            adapted = add_lora(model, Lora.model_validate(read_json(trained / LORA)))
         policy = Policy(model)
         state = {"policy": policy.state_dict()}
         dcp.load(state, checkpoint_id=trained)
         policy.load_state_dict(state["policy"])
+        if adapted is not None:
+            model = adapted.merge_and_unload()
     elif settings.path is not None:
         upstream = {"tokens": digest_of(tokens)}
         model = load_model(settings.path, settings, revision=settings.revision)

@@ -8,21 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from sams.errors import UserError
 from sams.files import MANIFEST, canonical_json, manifest_digest, sha256_of, write_json
+from sams.policy.model import add_lora
+from sams.policy.policy import Policy
 from sams.provenance import code_digest, environment
 from sams.training.checkpoints import Checkpoints, fingerprint
 from sams.training.distribution import Workers
+from sams.training.gates import TrainingFailure
 
 if TYPE_CHECKING:
-    from sams.config import Settings
     from sams.recipes import Job
+    from sams.settings import Settings, Training
     from sams.tracking import Stage
 
 LOG = "train.jsonl"
+COSTS = "costs.jsonl"
 METRICS = "train_metrics.json"
 RUN_ID = "mlflow_run_id"
+FAILED = "FAILED"
 
 
 class TrainingJob:
@@ -36,6 +43,7 @@ class TrainingJob:
         out: folder of the results.
         checkpoints: folder of the checkpoints.
         upstream: name -> folder or file that the job reads.
+        part: which of several jobs of one method and seed this is.
 
     Raises:
         UserError: when something upstream is missing.
@@ -51,8 +59,10 @@ class TrainingJob:
         out: Path,
         checkpoints: Path,
         upstream: dict[str, Path],
+        part: str = "",
     ) -> None:
         self.stage = stage
+        self.part = part
         self.recipe = recipe.model_dump(mode="json")
         self.job = job
         self.out = out
@@ -66,10 +76,29 @@ class TrainingJob:
             precision=recipe.model.precision,  # type: ignore[attr-defined]
             threads=launch.threads_per_process,
             timeout_minutes=launch.timeout_minutes,
+            deterministic=launch.deterministic,
         )
         self.run: Any = None
-        run = fingerprint(canonical_json(self.recipe), self.code, canonical_json(self.upstream))
+        run = fingerprint(canonical_json(self.recipe), self.code, canonical_json(self.upstream), part)
         self.checkpoints = Checkpoints(checkpoints, run, self.workers)
+        failed = self.checkpoints.folder / FAILED
+        if failed.is_file():
+            raise UserError(
+                f"this run has failed before, and would fail again: {failed.read_text(encoding='utf-8')}",
+                remedy=f"change what it names, or delete {failed} to try once more",
+            )
+
+    def wrap(self, model: PreTrainedModel, training: Training) -> nn.Module:
+        """The model as a policy to train: adapters where they are asked for, replicated or sharded."""
+        if training.lora is not None:
+            add_lora(model, training.lora)
+        checkpointing = self.recipe["model"]["activation_checkpointing"]
+        return self.workers.wrap(Policy(model, activation_checkpointing=checkpointing))
+
+    def publish(self, policy: nn.Module, model: PreTrainedModel, training: Training) -> None:
+        """Write the trained weights as `trained/` in the results."""
+        lora = None if training.lora is None else training.lora.model_dump()
+        self.checkpoints.publish(policy, self.out / "trained", config=model.config, lora=lora)
 
     def open_run(self, offset: int | None) -> Any:
         """Start or resume the metric log; processes other than rank 0 get a silent one."""
@@ -90,6 +119,7 @@ class TrainingJob:
             tags={
                 "rule": self.stage,
                 "method": method,
+                "part": self.part,
                 "dataset": f"{self.job.study}/{self.job.setting}, tokens {self.upstream['tokens']}",
                 "seed": str(self.recipe["seed"]),
                 "base_model": str(
@@ -110,7 +140,12 @@ class TrainingJob:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        """Close the metric log: FAILED after an exception, KILLED after SIGTERM."""
+        """Close the metric log: FAILED after an exception, KILLED after SIGTERM.
+
+        A failure that would come again leaves a marker, at which a retry ends at once.
+        """
+        if isinstance(error, TrainingFailure) and self.workers.is_main:
+            (self.checkpoints.folder / FAILED).write_text(str(error), encoding="utf-8")
         if self.run is not None:
             self.run.__exit__(kind, error, trace)
 
@@ -124,9 +159,9 @@ class TrainingJob:
         self.run.finish(final=metrics)
         if self.workers.is_main:
             folder = self.checkpoints.folder
-            shutil.copyfile(folder / LOG, self.out / LOG)
-            if (folder / RUN_ID).is_file():
-                shutil.copyfile(folder / RUN_ID, self.out / RUN_ID)
+            for name in (LOG, COSTS, RUN_ID):
+                if (folder / name).is_file():
+                    shutil.copyfile(folder / name, self.out / name)
             write_json(self.out / "environment.json", environment())
             write_json(
                 self.out / "recipe.json",

@@ -9,28 +9,32 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from sams.errors import UserError
+from sams.scheduling.selection import Selection
 from sams.scheduling.selectors import Selector
-from sams.training.batches import count_rounds, rounds
-from sams.training.checkpoints import Checkpoints
-from sams.training.distribution import Workers
+from sams.training.batches import rounds
+from sams.training.costs import Costs, parameter_count
+from sams.training.distribution import Workers, seeded
+from sams.training.gates import refuse_non_finite
+from sams.training.job import COSTS, TrainingJob
 from sams.training.passes import accumulate_gradient, score
-from sams.training.tasks import Items, Task
+from sams.training.tasks import Items, Scored, Task
 
 if TYPE_CHECKING:
-    from sams.config import Training
+    from sams.settings import Training
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 20.0
+FOLLOWED_TIMES = 20
+CHECK_REPLICAS_EVERY = 100
 
 EXIT_INTERRUPTED = 75
 """Exit status after SIGTERM: a checkpoint is written, the same command goes on."""
@@ -41,108 +45,143 @@ def train(
     task: Task,
     test: Task,
     selector: Selector,
+    selection: Selection,
     training: Training,
     *,
-    selected: int,
-    merge: str,
-    frozen: bool,
-    seed: int,
-    workers: Workers,
-    checkpoints: Checkpoints,
-    open_run: Callable[[int | None], Any],
+    updates: Literal["selected", "all", "none"],
+    job: TrainingJob,
+    order: list[int] | None = None,
+    gate: Callable[[list[int], Items], None] | None = None,
+    followed: int = 0,
 ) -> tuple[dict[str, Any], Items]:
     """Train the policy on what the selector chooses of each global batch.
 
     Args:
-        policy: wrapped by `workers`.
+        policy: wrapped by the job's workers.
         task: what is learned.
         test: evaluated during the run and at its end.
-        selector: chooses `selected` items of each batch.
+        selector: chooses items of each batch.
+        selection: how many, round by round.
         training: batch sizes, optimiser, course.
-        selected: K.
-        merge: how contexts of two responses are merged for the selector.
-        frozen: leave the policy as it is; only the selector learns.
-        seed: of the data order.
-        workers: the processes.
-        checkpoints: where to resume from and to save to.
-        open_run: starts the metric log, given the byte offset to resume it at, or None for a new run.
+        updates: what the policy is trained on. `all` lets the selector learn beside a plain training, `none`
+            beside a frozen policy.
+        job: processes, checkpoints, metric log.
+        order: items in a fixed order of their own, the same in each epoch; None shuffles each epoch anew.
+        gate: shown what the untrained policy says of the first batch, once and never after a resume; raises to
+            stop the run.
+        followed: items, drawn once, whose losses are logged through the run.
 
     Returns:
-        What the run took (steps, pairs_seen, pairs_trained, tokens_seen, train_seconds), and the last
-        evaluation of `test`, which is that of the trained policy; empty when frozen.
+        What the run took (steps, pairs_seen, pairs_trained, tokens_seen, train_seconds, ...), and the last
+        evaluation of `test`, which is that of the trained policy; empty when it is not updated.
 
     Raises:
-        UserError: when a loss is not finite, on all processes together.
+        TrainingFailure: when a loss is not finite, on all processes together.
         SystemExit: with status 75 after SIGTERM, once a checkpoint is written.
     """
-    n = training.batch_size
-    steps = count_rounds(len(task.ids), n, training.epochs, training.max_steps, "training.batch_size")
-    evaluate_at = {
-        math.ceil(steps * part / training.evaluations) for part in range(1, training.evaluations + 1)
-    }
-    optimiser = None if frozen else adamw(policy, training, workers)
+    workers, checkpoints = job.workers, job.checkpoints
+    seed = job.recipe["seed"]
+    n, steps = selection.batch_size, selection.rounds
+    optimiser = None if updates == "none" else adamw(policy, training, workers)
+    evaluate_at = spread(steps, training.evaluations)
+    follow_at = spread(steps, FOLLOWED_TIMES)
+    watched = torch.randperm(len(task.ids), generator=seeded("followed", seed))[:followed].tolist()
 
     state = checkpoints.restore(policy, optimiser)
     if state is None:
         state = {"step": 0, "pairs_trained": 0, "tokens_seen": 0, "train_seconds": 0.0, "log_offset": None}
     else:
         selector.load_state_dict(state.pop("selector"))
+    run = job.open_run(state["log_offset"])
+    costs = Costs(checkpoints.folder / COSTS, workers, parameter_count(policy))
     interrupted = on_sigterm()
     evaluated: Items = {}
 
-    run = open_run(state["log_offset"])
-    batches = itertools.islice(rounds(len(task.ids), n, training.epochs, seed), state["step"], steps)
+    def scored(scored_task: Scored, items: list[int], contexts: bool = False) -> tuple[Items, Tensor | None]:
+        return score(
+            policy,
+            scored_task,
+            items,
+            workers,
+            training.scoring_micro_batch_size,
+            contexts=contexts,
+            tally=costs.tally,
+        )
+
+    def figures(scored_task: Scored, items: list[int]) -> Items:
+        return scored(scored_task, items)[0]
+
+    def course() -> Iterator[tuple[int, list[int]]]:
+        return rounds(len(task.ids) if order is None else order, n, training.epochs, seed)
+
+    # Only now: a forward pass before the optimiser is made would show it FSDP2's gathered weights.
+    if gate is not None and state["step"] == 0:
+        _, first = next(course())
+        task.begin(first, figures)
+        gate(first, figures(task, first))
+
+    batches = itertools.islice(course(), state["step"], steps)
+    ended = time.monotonic()
     for step, batch in progress(batches, state["step"], steps, workers):
         started = time.monotonic()
-        rate = learning_rate(step, steps, training)
+        metrics: dict[str, float] = {}
+        task.begin(batch, figures)
 
-        view = None
-        if selector.needs_view:
-            seen, contexts = score(
-                policy,
-                task,
-                batch,
-                workers,
-                training.scoring_micro_batch_size,
-                contexts=selector.needs_contexts,
-            )
-            view = task.view(seen, contexts, merge)
-        metrics = selector.observe(view)
-        places = workers.broadcast(selector.choose(view, n, selected)).tolist()
-        chosen = [batch[place] for place in places]
+        # What the policy says of all n items, and what the selector makes of it.
+        seen: Items = {}
+        chosen = batch
+        if selection.scheduled(step):
+            view = None
+            if selector.needs_view:
+                seen, contexts = scored(task, batch, selector.needs_contexts)
+                refuse_non_finite(seen, batch, task, step)
+                view = task.view(batch, seen, contexts)
+            metrics |= selector.observe(view)
+            # Kernels may differ in the last bit from process to process: rank 0's choice holds for all.
+            places = workers.broadcast(selector.choose(view, n, selection.size(step))).tolist()
+            chosen = [batch[place] for place in places]
 
+        trained = batch if updates == "all" else chosen
         if optimiser is None:
-            assert view is not None
             items = {name: values[places] for name, values in seen.items()}
-            refuse_non_finite(items, chosen, task, step)
         else:
+            rate = learning_rate(step, steps, training)
             optimiser.zero_grad()
-            items = accumulate_gradient(policy, task, chosen, workers, training.micro_batch_size)
-            refuse_non_finite(items, chosen, task, step)
-            metrics["grad_norm"] = workers.clip(policy, training.max_grad_norm)
-            metrics["learning_rate"] = rate
+            items = accumulate_gradient(
+                policy, task, trained, workers, training.micro_batch_size, tally=costs.tally
+            )
+            refuse_non_finite(items, trained, task, step)
+            metrics |= {"grad_norm": workers.clip(policy, training.max_grad_norm), "learning_rate": rate}
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.step()
+            state["pairs_trained"] += len(trained)
 
         state["step"] = step
-        state["pairs_trained"] += len(chosen)
         state["tokens_seen"] += sum(task.lengths[item] for item in batch)
-        metrics |= means(items)
-        if view is not None:
-            metrics |= {f"all/{name}": value for name, value in means(seen).items()}
-        if selected < n:
+        metrics |= {**means(items), "selected/share": len(chosen) / n}
+        metrics |= {f"all/{name}": value for name, value in means(seen).items()}
+        if len(chosen) < n:
             metrics |= {f"selected/{name}": value for name, value in task.traits(chosen).items()}
             metrics |= {f"all/{name}": value for name, value in task.traits(batch).items()}
-        if step in evaluate_at and not frozen:
-            evaluated, _ = score(
-                policy, test, list(range(len(test.ids))), workers, training.scoring_micro_batch_size
-            )
+        if watched and step in follow_at:
+            task.begin(watched, figures)
+            losses = figures(task, watched)["loss"].tolist()
+            metrics |= {f"followed/{number:02d}": loss for number, loss in enumerate(losses)}
+        if optimiser is not None and step in evaluate_at:
+            whole = list(range(len(test.ids)))
+            test.begin(whole, figures)
+            evaluated = figures(test, whole)
             metrics |= {f"eval/{name}": value for name, value in means(evaluated).items()}
-        if step % training.log_every == 0 or step in evaluate_at:
+        logged = step % training.log_every == 0 or step in evaluate_at
+        if logged:
             run.log(metrics, step=step, pairs_seen=step * n)
-        state["train_seconds"] += time.monotonic() - started
+        if step % CHECK_REPLICAS_EVERY == 0:
+            workers.refuse_drift(policy)
 
+        state["train_seconds"] += (took := time.monotonic() - started)
+        costs.step(step, seconds=took, data_seconds=started - ended, log=logged)
+        ended = time.monotonic()
         stopping = step < steps and workers.any(interrupted())
         if stopping or (step % training.checkpoint_every == 0 and step < steps):
             state["log_offset"] = run.offset
@@ -150,8 +189,13 @@ def train(
         if stopping:
             raise SystemExit(EXIT_INTERRUPTED)
 
-    cost = {key: state[key] for key in ("pairs_trained", "tokens_seen", "train_seconds")}
-    return {**cost, "steps": steps, "pairs_seen": steps * n}, evaluated
+    spent = {key: state[key] for key in ("pairs_trained", "tokens_seen", "train_seconds")}
+    return {**spent, "steps": steps, "pairs_seen": steps * n, **costs.summary()}, evaluated
+
+
+def spread(steps: int, times: int) -> set[int]:
+    """Steps at which something is done so many times in a run, evenly, the last at its end."""
+    return {math.ceil(steps * part / times) for part in range(1, times + 1)}
 
 
 def adamw(policy: nn.Module, training: Training, workers: Workers) -> torch.optim.AdamW:
@@ -174,22 +218,6 @@ def learning_rate(step: int, steps: int, training: Training) -> float:
     if training.schedule == "cosine":
         return training.learning_rate * (1 - math.cos(math.pi * left)) / 2
     return training.learning_rate
-
-
-def refuse_non_finite(items: Items, chosen: list[int], task: Task, step: int) -> None:
-    """Stop on a loss that is not finite. Every process holds all losses, so all stop together.
-
-    Raises:
-        UserError: naming the step, the items and their values.
-    """
-    wrong = [place for place, loss in enumerate(items["loss"].tolist()) if not math.isfinite(loss)]
-    if wrong:
-        named = ", ".join(f"{task.ids[chosen[place]]} ({items['loss'][place].item()})" for place in wrong[:5])
-        raise UserError(
-            f"the loss of {len(wrong)} of {len(chosen)} items is not finite: {named}",
-            where=f"step {step}",
-            remedy="look at these items, lower the learning rate, or use precision float32",
-        )
 
 
 def means(items: Items) -> dict[str, float]:

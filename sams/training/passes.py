@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sams.policy.policy import Scores
 from sams.training.batches import Rows, deal
+from sams.training.costs import Tally
 from sams.training.distribution import Workers
 from sams.training.tasks import Items, Scored, Task
 
@@ -19,6 +20,7 @@ def score(
     micro_batch: int,
     *,
     contexts: bool = False,
+    tally: Tally | None = None,
 ) -> tuple[Items, Tensor | None]:
     """Score items without gradients, each process its share.
 
@@ -29,7 +31,9 @@ def score(
     collected = Collected(len(items))
     features: Tensor | None = None
     with torch.no_grad():
-        for places, scores, found in _micro_batches(policy, task, items, workers, micro_batch, contexts):
+        for places, scores, found in _micro_batches(
+            policy, task, items, workers, micro_batch, contexts, tally
+        ):
             collected.add(places, found)
             if scores.contexts is not None:
                 part = scores.contexts.unflatten(0, (-1, max(1, len(places)))).transpose(0, 1)
@@ -41,7 +45,13 @@ def score(
 
 
 def accumulate_gradient(
-    policy: nn.Module, task: Task, items: list[int], workers: Workers, micro_batch: int
+    policy: nn.Module,
+    task: Task,
+    items: list[int],
+    workers: Workers,
+    micro_batch: int,
+    *,
+    tally: Tally | None = None,
 ) -> Items:
     """Leave in the policy the gradient of the weighted mean loss over all items, whoever holds them.
 
@@ -50,7 +60,7 @@ def accumulate_gradient(
     """
     total = sum(task.weights[item] for item in items)
     collected = Collected(len(items))
-    for places, _, found in _micro_batches(policy, task, items, workers, micro_batch):
+    for places, _, found in _micro_batches(policy, task, items, workers, micro_batch, False, tally):
         weights = torch.tensor([task.weights[items[place]] for place in places] or [0], device=workers.device)
         # The processes' gradients are averaged, and the mean is over all items: hence the factor.
         loss = (found["loss"] * weights).sum() * (workers.world / total)
@@ -65,7 +75,8 @@ def _micro_batches(
     items: list[int],
     workers: Workers,
     micro_batch: int,
-    contexts: bool = False,
+    contexts: bool,
+    tally: Tally | None,
 ) -> Iterator[tuple[list[int], Scores, Items]]:
     """Run this process's micro-batches: yields (places in `items`, scores, the task's items)."""
     hands = deal([task.lengths[item] for item in items], workers.world, micro_batch)
@@ -73,7 +84,11 @@ def _micro_batches(
         workers.exchange_gradients(policy, number == len(hands[workers.rank]))
         # An empty micro-batch still takes part in the collective calls: it runs the first item at weight 0.
         mine = [items[place] for place in places] or items[:1]
-        rows: Rows = task.rows(mine).to(workers.device)
+        rows: Rows = task.rows(mine)
+        if tally is not None:
+            tokens, places_filled = int(rows.attention_mask.sum()), rows.attention_mask.numel()
+            tally.add(tokens, places_filled, trained=torch.is_grad_enabled())
+        rows = rows.to(workers.device)
         with workers.accelerator.autocast():
             scores: Scores = policy(rows.input_ids, rows.attention_mask, rows.completion_mask, contexts)
         yield places, scores, task.items(scores, mine)

@@ -4,49 +4,63 @@
         --tokens TOKENS --model MODEL --reference REFERENCE --scheduler SCHEDULER \
         --out OUT --checkpoints CHECKPOINTS
 
-`sams recipe train_preference --method dpo-sams` prints the recipe of a study's method. Only selector `sams`
-reads `--scheduler`; without it the scheduler starts untrained.
+`sams recipe train_preference --method dpo-sams` prints the recipe of a study's method. `--reference` is left
+out for a loss without one. Only selector `sams` reads `--scheduler`; without it the scheduler starts untrained.
+Only `selective` reads `--crossfit` (once per half of the data): see `sams.training.crossfit`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer
 
-from sams.policy.model import blocks, load_model
-from sams.policy.policy import Policy
-from sams.scheduling.scheduler import Scheduler, context_width
-from sams.scheduling.selectors import All, Random, Sams, Selector
+from sams.errors import UserError
+from sams.files import read_json
+from sams.losses import build_loss
+from sams.policy.model import load_model
+from sams.scheduling.selection import Selection
 from sams.training.batches import count_rounds
-from sams.training.distribution import Workers
-from sams.training.job import TrainingJob, mean_and_error
+from sams.training.crossfit_losses import easiest_first, read_losses
+from sams.training.gates import refuse_foreign_reference
+from sams.training.job import METRICS, TrainingJob, mean_and_error
 from sams.training.loop import train
-from sams.training.tasks import Items, PreferenceTask, read_reference, read_tokens
+from sams.training.passes import score
+from sams.training.selectors import build_selector
+from sams.training.tasks import Items, PreferenceTask, Scored, read_reference, read_tokens
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from sams.recipes import PreferenceRecipe
+    from sams.settings import Preference
 
 
 def main(
     recipe: str,
     tokens: Path,
     model: Path,
-    reference: Path,
     out: Path,
     checkpoints: Path,
+    reference: Path | None = None,
     scheduler: Path | None = None,
+    crossfit: list[Path] | None = None,
 ) -> None:
     """Train one method with one seed; leaves trained/, train.jsonl and train_metrics.json in `out`."""
     from sams.recipes import PreferenceRecipe, current_job
     from sams.stage import read_recipe
 
     settings = read_recipe(recipe, PreferenceRecipe)
-    upstream = {"tokens": tokens, "model": model, "reference": reference}
+    training = settings.training
+    upstream = {"tokens": tokens, "model": model}
+    if reference is not None:
+        upstream["reference"] = reference
     if scheduler is not None:
         upstream["scheduler"] = scheduler
+    for number, half in enumerate(crossfit or []):
+        upstream[f"crossfit{number}"] = half
     with TrainingJob(
         "train_preference",
         "sams.training.preference",
@@ -55,74 +69,112 @@ def main(
         out=out,
         checkpoints=checkpoints,
         upstream=upstream,
-    ) as training_job:
-        workers = training_job.workers
-        training = settings.training
-
+    ) as job:
         pad = AutoTokenizer.from_pretrained(tokens / "tokenizer").pad_token_id
         loaded = load_model(model, settings.model)
-        policy = workers.wrap(
-            Policy(loaded, activation_checkpointing=settings.model.activation_checkpointing)
+        policy = job.wrap(loaded, training)
+        task, test = (read_task(tokens, reference, split, settings, pad) for split in ("train", "test"))
+
+        order = None
+        if training.selector == "selective":
+            order = easiest_first(task.ids, read_losses(crossfit or []), training.ratios[0])
+        selection = select(task, training, order)
+        selector = build_selector(
+            training, settings.scheduler, selection, model=loaded, job=job, pretrained=scheduler
         )
-        train_task, test_task = (
-            read_task(tokens, reference, split, settings, pad) for split in ("train", "test")
-        )
-        selector = build_selector(settings, loaded, len(train_task.ids), scheduler, workers)
+        gate = None
+        if reference is not None and starts_from(reference, job.upstream["model"]):
+            gate = partial(refuse_foreign_reference, task, precision=settings.model.precision)
 
         figures, evaluated = train(
             policy,
-            train_task,
-            test_task,
+            task,
+            test,
             selector,
+            selection,
             training,
-            selected=training.selected,
-            merge=settings.scheduler.merge if settings.scheduler else "",
-            frozen=False,
-            seed=settings.seed,
-            workers=workers,
-            checkpoints=training_job.checkpoints,
-            open_run=training_job.open_run,
+            updates="selected",
+            job=job,
+            order=order,
+            gate=gate,
+            followed=training.followed_pairs,
         )
-        training_job.checkpoints.publish(policy, out / "trained", config=loaded.config)
-        training_job.finish(figures | final_figures(evaluated))
+        job.publish(policy, loaded, training)
+        prepared = [*(crossfit or []), *([] if scheduler is None else [scheduler])]
+        figures["preparation_seconds"] = sum(seconds_of(folder) for folder in prepared)
+        job.finish(figures | final_figures(evaluated))
 
 
 def read_task(
-    tokens: Path, reference: Path, split: str, settings: PreferenceRecipe, pad: int
+    tokens: Path, reference: Path | None, split: str, settings: PreferenceRecipe, pad: int
 ) -> PreferenceTask:
-    """One split of the pairs with its cached reference log-probs."""
-    data = read_tokens(tokens, split)
-    cached = read_reference(reference, split, data["id"])
-    return PreferenceTask(
-        data, pad, reference=cached, loss=settings.training.loss, beta=settings.training.beta
-    )
+    """One split of the pairs, with its cached reference log-probs where the loss needs them.
 
-
-def build_selector(
-    settings: PreferenceRecipe, model: PreTrainedModel, pairs: int, pretrained: Path | None, workers: Workers
-) -> Selector:
-    """The selector that the recipe names."""
+    Raises:
+        UserError: when they are not given.
+    """
     training = settings.training
-    if training.selector == "all":
-        return All()
-    if training.selector == "random":
-        return Random(settings.seed)
-    assert settings.scheduler is not None
-    scheduler = Scheduler(
-        settings.scheduler,
-        layers=len(blocks(model)),
-        width=context_width(model.config.hidden_size, settings.scheduler.merge),
-        seed=settings.seed,
-        device=workers.device,
-        train_encoder=False,
-        rounds=count_rounds(
-            pairs, training.batch_size, training.epochs, training.max_steps, "preference.batch_size"
-        ),
-        arms_per_round=training.selected,
+    loss = build_loss(
+        training.loss, beta=training.beta, settings=training.loss_settings, sft_weight=training.sft_weight
     )
-    if pretrained is not None:
-        scheduler.load_weights(torch.load(pretrained / "scheduler.pt", map_location="cpu", weights_only=True))
-    return Sams(scheduler, gamma=settings.scheduler.gamma, seed=settings.seed, trained=pretrained is not None)
+    data = read_tokens(tokens, split)
+    if not loss.needs_reference:
+        return PreferenceTask(data, pad, loss=loss, reference=None)
+    if reference is None:
+        raise UserError(
+            f"loss {training.loss} needs reference log-probs",
+            where="--reference",
+            remedy="give the folder that `sams.training.reference` wrote",
+        )
+    return PreferenceTask(data, pad, loss=loss, reference=read_reference(reference, split, data["id"]))
+
+
+def select(task: PreferenceTask, training: Preference, order: list[int] | None) -> Selection:
+    """The course of the selection. Rounds on pairs chosen beforehand are as many, and train on as many, as others.
+
+    Raises:
+        UserError: when the data does not fill a batch, or a run is too short for its ratios.
+    """
+    try:
+        if order is not None:
+            batch = round(training.batch_size * training.ratios[0])
+            steps = count_rounds(order, training, "preference.batch_size", batch)
+            return Selection(batch, steps, (1.0,))
+        return Selection(
+            training.batch_size,
+            count_rounds(task.ids, training, "preference.batch_size"),
+            training.ratios,
+            training.warmup_rounds,
+            training.full_every,
+            training.end_after,
+        )
+    except ValueError as error:
+        raise UserError(str(error), where="preference.ratio") from None
+
+
+def starts_from(reference: Path, model: str) -> bool:
+    """Whether the reference model is the very model that training starts from."""
+    return bool(read_json(reference / "manifest.json").get("upstream", {}).get("model") == model)
+
+
+def score_all(
+    policy: nn.Module, task: PreferenceTask, items: list[int], training: Preference, job: TrainingJob
+) -> Items:
+    """What the policy says of pairs outside the loop."""
+
+    def scored(asked: Scored, places: list[int]) -> Items:
+        return score(policy, asked, places, job.workers, training.scoring_micro_batch_size)[0]
+
+    task.begin(items, scored)
+    return scored(task, items)
+
+
+def seconds_of(prepared: Path) -> float:
+    """Training seconds of a stage that prepared the selection: the cost of a method is not its last job's alone."""
+    for folder in (prepared, prepared.parent):
+        if (folder / METRICS).is_file():
+            return float(read_json(folder / METRICS)["train_seconds"])
+    return 0.0
 
 
 def final_figures(found: Items) -> dict[str, float]:

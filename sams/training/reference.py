@@ -14,11 +14,14 @@ from sams.policy.policy import Policy
 from sams.training.distribution import Workers
 from sams.training.job import digest_of
 from sams.training.passes import score
-from sams.training.tasks import PairTask, read_tokens
+from sams.training.tasks import Items, MismatchedTask, PairTask, Scored, read_tokens
 
 
 def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
-    """Write train.parquet and test.parquet with columns id, chosen, rejected (summed log-probs, float32)."""
+    """Write train.parquet and test.parquet with columns id, chosen, rejected (summed log-probs, float32).
+
+    With `mismatched` in the recipe there is a third, of the completions that KTO's KL term is estimated on.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -39,15 +42,16 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
     policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
     tables = {}
     for split in ("train", "test"):
-        task = PairTask(read_tokens(tokens, split), pad)
-        found, _ = score(policy, task, list(range(len(task.ids))), workers, settings.micro_batch_size)
-        tables[split] = pa.table(
-            {
-                "id": task.ids,
-                "chosen": pa.array(found["logps/chosen"].numpy(), pa.float32()),
-                "rejected": pa.array(found["logps/rejected"].numpy(), pa.float32()),
-            }
-        )
+        data = read_tokens(tokens, split)
+        tasks: list[Scored] = [PairTask(data, pad)]
+        if settings.mismatched:
+            tasks.append(MismatchedTask(data, pad))
+        found: Items = {}
+        for task in tasks:
+            items = list(range(len(task.ids)))
+            found |= score(policy, task, items, workers, settings.micro_batch_size)[0]
+        columns = {name.removeprefix("logps/"): pa.array(logps.numpy()) for name, logps in found.items()}
+        tables[split] = pa.table({"id": data["id"]} | columns)
     if workers.is_main:
         with whole_folder(out, upstream=upstream, recipe=settings.model_dump(mode="json")) as part:
             for split, table in tables.items():

@@ -3,27 +3,38 @@
     torchrun --standalone --nproc-per-node 8 -m sams.training.sft --recipe recipe.json \
         --tokens TOKENS --out OUT --checkpoints CHECKPOINTS
 
-`sams recipe train_sft` prints the recipe of a study.
+`sams recipe train_sft` prints the recipe of a study. With `watching` in it a scheduler learns beside the policy
+(SamS Eq. 12 to 14), and its weights are left in `--scheduler`.
 """
 
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from sams.errors import UserError
 from sams.policy.model import build_model, load_model
-from sams.policy.policy import Policy
-from sams.scheduling.selectors import All
+from sams.scheduling.selection import Selection
+from sams.scheduling.selectors import All, Sams, Selector
+from sams.training.batches import count_rounds
 from sams.training.job import TrainingJob
 from sams.training.loop import train
+from sams.training.selectors import build_sams, save_scheduler
 from sams.training.tasks import SftTask, read_tokens
 
 
-def main(recipe: str, tokens: Path, out: Path, checkpoints: Path) -> None:
+def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Path | None = None) -> None:
     """Train the SFT model of one seed; leaves trained/, train.jsonl and train_metrics.json in `out`."""
     from sams.recipes import SftRecipe, current_job
     from sams.stage import read_recipe
 
     settings = read_recipe(recipe, SftRecipe)
+    training, watching = settings.training, settings.watching
+    if (scheduler is None) != (watching is None):
+        raise UserError(
+            "a scheduler that watches needs a place for its weights, and only then is there one",
+            where="--scheduler",
+            remedy="give `watching` in the recipe and `--scheduler` together",
+        )
     with TrainingJob(
         "train_sft",
         "sams.training.sft",
@@ -32,32 +43,38 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path) -> None:
         out=out,
         checkpoints=checkpoints,
         upstream={"tokens": tokens},
-    ) as training_job:
-        workers = training_job.workers
-
+    ) as job:
         tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer")
         if settings.model.path is None:
             model = build_model(settings.model, tokenizer, settings.seed)
         else:
             model = load_model(settings.model.path, settings.model, revision=settings.model.revision)
-        policy = workers.wrap(Policy(model, activation_checkpointing=settings.model.activation_checkpointing))
+        policy = job.wrap(model, training)
+        task = SftTask(read_tokens(tokens, "sft"), tokenizer.pad_token_id)
+        test = SftTask(read_tokens(tokens, "test"), tokenizer.pad_token_id, response="chosen_ids")
 
-        figures, _ = train(
-            policy,
-            SftTask(read_tokens(tokens, "sft"), tokenizer.pad_token_id),
-            SftTask(read_tokens(tokens, "test"), tokenizer.pad_token_id, response="chosen_ids"),
-            All(),
-            settings.training,
-            selected=settings.training.batch_size,
-            merge="",
-            frozen=False,
-            seed=settings.seed,
-            workers=workers,
-            checkpoints=training_job.checkpoints,
-            open_run=training_job.open_run,
+        selection = Selection(
+            training.batch_size,
+            count_rounds(task.ids, training, "sft.batch_size"),
+            (1.0 if watching is None else watching.ratio,),
         )
-        training_job.checkpoints.publish(policy, out / "trained", config=model.config)
-        training_job.finish(figures)
+        selector: Selector = All()
+        if watching is not None:
+            selector = build_sams(
+                watching.scheduler,
+                selection,
+                gamma=watching.gamma,
+                model=model,
+                job=job,
+                train_encoder=True,
+            )
+        figures, _ = train(policy, task, test, selector, selection, training, updates="all", job=job)
+
+        if scheduler is not None:
+            assert isinstance(selector, Sams)
+            save_scheduler(selector, scheduler, job)
+        job.publish(policy, model, training)
+        job.finish(figures)
 
 
 if __name__ == "__main__":

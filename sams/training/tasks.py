@@ -3,16 +3,16 @@
 The loop and the passes know a task by its items only, so SFT and preference training share them.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sams import losses
 from sams.errors import UserError
+from sams.losses import Loss, PairLogps
 from sams.policy.policy import Scores
-from sams.scheduling.scheduler import merge_contexts
 from sams.scheduling.selectors import View
 from sams.training.batches import Rows, pad_rows
 
@@ -42,7 +42,11 @@ class Task(Scored, Protocol):
     weights: list[int]
     """Weight of each item in the mean loss."""
 
-    def view(self, found: Items, contexts: Tensor | None, merge: str) -> View:
+    def begin(self, items: list[int], scored: Callable[[Scored, list[int]], Items]) -> None:
+        """Get ready for a global batch, before any of it is scored; `scored` runs the policy without gradients."""
+        ...
+
+    def view(self, items: list[int], found: Items, contexts: Tensor | None) -> View:
         """What a selector is shown of a scored batch; contexts are [n, sequences, layers, width]."""
         ...
 
@@ -74,14 +78,23 @@ class SftTask:
     def items(self, scores: Scores, items: list[int]) -> Items:
         return {"loss": -scores.logps / scores.tokens, "logps/chosen": scores.logps.detach()}
 
-    def view(self, found: Items, contexts: Tensor | None, merge: str) -> View:
+    def begin(self, items: list[int], scored: Callable[[Scored, list[int]], Items]) -> None:
+        """Nothing: an example stands for itself."""
+
+    def view(self, items: list[int], found: Items, contexts: Tensor | None) -> View:
         """The scheduler's view while pretraining (SamS Eq. 12 to 14).
 
         The per-token log-prob stands for the margin and the *summed* one for the uncertainty: of one and
         the same quantity the two terms of Eq. 13 would cancel to a constant.
         """
-        merged = None if contexts is None else merge_contexts(contexts[:, 0], None, merge)
-        return View(found["loss"], -found["loss"], found["logps/chosen"], merged)
+        tokens = torch.tensor([float(self.weights[item]) for item in items])
+        return View(
+            losses=found["loss"],
+            margins=-found["loss"],
+            chosen_logps=found["logps/chosen"],
+            chosen_tokens=tokens,
+            contexts=contexts,
+        )
 
     def traits(self, items: list[int]) -> dict[str, float]:
         return {"tokens": _mean([self.lengths[item] for item in items])}
@@ -125,14 +138,14 @@ class PairTask:
 
 
 class PreferenceTask(PairTask):
-    """Preference pairs under one loss, against cached reference log-probs.
+    """Preference pairs under one loss.
 
     Args:
-        data: as for `PairTask`.
+        data: as for `PairTask`; a loss with a KL term needs the column mismatched_ids too.
         pad: id of the padding token.
-        reference: log-probs under the reference by pair id, as (chosen, rejected).
-        loss: name of a function in `sams.losses`.
-        beta: inverse temperature of the implicit reward.
+        loss: the loss, with its hyper-parameters.
+        reference: cached log-probs under the reference by pair id, as (chosen, rejected[, mismatched]);
+            None for a loss without a reference.
     """
 
     def __init__(
@@ -140,33 +153,77 @@ class PreferenceTask(PairTask):
         data: dict[str, list[Any]],
         pad: int,
         *,
-        reference: dict[str, tuple[float, float]],
-        loss: str,
-        beta: float,
+        loss: Loss,
+        reference: dict[str, tuple[float, ...]] | None,
     ) -> None:
         super().__init__(data, pad)
-        self.reference = torch.tensor([reference[pair] for pair in self.ids], dtype=torch.float32)
-        self.loss = getattr(losses, loss)
-        self.beta = beta
+        self.loss = loss
+        self.reference: Tensor | None = None
+        if loss.needs_reference:
+            assert reference is not None
+            self.reference = torch.tensor([reference[pair] for pair in self.ids], dtype=torch.float32)
+        self.mismatched = MismatchedTask(data, pad) if loss.needs_kl else None
+        self.kl: Tensor | None = None
+
+    def begin(self, items: list[int], scored: Callable[[Scored, list[int]], Items]) -> None:
+        """For a loss with a KL term: estimate it on the mismatched completions of all n pairs (KTO, Section 4.1)."""
+        if self.mismatched is None:
+            return
+        assert self.reference is not None
+        found = scored(self.mismatched, items)["logps/mismatched"]
+        self.kl = (found - self.reference[items, 2]).double().mean().clamp(min=0).float()
 
     def items(self, scores: Scores, items: list[int]) -> Items:
         chosen, rejected = scores.logps.chunk(2)
-        reference = self.reference[items].to(chosen.device)
-        logps = losses.PairLogps(chosen, rejected, reference[:, 0], reference[:, 1])
-        chosen_rewards, rejected_rewards = (reward.detach() for reward in logps.rewards(self.beta))
+        chosen_tokens, rejected_tokens = scores.tokens.chunk(2)
+        reference = None if self.reference is None else self.reference[items].to(chosen.device)
+        logps = PairLogps(
+            chosen=chosen,
+            rejected=rejected,
+            chosen_tokens=chosen_tokens,
+            rejected_tokens=rejected_tokens,
+            reference_chosen=None if reference is None else reference[:, 0],
+            reference_rejected=None if reference is None else reference[:, 1],
+            kl=None if self.kl is None else self.kl.to(chosen.device),
+        )
+        chosen_rewards, rejected_rewards = (reward.detach() for reward in self.loss.rewards(logps))
         return {
-            "loss": self.loss(logps, self.beta),
+            "loss": self.loss(logps),
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
             "rewards/margins": chosen_rewards - rejected_rewards,
             "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
             "logps/chosen": chosen.detach(),
             "logps/rejected": rejected.detach(),
+            "nll_loss": -chosen.detach() / chosen_tokens,
         }
 
-    def view(self, found: Items, contexts: Tensor | None, merge: str) -> View:
-        merged = None if contexts is None else merge_contexts(contexts[:, 0], contexts[:, 1], merge)
-        return View(found["loss"], found["rewards/margins"], found["logps/chosen"], merged)
+    def view(self, items: list[int], found: Items, contexts: Tensor | None) -> View:
+        flipped = [self.flipped[item] for item in items]
+        return View(
+            losses=found["loss"],
+            margins=found["rewards/margins"],
+            chosen_logps=found["logps/chosen"],
+            chosen_tokens=torch.tensor([float(len(self.chosen[item][1])) for item in items]),
+            contexts=contexts,
+            flipped=None if None in flipped else torch.tensor(flipped, dtype=torch.bool),
+        )
+
+
+class MismatchedTask:
+    """Prompts with the completion of another pair, for KTO's KL term; one sequence each."""
+
+    def __init__(self, data: dict[str, list[Any]], pad: int) -> None:
+        self.ids: list[str] = data["id"]
+        self.sequences = list(zip(data["prompt_ids"], data["mismatched_ids"], strict=True))
+        self.lengths = [len(prompt) + len(answer) for prompt, answer in self.sequences]
+        self.pad = pad
+
+    def rows(self, items: list[int]) -> Rows:
+        return pad_rows([self.sequences[item] for item in items], self.pad)
+
+    def items(self, scores: Scores, items: list[int]) -> Items:
+        return {"logps/mismatched": scores.logps.detach()}
 
 
 def _mean(values: list[Any]) -> float:
@@ -190,8 +247,11 @@ def read_tokens(tokens: Path, split: str) -> dict[str, list[Any]]:
     return columns
 
 
-def read_reference(folder: Path, split: str, ids: list[str]) -> dict[str, tuple[float, float]]:
+def read_reference(folder: Path, split: str, ids: list[str]) -> dict[str, tuple[float, ...]]:
     """Read the cached reference log-probs of a split and see that they are those of its pairs.
+
+    Returns:
+        For each pair id (chosen, rejected), and the mismatched completion's where it was asked for.
 
     Raises:
         UserError: naming a pair that is missing, foreign or there twice.
@@ -200,7 +260,8 @@ def read_reference(folder: Path, split: str, ids: list[str]) -> dict[str, tuple[
 
     file = folder / f"{split}.parquet"
     table = parquet.read_table(file).to_pydict()
-    cached = dict(zip(table["id"], zip(table["chosen"], table["rejected"], strict=True), strict=True))
+    found = zip(*(table[name] for name in ("chosen", "rejected", "mismatched") if name in table), strict=True)
+    cached = dict(zip(table["id"], found, strict=True))
     wrong = set(ids) ^ set(cached)
     if wrong or len(cached) != len(table["id"]):
         raise UserError(

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sams.config import World
 from sams.data.grading import SENTENCES, grade, grade_follow_up
 from sams.data.tasks import TASKS, match_wording, read_instruction
 from sams.data.world import alpaca_eval_instructions, mt_bench_questions
+from sams.settings import World
 
 RIGHT = [
     ("write in capitals : a b c", "A B C"),

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from sams.config import World
 from sams.data import questions, world
 from sams.data.judge_prompts import judge_prompts
 from sams.errors import UserError
 from sams.files import read_json, sha256_of
+from sams.settings import World
 
 QUESTION = {"question_id": 7, "category": "math", "turns": ["One?", "Two?"]}
 REFERENCE = {"question_id": 7, "choices": [{"index": 0, "turns": ["1", "2"]}]}

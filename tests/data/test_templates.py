@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sams.config import Model
 from sams.data.templates import PLAIN_TEMPLATE, CompletionEncoder, encode_prompt, encode_prompts
 from sams.data.tokeniser import train_tokenizer
 from sams.errors import UserError
+from sams.settings import Model
 
 # The templates of the paper's models, as published with them.
 LLAMA_3 = (

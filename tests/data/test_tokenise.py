@@ -9,12 +9,12 @@ import datasets
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sams.config import Model, World
 from sams.data import prepare, tokenise, world
 from sams.data.templates import PLAIN_TEMPLATE, encode_prompt
 from sams.data.tokeniser import build_tokenizer, train_tokenizer
 from sams.errors import UserError
 from sams.files import manifest_digest, read_json
+from sams.settings import Model, World
 
 FRESH: dict[str, Any] = {"architecture": {"model_type": "llama"}}
 WORDS = Model.model_validate({**FRESH, "tokenizer": "words"})

@@ -6,13 +6,13 @@ from random import Random
 
 import pytest
 
-from sams.config import World
 from sams.data import world as made
 from sams.data.follow_ups import follow_ups_of
 from sams.data.grading import grade, grade_follow_up
 from sams.data.records import Message
 from sams.data.tasks import CATEGORIES, TASKS, Reading, read_instruction
 from sams.errors import UserError
+from sams.settings import World
 
 WORLD = World(sft_examples=4000, train_pairs=2000, test_pairs=1000)
 

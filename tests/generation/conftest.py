@@ -9,8 +9,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from sams.config import World
 from sams.data.world import baseline_outputs, mt_bench_questions
+from sams.settings import World
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"]
 TEMPLATE = (

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sams.config import Decoding
 from sams.errors import UserError
 from sams.generation.decode import Decoder, derived_seed, make_batches
+from sams.settings import Decoding
 from tests.generation.conftest import TEMPLATE, make_model
 
 TEXTS = ["sort this list", "what is a", "which word does not belong", "reverse a b c a b c a b c", "a"]

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from sams.config import Decoding
 from sams.errors import UserError
 from sams.files import write_manifest
 from sams.generation import decode
 from sams.generation.generate import generate_answers, meta_path, model_digest
 from sams.recipes import GenerateRecipe
+from sams.settings import Decoding
 
 
 def recipe(benchmark: str, **decoding: Any) -> GenerateRecipe:

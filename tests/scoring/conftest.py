@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sams.config import World
 from sams.data.tasks import read_instruction
 from sams.data.world import alpaca_eval_instructions, mt_bench_questions, mt_bench_references
+from sams.settings import World
 
 SINGLE = (
     "[Instruction]\nPlease act as an impartial judge.\n\n[Question]\n{question}\n\n"

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from sams.config import Judge
 from sams.errors import UserError
 from sams.recipes import ScoreRecipe
 from sams.scoring.difficulty import fit_difficulty, make_difficulty, std_delta_len
+from sams.settings import Judge
 
 
 def rows(*lengths: int) -> list[dict[str, str]]:

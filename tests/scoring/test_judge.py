@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from sams.config import Judge
 from sams.errors import UserError
 from sams.recipes import ScoreRecipe
 from sams.scoring import alpaca_eval_run, child
 from sams.scoring.judge import open_judge
 from sams.scoring.local_judge import HOST, _Handler, _Server
+from sams.settings import Judge
 
 KEY = "sk-test-0123456789abcdef"
 

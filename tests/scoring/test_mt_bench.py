@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sams.config import Judge, World
 from sams.data.world import mt_bench_questions, mt_bench_references
 from sams.errors import UserError
 from sams.recipes import ScoreRecipe
 from sams.scoring import mt_bench
 from sams.scoring.mt_bench import score_mt_bench
+from sams.settings import Judge, World
 
 Rows = list[dict[str, Any]]
 PUBLISHED = {"mamba_0_5_dpo_ep1": 7.12, "mamba_0_75_dpo_ep3": 6.58, "mamba_0_875_dpo_ep1": 6.39}

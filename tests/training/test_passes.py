@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sams.losses import build_loss
 from sams.policy.model import build_model
 from sams.policy.policy import Policy
 from sams.training.distribution import Workers
@@ -31,7 +32,8 @@ def preference_task(workers: Workers, shift: float = 0.5) -> PreferenceTask:
         pair: (found["logps/chosen"][place].item() + shift * place, found["logps/rejected"][place].item())
         for place, pair in enumerate(plain.ids)
     }
-    return PreferenceTask(data, 0, reference=reference, loss="sigmoid", beta=0.1)
+    loss = build_loss("sigmoid", beta=0.1, settings={}, sft_weight=0.0)
+    return PreferenceTask(data, 0, loss=loss, reference=reference)
 
 
 def gradient(policy: Policy) -> torch.Tensor:
@@ -49,6 +51,7 @@ def naive_gradient(task: PreferenceTask, chosen: list[int]) -> torch.Tensor:
             logits = policy.model(input_ids=ids).logits[0, :-1].log_softmax(dim=1)
             picked = logits.gather(1, ids[0, 1:, None])[:, 0]
             logps.append(picked[len(prompt) - 1 :].sum())
+        assert task.reference is not None
         reference = task.reference[item]
         total = total + torch.log1p(torch.exp(-0.1 * ((logps[0] - reference[0]) - (logps[1] - reference[1]))))
     (total / len(chosen)).backward()
@@ -144,7 +147,7 @@ def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Worker
 
     task = SftTask(tiny.pairs(16, seed=1), 0, response="chosen_ids")
     found, contexts = score(new_policy(), task, list(range(16)), workers, 8, contexts=True)
-    view = task.view(found, contexts, "concat")
+    view = task.view(list(range(16)), found, contexts)
     assert sample_reward(view.margins, view.chosen_logps, 0.5).std() > 0.01
     assert view.contexts is not None
-    assert view.contexts.shape == (16, 2, 64)
+    assert view.contexts.shape == (16, 1, 2, 32)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sams.config import Preference, Pretrain, Scheduler, Settings, Sft
 from sams.errors import UserError
 from sams.recipes import ExportRecipe, Job, PreferenceRecipe, PretrainRecipe, ReferenceRecipe, SftRecipe
+from sams.settings import Preference, Pretrain, Scheduler, Settings, Sft
 from sams.training import export, loop, preference, pretrain_scheduler, reference, sft
 from tests import tiny
 from tests.conftest import ROOT
@@ -305,7 +305,7 @@ def test_a_loss_that_is_not_finite_stops_all_and_names_the_pair(
         "checkpoints": tmp_path / "c",
     }
     output = finish(start("preference", preference_recipe(), processes=2, **arguments), status=1)
-    assert "error: step 1: the loss of 8 of 8 items is not finite: 0001" in output
+    assert "error: step 1: the loss of 16 of 16 items is not finite: 0001" in output
     assert not (tmp_path / "o" / "trained").exists()
 
 

@@ -10,17 +10,31 @@ from torch import Tensor
 class View:
     """What the policy says of a global batch before its update, the same on every process.
 
+    All values are finite: the trainer stops at a batch with a loss that is not, before a selector sees it.
+
     Attributes:
         losses: [n] the run's own loss of each pair.
         margins: [n] implicit reward of the chosen minus the rejected response.
         chosen_logps: [n] log-prob of the chosen response, summed over its tokens.
-        contexts: [n, layers, width] merged contexts; None unless the selector needs them.
+        contexts: [n, responses, layers, width] hidden states averaged over each response, chosen first; None
+            unless the selector needs them.
+        flipped: [n] bool, which labels are known to be swapped (controlled noise); None if not known of every pair.
+        chosen_tokens: [n] tokens of the chosen response; None where no selector asks for it.
     """
 
     losses: Tensor
     margins: Tensor
     chosen_logps: Tensor
     contexts: Tensor | None = None
+    flipped: Tensor | None = None
+    chosen_tokens: Tensor | None = None
+
+    def confidence(self, uncertainty: str) -> Tensor:
+        """Log-prob of the chosen response for Eq. 7's uncertainty term: `sum` over its tokens, or `mean`: [n]."""
+        if uncertainty == "sum":
+            return self.chosen_logps
+        assert self.chosen_tokens is not None
+        return self.chosen_logps / self.chosen_tokens
 
 
 class Selector(Protocol):
@@ -40,7 +54,7 @@ class Selector(Protocol):
         ...
 
     def choose(self, view: View | None, n: int, k: int) -> Tensor:
-        """Choose k of the n pairs: [k] int64 indices, ascending."""
+        """Choose k of the n pairs (some rounds are full: k = n): [k] int64 indices on the CPU, ascending."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,3 +64,24 @@ class Selector(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict`."""
         ...
+
+
+class Stateless:
+    """Base of a selector that neither learns nor draws random numbers: `choose` is all it adds."""
+
+    needs_view = True
+    needs_contexts = False
+
+    def observe(self, view: View | None) -> dict[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """The k highest of [n] scores, the lower index where they are equal: [k] int64 on the CPU, ascending."""
+    return scores.cpu().argsort(descending=True, stable=True)[:k].sort().values

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sams.scheduling.calibration import rank_correlation
 from sams.scheduling.pool import Arms
 from sams.scheduling.rewards import batch_reward, reward, sample_reward
-from sams.scheduling.scheduler import Scheduler
-from sams.scheduling.selectors.base import View
+from sams.scheduling.scheduler import Scheduler, merge_contexts
+from sams.scheduling.selectors.base import View, top_k
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Pending:
     contexts: Tensor
     hidden: Tensor
     values: Tensor
+    scores: Tensor
     samples: Tensor
     """[k] sample-level rewards (Eq. 7), known since the choice; all tensors on the CPU."""
 
@@ -43,6 +45,8 @@ class Sams:
         self.trained = trained
         self.generator = torch.Generator().manual_seed(seed)
         self.pending: Pending | None = None
+        self.agreement = 0.0
+        """Rank correlation of the last round's scores with Eq. 7, over all n arms."""
 
     def observe(self, view: View | None) -> dict[str, float]:
         """Now B of the last round is known (Eq. 6): reward its arms and fit both nets to them."""
@@ -59,25 +63,34 @@ class Sams:
             "scheduler/batch_reward": batch,
             "scheduler/reward": rewards.mean().item(),
             "scheduler/estimate_error": (last.values - rewards).abs().mean().item(),
+            "scheduler/estimate_bias": (last.scores - rewards).mean().item(),
+            "scheduler/rank_correlation": rank_correlation(last.scores, rewards),
+            "scheduler/rank_correlation_all": self.agreement,
         }
 
     def choose(self, view: View | None, n: int, k: int) -> Tensor:
         """Top-K of the scores, ties by index; uniform in round 1 of an untrained scheduler."""
         assert view is not None and view.contexts is not None
-        scores, values, hidden = self.scheduler.score(view.contexts)
-        if self.trained:
-            chosen = scores.cpu().argsort(descending=True, stable=True)[:k].sort().values
-        else:
-            chosen = torch.randperm(n, generator=self.generator)[:k].sort().values
-        samples = sample_reward(view.margins, view.chosen_logps, self.scheduler.settings.delta)
+        settings = self.scheduler.settings
+        contexts = merge_contexts(view.contexts, settings.merge)
+        scores, values, hidden = self.scheduler.score(contexts)
+        scores = scores.cpu()
+        chosen = top_k(scores, k) if self.trained else self.draw(n, k)
+        samples = sample_reward(view.margins, view.confidence(settings.uncertainty), settings.delta)
+        self.agreement = rank_correlation(scores, samples)
         self.pending = Pending(
             loss=view.losses.double().mean().item(),
-            contexts=view.contexts.cpu()[chosen],
+            contexts=contexts.cpu()[chosen],
             hidden=hidden.cpu()[chosen],
             values=values.cpu()[chosen],
-            samples=samples.cpu()[chosen],
+            scores=scores[chosen],
+            samples=samples[chosen],
         )
         return chosen
+
+    def draw(self, n: int, k: int) -> Tensor:
+        """A uniform choice, for the round in which nothing is learned yet."""
+        return torch.randperm(n, generator=self.generator)[:k].sort().values
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -85,10 +98,12 @@ class Sams:
             "generator": self.generator.get_state(),
             "trained": self.trained,
             "pending": vars(self.pending) if self.pending else None,
+            "agreement": self.agreement,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"])
         self.trained = state["trained"]
+        self.agreement = state["agreement"]
         self.pending = Pending(**state["pending"]) if state["pending"] else None

@@ -1,0 +1,26 @@
+"""Selector `reward`: Top-K by the sample-level reward itself (SamS Eq. 7), without a network.
+
+The mandatory ablation of `sams`: what the scheduler adds over it is memory across rounds.
+"""
+
+from torch import Tensor
+
+from sams.scheduling.rewards import sample_reward
+from sams.scheduling.selectors.base import Stateless, View, top_k
+
+
+class Reward(Stateless):
+    """Chooses the k pairs whose sample-level reward (SamS Eq. 7) is highest.
+
+    Args:
+        delta: weight of the margin term against the uncertainty term.
+        uncertainty: sum or mean, over tokens, of the chosen log-prob.
+    """
+
+    def __init__(self, delta: float, uncertainty: str = "sum") -> None:
+        self.delta = delta
+        self.uncertainty = uncertainty
+
+    def choose(self, view: View | None, n: int, k: int) -> Tensor:
+        assert view is not None
+        return top_k(sample_reward(view.margins, view.confidence(self.uncertainty), self.delta), k)

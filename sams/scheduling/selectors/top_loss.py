@@ -1,0 +1,13 @@
+"""Selector `top_loss`: the pairs with the highest loss."""
+
+from torch import Tensor
+
+from sams.scheduling.selectors.base import Stateless, View, top_k
+
+
+class TopLoss(Stateless):
+    """Chooses the k pairs whose loss, the run's own, is highest."""
+
+    def choose(self, view: View | None, n: int, k: int) -> Tensor:
+        assert view is not None
+        return top_k(view.losses, k)

@@ -1,0 +1,40 @@
+"""The groups of settings that a study and its stages' recipes are made of, typed and validated."""
+
+from sams.settings.base import Count, Name, Positive, Settings, Share
+from sams.settings.benchmarks import (
+    MT_BENCH_TEMPERATURES,
+    AlpacaEval,
+    Benchmarks,
+    Decoding,
+    Judge,
+    MtBench,
+)
+from sams.settings.data import Data, World
+from sams.settings.model import Model
+from sams.settings.scheduling import Scheduler
+from sams.settings.training import Launch, Lora, Preference, Pretrain, Ratio, Sft, Training
+
+__all__ = [
+    "MT_BENCH_TEMPERATURES",
+    "AlpacaEval",
+    "Benchmarks",
+    "Count",
+    "Data",
+    "Decoding",
+    "Judge",
+    "Launch",
+    "Lora",
+    "Model",
+    "MtBench",
+    "Name",
+    "Positive",
+    "Preference",
+    "Pretrain",
+    "Ratio",
+    "Scheduler",
+    "Settings",
+    "Sft",
+    "Share",
+    "Training",
+    "World",
+]

@@ -1,0 +1,49 @@
+"""Examples and preference pairs: the synthetic world, or files and hub data sets."""
+
+from pydantic import Field, model_validator
+
+from sams.settings.base import Count, Settings, Share
+
+
+class World(Settings):
+    """The synthetic world of short instructions with checkable answers."""
+
+    seed: int = Field(0, ge=0, description="Seed of every example.")
+    sft_examples: Count = Field(32_768, description="Supervised examples.")
+    imperfect_share: Share = Field(0.4, description="Share of the supervised answers that are wrong.")
+    train_pairs: Count = Field(4096, description="Preference pairs to train on.")
+    test_pairs: Count = Field(1000, description="Clean preference pairs to test on.")
+    flipped_share: Share = Field(0.3, description="Share of training pairs whose labels are swapped.")
+    verbose_share: Share = Field(0.3, description="Share of answers given in a full sentence.")
+    reference_error_share: Share = Field(
+        0.4, description="Share of wrong answers in the AlpacaEval baseline."
+    )
+
+
+class Data(Settings):
+    """Where examples and preference pairs come from: the synthetic world, or files and hub data sets."""
+
+    world: World | None = Field(None, description="Synthetic world; null when `train` and `test` name data.")
+    train: str | None = Field(
+        None, description="Preference pairs: file (JSONL, JSON or Parquet, gzip or not) or hub id."
+    )
+    test: str | None = Field(None, description="Held-out preference pairs, in the same forms.")
+    sft: str | None = Field(
+        None, description="Supervised examples; null takes the chosen responses of `train`."
+    )
+    max_length: Count = Field(1024, description="Longest prompt and response together, in tokens.")
+    max_prompt_length: Count = Field(
+        512, description="Longest prompt in tokens; longer ones lose their beginning."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        if self.world is None and (self.train is None or self.test is None):
+            raise ValueError("give `train` and `test` (files or hub ids), or a synthetic `world`")
+        if self.world is not None and (self.train or self.test or self.sft):
+            raise ValueError(
+                "`world` and files exclude each other: set `world: null`, or `train`, `test` and `sft` to null"
+            )
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError("`max_prompt_length` must be below `max_length`, to leave room for a response")
+        return self

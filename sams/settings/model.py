@@ -1,0 +1,45 @@
+"""The policy: which model, how it computes."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from sams.settings.base import Count, Settings
+
+
+class Model(Settings):
+    """The policy: a hub id or folder, or a fresh model built from an architecture config."""
+
+    path: str | None = Field(
+        None, description="Hub id or local folder; null builds a model from `architecture`."
+    )
+    revision: str | None = Field(None, description="Hub revision (commit) of `path`.")
+    architecture: dict[str, Any] | None = Field(
+        None, description="transformers config with `model_type`, for a model built from scratch."
+    )
+    tokenizer: Literal["words", "bpe"] | None = Field(
+        None,
+        description="Tokenizer trained on the study's data (with `architecture`); null takes the model's own.",
+    )
+    vocab_size: Count = Field(4096, description="Upper limit of the trained tokenizer's vocabulary.")
+    chat_template: str | None = Field(
+        None, description="File with a chat template (jinja); null takes the tokenizer's own, or a plain one."
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Compute type; master weights and log-prob sums are always float32."
+    )
+    activation_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Model":
+        if (self.path is None) == (self.architecture is None):
+            raise ValueError("give exactly one of `path` and `architecture` (set the other to null)")
+        if self.architecture is not None:
+            if "model_type" not in self.architecture:
+                raise ValueError("`architecture` needs `model_type`, for example llama")
+            if self.tokenizer is None:
+                raise ValueError(
+                    "`architecture` needs `tokenizer`: words or bpe, trained on the study's data"
+                )
+        return self

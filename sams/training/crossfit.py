@@ -1,0 +1,77 @@
+"""Cross-fitting for selector `selective`: train on one half of the pairs, take the losses of the other half.
+
+    torchrun --standalone --nproc-per-node 8 -m sams.training.crossfit --recipe recipe.json --half 0 \
+        --tokens TOKENS --model MODEL --reference REFERENCE --out OUT --checkpoints CHECKPOINTS
+
+Both halves (0 and 1) give every pair the validation loss of a model that has not seen it (Selective DPO,
+arXiv 2502.09650).
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from sams.files import whole_folder
+from sams.policy.model import load_model
+from sams.training.crossfit_losses import LOSSES
+from sams.training.distribution import seeded
+from sams.training.job import TrainingJob
+from sams.training.loop import train
+from sams.training.preference import read_task, score_all, select
+from sams.training.selectors import build_selector
+
+
+def main(
+    recipe: str,
+    tokens: Path,
+    model: Path,
+    out: Path,
+    checkpoints: Path,
+    half: int,
+    reference: Path | None = None,
+) -> None:
+    """Train on one half; leaves losses/ (of the other half), train.jsonl and train_metrics.json in `out`."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    from sams.recipes import PreferenceRecipe, current_job
+    from sams.stage import read_recipe
+
+    settings = read_recipe(recipe, PreferenceRecipe)
+    training = settings.training
+    upstream = {"tokens": tokens, "model": model} | ({} if reference is None else {"reference": reference})
+    with TrainingJob(
+        "train_crossfit",
+        "sams.training.crossfit",
+        settings,
+        current_job(),
+        out=out,
+        checkpoints=checkpoints,
+        upstream=upstream,
+        part=f"half{half}",
+    ) as job:
+        pad = AutoTokenizer.from_pretrained(tokens / "tokenizer").pad_token_id
+        loaded = load_model(model, settings.model)
+        policy = job.wrap(loaded, training)
+        task, test = (read_task(tokens, reference, split, settings, pad) for split in ("train", "test"))
+        halves = torch.randperm(len(task.ids), generator=seeded("crossfit", settings.seed)).chunk(2)
+        mine, others = halves[half].tolist(), halves[1 - half].tolist()
+
+        selection = select(task, training, mine)
+        selector = build_selector(training, None, selection, model=loaded, job=job, pretrained=None)
+        figures, _ = train(
+            policy, task, test, selector, selection, training, updates="selected", job=job, order=mine
+        )
+        found = score_all(policy, task, others, training, job)
+        if job.workers.is_main:
+            table = pa.table({"id": [task.ids[item] for item in others], "loss": found["loss"].numpy()})
+            with whole_folder(out / "losses") as part:
+                parquet.write_table(table, part / LOSSES)
+        job.finish(figures)
+
+
+if __name__ == "__main__":
+    from sams.stage import run
+
+    run(main)

@@ -1,0 +1,44 @@
+"""The order of selector `selective`: pairs by their validation loss under models that have not seen them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sams.errors import UserError
+
+LOSSES = "losses.parquet"
+
+
+def read_losses(halves: Sequence[Path]) -> dict[str, float]:
+    """Validation losses by pair id, from the folders of all halves.
+
+    Raises:
+        UserError: when a pair has none, or two.
+    """
+    from pyarrow import parquet
+
+    found: dict[str, float] = {}
+    for folder in halves:
+        table = parquet.read_table(folder / LOSSES).to_pydict()
+        if twice := found.keys() & set(table["id"]):
+            raise UserError(
+                f"pair {min(twice)} has two losses", where=str(folder), remedy="give each half once"
+            )
+        found |= dict(zip(table["id"], table["loss"], strict=True))
+    return found
+
+
+def easiest_first(ids: Sequence[str], losses: dict[str, float], ratio: float) -> list[int]:
+    """Places of the easiest share of the pairs, from the lowest loss to the highest (Selective DPO, Section 4).
+
+    Raises:
+        UserError: when the losses are not those of these pairs.
+    """
+    if wrong := set(ids) ^ losses.keys():
+        raise UserError(
+            f"cross-fitted losses do not belong to these pairs ({len(ids)} pairs, {len(losses)} losses, "
+            f"differing at {min(wrong)})",
+            where="--crossfit",
+            remedy="give both halves that `train_crossfit` made of these data",
+        )
+    order = sorted(range(len(ids)), key=lambda place: (losses[ids[place]], ids[place]))
+    return order[: round(len(ids) * ratio)]
