@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from sams.errors import UserError
+from sams.scheduling.selection import selected
 from sams.settings import (
     Benchmarks,
     Data,
@@ -21,7 +22,6 @@ from sams.settings import (
     Training,
 )
 from sams.settings.scheduling import PRESETS
-from sams.settings.training import check_selection
 
 BASE_METHOD = "sft"
 
@@ -81,7 +81,7 @@ class Study(Settings):
         if self.pretrain is not None and self.pretrain.policy == "moving":
             if self.sft is None:
                 raise ValueError("`pretrain.policy: moving` runs beside SFT: set `sft`, or `policy: frozen`")
-            check_selection(self.sft.batch_size, self.pretrain.ratio)
+            selected(self.sft.batch_size, self.pretrain.ratio)
         frozen = self.pretrain if self.pretrain and self.pretrain.policy == "frozen" else None
         for batched, key in ((self.sft, "sft"), (frozen, "pretrain")):
             self._check_batch(batched, key)

@@ -63,10 +63,12 @@ def pairs(count: int, seed: int) -> dict[str, list[Any]]:
     return columns
 
 
-def write_tokens(folder: Path, *, train: int = 64, test: int = 24) -> Path:
+def write_tokens(folder: Path, *, train: int = 64, test: int = 24, mismatched: bool = False) -> Path:
     """A folder as the stage `tokenise` leaves it."""
     tokenizer().save_pretrained(folder / "tokenizer")
     for split, columns in (("train", pairs(train, 1)), ("test", pairs(test, 2))):
+        if mismatched:
+            columns["mismatched_ids"] = columns["chosen_ids"][1:] + columns["chosen_ids"][:1]
         datasets.Dataset.from_dict(columns).save_to_disk(folder / split)
     examples = pairs(train, 3)
     sft = {"id": examples["id"], "prompt_ids": examples["prompt_ids"], "response_ids": examples["chosen_ids"]}

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from sams.scheduling.selection import selected
 from sams.settings.base import Count, Positive, Settings, Share
 
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -76,7 +77,7 @@ class Pretrain(Training):
     @model_validator(mode="after")
     def _fits(self) -> "Pretrain":
         if self.policy == "frozen":
-            check_selection(self.batch_size, self.ratio)
+            selected(self.batch_size, self.ratio)
         return self
 
 
@@ -148,7 +149,7 @@ class Preference(Training):
                 "selector `selective` is a fixed order of the data: it takes one ratio and no rounds"
             )
         for ratio in self.ratios:
-            check_selection(self.batch_size, ratio)
+            selected(self.batch_size, ratio)
         return self
 
     @model_validator(mode="after")
@@ -174,15 +175,6 @@ class Preference(Training):
     def needs_kl(self) -> bool:
         """Whether the loss needs log-probs of mismatched completions."""
         return self.loss in NEEDS_KL
-
-
-def check_selection(batch_size: int, ratio: float) -> None:
-    """See that a share of a batch is a whole number of pairs, at least one."""
-    chosen = batch_size * ratio
-    if chosen < 1 or abs(chosen - round(chosen)) > 1e-6:
-        raise ValueError(
-            f"batch_size {batch_size} times ratio {ratio} is {chosen:g} pairs: choose a whole number of 1 or more"
-        )
 
 
 class Launch(Settings):

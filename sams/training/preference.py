@@ -21,7 +21,7 @@ from sams.errors import UserError
 from sams.files import read_json
 from sams.losses import build_loss
 from sams.policy.model import load_model
-from sams.scheduling.selection import Selection
+from sams.scheduling.selection import Selection, selected
 from sams.training.batches import count_rounds
 from sams.training.crossfit_losses import easiest_first, read_losses
 from sams.training.gates import refuse_foreign_reference
@@ -137,7 +137,7 @@ def select(task: PreferenceTask, training: Preference, order: list[int] | None) 
     """
     try:
         if order is not None:
-            batch = round(training.batch_size * training.ratios[0])
+            batch = selected(training.batch_size, training.ratios[0])
             steps = count_rounds(order, training, "preference.batch_size", batch)
             return Selection(batch, steps, (1.0,))
         return Selection(

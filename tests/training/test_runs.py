@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from sams.errors import UserError
-from sams.recipes import ExportRecipe, Job, PreferenceRecipe, PretrainRecipe, ReferenceRecipe, SftRecipe
+from sams.recipes import Job, PreferenceRecipe, PretrainRecipe, SftRecipe
 from sams.settings import Preference, Pretrain, Scheduler, Settings, Sft
-from sams.training import export, loop, preference, pretrain_scheduler, reference, sft
+from sams.training import loop, preference, pretrain_scheduler, sft
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -81,24 +81,6 @@ def preference_recipe(**overrides: Any) -> PreferenceRecipe:
     return PreferenceRecipe(
         seed=0, method="test", model=tiny.settings(), training=training, scheduler=scheduler
     )
-
-
-@pytest.fixture(scope="module")
-def prepared(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """SFT model, reference log-probs and pretrained scheduler, each made by its own stage."""
-    folder = tmp_path_factory.mktemp("prepared")
-    model = tiny.settings()
-    sft_recipe = SftRecipe(seed=0, model=model, training=Sft.model_validate(TRAINING))
-    here(sft, sft_recipe, tokens=tokens, out=folder / "sft", checkpoints=folder / "ck")
-    here(
-        export, ExportRecipe(model=model), tokens=tokens, trained=folder / "sft/trained", out=folder / "model"
-    )
-    inputs = {"tokens": tokens, "model": folder / "model"}
-    here(reference, ReferenceRecipe(model=model, micro_batch_size=16), **inputs, out=folder / "reference")
-    pretraining = Pretrain.model_validate(TRAINING)
-    pretrain = PretrainRecipe(seed=0, model=model, scheduler=Scheduler(), training=pretraining)
-    here(pretrain_scheduler, pretrain, **inputs, out=folder / "scheduler", checkpoints=folder / "ps")
-    return inputs | {"reference": folder / "reference", "scheduler": folder / "scheduler" / "weights"}
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

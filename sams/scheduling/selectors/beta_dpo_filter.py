@@ -12,7 +12,7 @@ from torch import Tensor
 from sams.scheduling.selectors.base import View, top_k
 
 MOMENTUM = 0.9
-"""m of both moving averages, the paper's."""
+"""m of both moving averages, as in the authors' code."""
 
 
 class BetaDpoFilter:

@@ -1,0 +1,272 @@
+"""What a recipe can ask for besides the plain run: rounds, losses, adapters, watching, cross-fitting, gates."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sams.errors import UserError
+from sams.files import read_json, write_manifest
+from sams.recipes import ExportRecipe, ReferenceRecipe, SftRecipe, Watching
+from sams.settings import Preference, Scheduler, Sft
+from sams.training import crossfit, export, preference, reference, sft
+from sams.training.gates import TrainingFailure
+from tests import tiny
+from tests.training.test_runs import TRAINING, here, preference_recipe, run, weights
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+
+
+def test_sams_that_selects_all_is_bitwise_plain_dpo(prepared: dict[str, Path], tmp_path: Path) -> None:
+    """Neither the scoring pass nor the scheduler's random numbers touch the policy."""
+    run(prepared, tmp_path / "sams", ratio=1.0, micro_batch_size=3)
+    run(prepared, tmp_path / "plain", selector="all", ratio=1.0, micro_batch_size=3)
+    ours, plain = weights(tmp_path / "sams"), weights(tmp_path / "plain")
+    for name, value in plain.items():
+        assert torch.equal(ours[name], value), name
+    assert [line["loss"] for line in lines(tmp_path / "sams")] == [
+        line["loss"] for line in lines(tmp_path / "plain")
+    ]
+
+
+def test_rounds_are_full_in_the_warm_up_now_and_then_and_after_the_end(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    rounds = {"warmup_rounds": 1, "full_every": 3, "end_after": 5}
+    run(prepared, tmp_path, max_steps=7, epochs=2, **rounds)
+    found = lines(tmp_path)
+    assert [line["selected/share"] for line in found] == [1.0, 0.5, 1.0, 0.5, 0.5, 1.0, 1.0]
+    # After the end nothing is scored: what the policy says of all pairs is not known.
+    assert ["all/loss" in line for line in found] == [True] * 5 + [False] * 2
+    assert read_json(tmp_path / "train_metrics.json")["pairs_trained"] == 16 * 4 + 8 * 3
+
+
+def test_a_list_of_ratios_holds_for_equal_parts_of_the_run(prepared: dict[str, Path], tmp_path: Path) -> None:
+    run(prepared, tmp_path, selector="low_margin", ratio=[1.0, 0.25])
+    assert [line["selected/share"] for line in lines(tmp_path)] == [1.0, 1.0, 0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    "selector", ["top_margin", "low_margin", "top_loss", "reward", "beta_dpo_filter", "oracle"]
+)
+def test_every_selector_trains(prepared: dict[str, Path], tmp_path: Path, selector: str) -> None:
+    recipe = preference_recipe(selector=selector, max_steps=2)
+    if selector == "reward":
+        recipe = recipe.model_copy(update={"scheduler": Scheduler()})
+    here(preference, recipe, **prepared, out=tmp_path, checkpoints=tmp_path / "c")
+    found = lines(tmp_path)
+    assert [line["selected/share"] for line in found] == [0.5, 0.5]
+    if selector == "oracle":
+        assert [line["selected/flipped_share"] for line in found] == [0.0, 0.0]
+        assert all(line["all/flipped_share"] > 0 for line in found)
+
+
+@pytest.mark.parametrize("loss", ["simpo", "orpo", "cpo", "slic-hf", "rrhf"])
+def test_a_loss_without_a_reference_needs_none(prepared: dict[str, Path], tmp_path: Path, loss: str) -> None:
+    inputs = {name: path for name, path in prepared.items() if name != "reference"}
+    run(inputs, tmp_path, loss=loss, max_steps=2)
+    assert all(line["grad_norm"] > 0 for line in lines(tmp_path))
+    with pytest.raises(UserError, match="--reference: loss sigmoid needs reference log-probs"):
+        run(inputs, tmp_path / "sigmoid", max_steps=2)
+
+
+def test_kto_takes_its_kl_term_from_mismatched_completions(tmp_path: Path) -> None:
+    tokens = tiny.write_tokens(tmp_path / "tokens", mismatched=True)
+    inputs = {"tokens": tokens, "model": new_model(tmp_path / "model", seed=0)}
+    for name, seed in (("same", 0), ("other", 1)):
+        settings = ReferenceRecipe(model=tiny.settings(), micro_batch_size=16, mismatched=True)
+        model = new_model(tmp_path / name, seed=seed)
+        here(reference, settings, tokens=tokens, model=model, out=tmp_path / f"{name}_reference")
+
+    recipe = preference_recipe(loss="kto", max_steps=2, selector="all", ratio=1.0)
+    out = tmp_path / "out"
+    here(preference, recipe, **inputs, reference=tmp_path / "same_reference", out=out, checkpoints=out / "c")
+    # Policy = reference: all log-ratios and the KL term are 0, and both halves lose 1 - sigmoid(0).
+    assert lines(out)[0]["loss"] == pytest.approx(0.5, abs=1e-5)
+
+    out = tmp_path / "shifted"
+    here(preference, recipe, **inputs, reference=tmp_path / "other_reference", out=out, checkpoints=out / "c")
+    assert lines(out)[0]["loss"] == pytest.approx(kto_by_hand(tokens, inputs["model"], tmp_path), abs=1e-5)
+
+
+def new_model(folder: Path, *, seed: int) -> Path:
+    from sams.policy.model import build_model
+
+    build_model(tiny.settings(), tiny.tokenizer(), seed=seed).save_pretrained(folder)
+    write_manifest(folder)
+    return folder
+
+
+def kto_by_hand(tokens: Path, model: Path, folder: Path) -> float:
+    """KTO's loss of the first batch, from the model's own logits (Ethayarajh et al. 2024, Eq. 8)."""
+    import datasets
+    import transformers
+    from pyarrow import parquet
+
+    from sams.training.batches import rounds
+
+    policy = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
+    data = datasets.load_from_disk(str(tokens / "train"))
+    cached = parquet.read_table(folder / "other_reference" / "train.parquet").to_pydict()
+    ratios: dict[str, list[float]] = {"chosen": [], "rejected": [], "mismatched": []}
+    for item in next(rounds(64, 16, 1, 0))[1]:
+        for name, found in ratios.items():
+            prompt, completion = data[item]["prompt_ids"], data[item][f"{name}_ids"]
+            logps = policy(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(1)
+            places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+            logp = sum(logps[place, token].item() for place, token in zip(places, completion, strict=True))
+            found.append(logp - cached[name][item])
+    kl = max(0.0, sum(ratios["mismatched"]) / 16)
+    sigmoid = torch.tensor
+    chosen = [1 - sigmoid(0.1 * (ratio - kl)).sigmoid().item() for ratio in ratios["chosen"]]
+    rejected = [1 - sigmoid(0.1 * (kl - ratio)).sigmoid().item() for ratio in ratios["rejected"]]
+    return (sum(chosen) + sum(rejected)) / 32
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
+def test_adapters_are_trained_alone_and_merged_at_export(
+    prepared: dict[str, Path], tmp_path: Path, targets: Any
+) -> None:
+    run(prepared, tmp_path, lora={"r": 4, "alpha": 8.0, "target_modules": targets}, learning_rate=1e-2)
+    assert lines(tmp_path)[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
+    trained = weights(tmp_path)
+    before = load_file(prepared["model"] / "model.safetensors")
+    base = {name: value for name, value in trained.items() if "lora" not in name}
+    for name, value in base.items():
+        assert torch.equal(value, before[name.removeprefix("policy.model.").replace(".base_layer", "")]), name
+
+    recipe = ExportRecipe(model=tiny.settings())
+    here(export, recipe, tokens=prepared["tokens"], trained=tmp_path / "trained", out=tmp_path / "model")
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    assert after.keys() == before.keys()
+    name = "model.layers.0.self_attn.q_proj.weight"
+    a, b = (
+        trained[
+            f"policy.{name.replace('.weight', '')}.lora_{part}.default.weight".replace(
+                "policy.", "policy.model."
+            )
+        ]
+        for part in "AB"
+    )
+    torch.testing.assert_close(after[name], before[name] + 8.0 / 4 * b @ a)
+    assert (b @ a).norm() > 0
+    changed = {name for name in before if not torch.equal(after[name], before[name])}
+    assert "model.embed_tokens.weight" not in changed
+    assert len(changed) == (14 if targets == "all-linear" else 4)
+
+
+def test_a_scheduler_that_watches_learns_and_leaves_sft_bitwise_alone(tokens: Path, tmp_path: Path) -> None:
+    training = Sft.model_validate(TRAINING | {"max_steps": 4})
+    plain = SftRecipe(seed=0, model=tiny.settings(), training=training)
+    watched = plain.model_copy(update={"watching": Watching(scheduler=Scheduler(), ratio=0.5, gamma=0.5)})
+    here(sft, plain, tokens=tokens, out=tmp_path / "a", checkpoints=tmp_path / "ca")
+    here(
+        sft,
+        watched,
+        tokens=tokens,
+        out=tmp_path / "b",
+        checkpoints=tmp_path / "cb",
+        scheduler=tmp_path / "scheduler",
+    )
+    ours, theirs = weights(tmp_path / "a"), weights(tmp_path / "b")
+    for name, value in ours.items():
+        assert torch.equal(theirs[name], value), name
+    found = lines(tmp_path / "b")
+    assert "scheduler/batch_reward" not in found[0]
+    assert all(line["scheduler/batch_reward"] != 0 for line in found[1:])
+    assert (tmp_path / "scheduler" / "scheduler.pt").is_file()
+
+
+def test_selective_trains_on_the_pairs_that_others_found_easiest(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    from pyarrow import parquet
+
+    inputs = {name: prepared[name] for name in ("tokens", "model", "reference")}
+    plain = preference_recipe(selector="all", ratio=1.0, max_steps=None)
+    halves, found = [], {}
+    for half in (0, 1):
+        out = tmp_path / f"half{half}"
+        here(crossfit, plain, **inputs, half=half, out=out, checkpoints=out / "c")
+        table = parquet.read_table(out / "losses" / "losses.parquet").to_pydict()
+        assert len(table["id"]) == 32
+        found |= dict(zip(table["id"], table["loss"], strict=True))
+        halves.append(out / "losses")
+    assert len(found) == 64
+
+    recipe = preference_recipe(selector="selective", ratio=0.5, max_steps=None)
+    here(preference, recipe, **inputs, crossfit=halves, out=tmp_path / "out", checkpoints=tmp_path / "c")
+    metrics = read_json(tmp_path / "out" / "train_metrics.json")
+    # As many rounds, and as many pairs in each, as another selector at this ratio: 64 / 16 rounds of 8.
+    assert (metrics["steps"], metrics["pairs_trained"]) == (4, 32)
+    costs = [read_json(tmp_path / f"half{half}" / "train_metrics.json")["train_seconds"] for half in (0, 1)]
+    assert metrics["preparation_seconds"] == pytest.approx(sum(costs))
+    with pytest.raises(
+        UserError, match=r"--crossfit: cross-fitted losses do not belong .*64 pairs, 32 losses"
+    ):
+        here(
+            preference, recipe, **inputs, crossfit=halves[:1], out=tmp_path / "o", checkpoints=tmp_path / "d"
+        )
+
+
+def test_a_reference_that_is_not_the_policys_own_is_noticed_before_the_first_step(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    """A cache that claims to be of this model but was made with, say, another kernel or template."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    broken = tmp_path / "reference"
+    broken.mkdir()
+    for split in ("train", "test"):
+        table = parquet.read_table(prepared["reference"] / f"{split}.parquet").to_pydict()
+        table["chosen"] = [value + 1e-3 for value in table["chosen"]]
+        parquet.write_table(pa.table(table), broken / f"{split}.parquet")
+    write_manifest(broken, upstream=read_json(prepared["reference"] / "manifest.json")["upstream"])
+    with pytest.raises(TrainingFailure, match=r"step 1: the policy disagrees with the cached reference"):
+        run({**prepared, "reference": broken}, tmp_path / "o")
+    assert not (tmp_path / "o" / "trained").exists()
+
+    # The same start again would fail again: it ends at once, and says how to try nevertheless.
+    with pytest.raises(UserError, match=r"failed before.*disagrees.*delete .*FAILED") as again:
+        run({**prepared, "reference": broken}, tmp_path / "o")
+    assert not isinstance(again.value, TrainingFailure)
+    marker = next((tmp_path / "o" / "c").glob("*/FAILED"))
+    marker.unlink()
+    with pytest.raises(TrainingFailure):
+        run({**prepared, "reference": broken}, tmp_path / "o")
+
+
+def test_followed_pairs_and_costs_are_logged(prepared: dict[str, Path], tmp_path: Path) -> None:
+    run(prepared, tmp_path, followed_pairs=3)
+    found = lines(tmp_path)
+    assert all({"followed/00", "followed/01", "followed/02"} <= set(line) for line in found)
+    assert found[-1]["followed/00"] != found[0]["followed/00"]
+    costs = [json.loads(line) for line in (tmp_path / "costs.jsonl").read_text().splitlines()]
+    assert [cost["step"] for cost in costs] == [1, 2, 3, 4]
+    for cost in costs:
+        assert 0 <= cost["padding_share"] < 0.5
+        assert cost["tokens_per_second"] > 0
+        assert cost["busiest_over_mean"] == 1.0
+    assert not {"seconds", "tokens_per_second"} & set(found[0]), "times in the log would not resume bitwise"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"loss": "simpo", "loss_settings": {"gama": 1.0}}, "gama"),
+        ({"loss": "robust", "loss_settings": {"label_smoothing": 0.5}}, "label_smoothing"),
+        ({"selector": "all", "ratio": [0.5]}, "selector `all` has ratio 1.0"),
+        ({"selector": "selective", "ratio": 0.5, "warmup_rounds": 2}, "selective"),
+        ({"selector": "random", "ratio": [0.5, 0.3]}, "whole number"),
+        ({"selector": "random", "ratio": []}, "ratio"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Preference.model_validate({"batch_size": 16, **wrong})
