@@ -153,8 +153,8 @@ def run(
     """Train `model` (fp32) in place, one round per batch of pair indices; `reference` (pairs, 2) is in nats.
 
     Settings: beta, gamma, delta, exploration (lambda), heads, block, replay_sample, max_grad_norm, and the nets'
-    learning_rate and weight_decay. Each round returns `selected` (k pair indices, in the batch's order),
-    `loss_selected`, `loss_all`, and `r_b`, `exploitation_loss`, `exploration_loss` (None in round 1).
+    learning_rate and weight_decay. Each round returns `selected` (k pair indices, in the batch's order), `gap` (of
+    the scores, last chosen to first left out), `loss_selected`, `loss_all`, and `r_b`, `exploitation_loss`, `exploration_loss` (None in round 1).
     """
     beta, gamma, shape = settings["beta"], settings["gamma"], (settings["heads"], settings["block"])
     f_s, f_x = ({name: w.detach().clone() for name, w in net.items()} for net in (exploitation, exploration))
@@ -184,6 +184,7 @@ def run(
             value, h = exploit(f_s, seen.context, *shape)
             score = value + settings["exploration"] * residual_net(f_x, h)[0]
         order = (-score).argsort(stable=True) if rounds else torch.randperm(len(batch), generator=uniform)
+        record["gap"] = (score[order[k - 1]] - score[order[k]]).item()
         places = sorted(order[:k].tolist())
         columns = (seen.context, h, value, sample_reward(seen, settings["delta"]))
         trained = [Arm(*(column[place] for column in columns)) for place in places]

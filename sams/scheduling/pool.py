@@ -162,10 +162,8 @@ class ReplayPool:
         self.shapes: list[list[int]] = []  # of an arm's four tensors; empty until there is an arm
         self.filled = 0
         self.slots = torch.empty(0, dtype=torch.int64)  # [capacity] slot -> record in its shard's file
-        self.records = [0] * self.shards  # of each shard's file, live or not
-        self.generations = [
-            [0] * self.shards
-        ]  # of each shard's file, at the last KEPT + 1 states; newest last
+        self.records = [0] * self.shards  # in each shard's file, live or not
+        self.generations = [[0] * self.shards]  # of the files, at the last KEPT + 1 states, newest last
         self.files: dict[int, RecordFile] = {}  # the held shards that have records
 
     def __len__(self) -> int:

@@ -53,7 +53,8 @@ class Scheduler(Settings):
     updates_per_round: Count = Field(1, description="Fits of both nets per round.")
     replay_rounds: Count = Field(40_000, description="Most rounds kept in the replay pool.")
     replay_bytes: Count = Field(
-        16_000_000_000, description="Most bytes of the replay pool's files, of all processes together."
+        16_000_000_000,
+        description="Most bytes of the replay pool, of all processes together; its files take up to 3 times that.",
     )
     replay_sample: int = Field(
         32, ge=0, description="Arms drawn from the pool for each fit, besides the newest."

@@ -27,6 +27,13 @@ def fingerprint(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+def delete(folder: Path) -> None:
+    """Delete checkpoints, their markers first: what a killed process leaves of them must not count."""
+    for marker in list(folder.rglob(COMPLETE)):
+        marker.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 class Checkpoints:
     """The checkpoints of one run, in a folder named by its fingerprint.
 
@@ -41,7 +48,7 @@ class Checkpoints:
             for other in folder.iterdir() if folder.is_dir() else ():
                 if other != self.folder:
                     log.info("settings, code or data have changed: removing checkpoints %s", other)
-                    shutil.rmtree(other)
+                    delete(other)
             self.folder.mkdir(parents=True, exist_ok=True)
         workers.barrier()
 
@@ -89,7 +96,7 @@ class Checkpoints:
             shutil.rmtree(place, ignore_errors=True)
             part.replace(place)
             for old in self.steps()[:-KEPT]:
-                shutil.rmtree(self._place(old))
+                delete(self._place(old))
         self.workers.barrier()
 
     def publish(
@@ -118,7 +125,7 @@ class Checkpoints:
     def remove(self) -> None:
         """Delete this run's checkpoints, once its result is in place."""
         if self.workers.is_main:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            delete(self.folder)
         self.workers.barrier()
 
     def _place(self, step: int) -> Path:

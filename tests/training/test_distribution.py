@@ -1,0 +1,161 @@
+"""Several processes: uneven hands, other numbers of processes after a resume, a process that fails."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sams.recipes import Job, ReferenceRecipe
+from sams.training import preference, reference
+from tests import tiny
+from tests.conftest import ROOT
+from tests.training.test_runs import finish, here, losses, preference_recipe, run, start, weights
+
+
+def apart(one: Path, other: Path, model: Path) -> float:
+    """Relative L2 difference of two runs' updates."""
+    before = load_file(model / "model.safetensors")
+    first, second = weights(one), weights(other)
+    squares = torch.zeros(2, dtype=torch.float64)
+    for name, value in first.items():
+        squares[0] += (second[name] - value).double().square().sum()
+        squares[1] += (value - before[name.removeprefix("policy.model.")]).double().square().sum()
+    return float((squares[0] / squares[1]).sqrt())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("selected", [1, 3])
+def test_uneven_hands_complete_and_equal_one_process(
+    prepared: dict[str, Path], tmp_path: Path, strategy: str, selected: int
+) -> None:
+    """One pair leaves the second process with a row of weight 0; three are dealt as two and one."""
+    ratio = {"ratio": selected / 16}
+    run(prepared, tmp_path / "two", processes=2, strategy=strategy, **ratio)
+    run(prepared, tmp_path / "one", **ratio)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    # AdamW's first steps have the size of the learning rate whatever the gradient, so rounding in gradients near
+    # zero is blown up here; test_against_trl.py compares the gradients themselves.
+    assert apart(tmp_path / "one", tmp_path / "two", prepared["model"]) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("saved_by", "resumed_by"),
+    [((2, "ddp"), (4, "ddp")), ((2, "fsdp2"), (1, "ddp")), ((2, "fsdp2"), (4, "fsdp2"))],
+)
+def test_a_checkpoint_of_two_processes_is_resumed_by_another_number(
+    prepared: dict[str, Path], tmp_path: Path, saved_by: tuple[int, str], resumed_by: tuple[int, str]
+) -> None:
+    recipe = preference_recipe(max_steps=None, epochs=6)
+    paths = {**prepared, "out": tmp_path, "checkpoints": tmp_path / "c"}
+    process = start("preference", recipe, processes=saved_by[0], strategy=saved_by[1], **paths)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("c/*/step-0000000[5-9]/COMPLETE")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=20)
+    assert not (tmp_path / "train_metrics.json").exists()
+    if resumed_by[0] == 1:
+        here(preference, recipe, **paths)
+    else:
+        finish(start("preference", recipe, processes=resumed_by[0], strategy=resumed_by[1], **paths))
+    here(preference, recipe, **{**paths, "out": tmp_path / "one", "checkpoints": tmp_path / "d"})
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+def test_a_process_that_raises_ends_all_in_seconds(prepared: dict[str, Path], tmp_path: Path) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text(
+        """
+import os, time
+from pathlib import Path
+from sams.stage import run
+from sams.training import loop, preference
+
+begin = loop.refuse_non_finite
+def refuse(items, chosen, task, step):
+    if step == 3 and os.environ["RANK"] == "1":
+        Path(os.environ["RAISED_AT"]).write_text(str(time.time()))
+        raise RuntimeError("out of luck")
+    begin(items, chosen, task, step)
+
+loop.refuse_non_finite = refuse
+run(preference.main)
+""",
+        encoding="utf-8",
+    )
+    recipe = preference_recipe(max_steps=None, epochs=50)
+    job = Job.model_validate({"launch": {"device": "cpu", "timeout_minutes": 2.0}}).model_dump_json()
+    paths = {**prepared, "out": tmp_path / "out", "checkpoints": tmp_path / "c"}
+    process = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *(str(script), "--recipe", recipe.model_dump_json()),
+            *(word for name, path in paths.items() for word in (f"--{name}", str(path))),
+        ],
+        env={
+            **os.environ,
+            "SAMS_JOB": job,
+            "RAISED_AT": str(tmp_path / "raised"),
+            "PYTHONPATH": str(ROOT),
+        },
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    ended = time.time()
+    assert process.returncode == 1
+    assert "RuntimeError: out of luck" in process.stderr
+    assert ended - float((tmp_path / "raised").read_text()) < 10
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = preference_recipe(max_steps=None, epochs=30, checkpoint_every=10_000)
+    paths: dict[str, Any] = {**prepared, "out": tmp_path, "checkpoints": tmp_path / "c"}
+    process = start("preference", recipe, processes=2, **paths)
+    deadline = time.monotonic() + 120
+    while not any(log.stat().st_size for log in tmp_path.glob("c/*/train.jsonl")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert list(tmp_path.glob("c/*/step-*/COMPLETE"))
+    here(preference, recipe, **paths)
+    here(preference, recipe, **{**paths, "out": tmp_path / "one", "checkpoints": tmp_path / "d"})
+    assert losses(tmp_path)[:8] == pytest.approx(losses(tmp_path / "one")[:8], abs=1e-4)
+    assert len(losses(tmp_path)) == 120
+
+
+def test_the_reference_cache_is_the_same_however_it_is_dealt(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    from pyarrow import parquet
+
+    recipe = ReferenceRecipe(model=tiny.settings(), micro_batch_size=3)
+    inputs = {name: prepared[name] for name in ("tokens", "model")}
+    finish(start("reference", recipe, processes=2, **inputs, out=tmp_path / "two"))
+    before = torch.random.get_rng_state()
+    here(reference, recipe, **inputs, out=tmp_path / "one")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    tables = [
+        parquet.read_table(folder / "train.parquet").to_pydict()
+        for folder in (tmp_path / "one", tmp_path / "two", prepared["reference"])
+    ]
+    for table in tables[1:]:
+        assert table["id"] == tables[0]["id"]
+        for name in ("chosen", "rejected"):
+            assert table[name] == pytest.approx(tables[0][name], rel=1e-6)
