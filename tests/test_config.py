@@ -38,7 +38,7 @@ def test_the_paper_settings_launch_eight_processes_and_keep_32_of_64() -> None:
         study = load_study(read_settings([DEFAULT, ROOT / "config" / "studies" / f"{name}.yaml"]))
         assert study.launch.nproc_per_node == 8
         method = study.preference_of("dpo-sams")
-        assert (method.batch_size, method.selected) == (64, 32)
+        assert (method.batch_size, method.batch_size * method.ratios[0]) == (64, 32)
         assert (study.scheduler.width, study.scheduler.depth) == (4096, 16)
 
 
