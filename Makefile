@@ -1,7 +1,7 @@
 # Every target works in .venv, which `env` makes from the lock and leaves alone where it is up to date.
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all lint mlflow lock
+.PHONY: help env demo test test-all mutations lint mlflow lock
 
 BIN := .venv/bin
 # The first Python that fits; a name on the PATH can be that of one that does not run.
@@ -12,7 +12,7 @@ PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3; do \
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: ## .venv from the lock (PYTHON=python3.12 or TORCH=cpu|cuda choose for you)
 	@$(PYTHON) envs/make_env.py $(if $(TORCH),--torch $(TORCH))
@@ -26,6 +26,9 @@ test: env ## the tests
 
 test-all: env ## the tests, the slow ones too
 	$(PYTEST) -m "not gpu"
+
+mutations: env ## deliberate faults, each of which must fail a test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py
 
 lint: env ## style, types, workflow, schema
 	$(BIN)/ruff check

@@ -85,12 +85,19 @@ def learning_curves(logs: Logs) -> "Figure":
 
 
 def selection(logs: Logs) -> "Figure":
-    """Which pairs the selectors chose, by pairs seen: share of flipped ones and reward margin.
+    """Which pairs the selectors chose, and how well the scheduler knew what they were worth, by pairs seen.
 
-    Both beside the same figure of the whole batch. The share is logged where the data says which labels are
-    flipped, the margin where the selector scores the whole batch.
+    Share of flipped ones and reward margin stand beside the same figure of the whole batch. The share is logged
+    where the data says which labels are flipped, the margin where the selector scores the whole batch. The
+    scheduler's scores are held against the rewards it saw one round later: their order within a round, and how
+    far they were off.
     """
-    headings = ["Flipped labels among the chosen pairs (share)", "Margin of the chosen pairs − of the batch"]
+    headings = [
+        "Flipped labels among the chosen pairs (share)",
+        "Margin of the chosen pairs − of the batch",
+        "Scheduler: rank correlation with later rewards",
+        "Scheduler: mean absolute error of the estimate",
+    ]
     figure, axes = _panels([Panel(heading, ()) for heading in headings])
     for place, (method, frames) in enumerate(logs.items()):
         flips = [frame for frame in frames if "selected/flipped_share" in frame]
@@ -101,6 +108,12 @@ def selection(logs: Logs) -> "Figure":
             for frame in scored
         ]
         _draw(axes[1], place, method, [_smoothed(f, "difference") for f in margins], marked=False)
+        for axis, name in (
+            (axes[2], "scheduler/rank_correlation"),
+            (axes[3], "scheduler/estimate_error"),
+        ):
+            learned = [_smoothed(frame, name) for frame in frames if name in frame]
+            _draw(axis, place, method, learned, marked=False)
     whole = [
         frame["all/flipped_share"].mean()
         for frames in logs.values()
@@ -112,7 +125,8 @@ def selection(logs: Logs) -> "Figure":
         axes[0].axhline(share, color="#666666", linewidth=1)
         beside = axes[0].get_yaxis_transform()
         axes[0].text(1.01, share, "all pairs", transform=beside, va="center")
-    axes[1].axhline(0, color="#666666", linewidth=1)
+    for axis in axes[1:3]:
+        axis.axhline(0, color="#666666", linewidth=1)
     _finish(figure, axes, "Lines: smoothed over rounds.")
     return figure
 

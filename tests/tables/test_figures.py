@@ -24,6 +24,8 @@ def log(slope: float, *, whole_batch: bool = False, flips: bool = False) -> list
             line |= dict.fromkeys([f"all/{name}" for name in NAMES], -slope * step)
         if flips:
             line |= {"selected/flipped_share": 0.1, "all/flipped_share": 0.3}
+            if step > 1:  # the reward of a round is known in the next
+                line |= {"scheduler/rank_correlation": 0.5, "scheduler/estimate_error": 0.25}
         if step % 10 == 0:
             line |= dict.fromkeys([f"eval/{name}" for name in NAMES], 7.0)
         lines.append(line)
@@ -74,10 +76,12 @@ def test_learning_curves_show_what_was_logged(setting: Path) -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["dpo", "dpo-sams"]
 
 
-def test_selection_shows_flips_and_margins(setting: Path) -> None:
+def test_selection_shows_flips_margins_and_what_the_scheduler_knew(setting: Path) -> None:
     figure = figures.selection(figures.read_logs(setting, ["dpo", "dpo-sams"], [0, 1]))
-    flips, margins = (curves(axis) for axis in figure.axes)
-    assert set(flips) == set(margins) == {("dpo-sams", False)}
+    flips, margins, order, error = (curves(axis) for axis in figure.axes)
+    assert set(flips) == set(margins) == set(order) == set(error) == {("dpo-sams", False)}
+    assert order["dpo-sams", False].get_xydata()[0].tolist() == [128, 0.5]
+    assert error["dpo-sams", False].get_ydata().tolist() == pytest.approx([0.25] * 39)
     assert flips["dpo-sams", False].get_ydata().tolist() == pytest.approx([0.1] * 40)
     assert margins["dpo-sams", False].get_ydata()[-1] == pytest.approx(79.0), "40 + 40 and 39 + 39, smoothed"
     assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_label().startswith("_")] == [
