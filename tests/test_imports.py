@@ -10,7 +10,8 @@ from sams.provenance import code_digest, imported_modules
 from tests.conftest import ROOT
 
 BARE = ["sams.policy.policy", "sams.policy.model", "sams.losses", "sams.scheduling.selectors"] + [
-    f"sams.training.{name}" for name in ("sft", "pretrain_scheduler", "preference", "reference", "export")
+    f"sams.training.{name}"
+    for name in ("sft", "pretrain_scheduler", "crossfit", "preference", "reference", "export")
 ]
 
 

@@ -137,7 +137,7 @@ def train(
                 refuse_non_finite(seen, batch, task, step)
                 view = task.view(batch, seen, contexts)
             metrics |= selector.observe(view)
-            # Kernels may differ in the last bit from process to process: rank 0's choice holds for all.
+            # Rank 0's choice holds for all: kernels may differ in the last bit from process to process.
             places = workers.broadcast(selector.choose(view, n, selection.size(step))).tolist()
             chosen = [batch[place] for place in places]
 

@@ -415,3 +415,16 @@ def test_sams_continues_from_its_state_bit_by_bit() -> None:
     for seed in range(3, 8):
         assert first.observe(view(seed)) == second.observe(view(seed))
         assert torch.equal(first.choose(view(seed), 16, 8), second.choose(view(seed), 16, 8))
+
+
+def test_sams_learns_from_the_arms_that_all_processes_agreed_on() -> None:
+    """A process whose own scores would choose otherwise stores rank 0's arms."""
+    agreed = torch.tensor([0, 2])
+    selector = Sams(scheduler(), gamma=0.5, seed=0, trained=True, agree=lambda _: agreed)
+    generator = torch.Generator().manual_seed(0)
+    losses, margins, logps = (torch.randn(4, generator=generator) for _ in range(3))
+    contexts = torch.randn(4, 2, 3, 8, generator=generator)
+    chosen = selector.choose(View(losses, margins, logps, contexts), 4, 2)
+    assert chosen.tolist() == [0, 2]
+    assert selector.pending is not None
+    torch.testing.assert_close(selector.pending.contexts[:, :, :8], contexts[agreed, 0])

@@ -1,5 +1,6 @@
 """Selector `sams`: Top-K by the scheduler's score, which learns with a lag of one step (SamS Algorithm 1)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,13 +35,24 @@ class Sams:
         gamma: weight of the batch-level reward (Eq. 8).
         seed: of the first round's uniform choice.
         trained: whether the scheduler comes from pretraining; an untrained one leaves round 1 to chance.
+        agree: turns each process's choice into one and the same. Kernels may differ in the last bit from
+            process to process, and all must learn from the arms that were trained on.
     """
 
     needs_view = True
     needs_contexts = True
 
-    def __init__(self, scheduler: Scheduler, *, gamma: float, seed: int, trained: bool) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        *,
+        gamma: float,
+        seed: int,
+        trained: bool,
+        agree: Callable[[Tensor], Tensor] = lambda choice: choice,
+    ) -> None:
         self.scheduler = scheduler
+        self.agree = agree
         self.gamma = gamma
         self.trained = trained
         self.generator = torch.Generator().manual_seed(seed)
@@ -75,7 +87,7 @@ class Sams:
         contexts = merge_contexts(view.contexts, settings.merge)
         scores, values, hidden = self.scheduler.score(contexts)
         scores = scores.cpu()
-        chosen = top_k(scores, k) if self.trained else self.draw(n, k)
+        chosen = self.agree(top_k(scores, k) if self.trained else self.draw(n, k)).cpu()
         samples = sample_reward(view.margins, view.confidence(settings.uncertainty), settings.delta)
         self.agreement = rank_correlation(scores, samples)
         self.pending = Pending(
