@@ -1,6 +1,8 @@
 # Needs: exported models, the benchmarks' questions. Makes: answers in the formats of AlpacaEval and FastChat.
 
 
+# Finished batches lie in .<answers>.parts beside the answers. It is no output on purpose: Snakemake deletes those of
+# a failed job, and the next start goes on with them.
 rule generate_alpaca_eval:
     input:
         model=f"{RESULTS}/{{method}}/seed{{seed}}/model/manifest.json",

@@ -128,6 +128,22 @@ class GenerateRecipe(Settings):
     decoding: Decoding
 
 
+class OnPolicyDecoding(Decoding):
+    """How pairs of the model's own answers are sampled (SimPO, arXiv 2405.14734, appendix)."""
+
+    temperature: float = Field(0.8, gt=0.0, description="Greedy answers would all be alike.")
+    samples: int = Field(5, ge=2, description="Answers to each prompt.")
+
+
+class OnPolicyRecipe(Settings):
+    """Module `sams.generation.on_policy`, which no study runs."""
+
+    seed: int
+    precision: Literal["float32", "bfloat16"]
+    decoding: OnPolicyDecoding = Field(OnPolicyDecoding(), description="How answers are sampled.")
+    reward_batch_size: Count = Field(8, description="Answers that the reward model scores together.")
+
+
 class ScoreRecipe(Settings):
     """Stages `score_alpaca_eval`, `score_mt_bench` and `make_difficulty`."""
 

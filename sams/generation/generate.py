@@ -5,35 +5,36 @@
 
 AlpacaEval's answers are a JSON list {instruction, output, generator, dataset} in the order of the questions,
 MT-Bench's JSON lines in FastChat's answer form. Beside them, <answers>.meta.json holds the recipe, the
-model's digest and what was decoded.
+model's digest and what was decoded. Until they are written, finished batches lie in the hidden file
+.<answers>.parts, so that a killed run goes on where it was, with the same answers bit by bit.
 """
 
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from sams.errors import UserError
-from sams.files import MANIFEST, canonical_json, manifest_digest, sha256_of, whole_file, write_json
+from sams.files import sha256_of, write_json
+from sams.generation.answers import (
+    answer_instructions,
+    answer_questions,
+    read_instructions,
+    read_questions,
+    write_json_lines,
+)
+from sams.generation.facts import made_with, meta_path, model_digest, parts_path
+from sams.generation.shards import Shards
 from sams.recipes import GenerateRecipe
-from sams.scoring.inputs import Row, read_json_lines, read_json_rows, text_of, versions
 from sams.stage import read_recipe, run
-
-if TYPE_CHECKING:
-    from sams.generation.decode import Answer, Decoder
 
 log = logging.getLogger("generate")
 
-ALPACA_EVAL_QUESTIONS = "alpaca_eval.json"
-MT_BENCH_QUESTIONS = "mt_bench_questions.jsonl"
 
-
-def generate_answers(recipe: GenerateRecipe, model: Path, questions: Path, out: Path) -> dict[str, Any]:
+def generate_answers(
+    recipe: GenerateRecipe, model: Path, questions: Path, out: Path, parts: Path | None = None
+) -> dict[str, Any]:
     """Answer a benchmark's questions and write the answers.
 
     Args:
@@ -41,146 +42,49 @@ def generate_answers(recipe: GenerateRecipe, model: Path, questions: Path, out: 
         model: exported model folder.
         questions: folder with the benchmark's questions.
         out: where the answers go.
+        parts: where finished batches lie until then; None: `parts_path`.
 
     Returns:
         What is written to <out>.meta.json.
 
     Raises:
-        UserError: unreadable questions or model, or a prompt that does not fit the model.
+        UserError: unreadable questions or model, a prompt that does not fit the model, or an engine that is
+            not installed.
     """
     from sams.generation.decode import Decoder
 
     read, answer, write = {
         "alpaca_eval": (read_instructions, answer_instructions, write_json),
-        "mt_bench": (read_questions, answer_questions, _write_json_lines),
+        "mt_bench": (read_questions, answer_questions, write_json_lines),
     }[recipe.benchmark]
     asked, source = read(questions)
-    decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed)
-    name = f"{recipe.method}-seed{recipe.seed}"
-    started = time.monotonic()
-    rows, answers = answer(decoder, asked, name)
-    meta = {
+    facts = {
         "recipe": recipe.model_dump(mode="json"),
         "model": model_digest(model),
         "questions": sha256_of(source),
+        **made_with(recipe.decoding, "sams.generation.generate"),
+    }
+    shards = Shards(parts or parts_path(out), facts)
+    decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards)
+    started = time.monotonic()
+    rows, answers = answer(decoder, asked, f"{recipe.method}-seed{recipe.seed}")
+    said = answers.values()
+    meta = {
+        **facts,
         "stop_token_ids": decoder.stop_ids,
-        "device": decoder.device,
-        "n_answers": len(answers),
-        "n_empty": sum(not found.text for found in answers),
-        "n_truncated": sum(found.truncated for found in answers),
-        "n_tokens": sum(found.tokens for found in answers),
+        "device": decoder.engine.device,
+        "n_answers": len(said),
+        "n_resumed": decoder.n_resumed,
+        "n_empty": sum(not answer.text for answer in said),
+        "n_truncated": sum(answer.truncated for answer in said),
+        "n_tokens": sum(answer.tokens for answer in said),
+        "truncated": [place for place, answer in answers.items() if answer.truncated],
         "seconds": round(time.monotonic() - started, 3),
-        "versions": versions("torch", "transformers", "tokenizers"),
     }
     write(out, rows)
     write_json(meta_path(out), meta)
+    shards.remove()
     return meta
-
-
-def meta_path(answers: Path) -> Path:
-    """Where the facts about a file of answers are: <answers>.meta.json."""
-    return answers.with_name(f"{answers.name}.meta.json")
-
-
-def model_digest(folder: Path) -> str:
-    """Sixteen hex digits that stand for a model folder: by its manifest, or else by its files' content."""
-    if (folder / MANIFEST).exists():
-        return manifest_digest(folder)
-    files = {path.name: sha256_of(path) for path in sorted(folder.glob("*")) if path.is_file()}
-    return hashlib.sha256(canonical_json(files).encode()).hexdigest()[:16]
-
-
-# --- AlpacaEval -----------------------------------------------------------------------------------
-
-
-def read_instructions(folder: Path) -> tuple[list[Row], Path]:
-    """AlpacaEval's rows {instruction, dataset}, in order, and their file."""
-    path = folder / ALPACA_EVAL_QUESTIONS
-    rows = read_json_rows(path)
-    for number, row in enumerate(rows, start=1):
-        text_of(row, "instruction", f"{path}, row {number}")
-    return rows, path
-
-
-def answer_instructions(
-    decoder: "Decoder", rows: Sequence[Row], name: str
-) -> tuple[list[Row], list["Answer"]]:
-    """Answers in AlpacaEval's form, in the order of the rows."""
-    conversations = [[_user(row["instruction"])] for row in rows]
-    answers = decoder.answer(conversations, [decoder.decoding.temperature] * len(rows), "alpaca_eval")
-    outputs = [
-        {
-            "instruction": row["instruction"],
-            "output": answer.text,
-            "generator": name,
-            "dataset": row.get("dataset", ""),
-        }
-        for row, answer in zip(rows, answers, strict=True)
-    ]
-    return outputs, answers
-
-
-# --- MT-Bench -------------------------------------------------------------------------------------
-
-
-def read_questions(folder: Path) -> tuple[list[Row], Path]:
-    """MT-Bench's rows {question_id, category, turns}, and their file."""
-    path = folder / MT_BENCH_QUESTIONS
-    rows = read_json_lines(path)
-    for number, row in enumerate(rows, start=1):
-        where = f"{path}, line {number}"
-        text_of(row, "category", where)
-        turns = row.get("turns")
-        if not (isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)):
-            raise UserError(f"expected a list of texts, found {turns!r:.60}", where=f"{where}, key 'turns'")
-    return rows, path
-
-
-def answer_questions(decoder: "Decoder", rows: Sequence[Row], name: str) -> tuple[list[Row], list["Answer"]]:
-    """Answers in FastChat's form: each turn sees the questions so far and the model's own answers to them."""
-    settings = decoder.decoding
-    temperatures = [settings.category_temperatures.get(row["category"], settings.temperature) for row in rows]
-    conversations: list[list[dict[str, str]]] = [[] for _ in rows]
-    said: list[Answer] = []
-    for turn in range(max(len(row["turns"]) for row in rows)):
-        asked = [index for index, row in enumerate(rows) if turn < len(row["turns"])]
-        for index in asked:
-            conversations[index].append(_user(rows[index]["turns"][turn]))
-        answers = decoder.answer(
-            [conversations[index] for index in asked],
-            [temperatures[index] for index in asked],
-            f"mt_bench turn {turn + 1}",
-        )
-        for index, answer in zip(asked, answers, strict=True):
-            conversations[index].append({"role": "assistant", "content": answer.text})
-        said += answers
-    now = time.time()
-    return [
-        _fastchat_row(row, name, conversation, now)
-        for row, conversation in zip(rows, conversations, strict=True)
-    ], said
-
-
-def _fastchat_row(question: Row, name: str, conversation: list[dict[str, str]], now: float) -> Row:
-    turns = [message["content"] for message in conversation if message["role"] == "assistant"]
-    content = canonical_json([question["question_id"], name, turns])
-    return {
-        "question_id": question["question_id"],
-        "answer_id": hashlib.sha256(content.encode()).hexdigest()[:22],
-        "model_id": name,
-        "choices": [{"index": 0, "turns": turns}],
-        "tstamp": now,
-    }
-
-
-def _user(content: str) -> dict[str, str]:
-    return {"role": "user", "content": content}
-
-
-def _write_json_lines(path: Path, rows: Sequence[Row]) -> None:
-    with whole_file(path) as part, part.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 # --- command line ---------------------------------------------------------------------------------
@@ -191,9 +95,12 @@ def main(
     model: Annotated[Path, typer.Option(help="Exported model folder.")],
     questions: Annotated[Path, typer.Option(help="Folder with the benchmark's questions.")],
     out: Annotated[Path, typer.Option(help="Where the answers go.")],
+    parts: Annotated[
+        Path | None, typer.Option(help="Where finished batches lie until then (.<out>.parts beside it).")
+    ] = None,
 ) -> None:
     """Answer a benchmark's questions."""
-    meta = generate_answers(read_recipe(recipe, GenerateRecipe), model, questions, out)
+    meta = generate_answers(read_recipe(recipe, GenerateRecipe), model, questions, out, parts)
     log.info(
         "%d answers in %.1f s, %d cut off, %d empty",
         meta["n_answers"],

@@ -1,10 +1,15 @@
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from sams.errors import UserError
-from sams.generation.decode import Decoder, derived_seed, make_batches
+from sams.generation.decode import Decoder, make_batches
+from sams.generation.engines import derived_seed, vllm_sampling
+from sams.generation.facts import made_with, sample_label
 from sams.settings import Decoding
 from tests.generation.conftest import TEMPLATE, make_model
 
@@ -26,12 +31,12 @@ def test_batches_are_of_one_temperature_and_like_length() -> None:
 
 
 @torch.no_grad()
-def naive(maker: Decoder, text: str, most: int) -> list[int]:
+def naive(maker: Any, text: str, most: int) -> list[int]:
     """Greedy decoding of one prompt, without padding and without a cache."""
     ids = maker._encode(asks(text)[0])
     new: list[int] = []
     while len(new) < most and (not new or new[-1] not in maker.stop_ids):
-        logits = maker.model(input_ids=torch.tensor([ids + new])).logits[0, -1]
+        logits = maker.engine.model(input_ids=torch.tensor([ids + new])).logits[0, -1]
         new.append(int(logits.argmax()))
     return new
 
@@ -75,11 +80,27 @@ def test_an_answer_ends_before_the_first_stop_token(model: Path) -> None:
     assert (stopped.tokens, stopped.truncated) == (end + 1, False)
 
 
-def test_a_prompt_begins_with_exactly_one_bos(model: Path) -> None:
+@pytest.mark.parametrize("adds_its_own", [False, True])
+def test_a_prompt_begins_with_exactly_one_bos(model: Path, adds_its_own: bool) -> None:
+    """Whether the template writes none, one or two, and whether the tokenizer would add one of its own."""
     maker = decoder(model)
+    user = maker.tokenizer.convert_tokens_to_ids("<user>")
+    if adds_its_own:
+        maker.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
+        assert maker.tokenizer("sort")["input_ids"][0] == 1
     for template in (TEMPLATE, "{{ bos_token }} " + TEMPLATE, TEMPLATE.replace("{{ bos_token }}", "")):
         maker.tokenizer.chat_template = template
-        assert maker._encode(asks("a")[0])[:2] == [1, maker.tokenizer.convert_tokens_to_ids("<user>")]
+        ids = maker._encode(asks("a")[0])
+        assert ids[:2] == [1, user] and ids.count(1) == 1
+
+
+def test_a_tokenizer_without_bos_gets_none(model: Path) -> None:
+    maker = decoder(model)
+    maker.tokenizer.bos_token = None
+    maker.tokenizer.chat_template = TEMPLATE.replace("{{ bos_token }}", "")
+    assert maker._encode(asks("a")[0])[0] == maker.tokenizer.convert_tokens_to_ids("<user>")
 
 
 def test_prompts_that_fill_the_context_are_refused(model: Path) -> None:
@@ -93,6 +114,42 @@ def test_answers_stay_within_the_context(model: Path) -> None:
     assert answer.tokens <= 128 - 118
 
 
+def test_the_first_sample_does_not_depend_on_how_many_there_are(model: Path) -> None:
+    maker = decoder(model)
+    texts = [
+        [
+            answer.text
+            for answer in maker.answer(asks(*TEXTS), [1.0] * len(TEXTS), sample_label("test", sample))
+        ]
+        for sample in range(3)
+    ]
+    assert texts[0] == [answer.text for answer in maker.answer(asks(*TEXTS), [1.0] * len(TEXTS), "test")]
+    assert texts[0] != texts[1] != texts[2] != texts[0]
+
+
 def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot load model and tokenizer"):
         decoder(tmp_path)
+
+
+def test_vllm_gets_the_same_settings_and_a_seed_for_each_prompt() -> None:
+    decoding = Decoding(engine="vllm", top_p=0.9, max_new_tokens=77, stop_token_ids=[5])
+    given = [vllm_sampling(decoding, 0.7, 3, row, [2, 5]) for row in (0, 1)]
+    assert given[0] == {
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "max_tokens": 77,
+        "stop_token_ids": [2, 5],
+        "seed": derived_seed(3, 0),
+        "detokenize": False,
+    }
+    assert given[1] == given[0] | {"seed": derived_seed(3, 1)} != given[0]
+    assert vllm_sampling(decoding, 0.0, 3, 0, [2])["top_p"] == 1.0
+
+
+def test_an_engine_that_is_not_installed_is_told() -> None:
+    if find_spec("vllm"):
+        pytest.skip("vllm is installed")
+    with pytest.raises(UserError, match=r"decoding.engine: vllm is not installed; `pip install vllm`"):
+        made_with(Decoding(engine="vllm"), "sams.generation.generate")
+    assert "vllm" not in made_with(Decoding(), "sams.generation.generate")["versions"]

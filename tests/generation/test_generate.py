@@ -8,7 +8,8 @@ import pytest
 from sams.errors import UserError
 from sams.files import write_manifest
 from sams.generation import decode
-from sams.generation.generate import generate_answers, meta_path, model_digest
+from sams.generation.facts import meta_path, model_digest, parts_path
+from sams.generation.generate import generate_answers
 from sams.recipes import GenerateRecipe
 from sams.settings import Decoding
 
@@ -35,6 +36,12 @@ def test_alpaca_eval_answers_come_in_its_form_and_order(model: Path, questions: 
     assert json.loads(meta_path(out).read_text()) == meta
     assert (meta["n_answers"], meta["recipe"]["seed"], meta["device"]) == (20, 3, "cpu")
     assert meta["stop_token_ids"] == [2] and 20 < meta["n_tokens"] <= 160
+    assert (meta["n_resumed"], meta["recipe"]["decoding"]["max_new_tokens"]) == (0, 8)
+    assert meta["model"] == model_digest(model) and set(meta["versions"]) >= {"torch", "transformers"}
+    assert 0 < meta["n_truncated"] == len(meta["truncated"]) and set(meta["truncated"]) <= {
+        f"row {number}" for number in range(1, 21)
+    }
+    assert not parts_path(out).exists()
 
     generate_answers(recipe("alpaca_eval"), model, questions, tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == out.read_bytes()
@@ -72,8 +79,29 @@ def test_mt_bench_second_turns_see_the_first_answer(
 
     again = tmp_path / "again.jsonl"
     generate_answers(settings, model, questions, again)
-    repeated = [json.loads(line) for line in again.read_text().splitlines()]
-    assert [row | {"tstamp": 0} for row in repeated] == [row | {"tstamp": 0} for row in rows]
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_several_samples_are_choices_of_their_own(model: Path, questions: Path, tmp_path: Path) -> None:
+    settings = {"temperature": 1.0, "category_temperatures": {"math": 0.0}, "max_new_tokens": 4}
+
+    def choices(samples: int) -> list[Any]:
+        out = tmp_path / "answers.jsonl"
+        meta = generate_answers(recipe("mt_bench", samples=samples, **settings), model, questions, out)
+        assert meta["n_answers"] == 160 * samples
+        return [json.loads(line)["choices"] for line in out.read_text().splitlines()]
+
+    asked = [json.loads(line) for line in (questions / "mt_bench_questions.jsonl").read_text().splitlines()]
+    one, three = choices(1), choices(3)
+    for question, [alone], found in zip(asked, one, three, strict=True):
+        assert found[0] == alone
+        assert [choice["index"] for choice in found] == [0, 1, 2]
+        dialogues = {tuple(choice["turns"]) for choice in found}
+        assert len(dialogues) == (1 if question["category"] == "math" else 3)
+    first = generate_answers(recipe("alpaca_eval"), model, questions, tmp_path / "one.json")
+    generate_answers(recipe("alpaca_eval", samples=3), model, questions, tmp_path / "three.json")
+    assert (tmp_path / "one.json").read_bytes() == (tmp_path / "three.json").read_bytes()
+    assert first["n_answers"] == 20
 
 
 def test_a_model_is_known_by_its_files(model: Path, tmp_path: Path) -> None:

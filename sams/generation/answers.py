@@ -1,0 +1,132 @@
+"""The two benchmarks: their questions read, answered by a decoder, and put into the form that is scored."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sams.data.records import Message
+from sams.errors import UserError
+from sams.files import canonical_json, whole_file
+from sams.generation.facts import sample_label
+from sams.scoring.inputs import Row, read_json_lines, read_json_rows, text_of
+
+if TYPE_CHECKING:
+    from sams.generation.decode import Answer, Decoder
+
+ALPACA_EVAL_QUESTIONS = "alpaca_eval.json"
+MT_BENCH_QUESTIONS = "mt_bench_questions.jsonl"
+
+
+# --- AlpacaEval -----------------------------------------------------------------------------------
+
+
+def read_instructions(folder: Path) -> tuple[list[Row], Path]:
+    """AlpacaEval's rows {instruction, dataset}, in order, and their file."""
+    path = folder / ALPACA_EVAL_QUESTIONS
+    rows = read_json_rows(path)
+    for number, row in enumerate(rows, start=1):
+        text_of(row, "instruction", f"{path}, row {number}")
+    return rows, path
+
+
+def answer_instructions(
+    decoder: "Decoder", rows: Sequence[Row], name: str
+) -> tuple[list[Row], dict[str, "Answer"]]:
+    """Answers in AlpacaEval's form, in the order of the rows, and each by its place.
+
+    The form has room for one sample: the first of several, which does not depend on how many there are.
+    """
+    conversations = [[_user(row["instruction"])] for row in rows]
+    answers = decoder.answer(conversations, [decoder.decoding.temperature] * len(rows), "alpaca_eval")
+    outputs = [
+        {
+            "instruction": row["instruction"],
+            "output": answer.text,
+            "generator": name,
+            "dataset": row.get("dataset", ""),
+        }
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    return outputs, {f"row {number}": answer for number, answer in enumerate(answers, start=1)}
+
+
+# --- MT-Bench -------------------------------------------------------------------------------------
+
+
+def read_questions(folder: Path) -> tuple[list[Row], Path]:
+    """MT-Bench's rows {question_id, category, turns}, and their file."""
+    path = folder / MT_BENCH_QUESTIONS
+    rows = read_json_lines(path)
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}, line {number}"
+        text_of(row, "category", where)
+        turns = row.get("turns")
+        if not (isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)):
+            raise UserError(f"expected a list of texts, found {turns!r:.60}", where=f"{where}, key 'turns'")
+    return rows, path
+
+
+def answer_questions(
+    decoder: "Decoder", rows: Sequence[Row], name: str
+) -> tuple[list[Row], dict[str, "Answer"]]:
+    """Answers in FastChat's form, and each by its place; several samples are its `choices`.
+
+    Each sample is a dialogue: each turn sees the questions so far and the sample's own answers to them.
+    """
+    dialogues = [_dialogues(decoder, rows, sample) for sample in range(decoder.decoding.samples)]
+    answers = {
+        f"question {row['question_id']}, {sample_label(f'turn {turn}', sample)}": answer
+        for sample, answered in enumerate(dialogues)
+        for row, turns in zip(rows, answered, strict=True)
+        for turn, answer in enumerate(turns, start=1)
+    }
+    found = [
+        _fastchat_row(row, name, [[answer.text for answer in turns] for turns in samples])
+        for row, *samples in zip(rows, *dialogues, strict=True)
+    ]
+    return found, answers
+
+
+def _dialogues(decoder: "Decoder", rows: Sequence[Row], sample: int) -> list[list["Answer"]]:
+    """Answers to all turns of each question."""
+    settings = decoder.decoding
+    temperatures = [settings.category_temperatures.get(row["category"], settings.temperature) for row in rows]
+    conversations: list[list[Message]] = [[] for _ in rows]
+    found: list[list[Answer]] = [[] for _ in rows]
+    for turn in range(max(len(row["turns"]) for row in rows)):
+        asked = [index for index, row in enumerate(rows) if turn < len(row["turns"])]
+        for index in asked:
+            conversations[index].append(_user(rows[index]["turns"][turn]))
+        answers = decoder.answer(
+            [conversations[index] for index in asked],
+            [temperatures[index] for index in asked],
+            sample_label(f"mt_bench turn {turn + 1}", sample),
+        )
+        for index, answer in zip(asked, answers, strict=True):
+            conversations[index].append({"role": "assistant", "content": answer.text})
+            found[index].append(answer)
+    return found
+
+
+def _fastchat_row(question: Row, name: str, samples: list[list[str]]) -> Row:
+    content = canonical_json([question["question_id"], name, samples])
+    return {
+        "question_id": question["question_id"],
+        "answer_id": hashlib.sha256(content.encode()).hexdigest()[:22],
+        "model_id": name,
+        "choices": [{"index": index, "turns": turns} for index, turns in enumerate(samples)],
+        "tstamp": 0.0,  # the form wants one; equal answers are equal files
+    }
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def write_json_lines(path: Path, rows: Sequence[Row]) -> None:
+    """Write one JSON object per line, whole or not at all."""
+    with whole_file(path) as part, part.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")

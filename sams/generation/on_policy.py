@@ -1,0 +1,171 @@
+"""Preference pairs of a model's own answers: of several to each prompt, the best and the worst by a reward model.
+
+    python -m sams.generation.on_policy --recipe '{"seed": 0, "precision": "bfloat16"}' --model MODEL \
+        --prompts prompts.jsonl --reward-model PATH_OR_ID --out pairs.jsonl
+
+The prompts are rows with the key `prompt`, text or messages, in the forms that `sams.data` reads, so that a file
+of preference pairs will do. The pairs are JSON lines {prompt, chosen, rejected}, which `sams.data` reads. Beside
+them, <pairs>.meta.json says what they were made with and what was left out. A killed run goes on with the first
+batch of answers that is not finished; rewards are computed anew.
+
+Source: SimPO (arXiv 2405.14734), which samples 5 answers at temperature 0.8.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sams.data.forms import _prompt as prompt_of
+from sams.data.sources import numbered_rows
+from sams.errors import UserError
+from sams.files import canonical_json, write_json
+from sams.generation.answers import write_json_lines
+from sams.generation.facts import made_with, meta_path, model_digest, parts_path, sample_label
+from sams.generation.shards import Shards
+from sams.recipes import OnPolicyRecipe
+from sams.stage import read_recipe, run
+
+log = logging.getLogger("generate")
+
+
+def make_pairs(
+    recipe: OnPolicyRecipe, model: Path, prompts: str, reward_model: str, out: Path, parts: Path | None = None
+) -> dict[str, Any]:
+    """Sample answers, score them, and write a pair for each prompt whose answers differ.
+
+    Args:
+        recipe: how answers are sampled and scored.
+        model: exported model folder.
+        prompts: file or hub data set with the key `prompt`.
+        reward_model: folder or hub id of a sequence classifier with one output.
+        out: where the pairs go.
+        parts: where finished batches lie until then; None: `parts_path`.
+
+    Returns:
+        What is written to <out>.meta.json.
+
+    Raises:
+        UserError: unreadable prompts or models, a prompt that does not fit the model, or no pair at all.
+    """
+    import torch
+
+    from sams.generation.decode import Decoder
+    from sams.generation.reward import RewardModel
+
+    asked = [prompt_of(row, "prompt", where) for where, row in numbered_rows(prompts, "train")]
+    sampling = {
+        "seed": recipe.seed,
+        "precision": recipe.precision,
+        "decoding": recipe.decoding.model_dump(mode="json"),
+        "model": model_digest(model),
+        "prompts": hashlib.sha256(canonical_json(asked).encode()).hexdigest(),
+        **made_with(recipe.decoding, "sams.generation.decode"),
+    }
+    rewards = RewardModel(reward_model, recipe.precision, recipe.reward_batch_size)
+    shards = Shards(parts or parts_path(out), sampling)
+    decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards)
+    temperatures = [recipe.decoding.temperature] * len(asked)
+    samples = [
+        decoder.answer(asked, temperatures, sample_label("on_policy", sample))
+        for sample in range(recipe.decoding.samples)
+    ]
+    n_resumed = decoder.n_resumed
+    del decoder  # its room is the reward model's
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+    candidates = [
+        list(dict.fromkeys(answer.text for answer in answers if answer.text))
+        for answers in zip(*samples, strict=True)
+    ]
+    scores = rewards.scores(
+        [
+            [*prompt, {"role": "assistant", "content": text}]
+            for prompt, texts in zip(asked, candidates, strict=True)
+            for text in texts
+        ]
+    )
+    following = iter(scores)
+    pairs = []
+    dropped: Counter[str] = Counter(alike=0, too_long=0, tied=0)
+    for prompt, texts in zip(asked, candidates, strict=True):
+        pair, reason = best_and_worst(texts, [next(following) for _ in texts])
+        if pair is None:
+            dropped[reason] += 1
+        else:
+            pairs.append({"prompt": prompt, "chosen": pair[0], "rejected": pair[1]})
+    if not pairs:
+        raise UserError(
+            f"none of {len(asked)} prompts gives a pair: {dict(dropped)}",
+            where=prompts,
+            remedy="raise `decoding.temperature` or `decoding.samples`",
+        )
+    said = [answer for answers in samples for answer in answers]
+    meta = {
+        **sampling,
+        "reward_model": rewards.identity,
+        "n_prompts": len(asked),
+        "n_pairs": len(pairs),
+        "n_dropped": dict(dropped),
+        "n_answers": len(said),
+        "n_resumed": n_resumed,
+        "n_empty": sum(not answer.text for answer in said),
+        "n_truncated": sum(answer.truncated for answer in said),
+        "n_too_long": scores.count(None),
+    }
+    write_json_lines(out, pairs)
+    write_json(meta_path(out), meta)
+    shards.remove()
+    return meta
+
+
+def best_and_worst(
+    texts: Sequence[str], scores: Sequence[float | None]
+) -> tuple[tuple[str, str] | None, str]:
+    """The answers with the highest and the lowest reward, or None and the reason why there are none.
+
+    Args:
+        texts: different answers to one prompt.
+        scores: their rewards; None for one that the reward model cannot read.
+
+    Returns:
+        Chosen and rejected, of equal rewards the first; and the reason: `alike` (less than two different
+        answers), `too_long` (less than two that could be scored), `tied` (all of one reward), or "".
+    """
+    if len(texts) < 2:
+        return None, "alike"
+    scored = [(score, text) for text, score in zip(texts, scores, strict=True) if score is not None]
+    if len(scored) < 2:
+        return None, "too_long"
+    best = max(scored, key=lambda pair: pair[0])
+    worst = min(scored, key=lambda pair: pair[0])
+    if best[0] == worst[0]:
+        return None, "tied"
+    return (best[1], worst[1]), ""
+
+
+# --- command line ---------------------------------------------------------------------------------
+
+
+def main(
+    recipe: Annotated[str, typer.Option(help="OnPolicyRecipe, as JSON or a file.")],
+    model: Annotated[Path, typer.Option(help="Exported model folder.")],
+    prompts: Annotated[str, typer.Option(help="Rows with the key `prompt`: file or hub id.")],
+    reward_model: Annotated[str, typer.Option(help="Sequence classifier: folder, hub id or id@revision.")],
+    out: Annotated[Path, typer.Option(help="Where the pairs go.")],
+    parts: Annotated[
+        Path | None, typer.Option(help="Where finished batches lie until then (.<out>.parts beside it).")
+    ] = None,
+) -> None:
+    """Make preference pairs of a model's own answers."""
+    meta = make_pairs(read_recipe(recipe, OnPolicyRecipe), model, prompts, reward_model, out, parts)
+    log.info("%d pairs of %d prompts, dropped: %s", meta["n_pairs"], meta["n_prompts"], meta["n_dropped"])
+
+
+if __name__ == "__main__":
+    run(main)
