@@ -1,4 +1,5 @@
 # Validates the config and names what the rules share. Needs nothing, makes nothing.
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -6,11 +7,13 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from sams.config import load_study
+from sams.data.fetch import PUBLISHED, published
 from sams.errors import UserError
 from sams.launch import gpus_here, gpus_wanted, processes, set_job_environment
 from sams.preflight import benchmark_sources
 from sams.provenance import code_digest
 from sams.recipes import recipe_json, recipe_of, scheduler_is_pretrained
+from sams.tables.side_by_side import pairs
 
 try:
     STUDY = load_study(dict(config))
@@ -38,7 +41,9 @@ workflow.global_resources.setdefault("gpu", max(GPUS, gpus_here()))
 
 wildcard_constraints:
     method="|".join(STUDY.methods),
+    base="|".join(STUDY.methods),
     seed="|".join(str(seed) for seed in STUDY.seeds),
+    published="|".join(map(re.escape, PUBLISHED)),
 
 
 def recipe(stage, benchmark=""):
@@ -107,8 +112,33 @@ def data_files():
 
 
 def benchmark_files():
-    """Local files of the benchmarks' inputs, those that are there."""
-    return [source for source in benchmark_sources(STUDY).values() if Path(source).is_file()]
+    """Local files of the benchmarks' inputs: those that are there or can be fetched."""
+    return [source for source in benchmark_sources(STUDY).values() if available(source)]
+
+
+def answer_pages():
+    """Pages of answers side by side; none where no benchmark is scored."""
+    shown = pairs(STUDY) if benchmarks() else []
+    return [f"{TABLES}/answers/{method}/beside_{base}.html" for method, base in shown]
+
+
+def judged_answers(wildcards):
+    """Answers of two methods, with their judgments and figures, of the first seed."""
+    files = {
+        "alpaca_eval": ["annotations.json", "metrics.json"],
+        "mt_bench": ["answers.jsonl", "judgments.jsonl", "metrics.json"],
+    }
+    return [
+        f"{RESULTS}/{method}/seed{STUDY.seeds[0]}/{benchmark}/{file}"
+        for method in (wildcards.method, wildcards.base)
+        for benchmark in benchmarks()
+        for file in files[benchmark]
+    ]
+
+
+def available(source):
+    """Whether a file is there or can be fetched. A dry run does not need it; `preflight` does."""
+    return Path(source).is_file() or published(source) is not None
 
 
 def pretrained_scheduler(wildcards):
@@ -158,8 +188,7 @@ def difficulty_table(wildcards):
     """The table that AlpacaEval's length control needs: given, made for the world, or none."""
     given = STUDY.benchmarks.alpaca_eval.difficulty
     if given is not None:
-        # A dry run does not need the file; `preflight` does.
-        return given if Path(given).is_file() else []
+        return given if available(given) else []
     return f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []
 
 

@@ -34,6 +34,21 @@ rule prepare_data:
         "python -m sams.data.prepare --recipe {params.recipe:q} --out {params.out:q} > {log:q} 2>&1"
 
 
+# Fetches a published input of a benchmark, unless it was put there by hand.
+rule fetch_benchmark_inputs:
+    output:
+        file="inputs/{published}",
+    log:
+        f"{LOGS}/fetch_benchmark_inputs/{{published}}.log",
+    retries: 2
+    conda:
+        "../envs/sams.yaml"
+    params:
+        sha256=lambda wildcards: PUBLISHED[wildcards.published].sha256,
+    shell:
+        "python -m sams.data.fetch --out {output.file:q} > {log:q} 2>&1"
+
+
 # Collects questions, references, judge prompts and the baseline's answers.
 rule prepare_questions:
     input:

@@ -62,6 +62,40 @@ rule compare_methods:
         " > {log:q} 2>&1"
 
 
+# What two methods answered, beside each other, and what the judge said.
+rule show_answers:
+    input:
+        judged=judged_answers,
+        questions=QUESTIONS,
+        templates=[
+            f"{workflow.basedir}/sams/tables/templates/side_by_side.html",
+            f"{workflow.basedir}/sams/tables/templates/side_by_side.js",
+        ],
+    output:
+        html=report(
+            f"{TABLES}/answers/{{method}}/beside_{{base}}.html",
+            caption="../workflow/report/side_by_side.rst",
+            category="Answers",
+            labels={"method": "{method}", "beside": "{base}"},
+        ),
+    log:
+        f"{LOGS}/show_answers/{{method}}-beside-{{base}}.log",
+    conda:
+        "../envs/sams.yaml"
+    params:
+        study=recipe_json(STUDY),
+        results=results_folder,
+        code=code_digest("sams.tables.side_by_side"),
+    shell:
+        "python -m sams.tables.side_by_side"
+        " --study-config {params.study:q}"
+        " --results {params.results:q}"
+        " --method {wildcards.method:q}"
+        " --base {wildcards.base:q}"
+        " --out {output.html:q}"
+        " > {log:q} 2>&1"
+
+
 rule draw_figures:
     input:
         curves=training_figures(),
@@ -106,4 +140,5 @@ rule tables:
     input:
         rules.main_table.output,
         rules.compare_methods.output,
+        answer_pages(),
         rules.draw_figures.output,

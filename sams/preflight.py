@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from sams.config import Study
+from sams.data.fetch import FOLDER, PUBLISHED, check, published
 from sams.data.sources import looks_like_file
 from sams.errors import UserError
 from sams.files import write_json
@@ -112,11 +113,14 @@ def check_sources(study: Study) -> None:
         if source is not None and looks_like_file(source) and not Path(source).exists():
             raise UserError(f"no such file: {source}", where=key, remedy="correct the path, or give a hub id")
     for key, source in benchmark_sources(study).items():
-        if not Path(source).is_file():
+        file, known = Path(source), published(source)
+        if known is not None and file.is_file():
+            check(file, known)
+        elif known is None and not file.is_file():
             raise UserError(
                 f"no such file: {source}",
                 where=key,
-                remedy="README, 'The paper's settings', says where it is",
+                remedy=f"correct the path; these are fetched: {', '.join(f'{FOLDER}/{name}' for name in PUBLISHED)}",
             )
     model = study.model.path
     if model is not None and not Path(model).exists():

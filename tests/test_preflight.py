@@ -86,10 +86,21 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
     model = {"path": "./no-model", "attention": "sdpa"}
     refused(tiny_study(model=model), tmp_path, "model.path: no such folder: ./no-model")
     refused(
-        tiny_study(benchmarks__mt_bench__questions="inputs/question.jsonl"),
+        tiny_study(benchmarks__mt_bench__questions="mine/question.jsonl"),
         tmp_path,
-        "benchmarks.mt_bench.questions: no such file: inputs/question.jsonl",
+        "benchmarks.mt_bench.questions: no such file: mine/question.jsonl; .* fetched: .*inputs/question.jsonl",
     )
+
+
+def test_a_published_input_is_fetched_and_one_put_there_by_hand_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = tiny_study(benchmarks__mt_bench__questions="inputs/question.jsonl")
+    preflight.check_sources(study)
+    Path("inputs").mkdir()
+    Path("inputs/question.jsonl").write_text("{}")
+    refused(study, tmp_path, "inputs/question.jsonl: has SHA-256 44136fa3.*; delete it to have it fetched")
 
 
 def test_a_model_that_the_hub_does_not_give(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sams.data import world as synthetic
+from sams.data.fetch import published
 from sams.data.judge_prompts import judge_prompts
 from sams.data.sources import Row, numbered_rows
 from sams.errors import UserError
@@ -113,7 +114,9 @@ def source(given: str | None) -> dict[str, str]:
     """Where a file came from."""
     if given is None:
         return {"made_from": "the synthetic world"}
-    return {"file": given, "sha256": sha256_of(Path(given))}
+    known = published(given)
+    address = {"url": known.url} if known else {}
+    return {"file": given, "sha256": sha256_of(Path(given)), **address}
 
 
 def write_json_lines(file: Path, rows: Iterable[Row]) -> None:

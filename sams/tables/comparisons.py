@@ -67,7 +67,7 @@ def mt_bench_items(path: Path) -> Items:
     """
     turns: dict[str, dict[int, float]] = {}
     models = set()
-    for row in _read(path, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]):
+    for row in _read(path, lambda text: [json.loads(line) for line in text.split("\n") if line.strip()]):
         models.add(row.get("model"))
         if row["score"] != -1:  # FastChat's mark of a judgment without a rating
             turns.setdefault(str(row["question_id"]), {})[row["turn"]] = row["score"]

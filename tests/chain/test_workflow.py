@@ -72,7 +72,10 @@ def test_dry_run_of_every_study_needs_no_gpu_no_key_and_no_network(
     assert counts["export_model"] == 4
     assert counts["preflight"] == 1
     assert ("train_sft" in counts) == (study is None or study.stem != "table1_llama3_instruct")
-    assert ("score_alpaca_eval" in counts) == (study is None or study.stem == "table1_llama3_instruct")
+    scored = study is None or study.stem == "table1_llama3_instruct"
+    assert ("score_alpaca_eval" in counts) == scored
+    assert counts.get("show_answers", 0) == (5 if scored else 0)
+    assert counts.get("fetch_benchmark_inputs", 0) == (5 if study and scored else 0)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +143,7 @@ def test_the_chain_fills_every_cell_of_the_main_table(miniature: tuple[Path, str
         "learning_curves.svg",
         "selection.png",
         "cost.svg",
+        "answers/dpo-sams/beside_dpo.html",
     ):
         assert (folder / "results/miniature/tables" / name).stat().st_size > 0
 

@@ -17,7 +17,9 @@ DEFAULT = yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8
 def caption(name: str, **changes: Any) -> str:
     """A caption as Snakemake renders it; an undefined name or a warning of docutils is an error."""
     text = (ROOT / f"workflow/report/{name}.rst").read_text(encoding="utf-8")
-    snakemake = SimpleNamespace(config={**DEFAULT, **changes}, wildcards=SimpleNamespace())
+    snakemake = SimpleNamespace(
+        config={**DEFAULT, **changes}, wildcards=SimpleNamespace(method="dpo", base="sft")
+    )
     rendered = Environment(undefined=StrictUndefined).from_string(text).render(snakemake=snakemake)
     publish_string(
         rendered, settings_overrides={"halt_level": 2, "report_level": 2, "output_encoding": "unicode"}
@@ -26,7 +28,7 @@ def caption(name: str, **changes: Any) -> str:
 
 
 def test_every_figure_and_table_has_a_caption() -> None:
-    names = {"workflow", "main_table", "comparisons", "learning_curves", "selection", "cost"}
+    names = {"workflow", "main_table", "comparisons", "learning_curves", "selection", "cost", "side_by_side"}
     assert {path.stem for path in CAPTIONS} == names
 
 
