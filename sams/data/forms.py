@@ -77,7 +77,7 @@ def _pair(row: Row, keys: tuple[str, ...], where: str) -> Pair:
     texts = _text(chosen, f"{where}, key 'chosen'"), _text(rejected, f"{where}, key 'rejected'")
     if keys[0] == "chosen":
         return _pair_of_dialogues(*texts, where)
-    return Pair(_prompt(row, keys[0], where), *texts)
+    return Pair(prompt_of(row, keys[0], where), *texts)
 
 
 def _pair_of_conversations(row: Row, chosen: list[Any], rejected: Any, where: str) -> Pair:
@@ -103,7 +103,7 @@ def _pair_of_conversations(row: Row, chosen: list[Any], rejected: Any, where: st
     given = row.get("prompt")
     prompt = sides[0][:-1]
     if not prompt:
-        prompt = _prompt(row, "prompt", where)
+        prompt = prompt_of(row, "prompt", where)
     elif given and not _same_question(given, prompt, f"{where}, key 'prompt'"):
         raise UserError(
             "is not in the conversation that chosen and rejected hold",
@@ -157,7 +157,7 @@ def _example(row: Row, keys: tuple[str, ...], where: str) -> Example:
             )
         return Example(_checked(messages[:-1], where), messages[-1]["content"])
     response = _text(_value(row, keys[1], where), f"{where}, key '{keys[1]}'")
-    return Example(_prompt(row, keys[0], where), response)
+    return Example(prompt_of(row, keys[0], where), response)
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -190,7 +190,7 @@ def _text(value: Any, where: str) -> str:
     return value.strip()
 
 
-def _prompt(row: Row, key: str, where: str) -> list[Message]:
+def prompt_of(row: Row, key: str, where: str) -> list[Message]:
     value, place = _value(row, key, where), f"{where}, key '{key}'"
     if key == "instruction":
         parts = [_text(value, place)]

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sams.data.forms import _prompt as prompt_of
+from sams.data.forms import prompt_of
 from sams.data.sources import numbered_rows
 from sams.errors import UserError
 from sams.files import canonical_json, write_json
