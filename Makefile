@@ -28,7 +28,7 @@ test-all: env ## the tests, the slow ones too
 	$(PYTEST) -m "not gpu"
 
 mutations: env ## deliberate faults, each of which must fail a test
-	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
 
 lint: env ## style, types, workflow, schema
 	$(BIN)/ruff check

@@ -20,11 +20,6 @@ def batch_reward(previous_loss: float, loss: float) -> float:
     return math.copysign(-math.expm1(-abs(difference)), difference)
 
 
-# Rounding of a summed log-prob, relative to its size. Values closer than that are equal: before its first update
-# the policy is the reference, and all margins are rounding errors that min-max would blow up to [0, 1].
-ROUNDING = 1e-6
-
-
 def min_max(values: Tensor, tolerance: float = 0.0) -> Tensor:
     """Scale [n] values to [0, 1]; 0.5 everywhere when all are equal, or as good as equal."""
     low, high = values.min(), values.max()
@@ -33,17 +28,18 @@ def min_max(values: Tensor, tolerance: float = 0.0) -> Tensor:
     return (values - low) / (high - low)
 
 
-def sample_reward(margins: Tensor, chosen_logps: Tensor, delta: float) -> Tensor:
+def sample_reward(margins: Tensor, chosen_logps: Tensor, delta: float, rounding: float = 0.0) -> Tensor:
     """Sample-level reward of every pair of the global batch (SamS Eq. 7): [n] in [0, 1].
 
     Args:
         margins: [n] implicit reward of the chosen minus that of the rejected response.
         chosen_logps: [n] log-prob of the chosen response, summed over its tokens (or their mean).
         delta: weight of the margin term against the uncertainty term.
+        rounding: margins no further apart are equal. Before its first update the policy is the reference, and
+            all margins are rounding errors that min-max would blow up to [0, 1].
     """
-    rounding = ROUNDING * chosen_logps.abs().max().item()
     certainty = min_max(margins.double(), rounding)
-    return delta * certainty + (1 - delta) * (1 - min_max(chosen_logps.double(), rounding))
+    return delta * certainty + (1 - delta) * (1 - min_max(chosen_logps.double()))
 
 
 def reward(batch: float, sample: Tensor, gamma: float) -> Tensor:

@@ -16,6 +16,9 @@ from sams.policy.policy import Scores
 from sams.scheduling.selectors import View
 from sams.training.batches import Rows, pad_rows
 
+ROUNDING = 1e-6
+"""Rounding of a summed float32 log-prob, relative to its size (measured: 8e-8)."""
+
 Items = dict[str, Tensor]
 """Named values of B items, each [B] float32; `loss` carries the gradient, all others are detached."""
 
@@ -206,8 +209,25 @@ class PreferenceTask(PairTask):
             chosen_logps=found["logps/chosen"],
             chosen_tokens=torch.tensor([float(len(self.chosen[item][1])) for item in items]),
             contexts=contexts,
+            margin_rounding=self.margin_rounding(items, found),
             flipped=None if None in flipped else torch.tensor(flipped, dtype=torch.bool),
         )
+
+    def margin_rounding(self, items: list[int], found: Items) -> float:
+        """Span that rounding alone may give the margins. Implicit rewards are linear in the log-probs."""
+        tokens = torch.tensor([[len(self.chosen[item][1]), len(self.rejected[item][1])] for item in items])
+        nothing = torch.zeros(len(items))
+        chosen, rejected = self.loss.rewards(
+            PairLogps(
+                chosen=ROUNDING * found["logps/chosen"],
+                rejected=ROUNDING * found["logps/rejected"],
+                chosen_tokens=tokens[:, 0],
+                rejected_tokens=tokens[:, 1],
+                reference_chosen=nothing,
+                reference_rejected=nothing,
+            )
+        )
+        return (chosen.abs() + rejected.abs()).max().item()
 
 
 class MismatchedTask:

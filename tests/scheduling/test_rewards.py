@@ -43,6 +43,12 @@ def test_sample_reward_of_a_first_batch_is_finite() -> None:
     assert torch.isfinite(found).all()
 
 
+def test_margins_that_differ_by_rounding_alone_count_as_equal() -> None:
+    margins, logps = torch.tensor([0.0, 3e-6, -2e-6]), torch.tensor([-10.0, -30.0, -20.0])
+    assert sample_reward(margins, logps, delta=1.0, rounding=1e-5).tolist() == [0.5] * 3
+    assert sample_reward(margins, logps, delta=1.0, rounding=1e-6).tolist() == pytest.approx([0.4, 1.0, 0.0])
+
+
 def test_one_sigmoid_each() -> None:
     found = reward(0.0, torch.tensor([0.0, 1.0], dtype=torch.float64), gamma=0.5)
     spread = 0.5 * (1 / (1 + math.exp(-1)) - 0.5)

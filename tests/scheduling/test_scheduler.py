@@ -81,6 +81,44 @@ def test_adam_moments_persist_over_rounds() -> None:
     assert set(steps) == {3.0}
 
 
+def test_the_score_adds_lambda_times_the_exploration_net_on_block_means_of_the_activations() -> None:
+    learner = scheduler(exploration=0.25)
+    contexts, _ = clusters(torch.Generator().manual_seed(0))
+    scores, values, hidden = learner.score(contexts)
+    net = learner.exploitation
+    with torch.no_grad():
+        states = [torch.relu(net.net.input(net.encoder(net.connector(contexts))))]
+        activations = []
+        for layer in net.net.layers:
+            activations.append(torch.relu(layer(states[-1])))
+            states.append(states[-1] + activations[-1])
+        whole = torch.cat(activations, dim=1).tolist()
+        blocks = [[sum(row[at : at + 4]) / 4 for at in range(0, len(row), 4)] for row in whole]
+        explored = learner.exploration(torch.tensor(blocks))
+    torch.testing.assert_close(hidden, torch.tensor(blocks))
+    torch.testing.assert_close(values, (states[-1] @ net.net.output.weight[0]) + net.net.output.bias)
+    assert explored.abs().max() > 1e-3
+    torch.testing.assert_close(scores, values + 0.25 * explored)
+
+
+def test_f_s_is_fitted_to_the_reward_and_exploration_to_what_f_s_missed_when_it_scored() -> None:
+    learner = scheduler(replay_sample=0)
+    contexts, rewards = clusters(torch.Generator().manual_seed(0))
+    _, now, hidden = learner.score(contexts)
+    values = torch.linspace(-1, 1, len(rewards))  # of an f_S that has learned since
+    with torch.no_grad():
+        missed = learner.exploration(hidden)
+    metrics = learner.learn(Arms(contexts, hidden, values, rewards))
+
+    def mean_square(predicted: Tensor, wanted: Tensor) -> float:
+        return sum((a - b) ** 2 for a, b in zip(predicted.tolist(), wanted.tolist(), strict=True)) / 16
+
+    assert metrics["scheduler/exploitation_loss"] == pytest.approx(mean_square(now, rewards), rel=1e-5)
+    assert metrics["scheduler/exploration_loss"] == pytest.approx(
+        mean_square(missed, rewards - values), rel=1e-5
+    )
+
+
 def test_the_frozen_encoder_stays_and_the_rest_moves() -> None:
     learner, generator = scheduler(), torch.Generator().manual_seed(0)
     before = {name: value.clone() for name, value in learner.exploitation.state_dict().items()}
@@ -98,7 +136,8 @@ def test_the_encoder_sees_the_order_of_the_layers() -> None:
 def test_building_and_learning_leave_the_random_state_alone() -> None:
     before = torch.random.get_rng_state()
     learner = scheduler()
-    learner.learn(arms(*clusters(torch.Generator().manual_seed(0)), learner))
+    for _ in range(2):  # the second time it replays the first
+        learner.learn(arms(*clusters(torch.Generator().manual_seed(0)), learner))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -41,9 +41,7 @@ def test_uneven_hands_complete_and_equal_one_process(
     run(prepared, tmp_path / "two", processes=2, strategy=strategy, **ratio)
     run(prepared, tmp_path / "one", **ratio)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
-    # AdamW's first steps have the size of the learning rate whatever the gradient, so rounding in gradients near
-    # zero is blown up here; test_against_trl.py compares the gradients themselves.
-    assert apart(tmp_path / "one", tmp_path / "two", prepared["model"]) < 0.02
+    assert apart(tmp_path / "one", tmp_path / "two", prepared["model"]) < 1e-4
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What a recipe can ask for besides the plain run: rounds, losses, adapters, watching, cross-fitting, gates."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from safetensors.torch import load_file
 
 from sams.errors import UserError
 from sams.files import read_json, write_manifest
+from sams.losses import build_loss
 from sams.recipes import ExportRecipe, ReferenceRecipe, SftRecipe, Watching
 from sams.settings import Preference, Scheduler, Sft
 from sams.training import crossfit, export, preference, reference, sft
-from sams.training.gates import TrainingFailure
+from sams.training.gates import TrainingFailure, refuse_foreign_reference
+from sams.training.tasks import Items, PreferenceTask, read_reference
 from tests import tiny
 from tests.training.test_runs import TRAINING, here, preference_recipe, run, weights
 
@@ -240,6 +243,65 @@ def test_a_reference_that_is_not_the_policys_own_is_noticed_before_the_first_ste
     marker.unlink()
     with pytest.raises(TrainingFailure):
         run({**prepared, "reference": broken}, tmp_path / "o")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_gate_bounds_the_mean_and_each_pair(precision: str) -> None:
+    limit = {"float32": 1e-5, "bfloat16": 1e-3}[precision]
+    data, items = tiny.pairs(8, seed=1), list(range(8))
+    loss = build_loss("sigmoid", beta=0.1, settings={}, sft_weight=0.0)
+    task = PreferenceTask(data, 0, loss=loss, reference=dict.fromkeys(data["id"], (-2.0, -3.0)))
+
+    chosen_tokens, rejected_tokens = (
+        torch.tensor([len(ids) for ids in data[side]]) for side in ("chosen_ids", "rejected_ids")
+    )
+
+    def off(chosen: list[float], rejected: list[float]) -> Items:
+        """A policy whose log-probs per token are so far from the reference's."""
+        return {
+            "logps/chosen": torch.tensor(chosen) * chosen_tokens - 2,
+            "logps/rejected": torch.tensor(rejected) * rejected_tokens - 3,
+        }
+
+    def gate(found: Items) -> None:
+        refuse_foreign_reference(task, items, found, precision=precision)
+
+    gate(off([0.0] * 8, [0.0] * 8))
+    gate(off([0.9 * limit] * 8, [0.9 * limit] * 8))
+    with pytest.raises(TrainingFailure, match=r"in the mean \(allowed"):
+        gate(off([-1.2 * limit] * 8, [-1.2 * limit] * 8))
+    # One pair out of eight, its completions off by as much either way, so that the mean is 0.
+    sizes = int(chosen_tokens[3]), int(rejected_tokens[3])
+    for times, refused in ((17, False), (23, True)):
+        most = times * limit * min(sizes)
+        found = off([0.0] * 3 + [most / sizes[0]] + [0.0] * 4, [0.0] * 3 + [-most / sizes[1]] + [0.0] * 4)
+        with pytest.raises(TrainingFailure, match=data["id"][3]) if refused else nullcontext():
+            gate(found)
+    with pytest.raises(TrainingFailure):
+        gate(off([float("nan")] + [0.0] * 7, [0.0] * 8))
+
+
+@pytest.mark.parametrize("fault", ["missing", "foreign", "twice"])
+def test_a_cache_of_other_pairs_is_refused_and_its_order_does_not_matter(
+    prepared: dict[str, Path], tmp_path: Path, fault: str
+) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = parquet.read_table(prepared["reference"] / "train.parquet").to_pydict()
+    rows = list(zip(table["id"], table["chosen"], table["rejected"], strict=True))
+
+    def read(rows: list[Any]) -> dict[str, tuple[float, ...]]:
+        columns = dict(zip(("id", "chosen", "rejected"), zip(*rows, strict=True), strict=True))
+        parquet.write_table(pa.table({name: list(column) for name, column in columns.items()}), file)
+        return read_reference(tmp_path, "train", table["id"])
+
+    file = tmp_path / "train.parquet"
+    assert read(rows[::-1]) == {pair: (chosen, rejected) for pair, chosen, rejected in rows}
+    wrong = {"missing": rows[1:], "foreign": [*rows, ("x", -1.0, -2.0)], "twice": [*rows, rows[0]]}[fault]
+    told = {"missing": rows[0][0], "foreign": "differing at x", "twice": "one is there twice"}[fault]
+    with pytest.raises(UserError, match=f"do not belong to these pairs .*{told}"):
+        read(wrong)
 
 
 def test_followed_pairs_and_costs_are_logged(prepared: dict[str, Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from sams.policy.model import build_model
 from sams.policy.policy import Policy
 from sams.training.distribution import Workers
 from sams.training.passes import accumulate_gradient, score
-from sams.training.tasks import PairTask, PreferenceTask, SftTask
+from sams.training.tasks import PairTask, PreferenceTask, SftTask, Task
 from tests import tiny
 
 
@@ -85,6 +85,47 @@ def test_micro_batches_change_neither_loss_nor_gradient(workers: Workers, micro_
     assert close(gradient(parts), gradient(whole))
 
 
+@pytest.mark.parametrize("micro_batch", [8, 5, 1])
+def test_sixteen_pairs_are_one_two_four_or_sixteen_micro_batches(workers: Workers, micro_batch: int) -> None:
+    task = preference_task(workers)
+    whole, parts = new_policy(), new_policy()
+    expected = accumulate_gradient(whole, task, list(range(16)), workers, 16)
+    found = accumulate_gradient(parts, task, list(range(16)), workers, micro_batch)
+    torch.testing.assert_close(found["loss"], expected["loss"], rtol=0, atol=1e-5)
+    assert close(gradient(parts), gradient(whole))
+
+
+class OneOf(Workers):
+    """One of several processes, with nobody to exchange tensors with."""
+
+    def __init__(self, rank: int, world: int) -> None:
+        super().__init__(device="cpu", strategy="ddp", precision="float32", threads=1, timeout_minutes=1)
+        self.rank, self.world = rank, world
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+
+@pytest.mark.parametrize("kind", ["preference", "sft"])
+@pytest.mark.parametrize(("world", "items"), [(2, 7), (3, 7), (4, 3)])
+def test_the_processes_average_is_the_gradient_of_the_mean_over_all(
+    workers: Workers, kind: str, world: int, items: int
+) -> None:
+    """Hands of different sizes, of tokens too, and with 3 items on 4 processes an empty one."""
+    task: Task = preference_task(workers)
+    if kind == "sft":
+        task = SftTask(tiny.pairs(16, seed=1), 0, response="chosen_ids")
+    whole = new_policy()
+    accumulate_gradient(whole, task, list(range(items)), workers, 16)
+    parts = []
+    for rank in range(world):
+        policy = new_policy()
+        accumulate_gradient(policy, task, list(range(items)), OneOf(rank, world), 2)
+        parts.append(gradient(policy))
+    assert gradient(whole).norm() > 1e-3
+    assert close(torch.stack(parts).mean(dim=0), gradient(whole))
+
+
 def test_the_scoring_pass_reports_in_the_order_asked(workers: Workers) -> None:
     task = preference_task(workers)
     items = [5, 0, 11, 3]
@@ -142,6 +183,32 @@ def test_policy_equal_to_reference_gives_log_2(workers: Workers) -> None:
     assert found["loss"].tolist() == pytest.approx([math.log(2)] * 16, abs=1e-5)
 
 
+def test_a_cached_reference_equals_one_computed_on_line_in_any_order_of_the_pairs(workers: Workers) -> None:
+    data = tiny.pairs(16, seed=1)
+    reference = build_model(tiny.settings(), tiny.tokenizer(), seed=1)
+    cached, _ = score(Policy(reference), PairTask(data, 0), list(range(16)), workers, 5)
+    by_id = dict(zip(data["id"], zip(*(part.tolist() for part in cached.values()), strict=True), strict=True))
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()
+    shuffled = {name: [values[place] for place in order] for name, values in data.items()}
+    loss = build_loss("sigmoid", beta=0.1, settings={}, sft_weight=0.0)
+    policy = new_policy()
+    found, _ = score(
+        policy, PreferenceTask(shuffled, 0, loss=loss, reference=by_id), list(range(16)), workers, 3
+    )
+    for place, pair in enumerate(order):
+        ratios = []
+        for side in ("chosen_ids", "rejected_ids"):
+            prompt, completion = data["prompt_ids"][pair], data[side][pair]
+            ids = torch.tensor([[*prompt, *completion]])
+            logps = [
+                model(input_ids=ids).logits[0, :-1].log_softmax(dim=1).gather(1, ids[0, 1:, None])
+                for model in (policy.model, reference)
+            ]
+            ratios.append((logps[0] - logps[1])[len(prompt) - 1 :].sum().item())
+        on_line = math.log1p(math.exp(-0.1 * (ratios[0] - ratios[1])))
+        assert found["loss"][place].item() == pytest.approx(on_line, abs=1e-5)
+
+
 def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Workers) -> None:
     from sams.scheduling.rewards import sample_reward
 
@@ -151,3 +218,24 @@ def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Worker
     assert sample_reward(view.margins, view.chosen_logps, 0.5).std() > 0.01
     assert view.contexts is not None
     assert view.contexts.shape == (16, 1, 2, 32)
+
+
+@pytest.mark.parametrize(("loss", "beta"), [("sigmoid", 0.1), ("sigmoid", 0.01), ("ipo", 0.1), ("kto", 0.1)])
+def test_margins_of_an_untrained_policy_differ_by_less_than_their_rounding(
+    workers: Workers, loss: str, beta: float
+) -> None:
+    """Cached in batches of one, seen in batches of sixteen: what is left is rounding, and it must not be ranked."""
+    data = tiny.pairs(64, seed=1) | {"mismatched_ids": [[2]] * 64}
+    plain, everything = PairTask(data, pad=0), list(range(64))
+    cached, _ = score(new_policy(), plain, everything, workers, 1)
+    columns = (cached["logps/chosen"].tolist(), cached["logps/rejected"].tolist(), [0.0] * 64)
+    reference = dict(zip(plain.ids, zip(*columns, strict=True), strict=True))
+    built = build_loss(loss, beta=beta, settings={}, sft_weight=0.0)
+    task = PreferenceTask(data, 0, loss=built, reference=reference)
+    task.kl = torch.zeros(())
+    found, _ = score(new_policy(), task, everything, workers, 16)
+    view = task.view(everything, found, None)
+    span = (view.margins.max() - view.margins.min()).item()
+    assert 0 < span <= view.margin_rounding
+    # And a margin that matters, a hundredth of a nat of log-ratio, is far above it.
+    assert view.margin_rounding < 0.01 * beta

@@ -46,9 +46,7 @@ SETTINGS = Settings(learning_rate=1e-3)
 
 def recipe() -> PreferenceRecipe:
     training = Preference.model_validate(TRAINING)
-    return PreferenceRecipe(
-        seed=SEED, method="test", model=MODEL, training=training, scheduler=SETTINGS
-    )
+    return PreferenceRecipe(seed=SEED, method="test", model=MODEL, training=training, scheduler=SETTINGS)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ class View:
             unless the selector needs them.
         flipped: [n] bool, which labels are known to be swapped (controlled noise); None if not known of every pair.
         chosen_tokens: [n] tokens of the chosen response; None where no selector asks for it.
+        margin_rounding: margins no further apart than that differ by rounding alone.
     """
 
     losses: Tensor
@@ -28,6 +29,7 @@ class View:
     contexts: Tensor | None = None
     flipped: Tensor | None = None
     chosen_tokens: Tensor | None = None
+    margin_rounding: float = 0.0
 
     def confidence(self, uncertainty: str) -> Tensor:
         """Log-prob of the chosen response for Eq. 7's uncertainty term: `sum` over its tokens, or `mean`: [n]."""

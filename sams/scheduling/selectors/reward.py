@@ -23,4 +23,7 @@ class Reward(Stateless):
 
     def choose(self, view: View | None, n: int, k: int) -> Tensor:
         assert view is not None
-        return top_k(sample_reward(view.margins, view.confidence(self.uncertainty), self.delta), k)
+        rewards = sample_reward(
+            view.margins, view.confidence(self.uncertainty), self.delta, view.margin_rounding
+        )
+        return top_k(rewards, k)

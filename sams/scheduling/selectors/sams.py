@@ -88,7 +88,9 @@ class Sams:
         scores, values, hidden = self.scheduler.score(contexts)
         scores = scores.cpu()
         chosen = self.agree(top_k(scores, k) if self.trained else self.draw(n, k)).cpu()
-        samples = sample_reward(view.margins, view.confidence(settings.uncertainty), settings.delta)
+        samples = sample_reward(
+            view.margins, view.confidence(settings.uncertainty), settings.delta, view.margin_rounding
+        )
         self.agreement = rank_correlation(scores, samples)
         self.pending = Pending(
             loss=view.losses.double().mean().item(),

@@ -1,0 +1,569 @@
+"""Deliberate faults, one at a time, and the tests that notice them.
+
+    python -m tests.mutations [WORD ...]
+
+Each fault is put into a copy of the package, on which a few named tests run. Prints a Markdown table of faults and
+the tests that failed; exits 1 where a fault goes unnoticed, a row no longer fits the code, or the tests fail
+without a fault. With words, only faults whose names contain one of them are tried.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import ROOT
+
+COPIED = ("sams", "tests", "config", "pyproject.toml")
+# Imported once, here; every run of tests is a fork. Nothing of the package is among them.
+HEAVY = (
+    "accelerate",
+    "datasets",
+    "hypothesis",
+    "pyarrow.parquet",
+    "pytest",
+    "scipy.stats",
+    "torch.distributed.checkpoint.state_dict",
+    "transformers.models.llama.modeling_llama",
+)
+LOG = "log"
+SECONDS = 300
+"""A run of tests that takes longer hangs: that is noticed too."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: in a file below sams/, `old`, which occurs there once, becomes `new`.
+
+    `tests` are pytest's names of the tests to run, below tests/.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+REWARDS = "scheduling/test_rewards.py::test_"
+SCHEDULER = "scheduling/test_scheduler.py::test_"
+SELECTORS = "scheduling/test_selectors.py::test_"
+POOL = "scheduling/test_pool.py::test_"
+POLICY = "policy/test_policy.py::test_"
+PASSES = "training/test_passes.py::test_"
+BATCHES = "training/test_batches.py::test_"
+RUNS = "training/test_runs.py::test_"
+OPTIONS = "training/test_options.py::test_"
+LOSSES = "test_losses.py::test_"
+TRAJECTORY = "training/test_trajectory.py::test_fifty_rounds_follow_the_reference_implementation"
+RESUMED = f"{RUNS}sigterm_saves_and_the_same_command_ends_bitwise_where_an_undisturbed_run_ends[preference]"
+
+FAULTS = [
+    Fault(
+        "the sign of r_B is turned round",
+        "scheduling/rewards.py",
+        "previous_loss - loss",
+        "loss - previous_loss",
+        (
+            f"{REWARDS}an_improved_loss_raises_the_batch_reward",
+            f"{REWARDS}batch_reward_equals_the_printed_form",
+        ),
+    ),
+    Fault(
+        "the mean is taken over n instead of K",
+        "training/passes.py",
+        "total = sum(task.weights[item] for item in items)",
+        "total = sum(task.weights)",
+        (
+            f"{PASSES}gradient_is_that_of_the_mean_over_the_selected",
+            f"{RUNS}the_gradient_norm_is_that_of_the_mean_over_the_selected",
+        ),
+    ),
+    Fault(
+        "padding and prompt count in the context",
+        "policy/policy.py",
+        "weights = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)",
+        "weights = torch.ones_like(mask) / mask.shape[1]",
+        (
+            f"{POLICY}padding_and_batch_mates_change_neither_logps_nor_contexts",
+            f"{POLICY}contexts_are_means_over_completion_tokens_of_every_block",
+        ),
+    ),
+    Fault(
+        "r_S passes a second sigmoid",
+        "scheduling/rewards.py",
+        "torch.sigmoid(sample)",
+        "torch.sigmoid(torch.sigmoid(sample))",
+        (f"{REWARDS}one_sigmoid_each", TRAJECTORY),
+    ),
+    Fault(
+        "the subset is sampled by soft-max, not Top-K",
+        "scheduling/selectors/base.py",
+        "return scores.cpu().argsort(descending=True, stable=True)[:k].sort().values",
+        "return scores.cpu().double().softmax(0).multinomial(k).sort().values",
+        (
+            f"{SELECTORS}a_perfect_scorer_is_never_random",
+            f"{SELECTORS}sams_takes_the_top_k_of_its_scores",
+            f"{SELECTORS}the_global_random_numbers_are_left_alone",
+        ),
+    ),
+    Fault(
+        "no backward: the policy never gets a gradient",
+        "training/passes.py",
+        "workers.accelerator.backward(loss)",
+        "pass",
+        (
+            f"{PASSES}gradient_is_that_of_the_mean_over_the_selected",
+            f"{RUNS}training_moves_the_policy_and_reports",
+        ),
+    ),
+    Fault(
+        "a stale reference is not noticed at step 1",
+        "training/preference.py",
+        'if reference is not None and starts_from(reference, job.upstream["model"]):',
+        "if reference is None:",
+        (f"{OPTIONS}a_reference_that_is_not_the_policys_own_is_noticed_before_the_first_step",),
+    ),
+    Fault(
+        "cached references are taken by place, not by pair id",
+        "training/tasks.py",
+        "[reference[pair] for pair in self.ids]",
+        "list(reference.values())",
+        (f"{PASSES}a_cached_reference_equals_one_computed_on_line_in_any_order_of_the_pairs",),
+    ),
+    Fault(
+        "a cache of other pairs is accepted",
+        "training/tasks.py",
+        'if wrong or len(cached) != len(table["id"]):',
+        "if not cached:",
+        (
+            f"{OPTIONS}a_cache_of_other_pairs_is_refused_and_its_order_does_not_matter",
+            f"{RUNS}a_reference_of_other_pairs_is_refused",
+        ),
+    ),
+    Fault(
+        "a model's own dropout stays on",
+        "policy/model.py",
+        "module.attention_dropout = 0.0\n    return model",
+        "pass\n    return model",
+        (f"{POLICY}dropout_that_a_model_asks_for_is_switched_off",),
+    ),
+    Fault(
+        "Adam's moments are reset in each round",
+        "scheduling/scheduler.py",
+        "            for optimiser, loss in zip(self.optimisers, losses, strict=True):\n",
+        "            for optimiser, loss in zip(self.optimisers, losses, strict=True):\n"
+        "                optimiser.state.clear()\n",
+        (f"{SCHEDULER}adam_moments_persist_over_rounds", TRAJECTORY),
+    ),
+    Fault(
+        "a newcomer overwrites its record in the replay file",
+        "scheduling/pool.py",
+        "                slot = int(torch.randint(self.filled, (), generator=self.generator))\n",
+        "                slot = int(torch.randint(self.filled, (), generator=self.generator))\n"
+        "                with self._path(slot % self.shards).open('r+b') as stream:\n"
+        "                    stream.seek(int(self.slots[slot]) * self._size())\n"
+        "                    stream.write(rows[row].numpy().tobytes())\n"
+        "                continue\n",
+        (
+            f"{POOL}what_follows_a_checkpoint_leaves_its_bytes_alone",
+            f"{POOL}a_resumed_pool_goes_on_as_if_undisturbed",
+        ),
+    ),
+    # What the scheduler learns from, and how.
+    Fault(
+        "r_B is computed as it is printed, and overflows",
+        "scheduling/rewards.py",
+        "math.copysign(-math.expm1(-abs(difference)), difference)",
+        "(math.exp(previous_loss) - math.exp(loss)) / math.exp(max(previous_loss, loss))",
+        (f"{REWARDS}batch_reward_does_not_overflow",),
+    ),
+    Fault(
+        "predictions (n, 1) are compared with rewards (n,)",
+        "scheduling/scheduler.py",
+        "(self.exploitation(contexts)[0] - rewards)",
+        "(self.exploitation(contexts)[0][:, None] - rewards)",
+        (f"{SCHEDULER}the_nets_learn_to_tell_two_clusters_apart",),
+    ),
+    Fault(
+        "min-max divides by a range of 0",
+        "scheduling/rewards.py",
+        "if high - low <= tolerance:",
+        "if high - low < 0:",
+        (
+            f"{REWARDS}min_max_of_equal_values_is_a_half",
+            f"{REWARDS}sample_reward_of_a_first_batch_is_finite",
+        ),
+    ),
+    Fault(
+        "the uncertainty term has the wrong sign",
+        "scheduling/rewards.py",
+        "(1 - min_max(chosen_logps.double()))",
+        "min_max(chosen_logps.double())",
+        (f"{REWARDS}sample_reward_by_hand", f"{SELECTORS}reward_takes_the_top_k_by_eq_7"),
+    ),
+    Fault(
+        "both terms of pretraining's r_S are the same quantity",
+        "training/tasks.py",
+        'chosen_logps=found["logps/chosen"],\n            chosen_tokens=tokens',
+        'chosen_logps=-found["loss"],\n            chosen_tokens=tokens',
+        (f"{PASSES}the_view_of_a_single_response_still_tells_samples_apart",),
+    ),
+    Fault(
+        "r_B compares two micro-batches under the same weights",
+        "scheduling/selectors/sams.py",
+        "batch_reward(last.loss, view.losses.double().mean().item())",
+        "batch_reward(*(half.double().mean().item() for half in view.losses.chunk(2)))",
+        (
+            f"{SELECTORS}rewards_are_those_of_the_previous_round",
+            f"{RUNS}there_is_one_batch_reward_per_optimiser_step",
+        ),
+    ),
+    Fault(
+        "no lag: this round's arms get this round's r_B",
+        "training/loop.py",
+        "metrics |= selector.observe(view)",
+        "selector.choose(view, n, selection.size(step)); metrics |= selector.observe(view)",
+        (f"{RUNS}there_is_one_batch_reward_per_optimiser_step", TRAJECTORY),
+    ),
+    Fault(
+        "f_S' is fitted to what f_S misses now, not at scoring",
+        "scheduling/scheduler.py",
+        "(rewards - values)).square()",
+        "(rewards - self.exploitation(contexts)[0].detach())).square()",
+        (
+            f"{SCHEDULER}f_s_is_fitted_to_the_reward_and_exploration_to_what_f_s_missed_when_it_scored",
+            TRAJECTORY,
+        ),
+    ),
+    Fault(
+        "the score leaves f_S' out",
+        "scheduling/scheduler.py",
+        "values + self.settings.exploration * self.exploration(hidden)",
+        "values + 0 * self.exploration(hidden)",
+        (f"{SCHEDULER}the_score_adds_lambda_times_the_exploration_net_on_block_means_of_the_activations",),
+    ),
+    Fault(
+        "the nets are fitted without the replay pool",
+        "scheduling/scheduler.py",
+        "if replayed is not None:",
+        "if replayed is None and self.pool is None:",
+        (TRAJECTORY,),
+    ),
+    Fault(
+        "the scheduler's weights come from the global random numbers",
+        "scheduling/scheduler.py",
+        "with torch.random.fork_rng(devices=[]):",
+        "if self.settings:",
+        (f"{SCHEDULER}building_and_learning_leave_the_random_state_alone",),
+    ),
+    Fault(
+        "the replay pool draws from the global random numbers",
+        "scheduling/pool.py",
+        "torch.randperm(self.filled, generator=self.generator)",
+        "torch.randperm(self.filled)",
+        (f"{SCHEDULER}building_and_learning_leave_the_random_state_alone", TRAJECTORY),
+    ),
+    Fault(
+        "the layer encoder sees a set of layers, not their order",
+        "scheduling/networks.py",
+        "states + self.position(order)",
+        "states + 0 * self.position(order)",
+        (f"{SCHEDULER}the_encoder_sees_the_order_of_the_layers",),
+    ),
+    Fault(
+        "the encoder is trained in preference training",
+        "scheduling/scheduler.py",
+        "requires_grad_(train_encoder)",
+        "requires_grad_(True)",
+        (f"{SCHEDULER}the_frozen_encoder_stays_and_the_rest_moves",),
+    ),
+    # The policy's update.
+    Fault(
+        "the update takes all n pairs",
+        "training/loop.py",
+        'trained = batch if updates == "all" else chosen',
+        "trained = batch",
+        (f"{RUNS}training_moves_the_policy_and_reports", TRAJECTORY),
+    ),
+    Fault(
+        "the gradient is not cleared between steps",
+        "training/loop.py",
+        "optimiser.zero_grad()",
+        "_ = optimiser.zero_grad",
+        (TRAJECTORY,),
+    ),
+    Fault(
+        "each micro-batch has its own mean",
+        "training/passes.py",
+        '(found["loss"] * weights).sum() * (workers.world / total)',
+        'found["loss"].mean() * (workers.world * micro_batch / len(items))',
+        (f"{PASSES}micro_batches_change_neither_loss_nor_gradient",),
+    ),
+    Fault(
+        "each process has its own mean",
+        "training/passes.py",
+        "    total = sum(task.weights[item] for item in items)\n",
+        "    mine = sum(deal([task.lengths[item] for item in items], workers.world, micro_batch)[workers.rank], [])\n"
+        "    total = workers.world * max(1, sum(task.weights[items[place]] for place in mine))\n",
+        (f"{PASSES}the_processes_average_is_the_gradient_of_the_mean_over_all",),
+    ),
+    Fault(
+        "the factor for the processes' average is left out",
+        "training/passes.py",
+        "(workers.world / total)",
+        "(1 / total)",
+        (f"{PASSES}the_processes_average_is_the_gradient_of_the_mean_over_all",),
+    ),
+    Fault(
+        # What it is told before the forward pass is then what it was told for the micro-batch before.
+        "DDP is told after the forward pass whether to exchange gradients",
+        "training/passes.py",
+        "workers.exchange_gradients(policy, number == len(hands[workers.rank]))",
+        "workers.exchange_gradients(policy, number == 1)",
+        (f"{RUNS}two_processes_equal_one[2-ddp]",),
+    ),
+    Fault(
+        "scores come back in the order they were dealt",
+        "training/passes.py",
+        "whole[places] = values.detach().float()",
+        "whole[sorted(places)] = values.detach().float()",
+        (f"{PASSES}the_scoring_pass_reports_in_the_order_asked",),
+    ),
+    Fault(
+        "log-probs are shifted by one token",
+        "policy/policy.py",
+        "states = hidden[:, :-1][predicts]",
+        "states = hidden[:, 1:][predicts]",
+        (f"{POLICY}chunked_logps_and_their_gradients_equal_the_naive_ones[512-llama]",),
+    ),
+    Fault(
+        # Within a pair the prompt's log-probs cancel, up to rounding: DPO's gradient would not show it.
+        "prompt tokens count",
+        "training/batches.py",
+        "completion_mask[row, len(prompt) : end] = 1",
+        "completion_mask[row, 1:end] = 1",
+        (f"{BATCHES}rows_are_padded_on_the_right_and_masked", f"{PASSES}sft_loss_is_the_mean_over_tokens"),
+    ),
+    Fault(
+        "the EOS does not count",
+        "training/batches.py",
+        "completion_mask[row, len(prompt) : end] = 1",
+        "completion_mask[row, len(prompt) : end - 1] = 1",
+        (
+            f"{BATCHES}rows_are_padded_on_the_right_and_masked",
+            f"{PASSES}gradient_is_that_of_the_mean_over_the_selected",
+        ),
+    ),
+    Fault(
+        "a template that forgets the EOS is not mended",
+        "data/templates.py",
+        "else [*end, eos]",
+        "else end",
+        ("data/test_templates.py::test_one_bos_and_one_eos",),
+    ),
+    Fault(
+        "bfloat16 runs keep their weights in bfloat16",
+        "training/distribution.py",
+        "self.accelerator.prepare_model(policy, evaluation_mode=not trained)",
+        "self.accelerator.prepare_model(\n"
+        "            policy.to(torch.bfloat16) if self.precision == 'bfloat16' else policy,\n"
+        "            evaluation_mode=not trained,\n"
+        "        )",
+        ("training/test_master_weights.py",),
+    ),
+    # Losses.
+    Fault(
+        "the reference is left out of the loss",
+        "losses.py",
+        "chosen, rejected = chosen - logps.reference_chosen, rejected - logps.reference_rejected",
+        "chosen, rejected = chosen - 0, rejected - 0",
+        (
+            f"{LOSSES}loss_and_gradient_equal_the_hand_form",
+            f"{PASSES}policy_equal_to_reference_gives_log_2",
+        ),
+    ),
+    Fault(
+        "robust DPO is not divided by 1 - 2 eps",
+        "losses.py",
+        "return mixed / (1 - 2 * self.label_smoothing)",
+        "return mixed",
+        (f"{LOSSES}robust_is_dpo_under_clean_labels_on_average_over_flips",),
+    ),
+    Fault(
+        "R-DPO has the wrong sign",
+        "losses.py",
+        "+ self.alpha * extra_tokens",
+        "- self.alpha * extra_tokens",
+        (f"{LOSSES}r_dpo_is_lowest_at_the_best_policy_for_reward_less_alpha_per_token",),
+    ),
+    # Resume and gates.
+    Fault(
+        "the metric log is not cut back on resume",
+        "tracking.py",
+        "stream.truncate(resume_at or 0)",
+        "stream.seek(0, 2)",
+        ("test_tracking.py::test_resume_cuts_the_log_back_to_the_checkpoint",),
+    ),
+    Fault(
+        "a resumed run begins the epoch anew",
+        "training/loop.py",
+        'itertools.islice(course(), state["step"], steps)',
+        'itertools.islice(course(), 0, steps - state["step"])',
+        (RESUMED,),
+    ),
+    Fault(
+        "a resumed run has lost the scheduler's state",
+        "training/loop.py",
+        'selector.load_state_dict(state.pop("selector"))',
+        'state.pop("selector")',
+        (RESUMED,),
+    ),
+    Fault(
+        "a resumed run has lost AdamW's moments",
+        "training/checkpoints.py",
+        'log.info("resuming after step %d", loop["step"])',
+        "_ = optimiser and optimiser.state.clear()",
+        (RESUMED,),
+    ),
+    Fault(
+        "the gate of step 1 is asked after a resume too",
+        "training/loop.py",
+        'if gate is not None and state["step"] == 0:',
+        "if gate is not None:",
+        (RESUMED,),
+    ),
+    Fault(
+        "a torn checkpoint is resumed",
+        "training/checkpoints.py",
+        'int(found.parent.name.split("-")[1]) for found in self.folder.glob(f"step-*/{COMPLETE}")',
+        'int(found.name.split("-")[1]) for found in self.folder.glob("step-*")',
+        (f"{RUNS}a_torn_checkpoint_is_ignored_and_old_ones_are_pruned",),
+    ),
+    Fault(
+        "a loss that is not finite is trained on",
+        "training/gates.py",
+        "    if wrong:\n",
+        "    if wrong and not items:\n",
+        (f"{RUNS}a_loss_that_is_not_finite_stops_all_and_names_the_pair",),
+    ),
+]
+
+
+class Failures:
+    """A plugin of pytest's that notes what fails."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.names.append(report.nodeid)
+
+
+def failing(copy: Path, tests: Sequence[str]) -> list[str]:
+    """Run tests on the copy, in a process of their own; return the names of those that fail."""
+    result = copy.parent / "result.json"
+    result.unlink(missing_ok=True)
+    child = os.fork()
+    if child == 0:
+        try:
+            run_tests(copy, tests, result)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(0)
+    deadline = time.monotonic() + SECONDS
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.killpg(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return [f"no end within {SECONDS} s"]
+        time.sleep(0.05)
+    if not result.is_file():
+        raise SystemExit(f"the tests did not run:\n{log_of(copy)}")
+    found: list[str] = json.loads(result.read_text())
+    return found
+
+
+def run_tests(copy: Path, tests: Sequence[str], result: Path) -> None:
+    """In a forked process: run tests of the copy on the package of the copy."""
+    os.setsid()
+    log = os.open(copy.parent / LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(copy)
+    sys.dont_write_bytecode = True  # two versions of a file within a second would share it
+    os.environ |= {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    sys.path[0] = str(copy)
+    for name in [name for name in sys.modules if name.split(".")[0] in ("sams", "tests")]:
+        del sys.modules[name]
+    package = importlib.import_module("sams")
+    assert package.__file__ and Path(package.__file__).is_relative_to(copy), (
+        "the tests would not see the fault"
+    )
+    import pytest
+
+    failures = Failures()
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short"]
+    status = pytest.main([*options, *(f"tests/{test}" for test in tests)], plugins=[failures])
+    if status in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        result.write_text(json.dumps(failures.names))
+
+
+def log_of(copy: Path) -> str:
+    """The end of what the last run of tests printed."""
+    return (copy.parent / LOG).read_text(errors="replace")[-4000:]
+
+
+def short(names: Sequence[str]) -> list[str]:
+    """Test names without their folder and their parameters, each once."""
+    return list(dict.fromkeys(name.removeprefix("tests/").split("[")[0].split("/")[-1] for name in names))
+
+
+def main(words: Sequence[str]) -> int:
+    """Try the faults whose names contain one of the words, or all; return the exit status."""
+    faults = [fault for fault in FAULTS if not words or any(word in fault.name for word in words)]
+    for fault in faults:
+        if (times := (ROOT / "sams" / fault.file).read_text().count(fault.old)) != 1:
+            print(f"stale row: `{fault.name}` finds its text {times} times in sams/{fault.file}")
+            return 1
+    for module in HEAVY:
+        importlib.import_module(module)
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder).resolve() / "copy"
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(ROOT / name, copy / name)
+        if failed := failing(copy, list(dict.fromkeys(test for fault in faults for test in fault.tests))):
+            print(log_of(copy), "without any fault these tests fail:", *failed, sep="\n")
+            return 1
+        survived = 0
+        print("| fault | in | failing tests |\n|---|---|---|")
+        for fault in faults:
+            file = copy / "sams" / fault.file
+            whole = file.read_text()
+            file.write_text(whole.replace(fault.old, fault.new))
+            failed = short(failing(copy, fault.tests))
+            file.write_text(whole)
+            survived += not failed
+            told = ", ".join(f"`{name}`" for name in failed) or "**none**"
+            print(f"| {fault.name} | `{fault.file}` | {told} |", flush=True)
+    print(f"\n{len(faults)} faults, {survived} not noticed", file=sys.stderr)
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
