@@ -7,10 +7,11 @@ The package scores rows that are missing, doubled or out of order without a word
 instruction or refused, and every instruction must have a verdict.
 """
 
+import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,8 @@ from sams.recipes import ScoreRecipe
 from sams.scoring.alpaca_eval_run import ANNOTATOR, Key, Result, key_of, run_alpaca_eval
 from sams.scoring.difficulty_table import check_reference, check_table, read_table
 from sams.scoring.inputs import Row, doubled, input_hashes, read_json_rows, some_of, text_of, versions
-from sams.scoring.judge import DEFAULT_MODEL, Endpoint, judge_name, open_judge
+from sams.scoring.judge import DEFAULT_MODEL, STORE, judge_name, key_withheld, open_judge
+from sams.scoring.judge_proxy import DryRun
 from sams.scoring.tracked import scoring_run
 from sams.stage import read_recipe, run
 
@@ -40,6 +42,8 @@ def score_alpaca_eval(
     annotations: Path | None = None,
     difficulty: Path | None = None,
     annotations_out: Path | None = None,
+    judge_store: Path | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Score a model's outputs against the baseline's.
 
@@ -51,6 +55,8 @@ def score_alpaca_eval(
             is the one that made them.
         difficulty: difficulty table; without one there is no length-controlled win rate.
         annotations_out: where all judgments go.
+        judge_store: file that keeps an endpoint's answers as they come; those in it are not paid again.
+        dry_run: say what the judge's calls will take, and end.
 
     Returns:
         AlpacaEval's figures by its own names (rates and standard errors in percent points),
@@ -58,6 +64,7 @@ def score_alpaca_eval(
 
     Raises:
         UserError: inputs that the package would score wrongly, or instructions without a verdict.
+        DryRun: the end of a dry run.
     """
     reference = read_outputs(reference_outputs)
     instructions = [row["instruction"] for row in reference]
@@ -70,7 +77,13 @@ def score_alpaca_eval(
     with ExitStack() as stack:
         recorded, recorded_by = _recorded(annotations) if annotations else ({}, None)
         unjudged = _unjudged(outputs, reference, recorded)
-        judge, endpoint = _judge_for(unjudged, recorded_by, annotations, recipe, stack)
+        judge = _judge_of(unjudged, recorded_by, annotations, recipe)
+        if dry_run and not unjudged:
+            raise DryRun
+        endpoint = None
+        if unjudged:
+            assert recipe is not None
+            endpoint = stack.enter_context(open_judge(recipe, judge_store, dry_run))
         [result] = run_alpaca_eval(
             reference,
             [outputs],
@@ -81,6 +94,7 @@ def score_alpaca_eval(
     metrics = {
         **figures(result, reason),
         "judge": judge,
+        "judge_calls": endpoint.proxy.facts() if endpoint and endpoint.proxy else None,
         "annotator": ANNOTATOR,
         "generator": outputs[0]["generator"],
         "reference": reference[0]["generator"],
@@ -228,19 +242,22 @@ def _unjudged(outputs: Sequence[Row], reference: Sequence[Row], recorded: Mappin
     ]
 
 
-def _judge_for(
+def _judge_of(
     unjudged: Sequence[str],
     recorded_by: str | None,
     annotations: Path | None,
     recipe: ScoreRecipe | None,
-    stack: ExitStack,
-) -> tuple[str, Endpoint | None]:
-    """Name of the judge of these judgments, and the judge opened on `stack` if it has to be called."""
+) -> str:
+    """Name of the judge of these judgments, of whom the missing ones can be asked.
+
+    Raises:
+        UserError: judgments are missing, and there is nobody to ask.
+    """
     asked = judge_name(recipe.judge) if recipe else None
     judge = recorded_by or asked
     if judge is not None and not unjudged:
         log.info("no call of the judge is needed")
-        return judge, None
+        return judge
     if recipe is None or judge != asked:
         raise UserError(
             f"{len(unjudged)} judgments are missing: {some_of(list(unjudged))}",
@@ -248,9 +265,8 @@ def _judge_for(
             remedy="give judgments of just these outputs, or a --recipe with the judge to ask"
             + (f" ({recorded_by}, as for the others)" if recorded_by else ""),
         )
-    endpoint = stack.enter_context(open_judge(recipe))
-    log.info("asking %s at %s %d times", endpoint.name, endpoint.base_url, len(unjudged))
-    return endpoint.name, endpoint
+    log.info("%d judgments are needed of %s", len(unjudged), judge)
+    return judge_name(recipe.judge)
 
 
 def figures(result: Result, lc_unavailable: str | None) -> dict[str, Any]:
@@ -290,18 +306,29 @@ def main(
     annotations: Annotated[Path | None, typer.Option(help="Recorded judgments.")] = None,
     difficulty: Annotated[Path | None, typer.Option(help="Difficulty table, for length control.")] = None,
     annotations_out: Annotated[Path | None, typer.Option(help="Where all judgments go.")] = None,
+    judge_store: Annotated[
+        Path | None, typer.Option(help=f"Keeps an endpoint's answers; else {STORE} beside --out.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what the judge's calls will take, and end.")] = False,
 ) -> None:
     """Score a model's outputs with AlpacaEval 2."""
     settings = read_recipe(recipe, ScoreRecipe) if recipe else None
-    with scoring_run("score_alpaca_eval", settings, out) as tracked:
-        metrics = score_alpaca_eval(
-            model_outputs,
-            reference_outputs,
-            recipe=settings,
-            annotations=annotations,
-            difficulty=difficulty,
-            annotations_out=annotations_out,
-        )
+    score = functools.partial(
+        score_alpaca_eval,
+        model_outputs,
+        reference_outputs,
+        recipe=settings,
+        annotations=annotations,
+        difficulty=difficulty,
+        annotations_out=annotations_out,
+        judge_store=judge_store or out.with_name(STORE),
+    )
+    if dry_run:
+        with suppress(DryRun):
+            score(dry_run=True)
+        return
+    with key_withheld(), scoring_run("score_alpaca_eval", settings, out) as tracked:
+        metrics = score()
         write_json(out, metrics)
         tracked.finish(final=metrics)
     lc = metrics["length_controlled_winrate"]

@@ -7,7 +7,9 @@ from the environment once, when it is imported, and changes process-wide ones (l
 import json
 import logging
 import math
+import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,17 @@ import pandas as pd
 from alpaca_eval import evaluate
 from alpaca_eval.metrics import glm_winrate
 
+POLL_SECONDS = 0.05
 GLM = glm_winrate.GLM_INFO["length_controlled_v1"]
 
 
 def main(folder: Path) -> None:
     """Score the outputs listed in `folder`/job.json and write `folder`/result.json."""
     logging.getLogger().setLevel(logging.ERROR)  # the package sets INFO: a line per judge call
+    logging.getLogger().addFilter(_tells_more)
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    if job["rehearse"]:
+        _rehearse(job, folder)
     reference = _frame(job["reference"])
     results = []
     for number, outputs in enumerate(job["models"]):
@@ -44,6 +50,39 @@ def main(folder: Path) -> None:
             metrics["lc_standard_error"] = lc_standard_error(pd.DataFrame(annotations), job["bootstrap"])
         results.append({"metrics": metrics, "annotations": annotations})
     (folder / "result.json").write_text(json.dumps(_plain(results)), encoding="utf-8")
+
+
+def _tells_more(record: logging.LogRecord) -> bool:
+    """Not a traceback for each call that failed: the parent tells how many and why."""
+    return "{'text': '', 'total_tokens': 0}" not in record.getMessage()
+
+
+def _rehearse(job: dict[str, Any], folder: Path) -> None:
+    """Make each call once, all of which the judge's proxy refuses, and wait until it lets them pass.
+
+    So it is known before the first call what all of them will take.
+    """
+    logging.disable()  # the package would tell of each refused call
+    for number, outputs in enumerate(job["models"]):
+        copy = folder / f"rehearsal-{number}.json"
+        if (known := folder / f"annotations-{number}.json").exists():
+            shutil.copy(known, copy)
+        evaluate(
+            model_outputs=_frame(outputs),
+            reference_outputs=_frame(job["reference"]),
+            annotators_config=job["annotators_config"],
+            caching_path=str(copy),
+            annotation_kwargs=job["annotation_kwargs"],
+            output_path=None,
+            precomputed_leaderboard=None,
+            is_return_instead_of_print=True,
+            fn_metric=lambda annotations: {"win_rate": 0.0, "standard_error": 0.0},
+            sort_by="win_rate",
+        )
+    logging.disable(logging.NOTSET)
+    (folder / "rehearsed").touch()
+    while not (folder / "admitted").exists():
+        time.sleep(POLL_SECONDS)
 
 
 def _frame(rows: list[dict[str, str]]) -> pd.DataFrame:

@@ -31,8 +31,6 @@ Key = tuple[str, str, str]  # instruction, baseline's output, model's output
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 BOOTSTRAP_SAMPLES = 200
 POLL_SECONDS = 0.1
-# Rows that the package annotates between two writes of its own store; one process does all at once.
-CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -57,26 +55,30 @@ def run_alpaca_eval(
     Args:
         reference: the baseline's rows {instruction, output, generator}.
         models: for each model its rows, likewise.
-        endpoint: the judge; None when `recorded` holds every judgment.
+        endpoint: the judge; None when `recorded` holds every judgment. Calls that cost are rehearsed first.
         recorded: preferences known already, 1 (baseline) to 2 (model).
         difficulty: checked difficulty table; None leaves length control out.
         bootstrap: samples for the standard error of the length-controlled win rate; 0 leaves it out.
 
     Raises:
-        UserError: an instruction without a verdict, naming some.
+        UserError: an instruction without a verdict, naming some; calls that failed or would cost too much.
+        DryRun: only an estimate of the calls was wanted.
     """
     with tempfile.TemporaryDirectory(prefix="sams-alpaca-eval-") as name:
         folder = Path(name)
         if difficulty is not None:
             _make_hub_cache(folder / "hub", difficulty)
-        processes = 1 if endpoint is None else endpoint.concurrency
         write_json(
             folder / "job.json",
             {
                 "reference": list(reference),
                 "models": [list(rows) for rows in models],
                 "annotators_config": _annotator(endpoint, folder),
-                "annotation_kwargs": {"num_procs": processes, "chunksize": CHUNK if processes > 1 else None},
+                "annotation_kwargs": {
+                    "num_procs": 1 if endpoint is None else endpoint.concurrency,
+                    "chunksize": None,  # all at once; what is answered is kept by the proxy
+                },
+                "rehearse": endpoint is not None and endpoint.proxy is not None,
                 "length_control": difficulty is not None,
                 "bootstrap": bootstrap,
             },
@@ -144,14 +146,13 @@ def _make_hub_cache(hub: Path, difficulty: Path) -> None:
 
 def _environment(folder: Path, endpoint: Endpoint | None) -> dict[str, str]:
     clients = folder / "clients.yaml"
-    # The package builds a client for every call; ours is one per process, and takes the key from the
-    # environment, so that it is not written here.
+    # The package builds a client for every call; ours is one per process.
     client: dict[str, Any] = {"client_class": "sams.scoring.judge.no_judge"}
     if endpoint is not None:
         client = {
             "client_class": "sams.scoring.judge.judge_client",
             "base_url": endpoint.base_url,
-            "local": endpoint.local,
+            "token": endpoint.token,
         }
     clients.write_text(yaml.safe_dump({"default": [client]}), encoding="utf-8")
     quiet = {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}
@@ -171,12 +172,19 @@ def _environment(folder: Path, endpoint: Endpoint | None) -> dict[str, str]:
 def _run(folder: Path, environment: dict[str, str], endpoint: Endpoint | None) -> None:
     process = child.start(["sams.scoring.alpaca_eval_child", str(folder)], env=environment)
     try:
+        waiting = proxy = endpoint.proxy if endpoint is not None else None
         while process.poll() is None:
-            if endpoint is not None and not endpoint.is_alive():
-                raise RuntimeError("the judge ended while it was needed")
+            if endpoint is not None:
+                endpoint.check()
+            if waiting is not None and (folder / "rehearsed").exists():
+                waiting.admit()
+                (folder / "admitted").touch()
+                waiting = None
             time.sleep(POLL_SECONDS)
     finally:
         child.end(process)
+    if proxy is not None:
+        proxy.check_complete()
     if process.returncode:
         raise RuntimeError(f"alpaca_eval ended with status {process.returncode}; its own words are above")
 

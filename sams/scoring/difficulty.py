@@ -37,7 +37,7 @@ from sams.scoring.alpaca_eval import align, figures, read_outputs
 from sams.scoring.alpaca_eval_run import Key, Result, run_alpaca_eval
 from sams.scoring.difficulty_table import TableRow, check_table, instruction_hash, write_table
 from sams.scoring.inputs import Row, versions
-from sams.scoring.judge import judge_name, open_judge
+from sams.scoring.judge import STORE, judge_name, key_withheld, open_judge
 from sams.stage import read_recipe, run
 
 log = logging.getLogger("difficulty")
@@ -80,7 +80,7 @@ def make_difficulty(recipe: ScoreRecipe, questions: Path, out: Path) -> dict[str
     models = _aligned(world.answerers(recipe.world), baseline, baseline_path)
     everyone = [*variants.values(), *models.values()]
 
-    with open_judge(recipe) as endpoint:
+    with open_judge(recipe, out.with_name(STORE)) as endpoint:
         judged = run_alpaca_eval(baseline, everyone, endpoint=endpoint)
     preferences = [_preferences(result) for result in judged]
     gaps = [std_delta_len(baseline, outputs, str(baseline_path)) for outputs in everyone]
@@ -213,7 +213,8 @@ def main(
     report: Annotated[Path | None, typer.Option(help="Where the report with the control rows goes.")] = None,
 ) -> None:
     """Make the difficulty table that length control needs, and score its control."""
-    found = make_difficulty(read_recipe(recipe, ScoreRecipe), questions, out)
+    with key_withheld():
+        found = make_difficulty(read_recipe(recipe, ScoreRecipe), questions, out)
     if report is not None:
         write_json(report, found)
     for name, row in found["control"].items():

@@ -54,7 +54,8 @@ def read_json_lines(path: Path) -> list[Row]:
         UserError: naming the line.
     """
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    # Not `splitlines`: a text may hold U+2028 and its like, which JSON leaves as they are.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
                 rows.append(json.loads(line))

@@ -1,7 +1,7 @@
-"""Whom the scorers ask: the local judge, started here, or an OpenAI-compatible endpoint.
+"""Whom the scorers ask: the local judge, started here, or an endpoint behind the caching proxy.
 
-The key of an endpoint comes from the environment (OPENAI_API_KEY) and stays there: no file, recipe, log or
-command line that is written here holds it.
+The key of an endpoint comes from the environment (OPENAI_API_KEY) and stays in this process: no file, recipe,
+log, child or command line that is made here holds it.
 """
 
 import contextlib
@@ -9,12 +9,16 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.errors import UserError
 from sams.recipes import ScoreRecipe
-from sams.scoring.local_judge import local_judge
+from sams.scoring.judge_proxy import DryRun, Proxy, judge_proxy
+from sams.scoring.judge_upstream import KEY_VARIABLE, missing_key, quiet
+from sams.scoring.local_judge import LocalJudge, local_judge
 from sams.settings import Judge
 
 if TYPE_CHECKING:
@@ -22,34 +26,52 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEY_VARIABLE = "OPENAI_API_KEY"
 # The judge of both benchmarks where the settings name none: GPT-4 Turbo, as in the paper.
 DEFAULT_MODEL = "gpt-4-1106-preview"
 LOCAL_NAME = "local judge"
-
-CALL_SECONDS = 120.0
-CALL_RETRIES = 5
+STORE = "judge_calls.jsonl"  # beside a result, unless told otherwise
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where judge calls go.
+    """Where judge calls go; always on loopback.
 
     Args:
-        name: how the judge is called in results: `local judge`, or the endpoint's model.
         model: the model name to put into a call.
         base_url: the API's address, ending in /v1.
-        local: whether it is the local judge, which needs no key.
+        token: what stands in for a key in the calls.
         concurrency: calls in flight.
-        is_alive: false when the judge can no longer answer, so that a scorer need not wait for time-outs.
+        check: raises when the judge can no longer answer, so that a scorer need not wait for time-outs.
+        proxy: what stands between; None for the local judge, whose calls cost nothing.
     """
 
-    name: str
     model: str
     base_url: str
-    local: bool
+    token: str
     concurrency: int
-    is_alive: Callable[[], bool]
+    check: Callable[[], None]
+    proxy: Proxy | None = None
+
+
+_withheld: ContextVar[str | None] = ContextVar("withheld key", default=None)
+
+
+@contextlib.contextmanager
+def key_withheld() -> Iterator[None]:
+    """Keep the key out of the environment for a while: nothing that is started meanwhile inherits it.
+
+    Only `open_judge` finds it. Variables that hold it among other things are taken away with it.
+    """
+    key = os.environ.get(KEY_VARIABLE)
+    taken = {name: value for name, value in os.environ.items() if key and key in value}
+    for name in taken:
+        del os.environ[name]
+    token = _withheld.set(key)
+    try:
+        yield
+    finally:
+        _withheld.reset(token)
+        os.environ.update(taken)
 
 
 def judge_name(settings: Judge) -> str:
@@ -58,12 +80,19 @@ def judge_name(settings: Judge) -> str:
 
 
 @contextlib.contextmanager
-def open_judge(recipe: ScoreRecipe) -> Iterator[Endpoint]:
-    """Yield the judge of a recipe; a local one is started, and ended with the block.
+def open_judge(recipe: ScoreRecipe, store: Path | None = None, dry_run: bool = False) -> Iterator[Endpoint]:
+    """Yield the judge of a recipe; what is started for it ends with the block.
+
+    Args:
+        recipe: who judges.
+        store: file that keeps an endpoint's answers; those in it are not asked for again. None keeps them for
+            this process only.
+        dry_run: say what the calls will take, and make none.
 
     Raises:
-        UserError: no key in the environment, or an endpoint that refuses it or cannot be reached; a local
-            judge where there is no synthetic world.
+        UserError: no key in the environment and no answers in the store; a local judge where there is no
+            synthetic world.
+        DryRun: of a local judge, whose calls cost nothing.
     """
     settings = recipe.judge
     if settings.kind == "local":
@@ -73,35 +102,41 @@ def open_judge(recipe: ScoreRecipe) -> Iterator[Endpoint]:
                 where="key 'judge.kind'",
                 remedy="set it to openai",
             )
+        if dry_run:
+            log.info("the local judge costs nothing")
+            raise DryRun
         with local_judge(settings.length_lean) as judge:
             # More calls in flight would not help: an answer takes less than a millisecond of one core.
-            yield Endpoint(LOCAL_NAME, DEFAULT_MODEL, judge.base_url, True, 1, judge.is_alive)
+            check = functools.partial(_check_local, judge)
+            yield Endpoint(DEFAULT_MODEL, judge.base_url, "none", 1, check)
         return
-    if not os.environ.get(KEY_VARIABLE):
-        raise UserError(
-            f"the environment variable {KEY_VARIABLE} is not set, and judge {settings.base_url} needs a key",
-            remedy=f"export {KEY_VARIABLE}, or set 'judge.kind' to local",
+    key = _withheld.get() or os.environ.get(KEY_VARIABLE)
+    if not (key or dry_run or (store is not None and store.is_file())):
+        raise missing_key(settings)
+    with judge_proxy(settings, key, store, dry_run) as (base_url, proxy):
+        yield Endpoint(
+            model=settings.model or DEFAULT_MODEL,
+            base_url=base_url,
+            token=proxy.token,
+            concurrency=settings.concurrency,
+            check=proxy.check,
+            proxy=proxy,
         )
-    endpoint = Endpoint(
-        name=judge_name(settings),
-        model=settings.model or DEFAULT_MODEL,
-        base_url=settings.base_url,
-        local=False,
-        concurrency=settings.concurrency,
-        is_alive=lambda: True,
-    )
-    _check(endpoint)
-    yield endpoint
+
+
+def _check_local(judge: LocalJudge) -> None:
+    if not judge.is_alive():
+        raise RuntimeError("the judge ended while it was needed")
 
 
 def client(endpoint: Endpoint) -> "openai.OpenAI":
     """A client of an endpoint, one per process and thread-safe."""
-    return judge_client(endpoint.base_url, endpoint.local)
+    return judge_client(endpoint.base_url, endpoint.token)
 
 
-def judge_client(base_url: str, local: bool) -> "openai.OpenAI":
+def judge_client(base_url: str, token: str) -> "openai.OpenAI":
     """As `client`. AlpacaEval calls it once per prompt, as the `client_class` of its client configuration."""
-    return _client(os.getpid(), base_url, local)
+    return _client(os.getpid(), base_url, token)
 
 
 def no_judge() -> "openai.OpenAI":
@@ -110,42 +145,17 @@ def no_judge() -> "openai.OpenAI":
 
 
 @functools.cache
-def _client(process: int, base_url: str, local: bool) -> "openai.OpenAI":
+def _client(process: int, base_url: str, token: str) -> "openai.OpenAI":
     # `process` is part of the key because connections must not be shared with a forked worker.
     import openai
 
-    for library in ("httpx", "httpx2"):  # a line per call otherwise
-        logging.getLogger(library).setLevel(logging.WARNING)
-    if not local:
-        return openai.OpenAI(base_url=base_url, timeout=CALL_SECONDS, max_retries=CALL_RETRIES)
-    # Loopback is never reached through a proxy, and a real key has no business there.
+    quiet()
     return openai.OpenAI(
         base_url=base_url,
-        api_key="none",
-        timeout=CALL_SECONDS,
+        api_key=token,
+        # The proxy may wait long between its tries; that it or the local judge has ended is seen by `check`.
+        timeout=None,
         max_retries=1,
+        # Loopback is never reached through a proxy of the network.
         http_client=openai.DefaultHttpxClient(trust_env=False),
     )
-
-
-def _check(endpoint: Endpoint) -> None:
-    """Ask an endpoint for its models: AlpacaEval would retry for hours what can be known at once.
-
-    The server's own words are left out, because they may quote the key.
-    """
-    import openai
-
-    try:
-        client(endpoint).with_options(max_retries=1).models.list()
-    except (openai.AuthenticationError, openai.PermissionDeniedError):
-        raise UserError(
-            "the judge refuses the key", where=endpoint.base_url, remedy=f"check {KEY_VARIABLE}"
-        ) from None
-    except openai.APIConnectionError:
-        raise UserError(
-            "the judge cannot be reached",
-            where=endpoint.base_url,
-            remedy="check 'judge.base_url' and the network",
-        ) from None
-    except openai.APIStatusError:
-        log.info("%s does not list its models; going on", endpoint.base_url)

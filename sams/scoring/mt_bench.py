@@ -7,6 +7,7 @@ FastChat's own summary drops failed judgments and averages repeated ones without
 retried, and a score is given only if each turn of each question has exactly one rating.
 """
 
+import functools
 import json
 import logging
 import statistics
@@ -15,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +28,8 @@ from sams.recipes import ScoreRecipe
 from sams.scoring import fastchat_judge as fastchat
 from sams.scoring.fastchat_judge import ERROR, FAILED, Grading, Messages
 from sams.scoring.inputs import Row, input_hashes, read_json_lines, some_of, text_of, versions
-from sams.scoring.judge import Endpoint, client, judge_name, open_judge
+from sams.scoring.judge import STORE, Endpoint, client, judge_name, key_withheld, open_judge
+from sams.scoring.judge_proxy import ATTEMPT_HEADER, DryRun
 from sams.scoring.mt_bench_inputs import TURNS, read_answers, read_prompts, read_questions, read_references
 from sams.scoring.tracked import scoring_run
 from sams.stage import read_recipe, run
@@ -48,6 +51,8 @@ def score_mt_bench(
     judgments: Path | None = None,
     judgments_out: Path | None = None,
     accept_failed: bool = False,
+    judge_store: Path | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Grade a model's answers from 1 to 10.
 
@@ -61,6 +66,8 @@ def score_mt_bench(
             lacks is judged if the recipe's judge is the one that made them.
         judgments_out: where all judgments go.
         accept_failed: give a score although judgments are missing; they are left out of it.
+        judge_store: file that keeps an endpoint's answers as they come; those in it are not paid again.
+        dry_run: say what the judge's calls will take, and end.
 
     Returns:
         `turn_1`, `turn_2`, `average`, `average_standard_error` (over questions), `categories`,
@@ -68,6 +75,7 @@ def score_mt_bench(
 
     Raises:
         UserError: inputs that do not fit together, or a judgment that is missing after the retries.
+        DryRun: the end of a dry run.
     """
     asked = read_questions(questions)
     answered, model = read_answers(answers, asked)
@@ -77,10 +85,20 @@ def score_mt_bench(
     rated, recorded_by = _recorded(judgments, model, matches) if judgments else ({}, None)
     unrated = [match for match in matches if _place(match) not in rated]
     judge = recorded_by or (judge_name(recipe.judge) if recipe else None)
+    log.info("%d judgments are needed of %s", len(unrated), judge)
+    calls = None
     if unrated and recipe is not None and judge == judge_name(recipe.judge):
-        with open_judge(recipe) as endpoint:
-            log.info("asking %s at %s %d times", endpoint.name, endpoint.base_url, len(unrated))
+        with open_judge(recipe, judge_store, dry_run) as endpoint:
+            if endpoint.proxy is not None:
+                _ask(unrated, endpoint)
+                endpoint.proxy.admit()
             rated.update(_ask(unrated, endpoint))
+            if endpoint.proxy is not None:
+                if not accept_failed:
+                    endpoint.proxy.check_complete()
+                calls = endpoint.proxy.facts()
+    if dry_run:
+        raise DryRun
     failed = [_place(match) for match in matches if rated.get(_place(match), NO_RATING).score == FAILED]
     rows = [
         _row(match, model, str(judge), rated[_place(match)])
@@ -102,6 +120,7 @@ def score_mt_bench(
         "n_judgments": len(rows),
         "n_failed": len(failed),
         "judge": judge,
+        "judge_calls": calls,
         "model_id": model,
         "references": sorted({str(row.get("model_id")) for row in given.values()}),
         "recipe": recipe.judge.model_dump(mode="json") if recipe else None,
@@ -155,30 +174,32 @@ def _place(match: Any) -> Place:
 
 
 def _ask(matches: Sequence[Any], endpoint: Endpoint) -> dict[Place, Grading]:
-    """Ask the judge for each match, several at a time; what fails is asked again."""
+    """Ask the judge for each match, several at a time; an answer without a rating is asked for again."""
     import openai
     from tqdm import tqdm
 
     judge = client(endpoint)
 
-    def chat(messages: Messages, temperature: float, max_tokens: int) -> str:
-        try:
-            answer = judge.chat.completions.create(
-                model=endpoint.model,
-                messages=messages,  # type: ignore[arg-type]  # plain dicts are what the types stand for
-                n=1,
-                temperature=temperature,
-                max_tokens=max_tokens,
-            )
-        except openai.OpenAIError as error:
-            log.warning("a call of the judge failed: %s", type(error).__name__)
-            return ERROR
+    def chat(messages: Messages, temperature: float, max_tokens: int, *, attempt: int) -> str:
+        answer = judge.chat.completions.create(
+            model=endpoint.model,
+            messages=messages,  # type: ignore[arg-type]  # plain dicts are what the types stand for
+            n=1,
+            temperature=temperature,
+            max_tokens=max_tokens,
+            extra_headers={ATTEMPT_HEADER: str(attempt)},
+        )
         return answer.choices[0].message.content or ERROR
 
     def ask(match: Any) -> tuple[Place, Grading]:
-        for _ in range(ATTEMPTS):
-            grading = fastchat.grade_match(match, chat)
-            if grading.score != FAILED or not endpoint.is_alive():
+        grading = NO_RATING
+        for attempt in range(1, ATTEMPTS + 1):
+            endpoint.check()
+            try:
+                grading = fastchat.grade_match(match, functools.partial(chat, attempt=attempt))
+            except openai.OpenAIError:  # after all tries; the proxy counts and tells them
+                break
+            if grading.score != FAILED:
                 break
         return _place(match), grading
 
@@ -265,20 +286,31 @@ def main(
     judgments: Annotated[Path | None, typer.Option(help="Recorded judgments.")] = None,
     judgments_out: Annotated[Path | None, typer.Option(help="Where all judgments go.")] = None,
     accept_failed: Annotated[bool, typer.Option(help="Give a score without the missing judgments.")] = False,
+    judge_store: Annotated[
+        Path | None, typer.Option(help=f"Keeps an endpoint's answers; else {STORE} beside --out.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what the judge's calls will take, and end.")] = False,
 ) -> None:
     """Score a model's answers with MT-Bench."""
     settings = read_recipe(recipe, ScoreRecipe) if recipe else None
-    with scoring_run("score_mt_bench", settings, out) as tracked:
-        metrics = score_mt_bench(
-            answers,
-            questions,
-            references,
-            judge_prompts,
-            recipe=settings,
-            judgments=judgments,
-            judgments_out=judgments_out,
-            accept_failed=accept_failed,
-        )
+    score = functools.partial(
+        score_mt_bench,
+        answers,
+        questions,
+        references,
+        judge_prompts,
+        recipe=settings,
+        judgments=judgments,
+        judgments_out=judgments_out,
+        accept_failed=accept_failed,
+        judge_store=judge_store or out.with_name(STORE),
+    )
+    if dry_run:
+        with suppress(DryRun):
+            score(dry_run=True)
+        return
+    with key_withheld(), scoring_run("score_mt_bench", settings, out) as tracked:
+        metrics = score()
         write_json(out, metrics)
         tracked.finish(final=metrics)
     log.info(

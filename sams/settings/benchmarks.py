@@ -1,10 +1,11 @@
 """Benchmarks: decoding, AlpacaEval 2, MT-Bench, the judge."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
+from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from sams.settings.base import Count, Settings
+from sams.settings.base import Count, Positive, Settings
 
 
 class Decoding(Settings):
@@ -17,6 +18,12 @@ class Decoding(Settings):
     stop_token_ids: list[int] = Field([], description="Ids that end an answer, besides the tokenizer's EOS.")
     category_temperatures: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
         {}, description="MT-Bench: temperature by category; `temperature` for those not named."
+    )
+    samples: Count = Field(
+        1, description="Answers to each prompt, each from a seed of its own; AlpacaEval has room for one."
+    )
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="What decodes; vllm has to be installed."
     )
 
 
@@ -33,14 +40,26 @@ MT_BENCH_TEMPERATURES = {
 }
 
 
+class MtBenchDecoding(Decoding):
+    """How answers to MT-Bench are decoded: at FastChat's temperatures unless others are set."""
+
+    category_temperatures: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
+        MT_BENCH_TEMPERATURES, description="Temperature by category; `temperature` for those not named."
+    )
+
+
 class AlpacaEval(Settings):
     """AlpacaEval 2: the baseline's answers and the table that length control needs."""
 
     reference_outputs: str | None = Field(
-        None, description="Baseline outputs (JSON, gzip or not); null: the world's own."
+        None,
+        description="Baseline outputs (JSON, gzip or not); null: the world's own. "
+        "inputs/alpaca_eval_gpt4_baseline.json is fetched.",
     )
     difficulty: str | None = Field(
-        None, description="Difficulty table (df_gamed.csv); null: made for the world's own instructions."
+        None,
+        description="Difficulty table; null: made for the world's own instructions. "
+        "inputs/df_gamed.csv is fetched.",
     )
     decoding: Decoding = Field(Decoding(), description="Decode settings.")
 
@@ -49,13 +68,23 @@ class MtBench(Settings):
     """MT-Bench: its questions, references and judge prompts."""
 
     questions: str | None = Field(
-        None, description="question.jsonl; null: the world's own two-turn questions."
+        None,
+        description="Two-turn questions; null: the world's own. inputs/question.jsonl is fetched.",
     )
-    references: str | None = Field(None, description="Reference answers; null: the world's own.")
-    judge_prompts: str | None = Field(None, description="judge_prompts.jsonl; null: the world's own.")
-    decoding: Decoding = Field(
-        Decoding(category_temperatures=MT_BENCH_TEMPERATURES), description="Decode settings."
+    references: str | None = Field(
+        None, description="Reference answers; null: the world's own. inputs/gpt-4.jsonl is fetched."
     )
+    judge_prompts: str | None = Field(
+        None, description="Judge prompts; null: the world's own. inputs/judge_prompts.jsonl is fetched."
+    )
+    decoding: MtBenchDecoding = Field(MtBenchDecoding(), description="Decode settings.")
+
+
+class Prices(Settings):
+    """What a judge's tokens cost."""
+
+    input: float = Field(ge=0.0, description="Dollars per million tokens of prompts.")
+    output: float = Field(ge=0.0, description="Dollars per million tokens of answers.")
 
 
 class Judge(Settings):
@@ -69,11 +98,37 @@ class Judge(Settings):
         None, description="Judge model of an endpoint; null: each benchmark's own (GPT-4 Turbo)."
     )
     concurrency: Count = Field(8, description="Calls in flight.")
+    requests_per_minute: Count | None = Field(None, description="Calls begun in a minute; null: no limit.")
+    tries: Count = Field(10, description="Tries of a call before it counts as failed.")
+    retry_seconds: Positive = Field(
+        1.0, description="Longest wait before the second try; doubled for each further one, up to a minute."
+    )
+    timeout_seconds: Positive = Field(120.0, description="Longest wait for an answer.")
+    prices: Prices | None = Field(None, description="Prices of the tokens; null: cost is not reckoned.")
+    max_cost: Positive | None = Field(
+        None, description="Most dollars that one result's judgments may cost; needs `prices`."
+    )
     length_lean: float = Field(
         0.3,
         ge=0.0,
         description="Local judge only: leaning to the longer answer, in logits per log length ratio.",
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address_without_secrets(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise ValueError("expected http(s)://host/v1 without a password; the key is OPENAI_API_KEY")
+        if {name for name, _ in parse_qsl(parts.query)} - {"api-version"}:  # where a key could hide
+            raise ValueError("expected no parameter but api-version (Azure); the key is OPENAI_API_KEY")
+        return url
+
+    @model_validator(mode="after")
+    def _a_limit_needs_prices(self) -> Self:
+        if self.max_cost is not None and self.prices is None:
+            raise ValueError("`max_cost` needs `prices`: {input: ..., output: ...}, $ per million tokens")
+        return self
 
 
 class Benchmarks(Settings):

@@ -1,7 +1,5 @@
-"""What AlpacaEval is given and what it says; the package itself runs on published judgments."""
+"""What AlpacaEval is given and what it says; test_published_alpaca_eval.py runs the package itself."""
 
-import csv
-import gzip
 import json
 import shutil
 from pathlib import Path
@@ -12,10 +10,9 @@ import pytest
 from sams.errors import UserError
 from sams.recipes import ScoreRecipe
 from sams.scoring.alpaca_eval import align, lc_obstacle, read_outputs, score_alpaca_eval
-from sams.scoring.alpaca_eval_run import Result, _check_coverage, run_alpaca_eval
+from sams.scoring.alpaca_eval_run import Result, _check_coverage
 
 Rows = list[dict[str, Any]]
-MODELS = ("OpenHermes-2.5-Mistral-7B", "gemma-7b-it", "FuseChat-Llama-3.1-8B-Instruct")
 OPENAI = ScoreRecipe.model_validate_json('{"judge": {"kind": "openai"}, "world": null}')
 
 
@@ -125,63 +122,6 @@ def test_recorded_judgments_must_be_sound_and_complete(
 def test_without_judgments_a_judge_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--annotations: 2 judgments are missing"):
         score_alpaca_eval(written(tmp_path / "ours.json", OURS), written(tmp_path / "base.json", BASE))
-
-
-# --- the published models --------------------------------------------------------------------------
-
-
-def test_published_figures_come_out(shared_data: Path) -> None:
-    """All three models in one process of the package; the same route as score_alpaca_eval from there on."""
-    data = shared_data / "alpaca_eval"
-    reference = read_outputs(data / "common" / "gpt4_1106_preview.model_outputs.json.gz")
-    models = [read_outputs(data / "open" / name / "model_outputs.json.gz") for name in MODELS]
-    recorded = {}
-    for name in MODELS:
-        with gzip.open(data / "open" / name / "annotations.json.gz") as stream:
-            for row in json.load(stream):
-                recorded[row["instruction"], row["output_1"], row["output_2"]] = row["preference"]
-    results = run_alpaca_eval(
-        reference,
-        models,
-        endpoint=None,
-        recorded=recorded,
-        difficulty=data / "common" / "df_gamed.standin.csv",
-        bootstrap=20,
-    )
-    with (data / "open" / "published.csv").open() as stream:
-        published = {row["model"]: row for row in csv.DictReader(stream)}
-    for name, result in zip(MODELS, results, strict=True):
-        for key in ("win_rate", "standard_error", "n_wins", "n_wins_base", "n_draws", "n_total"):
-            assert result.metrics[key] == pytest.approx(float(published[name][key]), abs=1e-6), (name, key)
-        assert result.metrics["discrete_win_rate"] == pytest.approx(
-            float(published[name]["discrete_win_rate"]), abs=1e-6
-        )
-        assert result.metrics["avg_length"] == float(published[name]["avg_length"])
-        lc = result.metrics["length_controlled_winrate"]
-        assert lc == pytest.approx(float(published[name]["length_controlled_winrate"]), abs=0.2)
-        # Of the order of the win rate's own, and not that of one number repeated.
-        assert 0.4 < result.metrics["lc_standard_error"] / result.metrics["standard_error"] < 2.5
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (lambda r: r[1:], "not AlpacaEval's 805"),
-        (lambda r: [r[1], r[0], *r[2:]], "not AlpacaEval's 805"),
-    ],
-)
-def test_a_changed_official_reference_is_refused(
-    tmp_path: Path, shared_data: Path, change: Any, problem: str
-) -> None:
-    data = shared_data / "alpaca_eval"
-    with gzip.open(data / "common" / "gpt4_1106_preview.model_outputs.json.gz") as stream:
-        reference = change(json.load(stream))
-    with pytest.raises(UserError, match=problem):
-        score_alpaca_eval(
-            data / "open" / MODELS[0] / "model_outputs.json.gz",
-            written(tmp_path / "reference.json", reference),
-            annotations=data / "open" / MODELS[0] / "annotations.json.gz",
-        )
 
 
 def test_the_official_table_under_another_baseline_is_refused(tmp_path: Path, shared_data: Path) -> None:

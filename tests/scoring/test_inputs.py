@@ -50,3 +50,12 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
 
 def test_long_lists_are_cut_short() -> None:
     assert some_of([1, 2, 3, 4, 5]) == "1, 2, 3 and 2 more"
+
+
+def test_a_line_ends_where_json_lines_say_and_nowhere_else(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"a": "one\u2028two\x85three\x1cfour"}, {"a": "next"}]
+    path.write_text(
+        "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline=""
+    )
+    assert read_json_lines(path) == rows

@@ -1,8 +1,8 @@
-import json
-import threading
+"""How a recipe's judge is opened."""
+
+import os
 from collections.abc import Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,74 +10,36 @@ import pytest
 
 from sams.errors import UserError
 from sams.recipes import ScoreRecipe
-from sams.scoring import alpaca_eval_run, child
-from sams.scoring.judge import open_judge
-from sams.scoring.local_judge import HOST, _Handler, _Server
-from sams.settings import Judge
-
-KEY = "sk-test-0123456789abcdef"
+from sams.scoring.judge import key_withheld, open_judge
+from sams.scoring.judge_proxy import DryRun
+from sams.scoring.local_judge import LocalJudge, local_judge
+from sams.settings import Judge, World
 
 
-def recipe(**settings: Any) -> ScoreRecipe:
-    return ScoreRecipe(judge=Judge.model_validate({"kind": "openai", **settings}), world=None)
+def recipe(world: World | None = None, **settings: Any) -> ScoreRecipe:
+    return ScoreRecipe(judge=Judge.model_validate({"kind": "openai", **settings}), world=world)
 
 
-class Endpoint(_Handler):
-    """The local judge as an endpoint that wants a key and keeps what it was asked."""
-
-    calls: list[tuple[str | None, dict[str, Any]]]
-
-    def __init__(self, *args: Any, calls: list[Any], refuse: bool) -> None:
-        self.calls, self.refuse = calls, refuse
-        super().__init__(*args, length_lean=0.0)
-
-    def do_GET(self) -> None:
-        if self.refuse:
-            return self._send(401, {"error": {"message": f"Incorrect API key provided: {KEY}"}})  # type: ignore[arg-type]
-        return super().do_GET()
-
-    def _judge(self, body: bytes) -> None:
-        self.calls.append((self.headers.get("Authorization"), json.loads(body)))
-        super()._judge(body)
-
-
-@pytest.fixture
-def calls() -> list[Any]:
-    return []
-
-
-@pytest.fixture
-def base_url(request: pytest.FixtureRequest, calls: list[Any]) -> Iterator[str]:
-    handler: Any = partial(Endpoint, calls=calls, refuse=getattr(request, "param", False))
-    assert issubclass(Endpoint, BaseHTTPRequestHandler)
-    server = _Server((HOST, 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://{HOST}:{server.server_address[1]}/v1"
-    server.shutdown()
-    server.server_close()
-
-
-def test_a_missing_key_is_named() -> None:
-    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"), open_judge(recipe()):
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"), open_judge(recipe(), tmp_path / "none"):
         pass
 
 
-@pytest.mark.parametrize("base_url", [True], indirect=True)
-def test_a_refused_key_is_told_at_once_and_not_quoted(base_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    refused = pytest.raises(UserError, match="refuses the key; check OPENAI_API_KEY")
-    with refused as error, open_judge(recipe(base_url=base_url)):
-        pass
-    assert KEY not in str(error.value) and error.value.__suppress_context__
+def test_answers_that_are_kept_need_no_key(tmp_path: Path) -> None:
+    (tmp_path / "calls.jsonl").touch()
+    with open_judge(recipe(), tmp_path / "calls.jsonl") as endpoint:
+        assert endpoint.proxy is not None
+        endpoint.proxy.admit()
 
 
-def test_an_endpoint_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with (
-        pytest.raises(UserError, match="cannot be reached"),
-        open_judge(recipe(base_url=f"http://{HOST}:9/v1")),
-    ):
-        pass
+def test_a_withheld_key_is_found_by_the_judge_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("OPENAI_API_KEYS", "another,sk-secret")
+    before = dict(os.environ)
+    with key_withheld(), open_judge(recipe()) as endpoint:
+        assert "sk-secret" not in " ".join(os.environ.values())
+        assert endpoint.token != "sk-secret"
+    assert dict(os.environ) == before
 
 
 def test_the_local_judge_needs_a_world() -> None:
@@ -88,37 +50,22 @@ def test_the_local_judge_needs_a_world() -> None:
         pass
 
 
-def test_an_endpoint_is_asked_for_its_model_with_a_key_that_no_file_holds(
-    base_url: str,
-    calls: list[Any],
-    question: tuple[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    """The package's own route to an endpoint, with worker processes and a judge that it does not know."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    held: list[bool] = []
-    end = child.end
+def test_the_local_judge_is_called_without_a_proxy_and_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DryRun), open_judge(recipe(World(), kind="local"), dry_run=True):
+        pass
+    started = []
 
-    def look_and_end(process: Any) -> None:
-        texts = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
-        held.append(bool(texts) and any(KEY.encode() in text for text in texts))
-        arguments = Path(f"/proc/{process.pid}/cmdline")
-        held.append(arguments.exists() and KEY.encode() in arguments.read_bytes())
-        end(process)
+    @contextmanager
+    def seen(length_lean: float) -> Iterator[LocalJudge]:
+        with local_judge(length_lean) as running:
+            started.append(running.process)
+            yield running
 
-    monkeypatch.setattr(alpaca_eval_run.child, "end", look_and_end)
-    asked, right = question
-    with open_judge(recipe(base_url=base_url, model="open-judge", concurrency=2)) as endpoint:
-        [result] = alpaca_eval_run.run_alpaca_eval(
-            [{"instruction": asked, "output": "no idea", "generator": "base", "dataset": ""}],
-            [[{"instruction": asked, "output": right, "generator": "ours", "dataset": ""}]],
-            endpoint=endpoint,
-        )
-    assert held == [False, False]
-    [(authorization, request)] = calls
-    assert authorization == f"Bearer {KEY}"
-    assert request["model"] == "open-judge" and request["logprobs"] and request["max_tokens"] == 1
-    assert result.annotations[0]["preference"] == pytest.approx(1.982, abs=1e-3)
-    assert KEY not in json.dumps(result.annotations)
+    monkeypatch.setattr("sams.scoring.judge.local_judge", seen)
+    with open_judge(recipe(World(), kind="local")) as endpoint:
+        assert endpoint.proxy is None
+        endpoint.check()
+        started[0].kill()
+        started[0].wait()
+        with pytest.raises(RuntimeError, match="the judge ended while it was needed"):
+            endpoint.check()
