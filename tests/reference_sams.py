@@ -153,8 +153,8 @@ def run(
     """Train `model` (fp32) in place, one round per batch of pair indices; `reference` (pairs, 2) is in nats.
 
     Settings: beta, gamma, delta, exploration (lambda), heads, block, replay_sample, max_grad_norm, and the nets'
-    learning_rate and weight_decay. Each round returns `selected` (k pair indices, in the batch's order), `gap` (of
-    the scores, last chosen to first left out), `loss_selected`, `loss_all`, and `r_b`, `exploitation_loss`, `exploration_loss` (None in round 1).
+    learning_rate and weight_decay. Each round returns `selected` (k pair indices), `gap` (of the scores, last chosen
+    to first not), `loss_selected`, `loss_all`; from round 2 `r_b`, `exploitation_loss`, `exploration_loss`.
     """
     beta, gamma, shape = settings["beta"], settings["gamma"], (settings["heads"], settings["block"])
     f_s, f_x = ({name: w.detach().clone() for name, w in net.items()} for net in (exploitation, exploration))

@@ -148,9 +148,9 @@ def differences(
     return worst | {"update": float((apart / moved) ** 0.5)}
 
 
-# Measured: 5e-7 for the losses and r_B, 1e-5 relative for the update. A pair chosen differently once, or half a
+# Measured: 1.4e-7 for the losses and r_B, 1.1e-6 relative for the update. A pair chosen differently once, or half a
 # gradient, is off by orders of magnitude. The exploration net fits half-precision arms, whose rounding may flip.
-TOLERANCE = {"scheduler/exploration_loss": 5e-4, "update": 1e-4}
+TOLERANCE = {"scheduler/exploration_loss": 5e-4, "update": 1e-5}
 
 
 def test_fifty_rounds_follow_the_reference_implementation(
