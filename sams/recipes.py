@@ -65,7 +65,7 @@ class TokeniseRecipe(Settings):
     model: Model
     max_length: Count
     max_prompt_length: Count
-    mismatched: bool = Field(description="Give every pair a mismatched completion, for KTO's KL term.")
+    mismatched: bool = Field(False, description="Give every pair a mismatched completion, for KTO's KL term.")
 
 
 class Watching(Settings):
