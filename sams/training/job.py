@@ -73,7 +73,7 @@ class TrainingJob:
         self.workers = Workers(
             device=launch.device,
             strategy=launch.strategy,
-            precision=recipe.model.precision,  # type: ignore[attr-defined]
+            precision=self.recipe["model"]["precision"],
             threads=launch.threads_per_process,
             timeout_minutes=launch.timeout_minutes,
             deterministic=launch.deterministic,
