@@ -88,14 +88,13 @@ class SftTask:
         """The scheduler's view while pretraining (SamS Eq. 12 to 14).
 
         The per-token log-prob stands for the margin and the *summed* one for the uncertainty: of one and
-        the same quantity the two terms of Eq. 13 would cancel to a constant.
+        the same quantity the two terms of Eq. 13 would cancel to a constant, so `uncertainty: mean` does not
+        reach here: no token counts are shown.
         """
-        tokens = torch.tensor([float(self.weights[item]) for item in items])
         return View(
             losses=found["loss"],
             margins=-found["loss"],
             chosen_logps=found["logps/chosen"],
-            chosen_tokens=tokens,
             contexts=contexts,
         )
 

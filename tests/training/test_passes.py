@@ -215,7 +215,8 @@ def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Worker
     task = SftTask(tiny.pairs(16, seed=1), 0, response="chosen_ids")
     found, contexts = score(new_policy(), task, list(range(16)), workers, 8, contexts=True)
     view = task.view(list(range(16)), found, contexts)
-    assert sample_reward(view.margins, view.chosen_logps, 0.5).std() > 0.01
+    for uncertainty in ("sum", "mean"):
+        assert sample_reward(view.margins, view.confidence(uncertainty), 0.5).std() > 0.01
     assert view.contexts is not None
     assert view.contexts.shape == (16, 1, 2, 32)
 

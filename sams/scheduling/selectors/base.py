@@ -19,7 +19,7 @@ class View:
         contexts: [n, responses, layers, width] hidden states averaged over each response, chosen first; None
             unless the selector needs them.
         flipped: [n] bool, which labels are known to be swapped (controlled noise); None if not known of every pair.
-        chosen_tokens: [n] tokens of the chosen response; None where no selector asks for it.
+        chosen_tokens: [n] tokens of the chosen response; None where the sum over them must be taken.
         margin_rounding: margins no further apart than that differ by rounding alone.
     """
 
@@ -33,9 +33,8 @@ class View:
 
     def confidence(self, uncertainty: str) -> Tensor:
         """Log-prob of the chosen response for Eq. 7's uncertainty term: `sum` over its tokens, or `mean`: [n]."""
-        if uncertainty == "sum":
+        if uncertainty == "sum" or self.chosen_tokens is None:
             return self.chosen_logps
-        assert self.chosen_tokens is not None
         return self.chosen_logps / self.chosen_tokens
 
 
