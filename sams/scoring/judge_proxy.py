@@ -14,11 +14,12 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from sams.errors import UserError
+from sams.scoring.json_handler import JsonHandler
 from sams.scoring.judge_store import Answer, Request, Store, Tokens, expected_tokens, key_of, tokens_of
 from sams.scoring.judge_upstream import CallFailed, Upstream, is_refusal
 from sams.settings import Judge
@@ -236,7 +237,7 @@ class _Server(ThreadingHTTPServer):
         log.debug("a connection to the judge's proxy broke", exc_info=True)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     timeout = 300.0  # seconds a connection may stay silent
@@ -274,16 +275,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         self.close_connection = status != HTTPStatus.FAILED_DEPENDENCY
         self._send(status, {"error": {"message": message, "type": "judge_proxy"}})
-
-    def _send(self, status: HTTPStatus, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
 
 
 def _request(body: bytes) -> Request | None:

@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 from sams.scoring import child
 from sams.scoring.grading import UnknownPrompt, Verdict, judge_prompt
+from sams.scoring.json_handler import JsonHandler
 
 MODEL = "local-judge"
 HOST = "127.0.0.1"
@@ -35,7 +36,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     timeout = 300.0  # seconds a connection may stay silent
@@ -95,16 +96,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         self.close_connection = True
         self._send(status, {"error": {"message": message, "type": "invalid_request_error"}})
-
-    def _send(self, status: HTTPStatus, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
 
 
 def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:

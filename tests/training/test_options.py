@@ -18,7 +18,7 @@ from sams.training import crossfit, export, preference, reference, sft
 from sams.training.gates import TrainingFailure, refuse_foreign_reference
 from sams.training.tasks import Items, PreferenceTask, read_reference
 from tests import tiny
-from tests.training.test_runs import TRAINING, here, preference_recipe, run, weights
+from tests.training.test_runs import TRAINING, here, preference_recipe, run, shifted_reference, weights
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -221,16 +221,7 @@ def test_a_reference_that_is_not_the_policys_own_is_noticed_before_the_first_ste
     prepared: dict[str, Path], tmp_path: Path
 ) -> None:
     """A cache that claims to be of this model but was made with, say, another kernel or template."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    broken = tmp_path / "reference"
-    broken.mkdir()
-    for split in ("train", "test"):
-        table = parquet.read_table(prepared["reference"] / f"{split}.parquet").to_pydict()
-        table["chosen"] = [value + 1e-3 for value in table["chosen"]]
-        parquet.write_table(pa.table(table), broken / f"{split}.parquet")
-    write_manifest(broken, upstream=read_json(prepared["reference"] / "manifest.json")["upstream"])
+    broken = shifted_reference(prepared["reference"], tmp_path / "reference", 1e-3)
     with pytest.raises(TrainingFailure, match=r"step 1: the policy disagrees with the cached reference"):
         run({**prepared, "reference": broken}, tmp_path / "o")
     assert not (tmp_path / "o" / "trained").exists()

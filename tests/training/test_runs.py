@@ -17,6 +17,7 @@ import transformers
 from safetensors.torch import load_file
 
 from sams.errors import UserError
+from sams.files import read_json, write_manifest
 from sams.recipes import Job, PreferenceRecipe, PretrainRecipe, SftRecipe
 from sams.scheduling.selectors import Random
 from sams.settings import Preference, Pretrain, Scheduler, Settings, Sft
@@ -332,20 +333,25 @@ def test_a_changed_setting_is_never_resumed(prepared: dict[str, Path], tmp_path:
     assert len(losses(out)) == 1
 
 
-def test_a_loss_that_is_not_finite_stops_all_and_names_the_pair(
-    prepared: dict[str, Path], tmp_path: Path
-) -> None:
+def shifted_reference(reference: Path, folder: Path, shift: float) -> Path:
+    """The same cache with other log-probs of the chosen, of the same model by its word."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    from sams.files import write_manifest
-
-    broken = tmp_path / "reference"
-    broken.mkdir()
+    folder.mkdir()
     for split in ("train", "test"):
-        table = parquet.read_table(prepared["reference"] / f"{split}.parquet").to_pydict()
-        table["chosen"] = [float("nan")] * len(table["id"])
-        parquet.write_table(pa.table(table), broken / f"{split}.parquet")
+        table = parquet.read_table(reference / f"{split}.parquet").to_pydict()
+        table["chosen"] = [value + shift for value in table["chosen"]]
+        parquet.write_table(pa.table(table), folder / f"{split}.parquet")
+    write_manifest(folder, upstream=read_json(reference / "manifest.json")["upstream"])
+    return folder
+
+
+def test_a_loss_that_is_not_finite_stops_all_and_names_the_pair(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    broken = shifted_reference(prepared["reference"], tmp_path / "reference", float("nan"))
+    # Of another model by its word: the gate that compares the two before step 1 must not come first.
     write_manifest(broken)
     arguments: dict[str, Any] = {
         **prepared,
