@@ -20,6 +20,7 @@ from sams.settings import (
     Decoding,
     Judge,
     Launch,
+    MicroBatch,
     Model,
     MtBench,
     Name,
@@ -89,7 +90,7 @@ class ReferenceRecipe(Settings):
     """Stage `compute_reference`: log-probs of the reference model, by pair id."""
 
     model: Model
-    micro_batch_size: Count
+    micro_batch_size: MicroBatch
     mismatched: bool = Field(False, description="Log-probs of the mismatched completions too.")
 
 
@@ -242,10 +243,10 @@ def _preference(study: Study, method: str, seed: int) -> PreferenceRecipe:
     )
 
 
-def _reference_micro_batch(study: Study) -> int:
+def _reference_micro_batch(study: Study) -> MicroBatch:
     methods = study.preference_methods
     sizes = [study.preference_of(method).scoring_micro_batch_size for method in methods]
-    return min(sizes, default=1)
+    return min((size for size in sizes if size != "auto"), default="auto")
 
 
 def _crossfit(study: Study, method: str, seed: int) -> PreferenceRecipe:

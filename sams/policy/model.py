@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,14 @@ def without_dropout(model: transformers.PreTrainedModel) -> transformers.PreTrai
         elif isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
     return model
+
+
+def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
+    """Recompute the activations of every block in the backward pass."""
+    with warnings.catch_warnings():
+        # Newer releases call it activation_checkpointing_enable; the oldest supported has only this name.
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def add_lora(model: transformers.PreTrainedModel, settings: Lora) -> PeftModel:

@@ -57,6 +57,11 @@ class Selection:
         """Whether the selector takes part. It sees warm-up and full rounds too, to learn from them."""
         return self.end_after is None or round <= self.end_after
 
+    @property
+    def largest(self) -> int:
+        """The largest K of all rounds."""
+        return max(self.size(round) for round in range(1, self.rounds + 1))
+
     def size(self, round: int) -> int:
         """K of a round."""
         warming = round <= self.warmup_rounds

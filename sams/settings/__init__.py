@@ -12,7 +12,7 @@ from sams.settings.benchmarks import (
 from sams.settings.data import Data, World
 from sams.settings.model import Model
 from sams.settings.scheduling import Scheduler
-from sams.settings.training import Launch, Lora, Preference, Pretrain, Ratio, Sft, Training
+from sams.settings.training import Launch, Lora, MicroBatch, Preference, Pretrain, Ratio, Sft, Training
 
 __all__ = [
     "MT_BENCH_TEMPERATURES",
@@ -24,6 +24,7 @@ __all__ = [
     "Judge",
     "Launch",
     "Lora",
+    "MicroBatch",
     "Model",
     "MtBench",
     "Name",

@@ -25,11 +25,21 @@ class Model(Settings):
     chat_template: str | None = Field(
         None, description="File with a chat template (jinja); null takes the tokenizer's own, or a plain one."
     )
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel.")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="Attention kernel of padded rows and of generation."
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Compute type; master weights and log-prob sums are always float32."
     )
-    activation_checkpointing: bool = Field(False, description="Recompute activations in the backward pass.")
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        False,
+        description="Recompute activations in the backward pass; auto: where they would not fit in memory.",
+    )
+    packing: bool = Field(
+        True,
+        description="Rows without padding, in which a pair's prompt is computed once, if the model's log-probs "
+        "stay the same; that is tried at the start of each job.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "Model":

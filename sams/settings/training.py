@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from sams.scheduling.selection import selected
 from sams.settings.base import Count, Positive, Settings, Share
 
+MicroBatch = Count | Literal["auto"]
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
@@ -26,10 +27,10 @@ class Training(Settings):
     batch_size: Count = Field(
         64, description="Global batch: examples or pairs per round, over all processes."
     )
-    micro_batch_size: Count = Field(
-        8, description="Examples or pairs per process in one forward and backward."
+    micro_batch_size: MicroBatch = Field(
+        8, description="Examples or pairs per process in one forward and backward; auto: found at the start."
     )
-    scoring_micro_batch_size: Count = Field(16, description="The same for passes without gradients.")
+    scoring_micro_batch_size: MicroBatch = Field(16, description="The same for passes without gradients.")
     epochs: Count = Field(
         1, description="Passes over the data; the incomplete last batch of each is dropped."
     )

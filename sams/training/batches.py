@@ -1,56 +1,17 @@
-"""Batches: the order of the data, how a selection is dealt to the processes, how rows become tensors."""
+"""Batches: the order of the data, and how a selection is dealt to the processes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from sams.errors import UserError
 from sams.training.distribution import seeded
 
 if TYPE_CHECKING:
     from sams.settings import Training
-
-
-@dataclass
-class Rows:
-    """Padded token ids of R sequences, each tensor [R, T] int64; the sequences of one item stand apart.
-
-    A batch of B pairs has R = 2 B rows: the chosen responses first, then the rejected ones.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    completion_mask: Tensor
-
-    def to(self, device: torch.device) -> Rows:
-        """The same rows on another device."""
-        return Rows(
-            self.input_ids.to(device), self.attention_mask.to(device), self.completion_mask.to(device)
-        )
-
-
-def pad_rows(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pad: int) -> Rows:
-    """Join prompts and completions and pad them on the right.
-
-    Args:
-        sequences: (prompt ids, completion ids) of each row.
-        pad: id of the padding token; it is masked, so any will do.
-    """
-    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
-    input_ids = torch.full((len(sequences), longest), pad)
-    attention_mask = torch.zeros(len(sequences), longest, dtype=torch.int64)
-    completion_mask = torch.zeros(len(sequences), longest, dtype=torch.int64)
-    for row, (prompt, completion) in enumerate(sequences):
-        end = len(prompt) + len(completion)
-        input_ids[row, :end] = torch.tensor([*prompt, *completion])
-        attention_mask[row, :end] = 1
-        completion_mask[row, len(prompt) : end] = 1
-    return Rows(input_ids, attention_mask, completion_mask)
 
 
 def rounds(items: int | Sequence[int], batch: int, epochs: int, seed: int) -> Iterator[tuple[int, list[int]]]:
@@ -96,7 +57,9 @@ def count_rounds(items: Sequence[object], training: Training, where: str, batch:
     return steps if training.max_steps is None else min(steps, training.max_steps)
 
 
-def deal(lengths: Sequence[int], world: int, micro_batch: int) -> list[list[list[int]]]:
+def deal(
+    lengths: Sequence[int], world: int, micro_batch: int, *, packed: bool = False
+) -> list[list[list[int]]]:
     """Deal items to the processes, balanced by tokens, with the same number of micro-batches on each.
 
     Unequal numbers of forward and backward calls would hang FSDP2: a process that is short of items gets
@@ -106,19 +69,29 @@ def deal(lengths: Sequence[int], world: int, micro_batch: int) -> list[list[list
         lengths: tokens of each item.
         world: number of processes.
         micro_batch: most items in one micro-batch.
+        packed: whether rows are packed. Padded rows want similar lengths in one micro-batch, packed ones want
+            micro-batches of the same size.
 
     Returns:
-        For each process its micro-batches: places in `lengths`, similar lengths together.
+        For each process its micro-batches: places in `lengths`.
     """
-    share = -(-len(lengths) // world)
-    hands: list[list[int]] = [[] for _ in range(world)]
-    weights = [0] * world
-    for place in sorted(range(len(lengths)), key=lambda place: (-lengths[place], place)):
-        hand = min((weights[rank], rank) for rank in range(world) if len(hands[rank]) < share)[1]
-        hands[hand].append(place)
-        weights[hand] += lengths[place]
-    count = max(1, -(-share // micro_batch))
+    hands = balanced(range(len(lengths)), lengths, world)
+    count = max(1, -(-max(map(len, hands)) // micro_batch))
+    if packed:
+        return [balanced(hand, lengths, count) for hand in hands]
     return [
         [hand[start * len(hand) // count : (start + 1) * len(hand) // count] for start in range(count)]
         for hand in hands
     ]
+
+
+def balanced(places: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Split places into parts of at most equal number and nearly equal tokens, longest first in each."""
+    share = -(-len(places) // parts)
+    hands: list[list[int]] = [[] for _ in range(parts)]
+    weights = [0] * parts
+    for place in sorted(places, key=lambda place: (-lengths[place], place)):
+        hand = min((weights[part], part) for part in range(parts) if len(hands[part]) < share)[1]
+        hands[hand].append(place)
+        weights[hand] += lengths[place]
+    return hands

@@ -10,7 +10,6 @@ arXiv 2502.09650).
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 
 from sams.files import whole_folder
 from sams.policy.model import load_model
@@ -51,10 +50,9 @@ def main(
         upstream=upstream,
         part=f"half{half}",
     ) as job:
-        pad = AutoTokenizer.from_pretrained(tokens / "tokenizer").pad_token_id
         loaded = load_model(model, settings.model)
         policy = job.wrap(loaded, training)
-        task, test = (read_task(tokens, reference, split, settings, pad) for split in ("train", "test"))
+        task, test = (read_task(tokens, reference, split, settings) for split in ("train", "test"))
         halves = torch.randperm(len(task.ids), generator=seeded("crossfit", settings.seed)).chunk(2)
         mine, others = halves[half].tolist(), halves[1 - half].tolist()
 
@@ -63,7 +61,7 @@ def main(
         figures, _ = train(
             policy, task, test, selector, selection, training, updates="selected", job=job, order=mine
         )
-        found = score_all(policy, task, others, training, job)
+        found = score_all(policy, task, others, job)
         if job.workers.is_main:
             table = pa.table({"id": [task.ids[item] for item in others], "loss": found["loss"].numpy()})
             with whole_folder(out / "losses") as part:

@@ -32,7 +32,7 @@ def refuse_foreign_reference(task: PreferenceTask, items: list[int], found: Item
     """
     assert task.reference is not None
     tokens = torch.tensor(
-        [[len(task.chosen[item][1]), len(task.rejected[item][1])] for item in items], dtype=torch.float64
+        [[task.chosen_tokens[item], task.rejected_tokens[item]] for item in items], dtype=torch.float64
     )
     logps = torch.stack([found["logps/chosen"], found["logps/rejected"]], dim=1).double()
     ratios = logps - task.reference[items, :2].double()

@@ -19,6 +19,7 @@ from sams.provenance import code_digest, environment
 from sams.training.checkpoints import Checkpoints, fingerprint
 from sams.training.distribution import Workers
 from sams.training.gates import TrainingFailure
+from sams.training.tuning import Tuning
 
 if TYPE_CHECKING:
     from sams.recipes import Job
@@ -63,6 +64,7 @@ class TrainingJob:
     ) -> None:
         self.stage = stage
         self.part = part
+        self.settings: Any = recipe
         self.recipe = recipe.model_dump(mode="json")
         self.job = job
         self.out = out
@@ -79,6 +81,7 @@ class TrainingJob:
             deterministic=launch.deterministic,
         )
         self.run: Any = None
+        self.tuning: Tuning | None = None
         run = fingerprint(canonical_json(self.recipe), self.code, canonical_json(self.upstream), part)
         self.checkpoints = Checkpoints(checkpoints, run, self.workers)
         failed = self.checkpoints.folder / FAILED
@@ -92,8 +95,7 @@ class TrainingJob:
         """The model as a policy to train: adapters where they are asked for, replicated or sharded."""
         if training.lora is not None:
             add_lora(model, training.lora)
-        checkpointing = self.recipe["model"]["activation_checkpointing"]
-        return self.workers.wrap(Policy(model, activation_checkpointing=checkpointing))
+        return self.workers.wrap(Policy(model))
 
     def publish(self, policy: nn.Module, model: PreTrainedModel, training: Training) -> None:
         """Write the trained weights as `trained/` in the results."""
@@ -165,7 +167,12 @@ class TrainingJob:
             write_json(self.out / "environment.json", environment())
             write_json(
                 self.out / "recipe.json",
-                {"recipe": self.recipe, "code": self.code, "upstream": self.upstream},
+                {
+                    "recipe": self.recipe,
+                    "tuning": None if self.tuning is None else vars(self.tuning),
+                    "code": self.code,
+                    "upstream": self.upstream,
+                },
             )
             write_json(self.out / METRICS, metrics)
         self.workers.barrier()

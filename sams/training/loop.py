@@ -24,6 +24,7 @@ from sams.training.gates import refuse_non_finite
 from sams.training.job import COSTS, TrainingJob
 from sams.training.passes import accumulate_gradient, score
 from sams.training.tasks import Items, Scored, Task
+from sams.training.tuning import Tuning, tune
 
 if TYPE_CHECKING:
     from sams.settings import Training
@@ -90,8 +91,23 @@ def train(
     state = checkpoints.restore(policy, optimiser)
     if state is None:
         state = {"step": 0, "pairs_trained": 0, "tokens_seen": 0, "train_seconds": 0.0, "log_offset": None}
+        trained_items = 0 if optimiser is None else n if updates == "all" else selection.largest
+        # Only now: a forward pass before the optimiser is made would show it FSDP2's gathered weights.
+        tuning = tune(
+            policy,
+            task,
+            workers,
+            job.settings.model,
+            micro_batch=training.micro_batch_size,
+            scoring_micro_batch=training.scoring_micro_batch_size,
+            items=trained_items,
+            scored_items=n,
+        )
     else:
         selector.load_state_dict(state.pop("selector"))
+        tuning = Tuning(**state.pop("tuning"))
+    job.tuning = tuning
+    tuning.apply(policy)
     run = job.open_run(state["log_offset"])
     costs = Costs(checkpoints.folder / COSTS, workers, parameter_count(policy))
     interrupted = on_sigterm()
@@ -103,7 +119,7 @@ def train(
             scored_task,
             items,
             workers,
-            training.scoring_micro_batch_size,
+            tuning.scoring_micro_batch,
             contexts=contexts,
             tally=costs.tally,
         )
@@ -114,7 +130,6 @@ def train(
     def course() -> Iterator[tuple[int, list[int]]]:
         return rounds(len(task.ids) if order is None else order, n, training.epochs, seed)
 
-    # Only now: a forward pass before the optimiser is made would show it FSDP2's gathered weights.
     if gate is not None and state["step"] == 0:
         _, first = next(course())
         task.begin(first, figures)
@@ -147,9 +162,7 @@ def train(
         else:
             rate = learning_rate(step, steps, training)
             optimiser.zero_grad()
-            items = accumulate_gradient(
-                policy, task, trained, workers, training.micro_batch_size, tally=costs.tally
-            )
+            items = accumulate_gradient(policy, task, trained, workers, tuning.micro_batch, tally=costs.tally)
             refuse_non_finite(items, trained, task, step)
             metrics |= {"grad_norm": workers.clip(policy, training.max_grad_norm), "learning_rate": rate}
             for group in optimiser.param_groups:
@@ -185,7 +198,8 @@ def train(
         stopping = step < steps and workers.any(interrupted())
         if stopping or (step % training.checkpoint_every == 0 and step < steps):
             state["log_offset"] = run.offset
-            checkpoints.save(policy, optimiser, {**state, "selector": selector.state_dict()})
+            selector_state, tuned = selector.state_dict(), vars(tuning)
+            checkpoints.save(policy, optimiser, {**state, "selector": selector_state, "tuning": tuned})
         if stopping:
             raise SystemExit(EXIT_INTERRUPTED)
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sams.policy.policy import Scores
-from sams.training.batches import Rows, deal
+from sams.policy.policy import Scores, bare
+from sams.policy.rows import pack_rows, pad_rows
+from sams.training.batches import deal
 from sams.training.costs import Tally
 from sams.training.distribution import Workers
 from sams.training.tasks import Items, Scored, Task
@@ -41,7 +42,8 @@ def score(
                     features = part.new_zeros(len(items), *part.shape[1:])
                 if places:
                     features[places] = part
-    return collected.gather(workers), workers.sum(features) if features is not None else None
+    # Exchanged in the policy's compute type, half the bytes in bfloat16; the scheduler computes in float32.
+    return collected.gather(workers), None if features is None else workers.sum(features).float()
 
 
 def accumulate_gradient(
@@ -79,18 +81,19 @@ def _micro_batches(
     tally: Tally | None,
 ) -> Iterator[tuple[list[int], Scores, Items]]:
     """Run this process's micro-batches: yields (places in `items`, scores, the task's items)."""
-    hands = deal([task.lengths[item] for item in items], workers.world, micro_batch)
+    packed = bare(policy).packed is not None
+    lengths = task.packed_lengths if packed else task.lengths
+    hands = deal([lengths[item] for item in items], workers.world, micro_batch, packed=packed)
     for number, places in enumerate(hands[workers.rank], start=1):
         workers.exchange_gradients(policy, number == len(hands[workers.rank]))
         # An empty micro-batch still takes part in the collective calls: it runs the first item at weight 0.
         mine = [items[place] for place in places] or items[:1]
-        rows: Rows = task.rows(mine)
+        sequences = task.sequences(mine)
+        rows = pack_rows(sequences) if packed else pad_rows(sequences)
         if tally is not None:
-            tokens, places_filled = int(rows.attention_mask.sum()), rows.attention_mask.numel()
-            tally.add(tokens, places_filled, trained=torch.is_grad_enabled())
-        rows = rows.to(workers.device)
+            tally.add(rows.tokens, rows.input_ids.numel(), trained=torch.is_grad_enabled())
         with workers.accelerator.autocast():
-            scores: Scores = policy(rows.input_ids, rows.attention_mask, rows.completion_mask, contexts)
+            scores: Scores = policy(rows.to(workers.device), contexts)
         yield places, scores, task.items(scores, mine)
 
 

@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import AutoTokenizer
-
 from sams.errors import UserError
 from sams.files import read_json
 from sams.losses import build_loss
@@ -70,10 +68,9 @@ def main(
         checkpoints=checkpoints,
         upstream=upstream,
     ) as job:
-        pad = AutoTokenizer.from_pretrained(tokens / "tokenizer").pad_token_id
         loaded = load_model(model, settings.model)
         policy = job.wrap(loaded, training)
-        task, test = (read_task(tokens, reference, split, settings, pad) for split in ("train", "test"))
+        task, test = (read_task(tokens, reference, split, settings) for split in ("train", "test"))
 
         order = None
         if training.selector == "selective":
@@ -105,9 +102,7 @@ def main(
         job.finish(figures | final_figures(evaluated))
 
 
-def read_task(
-    tokens: Path, reference: Path | None, split: str, settings: PreferenceRecipe, pad: int
-) -> PreferenceTask:
+def read_task(tokens: Path, reference: Path | None, split: str, settings: PreferenceRecipe) -> PreferenceTask:
     """One split of the pairs, with its cached reference log-probs where the loss needs them.
 
     Raises:
@@ -119,14 +114,14 @@ def read_task(
     )
     data = read_tokens(tokens, split)
     if not loss.needs_reference:
-        return PreferenceTask(data, pad, loss=loss, reference=None)
+        return PreferenceTask(data, loss=loss, reference=None)
     if reference is None:
         raise UserError(
             f"loss {training.loss} needs reference log-probs",
             where="--reference",
             remedy="give the folder that `sams.training.reference` wrote",
         )
-    return PreferenceTask(data, pad, loss=loss, reference=read_reference(reference, split, data["id"]))
+    return PreferenceTask(data, loss=loss, reference=read_reference(reference, split, data["id"]))
 
 
 def select(task: PreferenceTask, training: Preference, order: list[int] | None) -> Selection:
@@ -157,13 +152,13 @@ def starts_from(reference: Path, model: str) -> bool:
     return bool(read_json(reference / "manifest.json").get("upstream", {}).get("model") == model)
 
 
-def score_all(
-    policy: nn.Module, task: PreferenceTask, items: list[int], training: Preference, job: TrainingJob
-) -> Items:
-    """What the policy says of pairs outside the loop."""
+def score_all(policy: nn.Module, task: PreferenceTask, items: list[int], job: TrainingJob) -> Items:
+    """What the policy says of pairs after the loop."""
+    assert job.tuning is not None
+    micro_batch = job.tuning.scoring_micro_batch
 
     def scored(asked: Scored, places: list[int]) -> Items:
-        return score(policy, asked, places, job.workers, training.scoring_micro_batch_size)[0]
+        return score(policy, asked, places, job.workers, micro_batch)[0]
 
     task.begin(items, scored)
     return scored(task, items)

@@ -8,8 +8,6 @@ With a moving policy the scheduler learns during SFT: see `sams.training.sft`.
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from sams.policy.model import load_model
 from sams.policy.policy import Policy
 from sams.scheduling.selection import Selection
@@ -36,10 +34,9 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
         checkpoints=checkpoints,
         upstream={"tokens": tokens, "model": model},
     ) as job:
-        pad = AutoTokenizer.from_pretrained(tokens / "tokenizer").pad_token_id
         loaded = load_model(model, settings.model)
         policy = job.workers.wrap(Policy(loaded), trained=False)
-        task = SftTask(read_tokens(tokens, "train"), pad, response="chosen_ids")
+        task = SftTask(read_tokens(tokens, "train"), response="chosen_ids")
 
         selection = Selection(
             training.batch_size, count_rounds(task.ids, training, "pretrain.batch_size"), (training.ratio,)

@@ -6,8 +6,6 @@
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from sams.files import whole_folder
 from sams.policy.model import load_model
 from sams.policy.policy import Policy
@@ -15,6 +13,10 @@ from sams.training.distribution import Workers
 from sams.training.job import digest_of
 from sams.training.passes import score
 from sams.training.tasks import Items, MismatchedTask, PairTask, Scored, read_tokens
+from sams.training.tuning import tune
+
+MOST_ITEMS = 32
+"""Pairs that a process scores together where the recipe leaves it open."""
 
 
 def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
@@ -38,18 +40,28 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
         threads=launch.threads_per_process,
         timeout_minutes=launch.timeout_minutes,
     )
-    pad = AutoTokenizer.from_pretrained(tokens / "tokenizer").pad_token_id
     policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
-    tables = {}
+    tables, tuning = {}, None
     for split in ("train", "test"):
         data = read_tokens(tokens, split)
-        tasks: list[Scored] = [PairTask(data, pad)]
+        tasks: list[Scored] = [PairTask(data)]
         if settings.mismatched:
-            tasks.append(MismatchedTask(data, pad))
+            tasks.append(MismatchedTask(data))
+        if tuning is None:
+            tuning = tune(
+                policy,
+                tasks[0],
+                workers,
+                settings.model,
+                micro_batch=1,
+                scoring_micro_batch=settings.micro_batch_size,
+                items=0,
+                scored_items=MOST_ITEMS * workers.world,
+            )
         found: Items = {}
         for task in tasks:
             items = list(range(len(task.ids)))
-            found |= score(policy, task, items, workers, settings.micro_batch_size)[0]
+            found |= score(policy, task, items, workers, tuning.scoring_micro_batch)[0]
         columns = {name.removeprefix("logps/"): pa.array(logps.numpy()) for name, logps in found.items()}
         tables[split] = pa.table({"id": data["id"]} | columns)
     if workers.is_main:

@@ -87,7 +87,6 @@ def build_sams(
 ) -> Sams:
     """The scheduler of a job, fresh or with the weights that pretraining left, and its replay pool."""
     seed, workers = job.recipe["seed"], job.workers
-    largest = max(selection.size(step) for step in range(1, selection.rounds + 1))
     scheduler = Scheduler(
         settings,
         layers=len(blocks(model)),
@@ -97,7 +96,7 @@ def build_sams(
         train_encoder=train_encoder,
         pool=ReplayPool(
             job.checkpoints.folder / REPLAY,
-            max_arms=min(settings.replay_rounds, selection.rounds) * largest,
+            max_arms=min(settings.replay_rounds, selection.rounds) * selection.largest,
             max_bytes=settings.replay_bytes,
             generator=torch.Generator().manual_seed(seed),
             rank=workers.rank,

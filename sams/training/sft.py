@@ -44,14 +44,14 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
         checkpoints=checkpoints,
         upstream={"tokens": tokens},
     ) as job:
-        tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer")
         if settings.model.path is None:
+            tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer")
             model = build_model(settings.model, tokenizer, settings.seed)
         else:
             model = load_model(settings.model.path, settings.model, revision=settings.model.revision)
         policy = job.wrap(model, training)
-        task = SftTask(read_tokens(tokens, "sft"), tokenizer.pad_token_id)
-        test = SftTask(read_tokens(tokens, "test"), tokenizer.pad_token_id, response="chosen_ids")
+        task = SftTask(read_tokens(tokens, "sft"))
+        test = SftTask(read_tokens(tokens, "test"), response="chosen_ids")
 
         selection = Selection(
             training.batch_size,

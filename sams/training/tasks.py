@@ -13,8 +13,8 @@ from torch import Tensor
 from sams.errors import UserError
 from sams.losses import Loss, PairLogps
 from sams.policy.policy import Scores
+from sams.policy.rows import Item
 from sams.scheduling.selectors import View
-from sams.training.batches import Rows, pad_rows
 
 ROUNDING = 1e-6
 """Rounding of a summed float32 log-prob, relative to its size (measured: 8e-8)."""
@@ -28,14 +28,16 @@ class Scored(Protocol):
 
     ids: list[str]
     lengths: list[int]
-    """Tokens of each item, over all its sequences: what dealing balances."""
+    """Tokens of each item, over all its sequences: its prompt as often as it has completions."""
+    packed_lengths: list[int]
+    """Tokens of each item in a packed row, its prompt once."""
 
-    def rows(self, items: list[int]) -> Rows:
-        """Padded token ids of the items' sequences."""
+    def sequences(self, items: list[int]) -> list[Item]:
+        """Token ids of each item: its prompt and its completions."""
         ...
 
     def items(self, scores: Scores, items: list[int]) -> Items:
-        """What is reported of each item, from the scores of `rows(items)`."""
+        """What is reported of each item, from the scores of `sequences(items)`."""
         ...
 
 
@@ -63,20 +65,19 @@ class SftTask:
 
     Args:
         data: tokenised examples with columns id, prompt_ids, response_ids.
-        pad: id of the padding token.
         response: the column of the response (`chosen_ids` to pretrain a scheduler on preference pairs).
     """
 
-    def __init__(self, data: dict[str, list[Any]], pad: int, *, response: str = "response_ids") -> None:
+    def __init__(self, data: dict[str, list[Any]], *, response: str = "response_ids") -> None:
         self.ids: list[str] = data["id"]
-        self.sequences = list(zip(data["prompt_ids"], data[response], strict=True))
-        self.lengths = [len(prompt) + len(answer) for prompt, answer in self.sequences]
+        self.prompts, self.responses = data["prompt_ids"], data[response]
         # The mean is over tokens, as everywhere in the field: each item weighs as much as it has tokens.
-        self.weights = [len(answer) for _, answer in self.sequences]
-        self.pad = pad
+        self.weights = [len(response) for response in self.responses]
+        self.lengths = [len(prompt) + own for prompt, own in zip(self.prompts, self.weights, strict=True)]
+        self.packed_lengths = self.lengths
 
-    def rows(self, items: list[int]) -> Rows:
-        return pad_rows([self.sequences[item] for item in items], self.pad)
+    def sequences(self, items: list[int]) -> list[Item]:
+        return [(self.prompts[item], [self.responses[item]]) for item in items]
 
     def items(self, scores: Scores, items: list[int]) -> Items:
         return {"loss": -scores.logps / scores.tokens, "logps/chosen": scores.logps.detach()}
@@ -107,25 +108,25 @@ class PairTask:
 
     Args:
         data: tokenised pairs with columns id, prompt_ids, chosen_ids, rejected_ids, flipped.
-        pad: id of the padding token.
     """
 
-    def __init__(self, data: dict[str, list[Any]], pad: int) -> None:
+    def __init__(self, data: dict[str, list[Any]]) -> None:
         self.ids: list[str] = data["id"]
         self.flipped: list[bool | None] = data["flipped"]
-        self.chosen = list(zip(data["prompt_ids"], data["chosen_ids"], strict=True))
-        self.rejected = list(zip(data["prompt_ids"], data["rejected_ids"], strict=True))
-        self.lengths = [
-            len(a[0]) + len(a[1]) + len(b[0]) + len(b[1])
-            for a, b in zip(self.chosen, self.rejected, strict=True)
-        ]
-        self.weights = [1] * len(self.ids)
-        self.pad = pad
-
-    def rows(self, items: list[int]) -> Rows:
-        return pad_rows(
-            [*(self.chosen[item] for item in items), *(self.rejected[item] for item in items)], self.pad
+        self.prompts, self.chosen, self.rejected = (
+            data[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")
         )
+        self.chosen_tokens = [len(response) for response in self.chosen]
+        self.rejected_tokens = [len(response) for response in self.rejected]
+        prompts = [len(prompt) for prompt in self.prompts]
+        self.packed_lengths = [
+            sum(parts) for parts in zip(prompts, self.chosen_tokens, self.rejected_tokens, strict=True)
+        ]
+        self.lengths = [own + prompt for own, prompt in zip(self.packed_lengths, prompts, strict=True)]
+        self.weights = [1] * len(self.ids)
+
+    def sequences(self, items: list[int]) -> list[Item]:
+        return [(self.prompts[item], [self.chosen[item], self.rejected[item]]) for item in items]
 
     def items(self, scores: Scores, items: list[int]) -> Items:
         chosen, rejected = scores.logps.chunk(2)
@@ -144,7 +145,6 @@ class PreferenceTask(PairTask):
 
     Args:
         data: as for `PairTask`; a loss with a KL term needs the column mismatched_ids too.
-        pad: id of the padding token.
         loss: the loss, with its hyper-parameters.
         reference: cached log-probs under the reference by pair id, as (chosen, rejected[, mismatched]);
             None for a loss without a reference.
@@ -153,18 +153,17 @@ class PreferenceTask(PairTask):
     def __init__(
         self,
         data: dict[str, list[Any]],
-        pad: int,
         *,
         loss: Loss,
         reference: dict[str, tuple[float, ...]] | None,
     ) -> None:
-        super().__init__(data, pad)
+        super().__init__(data)
         self.loss = loss
         self.reference: Tensor | None = None
         if loss.needs_reference:
             assert reference is not None
             self.reference = torch.tensor([reference[pair] for pair in self.ids], dtype=torch.float32)
-        self.mismatched = MismatchedTask(data, pad) if loss.needs_kl else None
+        self.mismatched = MismatchedTask(data) if loss.needs_kl else None
         self.kl: Tensor | None = None
 
     def begin(self, items: list[int], scored: Callable[[Scored, list[int]], Items]) -> None:
@@ -206,7 +205,7 @@ class PreferenceTask(PairTask):
             losses=found["loss"],
             margins=found["rewards/margins"],
             chosen_logps=found["logps/chosen"],
-            chosen_tokens=torch.tensor([float(len(self.chosen[item][1])) for item in items]),
+            chosen_tokens=torch.tensor([float(self.chosen_tokens[item]) for item in items]),
             contexts=contexts,
             margin_rounding=self.margin_rounding(items, found),
             flipped=None if None in flipped else torch.tensor(flipped, dtype=torch.bool),
@@ -214,7 +213,7 @@ class PreferenceTask(PairTask):
 
     def margin_rounding(self, items: list[int], found: Items) -> float:
         """Span that rounding alone may give the margins. Implicit rewards are linear in the log-probs."""
-        tokens = torch.tensor([[len(self.chosen[item][1]), len(self.rejected[item][1])] for item in items])
+        tokens = torch.tensor([[self.chosen_tokens[item], self.rejected_tokens[item]] for item in items])
         nothing = torch.zeros(len(items))
         chosen, rejected = self.loss.rewards(
             PairLogps(
@@ -232,14 +231,16 @@ class PreferenceTask(PairTask):
 class MismatchedTask:
     """Prompts with the completion of another pair, for KTO's KL term; one sequence each."""
 
-    def __init__(self, data: dict[str, list[Any]], pad: int) -> None:
+    def __init__(self, data: dict[str, list[Any]]) -> None:
         self.ids: list[str] = data["id"]
-        self.sequences = list(zip(data["prompt_ids"], data["mismatched_ids"], strict=True))
-        self.lengths = [len(prompt) + len(answer) for prompt, answer in self.sequences]
-        self.pad = pad
+        self.prompts, self.completions = data["prompt_ids"], data["mismatched_ids"]
+        self.lengths = [
+            len(prompt) + len(answer) for prompt, answer in zip(self.prompts, self.completions, strict=True)
+        ]
+        self.packed_lengths = self.lengths
 
-    def rows(self, items: list[int]) -> Rows:
-        return pad_rows([self.sequences[item] for item in items], self.pad)
+    def sequences(self, items: list[int]) -> list[Item]:
+        return [(self.prompts[item], [self.completions[item]]) for item in items]
 
     def items(self, scores: Scores, items: list[int]) -> Items:
         return {"logps/mismatched": scores.logps.detach()}

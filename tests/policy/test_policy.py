@@ -1,35 +1,46 @@
 """Log-probs and contexts of the policy against the plain computation, for four architecture classes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from sams.policy import policy as policy_module
-from sams.policy.model import build_model, load_model
+from sams.policy.model import build_model, checkpoint_activations, load_model
 from sams.policy.policy import Policy
-from sams.training.batches import Rows, pad_rows
+from sams.policy.rows import Item, Rows, pad_rows
 from tests import tiny
 
 KINDS = list(tiny.ARCHITECTURES)
 
 
+def responses() -> list[Item]:
+    data = tiny.pairs(6, seed=4)
+    return [(prompt, [chosen]) for prompt, chosen in zip(data["prompt_ids"], data["chosen_ids"], strict=True)]
+
+
 def model_and_rows(kind: str) -> tuple[Policy, Rows]:
     model = build_model(tiny.settings(kind), tiny.tokenizer(), seed=0)
-    data = tiny.pairs(6, seed=4)
-    return Policy(model), pad_rows(list(zip(data["prompt_ids"], data["chosen_ids"], strict=True)), pad=0)
+    return Policy(model), pad_rows(responses())
+
+
+def completion_mask(rows: Rows) -> torch.Tensor:
+    mask = torch.zeros(rows.input_ids.numel())
+    mask[rows.answers] = 1
+    return mask.view(rows.input_ids.shape)
 
 
 def naive_logps(policy: Policy, rows: Rows) -> torch.Tensor:
     """From the model's own logits over the whole vocabulary."""
     logits = policy.model(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits.float()
     logps = logits.log_softmax(dim=2)[:, :-1].gather(2, rows.input_ids[:, 1:, None])[:, :, 0]
-    return (logps * rows.completion_mask[:, 1:]).sum(dim=1)
+    return (logps * completion_mask(rows)[:, 1:]).sum(dim=1)
 
 
 def call(policy: Policy, rows: Rows, contexts: bool = False) -> policy_module.Scores:
-    scores: policy_module.Scores = policy(rows.input_ids, rows.attention_mask, rows.completion_mask, contexts)
+    scores: policy_module.Scores = policy(rows, contexts)
     return scores
 
 
@@ -66,18 +77,8 @@ def test_padding_and_batch_mates_change_neither_logps_nor_contexts(kind: str) ->
     policy, rows = model_and_rows(kind)
     together = call(policy, rows, contexts=True)
     assert together.contexts is not None
-    for row in range(len(rows.input_ids)):
-        end = int(rows.attention_mask[row].sum())
-        alone = call(
-            policy,
-            Rows(
-                *(
-                    tensor[row : row + 1, :end]
-                    for tensor in (rows.input_ids, rows.attention_mask, rows.completion_mask)
-                )
-            ),
-            contexts=True,
-        )
+    for row, item in enumerate(responses()):
+        alone = call(policy, pad_rows([item]), contexts=True)
         assert alone.contexts is not None
         torch.testing.assert_close(alone.logps[0], together.logps[row], rtol=1e-6, atol=1e-5)
         torch.testing.assert_close(alone.contexts[0], together.contexts[row], rtol=1e-4, atol=1e-5)
@@ -90,7 +91,7 @@ def test_contexts_are_means_over_completion_tokens_of_every_block() -> None:
     outputs = policy.model.base_model(
         input_ids=rows.input_ids, attention_mask=rows.attention_mask, output_hidden_states=True
     )
-    mask = rows.completion_mask[:, :, None].float()
+    mask = completion_mask(rows)[:, :, None]
     # hidden_states[1] is the output of block 0; the last entry has passed the final norm, the block has not.
     expected = (outputs.hidden_states[1] * mask).sum(dim=1) / mask.sum(dim=1)
     torch.testing.assert_close(contexts[:, 0], expected, rtol=1e-5, atol=1e-6)
@@ -102,7 +103,7 @@ def test_what_a_prompt_token_holds_reaches_the_context_through_attention_only() 
     changed = rows.input_ids.clone()
     changed[:, 1] = 5
     before, after = (
-        call(policy, Rows(ids, rows.attention_mask, rows.completion_mask), contexts=True).contexts
+        call(policy, replace(rows, input_ids=ids), contexts=True).contexts
         for ids in (rows.input_ids, changed)
     )
     assert before is not None
@@ -120,7 +121,9 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
     gradients = []
     for checkpointing in (False, True):
         model = build_model(tiny.settings(), tiny.tokenizer(), seed=0)
-        policy = Policy(model, activation_checkpointing=checkpointing)
+        if checkpointing:
+            checkpoint_activations(model)
+        policy = Policy(model)
         _, rows = model_and_rows("llama")
         call(policy, rows).logps.sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))

@@ -268,7 +268,7 @@ def our_steps(case: Case, data: Columns) -> Steps:
     if loss.needs_kl:
         data = with_mismatched(data)
     cached = reference_logps(data, reference, workers) if loss.needs_reference else None
-    task = PreferenceTask(data, 0, loss=loss, reference=cached)
+    task = PreferenceTask(data, loss=loss, reference=cached)
     policy = Policy(model)
     before = weights(policy)
     optimiser = torch.optim.SGD(policy.parameters(), lr=RATE)
@@ -320,9 +320,9 @@ def reference_logps(
     data: Columns, reference: transformers.PreTrainedModel, workers: Workers
 ) -> dict[str, tuple[float, ...]]:
     """Log-probs under the reference by pair id, as the reference stage computes them."""
-    tasks: list[Scored] = [PairTask(data, 0)]
+    tasks: list[Scored] = [PairTask(data)]
     if "mismatched_ids" in data:
-        tasks.append(MismatchedTask(data, 0))
+        tasks.append(MismatchedTask(data))
     found: Items = {}
     for task in tasks:
         found |= score(Policy(reference), task, list(range(len(task.ids))), workers, 8)[0]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sams.errors import UserError
 from sams.settings import Training
-from sams.training.batches import count_rounds, deal, pad_rows, rounds
+from sams.training.batches import count_rounds, deal, rounds
 
 
 @given(st.lists(st.integers(1, 2000), min_size=1, max_size=80), st.integers(1, 8), st.integers(1, 9))
@@ -45,10 +45,3 @@ def test_count_of_rounds() -> None:
     assert count_rounds(range(10), training, "x", batch=2) == 15
     with pytest.raises(UserError, match=r"3 examples do not fill one global batch of 4.*smaller batch_size"):
         count_rounds(range(3), training, "sft.batch_size")
-
-
-def test_rows_are_padded_on_the_right_and_masked() -> None:
-    rows = pad_rows([([5, 6], [7]), ([8], [9, 10, 11])], pad=0)
-    assert rows.input_ids.tolist() == [[5, 6, 7, 0], [8, 9, 10, 11]]
-    assert rows.attention_mask.tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert rows.completion_mask.tolist() == [[0, 0, 1, 0], [0, 1, 1, 1]]

@@ -38,12 +38,12 @@ def update(precision: str, stored: torch.dtype = torch.float32) -> Tensor:
     workers = Workers(device="cpu", strategy="ddp", precision=precision, threads=1, timeout_minutes=1)
     policy = workers.wrap(Policy(build_model(tiny.settings(), tiny.tokenizer(), seed=0).to(stored)))
     data, items = tiny.pairs(PAIRS, seed=1), list(range(PAIRS))
-    found, _ = score(policy, PairTask(data, 0), items, workers, PAIRS)
+    found, _ = score(policy, PairTask(data), items, workers, PAIRS)
     reference = dict(
         zip(data["id"], zip(*(logps.tolist() for logps in found.values()), strict=True), strict=True)
     )
     loss = build_loss("sigmoid", beta=0.1, settings={}, sft_weight=0.0)
-    task = PreferenceTask(data, 0, loss=loss, reference=reference)
+    task = PreferenceTask(data, loss=loss, reference=reference)
     optimiser = adamw(policy, Preference(learning_rate=1e-6), workers)
     before = weights(policy)
     for _ in range(STEPS):

@@ -241,7 +241,7 @@ def test_the_gate_bounds_the_mean_and_each_pair(precision: str) -> None:
     limit = {"float32": 1e-5, "bfloat16": 1e-3}[precision]
     data, items = tiny.pairs(8, seed=1), list(range(8))
     loss = build_loss("sigmoid", beta=0.1, settings={}, sft_weight=0.0)
-    task = PreferenceTask(data, 0, loss=loss, reference=dict.fromkeys(data["id"], (-2.0, -3.0)))
+    task = PreferenceTask(data, loss=loss, reference=dict.fromkeys(data["id"], (-2.0, -3.0)))
 
     chosen_tokens, rejected_tokens = (
         torch.tensor([len(ids) for ids in data[side]]) for side in ("chosen_ids", "rejected_ids")

@@ -26,14 +26,14 @@ def new_policy() -> Policy:
 def preference_task(workers: Workers, shift: float = 0.5) -> PreferenceTask:
     """A task whose reference differs from the policy, so that the loss is not log 2 everywhere."""
     data = tiny.pairs(16, seed=1)
-    plain = PairTask(data, pad=0)
+    plain = PairTask(data)
     found, _ = score(new_policy(), plain, list(range(16)), workers, 16)
     reference = {
         pair: (found["logps/chosen"][place].item() + shift * place, found["logps/rejected"][place].item())
         for place, pair in enumerate(plain.ids)
     }
     loss = build_loss("sigmoid", beta=0.1, settings={}, sft_weight=0.0)
-    return PreferenceTask(data, 0, loss=loss, reference=reference)
+    return PreferenceTask(data, loss=loss, reference=reference)
 
 
 def gradient(policy: Policy) -> torch.Tensor:
@@ -46,7 +46,8 @@ def naive_gradient(task: PreferenceTask, chosen: list[int]) -> torch.Tensor:
     total = torch.zeros(())
     for item in chosen:
         logps = []
-        for prompt, completion in (task.chosen[item], task.rejected[item]):
+        for completion in (task.chosen[item], task.rejected[item]):
+            prompt = task.prompts[item]
             ids = torch.tensor([[*prompt, *completion]])
             logits = policy.model(input_ids=ids).logits[0, :-1].log_softmax(dim=1)
             picked = logits.gather(1, ids[0, 1:, None])[:, 0]
@@ -114,7 +115,7 @@ def test_the_processes_average_is_the_gradient_of_the_mean_over_all(
     """Hands of different sizes, of tokens too, and with 3 items on 4 processes an empty one."""
     task: Task = preference_task(workers)
     if kind == "sft":
-        task = SftTask(tiny.pairs(16, seed=1), 0, response="chosen_ids")
+        task = SftTask(tiny.pairs(16, seed=1), response="chosen_ids")
     whole = new_policy()
     accumulate_gradient(whole, task, list(range(items)), workers, 16)
     parts = []
@@ -154,7 +155,7 @@ def test_what_the_unselected_hold_does_not_touch_the_gradient(workers: Workers) 
         task = preference_task(workers)
         other = tiny.pairs(16, seed=seed + 10)
         for item in set(range(16)) - set(chosen):
-            task.chosen[item] = (other["prompt_ids"][item], other["chosen_ids"][item])
+            task.prompts[item], task.chosen[item] = other["prompt_ids"][item], other["chosen_ids"][item]
         policy = new_policy()
         accumulate_gradient(policy, task, chosen, workers, 2)
         gradients.append(gradient(policy))
@@ -163,11 +164,11 @@ def test_what_the_unselected_hold_does_not_touch_the_gradient(workers: Workers) 
 
 def test_sft_loss_is_the_mean_over_tokens(workers: Workers) -> None:
     data = tiny.pairs(6, seed=1)
-    task = SftTask(data, 0, response="chosen_ids")
+    task = SftTask(data, response="chosen_ids")
     policy, plain = new_policy(), new_policy()
     accumulate_gradient(policy, task, list(range(6)), workers, 2)
     total, tokens = torch.zeros(()), 0
-    for prompt, completion in task.sequences:
+    for prompt, completion in zip(task.prompts, task.responses, strict=True):
         ids = torch.tensor([[*prompt, *completion]])
         labels = ids.clone()
         labels[0, : len(prompt)] = -100
@@ -186,14 +187,14 @@ def test_policy_equal_to_reference_gives_log_2(workers: Workers) -> None:
 def test_a_cached_reference_equals_one_computed_on_line_in_any_order_of_the_pairs(workers: Workers) -> None:
     data = tiny.pairs(16, seed=1)
     reference = build_model(tiny.settings(), tiny.tokenizer(), seed=1)
-    cached, _ = score(Policy(reference), PairTask(data, 0), list(range(16)), workers, 5)
+    cached, _ = score(Policy(reference), PairTask(data), list(range(16)), workers, 5)
     by_id = dict(zip(data["id"], zip(*(part.tolist() for part in cached.values()), strict=True), strict=True))
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()
     shuffled = {name: [values[place] for place in order] for name, values in data.items()}
     loss = build_loss("sigmoid", beta=0.1, settings={}, sft_weight=0.0)
     policy = new_policy()
     found, _ = score(
-        policy, PreferenceTask(shuffled, 0, loss=loss, reference=by_id), list(range(16)), workers, 3
+        policy, PreferenceTask(shuffled, loss=loss, reference=by_id), list(range(16)), workers, 3
     )
     for place, pair in enumerate(order):
         ratios = []
@@ -212,7 +213,7 @@ def test_a_cached_reference_equals_one_computed_on_line_in_any_order_of_the_pair
 def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Workers) -> None:
     from sams.scheduling.rewards import sample_reward
 
-    task = SftTask(tiny.pairs(16, seed=1), 0, response="chosen_ids")
+    task = SftTask(tiny.pairs(16, seed=1), response="chosen_ids")
     found, contexts = score(new_policy(), task, list(range(16)), workers, 8, contexts=True)
     view = task.view(list(range(16)), found, contexts)
     for uncertainty in ("sum", "mean"):
@@ -227,13 +228,13 @@ def test_margins_of_an_untrained_policy_differ_by_less_than_their_rounding(
 ) -> None:
     """Cached with one attention kernel, seen with another: what is left is rounding, and it must not be ranked."""
     data = tiny.pairs(64, seed=1) | {"mismatched_ids": [[2]] * 64}
-    plain, everything = PairTask(data, pad=0), list(range(64))
+    plain, everything = PairTask(data), list(range(64))
     other = Policy(build_model(tiny.settings(attention="eager"), tiny.tokenizer(), seed=0))
     cached, _ = score(other, plain, everything, workers, 16)
     columns = (cached["logps/chosen"].tolist(), cached["logps/rejected"].tolist(), [0.0] * 64)
     reference = dict(zip(plain.ids, zip(*columns, strict=True), strict=True))
     built = build_loss(loss, beta=beta, settings={}, sft_weight=0.0)
-    task = PreferenceTask(data, 0, loss=built, reference=reference)
+    task = PreferenceTask(data, loss=built, reference=reference)
     task.kl = torch.zeros(())
     found, _ = score(new_policy(), task, everything, workers, 16)
     view = task.view(everything, found, None)

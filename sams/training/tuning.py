@@ -1,0 +1,281 @@
+"""What a job finds out before its first step: whether rows can be packed, how many items fit in a micro-batch.
+
+None of it changes a result beyond rounding. It is found once, kept in the checkpoint and in the result's recipe.json,
+and taken over by a resumed run, which would otherwise not be the same bit by bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from sams.errors import UserError
+from sams.policy.model import blocks, checkpoint_activations
+from sams.policy.packing import SEGMENTS, VARLEN
+from sams.policy.policy import Scores, bare
+from sams.policy.rows import Item, pack_rows, pad_rows
+from sams.training.distribution import Workers
+from sams.training.gates import OUTLIER, TOLERANCE
+from sams.training.tasks import Scored
+
+if TYPE_CHECKING:
+    from sams.settings import MicroBatch, Model
+
+log = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.8
+"""Share of the free memory that activations may take: what is predicted leaves out fragmentation and temporaries."""
+ADAM_BYTES = 12
+"""Of a trained weight, on the process that holds it: gradient and two moments in float32."""
+GOOD_ENOUGH = 1.05
+"""The smallest micro-batch within this factor of the fastest is taken: timings are noisy, memory is not."""
+
+
+@dataclass
+class Tuning:
+    """How a job runs its passes.
+
+    Attributes:
+        packed: attention of packed rows; None for padded rows.
+        micro_batch: items of one forward and backward pass, per process.
+        scoring_micro_batch: items of one pass without gradients.
+        activation_checkpointing: whether blocks are computed again in the backward pass.
+    """
+
+    packed: str | None
+    micro_batch: int
+    scoring_micro_batch: int
+    activation_checkpointing: bool
+
+    def apply(self, policy: nn.Module) -> None:
+        """Switch the policy to this layout, and checkpointing on."""
+        bare(policy).pack(self.packed)
+        if self.activation_checkpointing:
+            checkpoint_activations(bare(policy).model)
+
+
+def tune(
+    policy: nn.Module,
+    task: Scored,
+    workers: Workers,
+    model: Model,
+    *,
+    micro_batch: MicroBatch,
+    scoring_micro_batch: MicroBatch,
+    items: int,
+    scored_items: int,
+) -> Tuning:
+    """Find out how to run the passes. A collective call, made once the optimiser exists.
+
+    Args:
+        policy: wrapped by the workers.
+        task: whose items are tried; no label is used.
+        workers: the processes.
+        model: settings of the policy.
+        micro_batch: items per process and backward pass as set; `auto` searches.
+        scoring_micro_batch: the same for passes without gradients.
+        items: of a global batch that are trained on, at most; 0 where nothing is.
+        scored_items: of a global batch.
+
+    Raises:
+        UserError: when the longest item alone does not fit in memory.
+    """
+    packed = agreeing_attention(policy, task, workers, model.precision) if model.packing else None
+    bare(policy).pack(packed)
+    checkpointing = model.activation_checkpointing
+    tuning = Tuning(packed, 1, 1, checkpointing is True)
+    shares = [max(1, -(-count // workers.world)) for count in (items, scored_items)]
+    if items and "auto" in (micro_batch, checkpointing):
+        tuning.activation_checkpointing, room = fit(policy, task, workers, checkpointing)
+        shares[0] = min(shares[0], room)
+        tuning.apply(policy)
+    if micro_batch != "auto":
+        tuning.micro_batch = micro_batch
+    elif items:
+        tuning.micro_batch = fastest(policy, task, workers, shares[0], gradients=True)
+    if scoring_micro_batch != "auto":
+        tuning.scoring_micro_batch = scoring_micro_batch
+    else:
+        tuning.scoring_micro_batch = fastest(policy, task, workers, shares[1], gradients=False)
+    tuning.apply(policy)
+    log.info(
+        "rows are %s; micro-batches of %d (scoring: %d) per process; activation checkpointing %s",
+        "padded" if packed is None else f"packed ({packed.removeprefix('sams_')})",
+        tuning.micro_batch,
+        tuning.scoring_micro_batch,
+        "on" if tuning.activation_checkpointing else "off",
+    )
+    return tuning
+
+
+# --- layout ---------------------------------------------------------------------------------------
+
+
+def agreeing_attention(policy: nn.Module, task: Scored, workers: Workers, precision: str) -> str | None:
+    """The attention of packed rows that gives two items the log-probs that padded rows give them; None if none does.
+
+    A model may keep its positions or its masks in a way of its own. Nothing is assumed: it is tried.
+    """
+    order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
+    middle = len(order) // 2
+    items = task.sequences(order[max(0, middle - 1) : middle + 1])
+    bare(policy).pack(None)
+    expected = _scored(policy, items, workers)
+    tokens = expected.tokens.sum()
+    kernels = [SEGMENTS]
+    if workers.device.type == "cuda" and precision == "bfloat16":
+        kernels.insert(0, VARLEN)
+    for kernel in kernels:
+        bare(policy).pack(kernel)
+        try:
+            found = _scored(policy, items, workers)
+        except (NotImplementedError, TypeError, ValueError, ImportError, RuntimeError) as error:
+            log.info("rows cannot be packed with %s: %s", kernel, str(error).splitlines()[0])
+            continue
+        difference = float((found.logps - expected.logps).abs().sum() / tokens)
+        if workers.largest(difference) <= OUTLIER * TOLERANCE[precision]:
+            return kernel
+        log.info("rows cannot be packed with %s: log-probs are %.1e per token apart", kernel, difference)
+    log.warning("%s computes padded rows, which takes longer", type(bare(policy).model).__name__)
+    return None
+
+
+def _scored(policy: nn.Module, items: list[Item], workers: Workers) -> Scores:
+    with torch.no_grad(), workers.accelerator.autocast():
+        scores: Scores = policy(_rows(policy, items).to(workers.device))
+    return scores
+
+
+def _rows(policy: nn.Module, items: list[Item]) -> Any:
+    return pad_rows(items) if bare(policy).packed is None else pack_rows(items)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def activation_bytes(policy: nn.Module, task: Scored, workers: Workers) -> float:
+    """Bytes that a forward pass keeps for the backward pass, per token of a row, padding included.
+
+    Counted on one and on two items, whose difference leaves out what does not grow with the tokens.
+    """
+    order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
+    middle = order[len(order) // 2]
+    counted = []
+    for items in ([middle], [middle, middle]):
+        rows = _rows(policy, task.sequences(items)).to(workers.device)
+        with saved_bytes() as kept, workers.accelerator.autocast():
+            policy(rows)
+        counted.append((sum(kept.values()), rows.input_ids.numel()))
+    (first, short), (second, long) = counted
+    return (second - first) / (long - short)
+
+
+@contextmanager
+def saved_bytes() -> Iterator[dict[int, int]]:
+    """Count the bytes of every storage that autograd keeps, weights apart: by address."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not (tensor.is_leaf and tensor.requires_grad):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield kept
+
+
+def fit(
+    policy: nn.Module, task: Scored, workers: Workers, checkpointing: bool | Literal["auto"]
+) -> tuple[bool, int]:
+    """Whether activations must be checkpointed, and how many of the longest items then fit in a micro-batch.
+
+    Beside them there must be room for gradients and the optimiser's state. Predicted and not tried: a process that
+    ran out of memory would leave the others waiting.
+
+    Raises:
+        UserError: when the longest item does not fit either way.
+    """
+    bytes_per_token = activation_bytes(policy, task, workers)
+    room = MEMORY_SHARE * (free_bytes(workers.device) - ADAM_BYTES * local_weights(policy))
+    # Of a checkpointed model the inputs of all blocks stay, and one block at a time is alive in full.
+    count = len(blocks(bare(policy).model))
+    inputs = count * bare(policy).model.config.hidden_size * 4
+    for checkpointed in (False, True) if checkpointing == "auto" else (bool(checkpointing),):
+        each = bytes_per_token / count + inputs if checkpointed else bytes_per_token
+        fitting = int(-workers.largest(-items_within(policy, task, room / each)))
+        if fitting:
+            return checkpointed, fitting
+    raise UserError(
+        f"activations of the longest item take {each * row_tokens(policy, task)[0] / 2**30:.1f} GiB, "
+        f"of {room / 2**30:.1f} GiB that are left",
+        where="model.activation_checkpointing",
+        remedy="set it to auto, shard the policy (launch.strategy: fsdp2), or lower data.max_length",
+    )
+
+
+def row_tokens(policy: nn.Module, task: Scored) -> list[int]:
+    """Tokens that the longest items take up in a row, longest first; padded, each as much as the longest."""
+    if bare(policy).packed is not None:
+        return sorted(task.packed_lengths, reverse=True)
+    longest = max(range(len(task.ids)), key=lambda item: task.lengths[item])
+    return [pad_rows(task.sequences([longest])).input_ids.numel()] * len(task.ids)
+
+
+def items_within(policy: nn.Module, task: Scored, tokens: float) -> int:
+    """How many of the longest items take so many tokens together."""
+    for count, length in enumerate(row_tokens(policy, task)):
+        tokens -= length
+        if tokens < 0:
+            return count
+    return len(task.ids)
+
+
+def local_weights(policy: nn.Module) -> int:
+    """Trained weights that this process holds."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return sum((part.to_local() if isinstance(part, DTensor) else part).numel() for part in trained)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process may still take: of its GPU, or its share of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+# --- speed ----------------------------------------------------------------------------------------
+
+
+def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gradients: bool) -> int:
+    """Items in a micro-batch, 1 to `most`, at which a token takes the least time on rank 0."""
+    sizes = sorted({min(most, 2**power) for power in range(most.bit_length() + 1)})
+    order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
+    seconds = []
+    for size in [sizes[0], *sizes]:  # the first one twice: it warms up
+        # Items whose lengths are spread as those of all items are.
+        items = [order[(2 * number + 1) * len(order) // (2 * size)] for number in range(size)]
+        rows = _rows(policy, task.sequences(items)).to(workers.device)
+        started = time.perf_counter()
+        workers.exchange_gradients(policy, True)
+        with torch.set_grad_enabled(gradients), workers.accelerator.autocast():
+            scores: Scores = policy(rows)
+        if gradients:
+            workers.accelerator.backward(scores.logps.mean() * 0)
+            policy.zero_grad()
+        if workers.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - started) / rows.tokens)
+    best = GOOD_ENOUGH * min(seconds[1:])
+    found = next(size for size, took in zip(sizes, seconds[1:], strict=True) if took <= best)
+    return int(workers.broadcast(torch.tensor([found])).item())
