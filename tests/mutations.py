@@ -60,6 +60,9 @@ SELECTORS = "scheduling/test_selectors.py::test_"
 POOL = "scheduling/test_pool.py::test_"
 POLICY = "policy/test_policy.py::test_"
 PASSES = "training/test_passes.py::test_"
+ROWS = "policy/test_rows.py::test_"
+PACKING = "policy/test_packing.py::test_"
+TUNING = "training/test_tuning.py::test_"
 BATCHES = "training/test_batches.py::test_"
 RUNS = "training/test_runs.py::test_"
 OPTIONS = "training/test_options.py::test_"
@@ -91,8 +94,8 @@ FAULTS = [
     Fault(
         "padding and prompt count in the context",
         "policy/policy.py",
-        "weights = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)",
-        "weights = torch.ones_like(mask) / mask.shape[1]",
+        "tokens = states.flatten(0, 1).index_select(0, rows.answers).float()",
+        "tokens = states.mean(dim=1).repeat_interleave(rows.counts, dim=0).float()",
         (
             f"{POLICY}padding_and_batch_mates_change_neither_logps_nor_contexts",
             f"{POLICY}contexts_are_means_over_completion_tokens_of_every_block",
@@ -214,8 +217,8 @@ FAULTS = [
     Fault(
         "both terms of pretraining's r_S are the same quantity",
         "training/tasks.py",
-        'chosen_logps=found["logps/chosen"],\n            chosen_tokens=tokens',
-        'chosen_logps=-found["loss"],\n            chosen_tokens=tokens',
+        'margins=-found["loss"],\n            chosen_logps=found["logps/chosen"],',
+        'margins=-found["loss"],\n            chosen_logps=-found["loss"],',
         (f"{PASSES}the_view_of_a_single_response_still_tells_samples_apart",),
     ),
     Fault(
@@ -341,28 +344,83 @@ FAULTS = [
     ),
     Fault(
         "log-probs are shifted by one token",
-        "policy/policy.py",
-        "states = hidden[:, :-1][predicts]",
-        "states = hidden[:, 1:][predicts]",
-        (f"{POLICY}chunked_logps_and_their_gradients_equal_the_naive_ones[512-llama]",),
+        "policy/rows.py",
+        "        answers - 1,",
+        "        answers,",
+        (
+            f"{POLICY}chunked_logps_and_their_gradients_equal_the_naive_ones[512-llama]",
+            f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",
+        ),
     ),
     Fault(
         # Within a pair the prompt's log-probs cancel, up to rounding: DPO's gradient would not show it.
         "prompt tokens count",
-        "training/batches.py",
-        "completion_mask[row, len(prompt) : end] = 1",
-        "completion_mask[row, 1:end] = 1",
-        (f"{BATCHES}rows_are_padded_on_the_right_and_masked", f"{PASSES}sft_loss_is_the_mean_over_tokens"),
+        "policy/rows.py",
+        "places.append(torch.arange(row * longest + len(prompt), row * longest + end))",
+        "places.append(torch.arange(row * longest + 1, row * longest + end))",
+        (f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",),
     ),
     Fault(
         "the EOS does not count",
-        "training/batches.py",
-        "completion_mask[row, len(prompt) : end] = 1",
-        "completion_mask[row, len(prompt) : end - 1] = 1",
+        "policy/rows.py",
+        "places.append(torch.arange(found, found + count))",
+        "places.append(torch.arange(found, found + count - 1))",
+        (f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",),
+    ),
+    Fault(
+        "in a packed row a completion's first token is predicted by its sibling's last",
+        "policy/rows.py",
+        "heads.append(torch.cat([torch.tensor([before]), places[-1][:-1]]))",
+        "heads.append(places[-1] - 1)",
         (
-            f"{BATCHES}rows_are_padded_on_the_right_and_masked",
-            f"{PASSES}gradient_is_that_of_the_mean_over_the_selected",
+            f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",
+            f"{PACKING}packed_pairs_equal_padded_ones[llama-False]",
         ),
+    ),
+    Fault(
+        "in a packed row positions go on after the first completion",
+        "policy/rows.py",
+        "positions.append(torch.arange(prompt, prompt + count))",
+        "positions.append(torch.arange(found - start, found - start + count))",
+        (f"{PACKING}packed_pairs_equal_padded_ones[llama-False]",),
+    ),
+    Fault(
+        "in a packed row the rejected response does not see the prompt",
+        "policy/packing.py",
+        "outputs.append(attend(q_own, *seen))",
+        "outputs.append(attend(q_own, k_own, v_own))",
+        (
+            f"{PACKING}packed_pairs_equal_padded_ones[llama-False]",
+            f"{TUNING}rows_are_packed_where_the_model_agrees[llama]",
+        ),
+    ),
+    Fault(
+        "in a packed row the sliding window is forgotten",
+        "policy/packing.py",
+        "window = sliding_window if sliding_window is not None and sliding_window < keys else None",
+        "window = None",
+        (f"{PACKING}packed_pairs_equal_padded_ones[mistral-False]",),
+    ),
+    Fault(
+        "in a packed row the cap of Gemma's scores is forgotten",
+        "policy/packing.py",
+        "scores = torch.tanh(scores / softcap) * softcap + mask",
+        "scores = scores + mask",
+        (f"{PACKING}packed_pairs_equal_padded_ones[gemma2-False]",),
+    ),
+    Fault(
+        "a model that cannot pack packs all the same",
+        "training/tuning.py",
+        "if workers.largest(difference) <= OUTLIER * TOLERANCE[precision]:",
+        "if workers.largest(difference) >= 0:",
+        (f"{TUNING}a_model_that_cannot_pack_is_told_of_and_computes_padded_rows[opt]",),
+    ),
+    Fault(
+        "a resumed run finds out its micro-batches anew",
+        "training/loop.py",
+        'tuning = Tuning(**state.pop("tuning"))',
+        'tuning = Tuning(state.pop("tuning")["packed"], 1, 1, False)',
+        (f"{TUNING}a_found_size_is_kept_in_the_result_and_a_resumed_run_takes_it_over",),
     ),
     Fault(
         "a template that forgets the EOS is not mended",

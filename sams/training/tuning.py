@@ -136,8 +136,8 @@ def agreeing_attention(policy: nn.Module, task: Scored, workers: Workers, precis
     if workers.device.type == "cuda" and precision == "bfloat16":
         kernels.insert(0, VARLEN)
     for kernel in kernels:
-        bare(policy).pack(kernel)
         try:
+            bare(policy).pack(kernel)
             found = _scored(policy, items, workers)
         except (NotImplementedError, TypeError, ValueError, ImportError, RuntimeError) as error:
             log.info("rows cannot be packed with %s: %s", kernel, str(error).splitlines()[0])
@@ -146,6 +146,7 @@ def agreeing_attention(policy: nn.Module, task: Scored, workers: Workers, precis
         if workers.largest(difference) <= OUTLIER * TOLERANCE[precision]:
             return kernel
         log.info("rows cannot be packed with %s: log-probs are %.1e per token apart", kernel, difference)
+    bare(policy).pack(None)
     log.warning("%s computes padded rows, which takes longer", type(bare(policy).model).__name__)
     return None
 

@@ -3,14 +3,20 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sams.policy import policy as policy_module
 from sams.policy.model import build_model, checkpoint_activations, load_model
+from sams.policy.packing import SEGMENTS
 from sams.policy.policy import Policy
-from sams.policy.rows import Item, Rows, pad_rows
+from sams.policy.rows import Item, Rows, pack_rows, pad_rows
+from sams.training.tuning import saved_bytes
 from tests import tiny
 
 KINDS = list(tiny.ARCHITECTURES)
@@ -70,6 +76,42 @@ def test_chunked_logps_and_their_gradients_equal_the_naive_ones(
             assert parameter.grad is not None
             difference = (parameter.grad - wanted[name]).abs().max()
             assert difference <= 1e-5 * max(wanted[name].abs().max().item(), 1e-3), name
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        sizes = (part.numel() for part in tree_leaves(found) if isinstance(part, torch.Tensor))
+        self.elements = max([self.elements, *sizes])
+        return found
+
+
+@pytest.mark.parametrize("packed", [None, SEGMENTS])
+def test_no_matrix_of_tokens_by_vocabulary_is_ever_alive(
+    packed: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In forward and backward pass; and what the forward pass keeps does not grow with the vocabulary."""
+    monkeypatch.setattr(policy_module, "LOGP_CHUNK", 8)
+    items: list[Item] = [([1, 3], [[4] * 50, [5] * 50]), ([1, 6, 7], [[8] * 50, [9] * 50])]
+    rows = pack_rows(items) if packed else pad_rows(items)
+    kept = []
+    for vocabulary in (1000, 4000):
+        architecture = tiny.SIZES | tiny.ARCHITECTURES["llama"] | {"vocab_size": vocabulary}
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**architecture))
+        policy = Policy(model)
+        policy.pack(packed)
+        with Largest() as largest:
+            with saved_bytes() as saved:
+                loss = policy(rows).logps.sum()
+            loss.backward()
+        kept.append(sum(saved.values()))
+        weights = vocabulary * tiny.SIZES["hidden_size"]
+        assert largest.elements == max(weights, 8 * vocabulary) < 200 * vocabulary
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

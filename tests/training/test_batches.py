@@ -9,12 +9,17 @@ from sams.settings import Training
 from sams.training.batches import count_rounds, deal, rounds
 
 
-@given(st.lists(st.integers(1, 2000), min_size=1, max_size=80), st.integers(1, 8), st.integers(1, 9))
+@given(
+    st.lists(st.integers(1, 2000), min_size=1, max_size=80),
+    st.integers(1, 8),
+    st.integers(1, 9),
+    st.booleans(),
+)
 @settings(max_examples=300, deadline=None)
 def test_dealing_gives_everything_once_in_equally_many_micro_batches(
-    lengths: list[int], world: int, micro_batch: int
+    lengths: list[int], world: int, micro_batch: int, packed: bool
 ) -> None:
-    hands = deal(lengths, world, micro_batch)
+    hands = deal(lengths, world, micro_batch, packed=packed)
     assert sorted(place for hand in hands for part in hand for place in part) == list(range(len(lengths)))
     assert len({len(hand) for hand in hands}) == 1
     assert max(len(part) for hand in hands for part in hand) <= micro_batch
@@ -26,6 +31,13 @@ def test_dealing_balances_tokens() -> None:
     lengths = [1000, 10, 10, 10, 10, 10, 900, 10]
     loads = [sum(lengths[place] for part in hand for place in part) for hand in deal(lengths, 2, 4)]
     assert max(loads) / min(loads) < 1.15
+
+
+def test_padded_micro_batches_hold_similar_lengths_and_packed_ones_equally_many_tokens() -> None:
+    lengths = [90, 10, 80, 20, 70, 30, 60, 40]
+    [padded], [packed] = deal(lengths, 1, 2), deal(lengths, 1, 2, packed=True)
+    assert [[lengths[place] for place in part] for part in padded] == [[90, 80], [70, 60], [40, 30], [20, 10]]
+    assert [sum(lengths[place] for place in part) for part in packed] == [100] * 4
 
 
 def test_rounds_cover_each_epoch_in_an_order_of_its_own_and_drop_the_rest() -> None:

@@ -1,0 +1,360 @@
+"""One contestant of the step benchmark, in a process of its own: takes a training step whenever it is told to.
+
+    python -m benchmarks.contestant '{"trainer": "sams", ...}'
+
+Reads the number of a batch per line, takes a step on it, and answers with one JSON line. A step is what a trainer
+does between two batches: gradients to none, passes, clipping, AdamW. Where memory is measured, it ends before AdamW.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from benchmarks.setting import Shape, build, draw_pairs, settings_of, tokenizer
+
+BETA = 0.1
+RATE = 1e-4
+CLIP = 10.0
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a contestant is.
+
+    Attributes:
+        name: in the table.
+        trainer: trl, plain or sams.
+        checkpointing: activation checkpointing.
+        packing: ours only.
+        processes: 1, or 2 that share the batch.
+        batch: pairs of a batch.
+        batches: how many batches there are.
+        micro_batch: pairs of a micro-batch; 0 for the whole share of a process.
+        ratio: K / n of `sams`.
+        shape: of the model.
+        scale: of all lengths.
+        device: cpu or cuda.
+        precision: float32 or bfloat16.
+        memory: measure memory, and leave the optimiser out.
+    """
+
+    name: str
+    trainer: str
+    checkpointing: bool = False
+    packing: bool = True
+    processes: int = 1
+    batch: int = 16
+    batches: int = 6
+    micro_batch: int = 0
+    ratio: float = 0.5
+    shape: Shape = field(default_factory=Shape)
+    scale: float = 1.0
+    device: str = "cpu"
+    precision: str = "float32"
+    memory: bool = False
+
+    @classmethod
+    def read(cls, text: str) -> Entry:
+        values = json.loads(text)
+        return cls(**{**values, "shape": Shape(**values["shape"])})
+
+    def written(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class Trainer(Protocol):
+    """Takes steps."""
+
+    def step(self, batch: int, update: bool) -> dict[str, float]:
+        """One step on a batch; returns the loss, the tokens it computed and the places that padding took."""
+        ...
+
+
+class Ours:
+    """The pieces that the training loop is made of, in its order."""
+
+    def __init__(self, entry: Entry) -> None:
+        from sams.losses import build_loss
+        from sams.training.costs import Tally
+        from sams.training.distribution import Workers
+        from sams.training.passes import score
+        from sams.training.tasks import PairTask, PreferenceTask
+        from sams.training.tuning import tune
+
+        self.entry = entry
+        self.tally = Tally()
+        self.workers = Workers(
+            device=entry.device, strategy="ddp", precision=entry.precision, threads=1, timeout_minutes=5
+        )
+        model = build(entry.shape, 0, str(self.workers.device))
+        data = draw_pairs(entry.batches, entry.batch, vocabulary=entry.shape.vocabulary, scale=entry.scale)
+        loss = build_loss("sigmoid", beta=BETA, settings={}, sft_weight=0.0)
+        settings = settings_of(entry.shape, precision=entry.precision, packing=entry.packing)
+        settings = settings.model_copy(update={"activation_checkpointing": entry.checkpointing})
+        share = entry.micro_batch or -(-entry.batch // self.workers.world)
+
+        reference = self.workers.wrap(_policy(build(entry.shape, 1, str(self.workers.device))), trained=False)
+        pairs = PairTask(data)
+        tuned = tune(
+            reference,
+            pairs,
+            self.workers,
+            settings,
+            micro_batch=1,
+            scoring_micro_batch=share,
+            items=0,
+            scored_items=1,
+        )
+        found = score(reference, pairs, list(range(len(pairs.ids))), self.workers, tuned.scoring_micro_batch)[
+            0
+        ]
+        cached = dict(
+            zip(pairs.ids, zip(*(part.tolist() for part in found.values()), strict=True), strict=True)
+        )
+        del reference
+
+        self.task = PreferenceTask(data, loss=loss, reference=cached)
+        self.policy = self.workers.wrap(_policy(model))
+        self.optimiser = torch.optim.AdamW(
+            self.policy.parameters(), lr=RATE, fused=self.workers.device.type == "cuda"
+        )
+        self.tuning = tune(
+            self.policy,
+            self.task,
+            self.workers,
+            settings,
+            micro_batch=share,
+            scoring_micro_batch=share,
+            items=entry.batch,
+            scored_items=entry.batch,
+        )
+        self.selector = self._scheduler(model) if entry.trainer == "sams" else None
+
+    def _scheduler(self, model: Any) -> Any:
+        from pathlib import Path
+
+        from sams.scheduling.pool import ReplayPool
+        from sams.scheduling.scheduler import Scheduler, context_width
+        from sams.scheduling.selectors import Sams
+        from sams.settings import Scheduler as Settings
+
+        settings = Settings()
+        self.folder = tempfile.TemporaryDirectory()
+        scheduler = Scheduler(
+            settings,
+            layers=self.entry.shape.layers,
+            width=context_width(model.config.hidden_size, settings.merge),
+            seed=0,
+            device=self.workers.device,
+            train_encoder=False,
+            pool=ReplayPool(
+                Path(self.folder.name) / f"replay{self.workers.rank}",
+                max_arms=64 * self.entry.batch,
+                max_bytes=10**9,
+                generator=torch.Generator().manual_seed(0),
+            ),
+        )
+        return Sams(scheduler, gamma=0.5, seed=0, trained=False, agree=self.workers.broadcast)
+
+    def step(self, batch: int, update: bool) -> dict[str, float]:
+        from sams.training.passes import accumulate_gradient, score
+
+        n = self.entry.batch
+        items = list(range(batch * n, (batch + 1) * n))
+        chosen = items
+        if self.selector is not None:
+            seen, contexts = score(
+                self.policy,
+                self.task,
+                items,
+                self.workers,
+                self.tuning.scoring_micro_batch,
+                contexts=True,
+                tally=self.tally,
+            )
+            view = self.task.view(items, seen, contexts)
+            self.selector.observe(view)
+            places = self.selector.choose(view, n, max(1, round(self.entry.ratio * n)))
+            chosen = [items[place] for place in places.tolist()]
+        self.optimiser.zero_grad()
+        found = accumulate_gradient(
+            self.policy, self.task, chosen, self.workers, self.tuning.micro_batch, tally=self.tally
+        )
+        if update:
+            self.workers.clip(self.policy, CLIP)
+            self.optimiser.step()
+        tally, self.tally = self.tally, type(self.tally)()
+        return {
+            "loss": found["loss"].mean().item(),
+            "tokens": float(tally.scored + tally.trained),
+            "places": float(tally.places),
+        }
+
+    def tokens_seen(self, batch: int) -> int:
+        """Tokens of the batch as TRL counts them: each prompt twice."""
+        n = self.entry.batch
+        return sum(self.task.lengths[batch * n : (batch + 1) * n])
+
+
+def _policy(model: Any) -> Any:
+    from sams.policy.policy import Policy
+
+    return Policy(model)
+
+
+class Trl:
+    """TRL's DPOTrainer with a precomputed reference, as its own training loop calls it."""
+
+    def __init__(self, entry: Entry) -> None:
+        import datasets
+        import trl
+
+        os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+        datasets.disable_progress_bars()
+
+        class Quiet(trl.DPOTrainer):
+            def _send_telemetry(self) -> None:
+                """Nothing leaves this machine."""
+
+        self.entry = entry
+        words = tokenizer(entry.shape.vocabulary)
+        data = draw_pairs(entry.batches, entry.batch, vocabulary=entry.shape.vocabulary, scale=entry.scale)
+        convert = words.convert_ids_to_tokens
+        texts = {"prompt": [" ".join(convert(ids)) for ids in data["prompt_ids"]]} | {
+            side: ["".join(f" {word}" for word in convert(ids[:-1])) for ids in data[f"{side}_ids"]]
+            for side in ("chosen", "rejected")
+        }
+        device = "cuda" if entry.device == "cuda" else "cpu"
+        self.model = build(entry.shape, 0, device)
+        self.folder = tempfile.TemporaryDirectory()
+        trainer = Quiet(
+            model=self.model,
+            ref_model=build(entry.shape, 1, device),
+            args=trl.DPOConfig(
+                output_dir=self.folder.name,
+                per_device_train_batch_size=entry.batch,
+                train_sampling_strategy="sequential",
+                precompute_ref_log_probs=True,
+                max_length=2048,
+                beta=BETA,
+                use_cpu=device == "cpu",
+                bf16=entry.precision == "bfloat16",
+                gradient_checkpointing=entry.checkpointing,
+                gradient_checkpointing_kwargs={"use_reentrant": False} if entry.checkpointing else None,
+                save_strategy="no",
+                logging_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+            ),
+            train_dataset=datasets.Dataset.from_dict(texts),
+            processing_class=words,
+        )
+        trainer.ref_model = None
+        self.trainer: Any = trainer
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=RATE, fused=device == "cuda")
+        trainer.model_wrapped = trainer.accelerator.prepare_model(self.model)
+        trainer.model_wrapped.train()
+        trainer.current_gradient_accumulation_steps = 1
+        self.batches = list(trainer.get_train_dataloader())
+        assert all(len(batch["input_ids"]) == 2 * entry.batch for batch in self.batches)
+
+    def step(self, batch: int, update: bool) -> dict[str, float]:
+        self.optimiser.zero_grad()
+        inputs = self.batches[batch]
+        loss = self.trainer.training_step(self.trainer.model_wrapped, dict(inputs))
+        if update:
+            nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+            self.optimiser.step()
+        return {
+            "loss": loss.item(),
+            "tokens": float(inputs["attention_mask"].sum()),
+            "places": float(inputs["attention_mask"].numel()),
+        }
+
+    def tokens_seen(self, batch: int) -> int:
+        return int(self.batches[batch]["attention_mask"].sum())
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def settle() -> None:
+    """Give back to the system what is not used."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident(key: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes."""
+    with open("/proc/self/status", encoding="utf-8") as status:
+        [line] = [line for line in status if line.startswith(f"{key}:")]
+    return int(line.split()[1]) * KIB
+
+
+class Peak:
+    """Peak memory above where it was when measuring began: of the GPU, or resident.
+
+    On a CPU it is true only with MALLOC_MMAP_THRESHOLD_ set, which the benchmark does: freed tensors then go back
+    to the system at once.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        settle()
+        if self.cuda:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.base = torch.cuda.memory_allocated()
+        else:
+            with open("/proc/self/clear_refs", "w", encoding="utf-8") as peak:
+                peak.write("5")
+            self.base = resident("VmRSS")
+
+    def above(self) -> int:
+        """Bytes."""
+        return (torch.cuda.max_memory_allocated() if self.cuda else resident("VmHWM")) - self.base
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+def main(text: str) -> None:
+    """Serve steps until the input ends."""
+    entry = Entry.read(text)
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print goes with the errors
+    torch.set_num_threads(1)
+    trainer: Any = Trl(entry) if entry.trainer == "trl" else Ours(entry)
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        batch = int(line)
+        peak = Peak(entry.device) if entry.memory else None
+        cpu, wall = time.process_time(), time.perf_counter()
+        found = trainer.step(batch, not entry.memory)
+        if entry.device == "cuda":
+            torch.cuda.synchronize()
+        found |= {
+            "cpu_seconds": time.process_time() - cpu,
+            "wall_seconds": time.perf_counter() - wall,
+            "tokens_seen": float(trainer.tokens_seen(batch)),
+        }
+        if peak is not None:
+            found["memory_mb"] = peak.above() / 2**20
+            trainer.optimiser.zero_grad()
+        print(json.dumps(found), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

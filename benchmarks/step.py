@@ -1,0 +1,290 @@
+"""One training step, ours and TRL's side by side: `make bench` -> results/bench/step.json and a table.
+
+Every contestant is a process of its own. They take their steps in turn, A B C A B C, on the same batches: one to warm
+up, then five of which the median counts. What is claimed are ratios on the same batch, with their spread. Memory is
+measured by processes of their own, without an optimiser's step, above the loaded model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.contestant import Entry
+from benchmarks.setting import LLAMA_8B, Shape
+
+REPEATS = 5
+ROOT = Path(__file__).resolve().parent.parent
+
+# key: (what, contestant, over contestant, figure, mark, goal)
+MARKS: dict[str, tuple[str, str, str, str, float, float]] = {
+    "plain_over_trl": ("our plain DPO / TRL", "plain", "trl", "cpu_seconds", 0.75, 0.60),
+    "sams_over_plain": ("SamS / our plain DPO", "sams", "plain", "cpu_seconds", 0.82, 0.77),
+    "sams_over_trl": ("SamS / TRL", "sams", "trl", "cpu_seconds", 0.62, 0.46),
+    "memory_two_pass_over_plain": ("memory, SamS / our plain DPO", "sams", "plain", "memory_mb", 0.55, 0.45),
+    "sams_over_plain_checkpointed": (
+        "SamS / plain, both with checkpointing", "sams checkpointed", "plain checkpointed", "cpu_seconds", 0.82, 0.74,
+    ),
+    "memory_checkpointed": (
+        "memory, SamS / plain, checkpointed", "sams checkpointed", "plain checkpointed", "memory_mb", 0.50, 0.40,
+    ),
+    "two_processes_over_one": (
+        "SamS, 2 processes / 1 (wall time)", "sams, 2 processes", "sams", "wall_seconds", 0.65, 0.55,
+    ),
+}  # fmt: skip
+
+# Ratios without a mark, which say where the others come from.
+BESIDES: dict[str, tuple[str, str, str, str]] = {
+    "padded_over_trl": ("our plain DPO with padded rows / TRL", "plain, padded", "trl", "cpu_seconds"),
+    "packed_over_padded": ("our plain DPO, packed / padded rows", "plain", "plain, padded", "cpu_seconds"),
+    "plain_over_trl_checkpointed": (
+        "our plain DPO / TRL, both with checkpointing", "plain checkpointed", "trl checkpointed", "cpu_seconds",
+    ),
+    "memory_plain_over_trl": ("memory, our plain DPO / TRL", "plain", "trl", "memory_mb"),
+    "memory_sams_over_trl": ("memory, SamS / TRL", "sams", "trl", "memory_mb"),
+    "plain_two_processes_over_one": (
+        "our plain DPO, 2 processes / 1 (wall time)", "plain, 2 processes", "plain", "wall_seconds",
+    ),
+}  # fmt: skip
+
+
+def entries(base: Entry) -> list[Entry]:
+    """The contestants, in the order of their turns; TRL's only where it is installed."""
+    found = [
+        replace(base, name="trl", trainer="trl"),
+        replace(base, name="plain", trainer="plain"),
+        replace(base, name="sams", trainer="sams"),
+        replace(base, name="plain, padded", trainer="plain", packing=False),
+        replace(base, name="trl checkpointed", trainer="trl", checkpointing=True),
+        replace(base, name="plain checkpointed", trainer="plain", checkpointing=True),
+        replace(base, name="sams checkpointed", trainer="sams", checkpointing=True),
+    ]
+    if base.device == "cpu":
+        found += [
+            replace(base, name="plain, 2 processes", trainer="plain", processes=2),
+            replace(base, name="sams, 2 processes", trainer="sams", processes=2),
+        ]
+    has_trl = importlib.util.find_spec("trl") is not None
+    return [entry for entry in found if has_trl or entry.trainer != "trl"]
+
+
+class Contestant:
+    """A contestant's processes, which wait until they are told to take a step."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        environment = os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+        }
+        if entry.memory and entry.device == "cpu":
+            # Freed tensors go back to the system at once, so that resident memory is what is alive.
+            environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+        if entry.processes > 1:
+            environment |= {
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(free_port()),
+                "WORLD_SIZE": str(entry.processes),
+                "LOCAL_WORLD_SIZE": str(entry.processes),
+            }
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.contestant", entry.written()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL if "SAMS_BENCH_VERBOSE" not in os.environ else None,
+                text=True,
+                cwd=ROOT,
+                env=environment
+                | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if entry.processes > 1 else {}),
+            )
+            for rank in range(entry.processes)
+        ]
+        self._answers()
+
+    def _answers(self) -> list[dict[str, Any]]:
+        answers = []
+        for process in self.processes:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise SystemExit(f"{self.entry.name} has ended: SAMS_BENCH_VERBOSE=1 shows its messages")
+            answers.append(json.loads(line))
+        return answers
+
+    def step(self, batch: int) -> dict[str, float]:
+        """A step on a batch: the slowest process's wall time, the sum of all for CPU seconds and tokens."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{batch}\n")
+            process.stdin.flush()
+        answers = self._answers()
+        summed = ("cpu_seconds", "tokens", "places")
+        return {
+            name: (sum if name in summed else max)(answer[name] for answer in answers) for name in answers[0]
+        }
+
+    def close(self) -> None:
+        """End the processes."""
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in self.processes:
+            process.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def started(wanted: list[Entry]) -> Iterator[list[Contestant]]:
+    """Contestants, ready and waiting."""
+    ready: list[Contestant] = []
+    try:
+        for entry in wanted:
+            ready.append(Contestant(entry))
+        yield ready
+    finally:
+        for contestant in ready:
+            contestant.close()
+
+
+def measure(wanted: list[Entry], repeats: int = REPEATS) -> dict[str, list[dict[str, float]]]:
+    """Let all take a step in turn, on batch 0 to warm up and then on batches 1 to `repeats`, which count."""
+    found: dict[str, list[dict[str, float]]] = {entry.name: [] for entry in wanted}
+    with started(wanted) as contestants:
+        for batch in range(repeats + 1):
+            for contestant in contestants:
+                taken = contestant.step(batch)
+                if batch:
+                    found[contestant.entry.name].append(taken)
+    return found
+
+
+def measure_all(base: Entry) -> dict[str, list[dict[str, float]]]:
+    """Time and memory of all contestants, by name and repeat."""
+    found = measure(entries(base))
+    # One at a time: a model that waits takes up memory too, on a GPU.
+    for entry in entries(base):
+        if entry.processes == 1:
+            [steps] = measure([replace(entry, memory=True)]).values()
+            for step, weighed in zip(found[entry.name], steps, strict=True):
+                step["memory_mb"] = weighed["memory_mb"]
+    return found
+
+
+def ratio(
+    found: dict[str, list[dict[str, float]]], one: str, other: str, figure: str
+) -> tuple[float, float, float] | None:
+    """Median, lowest and highest ratio of a figure on the same batch; None where a contestant is missing."""
+    if one not in found or other not in found:
+        return None
+    ratios = [a[figure] / b[figure] for a, b in zip(found[one], found[other], strict=True)]
+    return median(ratios), min(ratios), max(ratios)
+
+
+def report(base: Entry, found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """What step.json holds: each ratio under its key, its spread, and what was measured."""
+    import torch
+
+    ratios = {
+        key: numbers
+        for key, (_, one, other, figure, *_marks) in (MARKS | BESIDES).items()
+        if (numbers := ratio(found, one, other, figure)) is not None
+    }
+    return {
+        **{key: middle for key, (middle, _, _) in ratios.items()},
+        "spread": {key: [low, high] for key, (_, low, high) in ratios.items()},
+        "marks": {key: {"mark": mark, "goal": goal} for key, (*_, mark, goal) in MARKS.items()},
+        "contestants": found,
+        "entry": json.loads(base.written()),
+        "device": torch.cuda.get_device_name() if base.device == "cuda" else f"{os.cpu_count()} CPU cores",
+        "versions": {
+            "torch": torch.__version__,
+            "trl": _version("trl"),
+            "transformers": _version("transformers"),
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the contestants and the ratios."""
+    console = Console(width=118)
+    steps = Table(title="One step, medians of five", title_justify="left")
+    for head in ("contestant", "CPU s", "wall s", "memory MB", "tokens/s", "padding"):
+        steps.add_column(head, justify="left" if head == "contestant" else "right")
+    for name, taken in result["contestants"].items():
+        middle = {key: median(step[key] for step in taken) for key in taken[0]}
+        speed = median(step["tokens_seen"] / step["wall_seconds"] for step in taken)
+        padding = 1 - sum(step["tokens"] for step in taken) / sum(step["places"] for step in taken)
+        memory = f"{middle['memory_mb']:.0f}" if "memory_mb" in middle else "–"
+        steps.add_row(
+            name,
+            f"{middle['cpu_seconds']:.2f}",
+            f"{middle['wall_seconds']:.2f}",
+            memory,
+            f"{speed:.0f}",
+            f"{padding:.1%}",
+        )
+    console.print(steps)
+    ratios = Table(title="Ratios on the same batch", title_justify="left")
+    for head in ("key", "what", "median", "lowest to highest", "mark", "goal"):
+        ratios.add_column(head, justify="left" if head in ("key", "what") else "right")
+    for key, (what, *_rest) in (MARKS | BESIDES).items():
+        if key in result:
+            low, high = result["spread"][key]
+            marks = result["marks"].get(key, {})
+            aims = [f"{marks[aim]:.2f}" if marks else "" for aim in ("mark", "goal")]
+            ratios.add_row(key, what, f"{result[key]:.3f}", f"{low:.3f} to {high:.3f}", *aims)
+    console.print(ratios)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("results/bench/step.json"),
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    layers: Annotated[
+        int, typer.Option(help="On a GPU: layers of a Llama-8B-shaped model, as many as fit.")
+    ] = 4,
+) -> None:
+    """Measure, write and print."""
+    shape = Shape() if device == "cpu" else replace(LLAMA_8B, layers=layers)
+    base = Entry("", "plain", shape=shape, device=device, batches=REPEATS + 1)
+    if device == "cuda":
+        base = replace(base, precision="bfloat16")
+    result = report(base, measure_all(base))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    show(result)
+    print(f"figures: {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

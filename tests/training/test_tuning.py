@@ -1,0 +1,161 @@
+"""What a job finds out at its start: the layout of rows, sizes of micro-batches, activation checkpointing."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sams.errors import UserError
+from sams.files import read_json
+from sams.policy.model import build_model
+from sams.policy.packing import SEGMENTS
+from sams.policy.policy import Policy, Scores
+from sams.policy.rows import pack_rows
+from sams.settings import Model
+from sams.training import tuning
+from sams.training.distribution import Workers
+from sams.training.tasks import PairTask
+from sams.training.tuning import Tuning, tune
+from tests import tiny
+from tests.training.test_runs import run, weights
+
+TASK = PairTask(tiny.pairs(64, seed=1))
+OTHERS: dict[str, dict[str, Any]] = {
+    # Positions from the mask; a bias by distance; no attention at all.
+    "opt": {"num_attention_heads": 4, "ffn_dim": 64, "word_embed_proj_dim": 32, "num_hidden_layers": 2},
+    "bloom": {"n_head": 4, "n_layer": 2},
+    "mamba": {"state_size": 4, "num_hidden_layers": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def workers() -> Workers:
+    return Workers(device="cpu", strategy="ddp", precision="float32", threads=1, timeout_minutes=1)
+
+
+def policy_of(settings: Model) -> Policy:
+    model = build_model(settings, tiny.tokenizer(), seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return Policy(model)
+
+
+def found(workers: Workers, settings: Model, **wanted: Any) -> tuple[Tuning, Policy]:
+    policy = policy_of(settings)
+    sizes = {"micro_batch": "auto", "scoring_micro_batch": "auto", "items": 8, "scored_items": 16}
+    return tune(policy, TASK, workers, settings, **(sizes | wanted)), policy
+
+
+@pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
+def test_rows_are_packed_where_the_model_agrees(workers: Workers, kind: str) -> None:
+    assert tuning.agreeing_attention(policy_of(tiny.settings(kind)), TASK, workers, "float32") == SEGMENTS
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_model_that_cannot_pack_is_told_of_and_computes_padded_rows(
+    workers: Workers, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    architecture = {"model_type": kind, "hidden_size": 32} | OTHERS[kind]
+    settings = tiny.settings(architecture=architecture, attention="eager")
+    with caplog.at_level(logging.INFO):
+        tuned, policy = found(workers, settings, micro_batch=2, scoring_micro_batch=2)
+    assert tuned.packed is None and policy.packed is None
+    assert "rows cannot be packed" in caplog.text or "does not support" in caplog.text
+    assert "computes padded rows, which takes longer" in caplog.text
+
+
+def test_packing_can_be_switched_off(workers: Workers) -> None:
+    tuned, _ = found(workers, tiny.settings(packing=False), micro_batch=2, scoring_micro_batch=3)
+    assert tuned == Tuning(None, 2, 3, False)
+
+
+def test_sizes_are_found_within_a_process_share_and_leave_no_gradient(workers: Workers) -> None:
+    tuned, policy = found(workers, tiny.settings())
+    assert 1 <= tuned.micro_batch <= 8
+    assert 1 <= tuned.scoring_micro_batch <= 16
+    assert all(parameter.grad is None for parameter in policy.parameters())
+
+
+def test_the_fastest_size_is_taken_and_the_smaller_of_equals(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    seconds_of_size = {1: 1.0, 2: 0.5, 4: 0.30, 8: 0.29}
+
+    policy = policy_of(tiny.settings())
+    policy.pack(SEGMENTS)
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: clock[0])
+    forward = policy.forward
+
+    def slow(rows: Any, with_contexts: bool = False) -> Scores:
+        assert rows.branches is not None
+        clock[0] += seconds_of_size[len(rows.branches.items)] * rows.tokens
+        return forward(rows, with_contexts)
+
+    monkeypatch.setattr(policy, "forward", slow)
+    assert tuning.fastest(policy, TASK, workers, 8, gradients=True) == 4
+    assert tuning.fastest(policy, TASK, workers, 2, gradients=False) == 2
+
+
+@pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
+def test_predicted_activations_are_those_of_a_larger_micro_batch(workers: Workers, kind: str) -> None:
+    policy = policy_of(tiny.settings(kind))
+    policy.pack(SEGMENTS)
+    per_token = tuning.activation_bytes(policy, TASK, workers)
+    rows = pack_rows(TASK.sequences(list(range(16))))
+    with tuning.saved_bytes() as kept:
+        policy(rows)
+    assert sum(kept.values()) == pytest.approx(per_token * rows.tokens, rel=0.1)
+
+
+def test_memory_bounds_the_micro_batch_and_calls_for_checkpointing(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny.settings(activation_checkpointing="auto")
+    policy = policy_of(settings)
+    policy.pack(SEGMENTS)
+    longest = max(TASK.packed_lengths) * tuning.activation_bytes(policy, TASK, workers)
+    states = tuning.ADAM_BYTES * tuning.local_weights(policy)
+
+    def free(room: float) -> None:
+        monkeypatch.setattr(tuning, "free_bytes", lambda device: int(states + room / tuning.MEMORY_SHARE))
+
+    free(3.1 * longest)
+    tuned, policy = found(workers, settings)
+    assert (tuned.activation_checkpointing, tuned.micro_batch <= 4) == (False, True)
+    free(0.95 * longest)
+    tuned, policy = found(workers, settings)
+    assert tuned.activation_checkpointing and policy.model.is_gradient_checkpointing
+    free(0.01 * longest)
+    with pytest.raises(UserError, match=r"activation_checkpointing: .*longest item take.*that are left"):
+        found(workers, settings)
+
+
+def test_a_found_size_is_kept_in_the_result_and_a_resumed_run_takes_it_over(
+    prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"micro_batch_size": "auto", "scoring_micro_batch_size": "auto", "checkpoint_every": 2}
+    monkeypatch.setattr("sams.training.tuning.fastest", lambda *_, **__: 3)
+    run(prepared, tmp_path / "whole", **sizes)
+    expected = {
+        "packed": SEGMENTS,
+        "micro_batch": 3,
+        "scoring_micro_batch": 3,
+        "activation_checkpointing": False,
+    }
+    assert read_json(tmp_path / "whole" / "recipe.json")["tuning"] == expected
+
+    def interrupted() -> Any:
+        return lambda: True
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("sams.training.loop.on_sigterm", interrupted)
+        run(prepared, tmp_path / "parts", **sizes)
+    monkeypatch.setattr("sams.training.tuning.fastest", lambda *_, **__: 1)
+    run(prepared, tmp_path / "parts", **sizes)
+    assert read_json(tmp_path / "parts" / "recipe.json")["tuning"] == expected
+    resumed, whole = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
