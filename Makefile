@@ -1,7 +1,7 @@
 # Every target works in .venv, which `env` makes from the lock and leaves alone where it is up to date.
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all mutations lint mlflow lock
+.PHONY: help env demo test test-all mutations bench bench-scale lint mlflow lock
 
 BIN := .venv/bin
 # The first Python that fits; a name on the PATH can be that of one that does not run.
@@ -12,7 +12,7 @@ PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3; do \
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 env: ## .venv from the lock (PYTHON=python3.12 or TORCH=cpu|cuda choose for you)
 	@$(PYTHON) envs/make_env.py $(if $(TORCH),--torch $(TORCH))
@@ -29,6 +29,12 @@ test-all: env ## the tests, the slow ones too
 
 mutations: env ## deliberate faults, each of which must fail a test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
+
+bench: env ## a training step beside TRL's: time, memory, ratios (some 10 minutes, on an idle machine)
+	$(BIN)/python -m benchmarks.step
+
+bench-scale: env ## what a step costs as pairs, tokens, layers, vocabulary and processes grow
+	$(BIN)/python -m benchmarks.scale
 
 lint: env ## style, types, workflow, schema
 	$(BIN)/ruff check

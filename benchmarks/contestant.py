@@ -198,7 +198,7 @@ class Ours:
         tally, self.tally = self.tally, type(self.tally)()
         return {
             "loss": found["loss"].mean().item(),
-            "tokens": float(tally.scored + tally.trained),
+            "tokens": float(tally.tokens),
             "places": float(tally.places),
         }
 

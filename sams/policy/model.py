@@ -101,6 +101,18 @@ def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
+def compile_blocks(model: transformers.PreTrainedModel) -> None:
+    """Compile what stands around attention in every block, norms and MLP, for rows of any length.
+
+    Attention stays as it is: its kernels are fused already, and its loop over the items of a packed row would be
+    compiled anew for every batch. Call this before the model is replicated or sharded.
+    """
+    for block in blocks(model):
+        for name, part in block.named_children():
+            if "norm" in name or "att" not in name:
+                part.forward = torch.compile(part.forward, dynamic=True)
+
+
 def add_lora(model: transformers.PreTrainedModel, settings: Lora) -> PeftModel:
     """Put low-rank adapters into a model, in place, and freeze all else. They start at zero change.
 

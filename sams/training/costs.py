@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sams.policy.policy import bare
+from sams.policy.rows import Rows
 from sams.training.distribution import Workers
 
 # Dense bfloat16 peak of one GPU in FLOP/s, by a part of its name (vendors' data sheets).
@@ -21,19 +23,27 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L
 
 @dataclass
 class Tally:
-    """What one process has run since the last step: tokens of passes, and the places that padding took."""
+    """What one process has run since the last step.
 
-    scored: int = 0
-    trained: int = 0
+    Attributes:
+        tokens: computed, padding left out; a packed prompt counts once.
+        places: the same with padding.
+        units: token passes, a forward pass being 1 and a backward pass 2 more.
+        predicted: the same of the completion tokens, which alone meet the vocabulary.
+    """
+
+    tokens: int = 0
     places: int = 0
+    units: int = 0
+    predicted: int = 0
 
-    def add(self, tokens: int, places: int, *, trained: bool) -> None:
-        """Count one micro-batch of `places` = rows x longest row."""
-        if trained:
-            self.trained += tokens
-        else:
-            self.scored += tokens
-        self.places += places
+    def add(self, rows: Rows, *, trained: bool) -> None:
+        """Count one micro-batch. Recomputed activations are no work done."""
+        passes = 3 if trained else 1
+        self.tokens += rows.tokens
+        self.places += rows.input_ids.numel()
+        self.units += passes * rows.tokens
+        self.predicted += passes * len(rows.answers)
 
 
 @dataclass
@@ -42,34 +52,38 @@ class Costs:
 
     Attributes:
         file: the log; lines of steps that a killed run repeats are there twice.
-        parameters: of the policy, N.
+        body: weights that every token meets, N.
+        head: weights of the output layer, N_h.
         tally: of the current step, filled by the passes.
     """
 
     file: Path
     workers: Workers
-    parameters: int
+    body: int
+    head: int
     tally: Tally = field(default_factory=Tally)
     steps: list[dict[str, float]] = field(default_factory=list)
 
     def step(self, step: int, *, seconds: float, data_seconds: float, log: bool) -> None:
         """Close a step and count anew. A collective call.
 
-        FLOPs are 2 N per scored token and 6 N per trained one, recomputation not counted: MFU is the share of
-        the peak that does useful work (PaLM, appendix B, without its attention term).
+        FLOPs are 2 N per scored token and 6 N per trained one, and 2 N_h or 6 N_h more per completion token:
+        MFU is the share of the peak that does useful work (PaLM, appendix B, without its attention term).
         """
         mine, self.tally = self.tally, Tally()
-        counts = torch.tensor([mine.scored, mine.trained, mine.places], device=self.workers.device)
+        counts = torch.tensor(
+            [mine.tokens, mine.places, mine.units, mine.predicted], device=self.workers.device
+        )
         parts = torch.stack(self.workers.all_gather(counts)).double().cpu()
-        scored, trained, places = parts.sum(dim=0).tolist()
-        work = 2 * parts[:, 0] + 6 * parts[:, 1]
-        per_second = self.parameters * work.sum().item() / seconds / self.workers.world
+        tokens, places = parts[:, :2].sum(dim=0).tolist()
+        work = 2 * (self.body * parts[:, 2] + self.head * parts[:, 3])
+        per_second = work.sum().item() / seconds / self.workers.world
         found = {
             "seconds": seconds,
             "data_seconds": data_seconds,
-            "tokens_per_second": (scored + trained) / seconds,
+            "tokens_per_second": tokens / seconds,
             "tflops_per_process": per_second / 1e12,
-            "padding_share": 1 - (scored + trained) / max(1.0, places),
+            "padding_share": 1 - tokens / max(1.0, places),
             "busiest_over_mean": (work.max() / work.mean()).item() if work.sum() else 1.0,
             "peak_memory_mb": self.workers.peak_memory_mb(),
         }
@@ -90,13 +104,14 @@ class Costs:
         }
 
 
-def parameter_count(policy: nn.Module) -> int:
-    """Weights that a token meets: all but the input embedding, which is only looked up (tied or not)."""
+def weights_of(policy: nn.Module) -> tuple[int, int]:
+    """Weights of the body and of the output layer; the input embedding is only looked up."""
+    model = bare(policy).model
+    head = model.get_output_embeddings().weight.numel()
+    looked_up = model.get_input_embeddings().weight
+    tied = looked_up is model.get_output_embeddings().weight
     total = sum(parameter.numel() for parameter in policy.parameters())
-    model: Any = getattr(policy, "module", policy)
-    embedding = model.model.get_input_embeddings().weight
-    tied = embedding is model.model.get_output_embeddings().weight
-    return total if tied else total - embedding.numel()
+    return total - head - (0 if tied else looked_up.numel()), head
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from sams.errors import UserError
 from sams.files import MANIFEST, canonical_json, manifest_digest, sha256_of, write_json
-from sams.policy.model import add_lora
+from sams.policy.model import add_lora, compile_blocks
 from sams.policy.policy import Policy
 from sams.provenance import code_digest, environment
 from sams.training.checkpoints import Checkpoints, fingerprint
@@ -95,6 +95,8 @@ class TrainingJob:
         """The model as a policy to train: adapters where they are asked for, replicated or sharded."""
         if training.lora is not None:
             add_lora(model, training.lora)
+        if self.settings.model.compile:
+            compile_blocks(model)
         return self.workers.wrap(Policy(model))
 
     def publish(self, policy: nn.Module, model: PreTrainedModel, training: Training) -> None:

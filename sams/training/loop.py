@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors import Selector
 from sams.training.batches import rounds
-from sams.training.costs import Costs, parameter_count
+from sams.training.costs import Costs, weights_of
 from sams.training.distribution import Workers, seeded
 from sams.training.gates import refuse_non_finite
 from sams.training.job import COSTS, TrainingJob
@@ -109,7 +109,7 @@ def train(
     job.tuning = tuning
     tuning.apply(policy)
     run = job.open_run(state["log_offset"])
-    costs = Costs(checkpoints.folder / COSTS, workers, parameter_count(policy))
+    costs = Costs(checkpoints.folder / COSTS, workers, *weights_of(policy))
     interrupted = on_sigterm()
     evaluated: Items = {}
 

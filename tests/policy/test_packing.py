@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
-from sams.policy.model import build_model, checkpoint_activations
+from sams.policy.model import build_model, checkpoint_activations, compile_blocks
 from sams.policy.packing import SEGMENTS, VARLEN, Branches
 from sams.policy.policy import Policy, Scores
 from sams.policy.rows import Item, pack_rows, pad_rows
@@ -55,6 +56,23 @@ def test_packed_pairs_equal_padded_ones(kind: str, checkpointing: bool) -> None:
     if checkpointing:
         checkpoint_activations(policy.model)
     assert_equal(policy, ITEMS, SEGMENTS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_compiled_model_gives_the_same(kind: str) -> None:
+    plain, compiled = policy_of(kind), policy_of(kind)
+    compile_blocks(compiled.model)
+    checkpoint_activations(compiled.model)
+    counters.clear()
+    for items in (ITEMS, ITEMS[:4], ITEMS[:3]):
+        expected, expected_gradient = scores_and_gradient(plain, items, SEGMENTS)
+        found, gradient = scores_and_gradient(compiled, items, SEGMENTS)
+        torch.testing.assert_close(found.logps, expected.logps, rtol=1e-6, atol=1e-5)
+        assert (gradient - expected_gradient).abs().max() <= 1e-5 * expected_gradient.abs().max()
+    # It was compiled, whole, and once for all lengths.
+    assert 2 <= counters["stats"]["unique_graphs"] <= 4
+    assert not counters["graph_break"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
