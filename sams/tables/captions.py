@@ -1,10 +1,17 @@
 """What stands below a table: units, errors, judge, and what is missing. Taken from settings and results."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sams.config import Study
+from sams.files import read_json
 from sams.results import Cell
+from sams.tables import render
+from sams.tables.reported import Reported, read_reported
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Cells = Mapping[Cell, Mapping[str, Any]]
 
@@ -17,6 +24,12 @@ def main_title(study: Study) -> str:
 def comparison_title(study: Study) -> str:
     """Heading of the comparisons."""
     return f"Study {study.study}, {study.setting}: differences between methods"
+
+
+def paper_title(study: Study) -> str:
+    """Heading of the study's figures beside the paper's."""
+    assert study.paper is not None
+    return f"Study {study.study}, {study.setting}: beside the paper's {_reported(study).title}"
 
 
 def main_notes(study: Study, cells: Cells) -> list[str]:
@@ -125,6 +138,46 @@ def missing_notes(study: Study, cells: Cells) -> list[str]:
     return notes
 
 
+def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
+    """Notes of the table beside the paper's figures."""
+    shown = _shown(study, cells)
+    reported = _reported(study)
+    elsewhere = {
+        f"{row} from the {source}"
+        for row, source in zip(table["row"], table["source"], strict=True)
+        if source and source != reported.source
+    }
+    notes = [
+        "; ".join([f"Reported: {reported.source}", *sorted(elsewhere)])
+        + ". difference is reproduced minus reported; the paper gives no errors.",
+        errors_note(study.seeds) + " n is the number of seeds.",
+    ]
+    if reported.judges:
+        notes.append(judge_note(study, shown))
+    runs = [
+        f"{method}, {render.LABELS[score]}: {' '.join(run[: run.index(':') + 9] for run in ids.split())}"
+        for method, score, ids in zip(table["method"], table["score"], table["run_ids"], strict=True)
+        if ids
+    ]
+    if runs:
+        notes.append(f"MLflow runs, in full in the CSV file: {'; '.join(runs)}.")
+    return notes + [f"{reported.title}: {note}" for note in reported.notes] + missing_notes(study, cells)
+
+
+def leak_notes(setting: Path) -> list[str]:
+    """Whether prompts of the training pairs are among the test pairs, as `prepare_data` counted them."""
+    report = setting / "data" / "report.json"
+    found = read_json(report).get("leak") if report.is_file() else None
+    if found is None:
+        return []
+    if not found["prompts"]:
+        return ["Leaks: no prompt of the training pairs is among the test pairs."]
+    return [
+        f"Leaks: {found['prompts']} prompts of the training pairs are in the test pairs too, which makes "
+        f"{found['test_pairs']} test pairs: test figures look better than they are."
+    ]
+
+
 def comparison_notes(study: Study, resamples: int) -> list[str]:
     """Notes of the comparisons."""
     notes = [
@@ -145,6 +198,11 @@ def comparison_notes(study: Study, resamples: int) -> list[str]:
     if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
         notes.append(judge_note(study, {}))
     return notes
+
+
+def _reported(study: Study) -> Reported:
+    assert study.paper is not None
+    return read_reported(study.paper.table, study.paper.setting)
 
 
 def _shown(study: Study, cells: Cells) -> Cells:
