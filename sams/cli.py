@@ -55,6 +55,35 @@ def recipe(
 
 
 @app.command()
+def verify(
+    results: Annotated[Path, typer.Argument(help="results/<study>, or a bundle of it.")],
+    configfile: Annotated[
+        list[Path] | None, typer.Option("--configfile", help="The study that they should be results of.")
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pack all but weights and data as this file, .zip or .tar.gz, if everything holds."
+        ),
+    ] = None,
+) -> None:
+    """Check a study's results: hashes, recipes, environment, commit, figures. Exit status 1 if one does not hold."""
+    from sams.bundle import check_kind, pack, unpacked
+    from sams.verify import print_findings
+    from sams.verify import verify as check_results
+
+    if bundle is not None:
+        check_kind(bundle)
+    with unpacked(results) as folder:
+        findings = check_results(folder, _study(configfile) if configfile else None)
+        print_findings(findings)
+        if not all(finding.holds for finding in findings):
+            raise typer.Exit(1)
+        if bundle is not None:
+            typer.echo(f"{bundle}: {pack(folder, bundle)} files")
+
+
+@app.command()
 def schema(
     check_only: Annotated[
         bool, typer.Option("--check", help="Only see whether the file is up to date.")
