@@ -55,6 +55,32 @@ def recipe(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of runs (.../<method>/seed<k>), of methods with all their seeds, or MLflow run ids.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the curves to this file: .csv, .svg or .png.")
+    ] = None,
+    results: Annotated[
+        Path, typer.Option(help="Results folder that MLflow run ids are looked up in.")
+    ] = Path("results"),
+) -> None:
+    """Print what sets runs apart: settings, figures, differences with intervals."""
+    from sams.compare import compare as hold_beside
+    from sams.compare import show, sides, write_curves
+
+    found = sides(runs, results)
+    show(hold_beside(found))
+    if out is not None:
+        write_curves(found, out)
+
+
+@app.command()
 def verify(
     results: Annotated[Path, typer.Argument(help="results/<study>, or a bundle of it.")],
     configfile: Annotated[

@@ -135,7 +135,10 @@ COMMIT = {"git_commit": "b" * 40, "git_dirty": "true"}
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        (rewrite("world/dpo/seed0/trained/weights", "x"), [("files", "dpo/seed0/trained", "weights has changed")]),
+        (
+            rewrite("world/dpo/seed0/trained/weights", "x"),
+            [("files", "dpo/seed0/trained", "weights has changed")],
+        ),
         (lambda r: (r / "world/data/train").unlink(), [("files", "world/data", "train is not there")]),
         (rewrite("world/data/more", "x"), [("files", "world/data", "more was added")]),
         (resealed_tokens, [("made from", "sft/seed0/model", "tokens is another one now (world/tokens)")]),
@@ -150,20 +153,44 @@ COMMIT = {"git_commit": "b" * 40, "git_dirty": "true"}
         ),
         (other_recipe, [("recipe", "dpo", "2 different ones over its seeds")]),
         (other_recipe, [("recipe", "dpo/seed1", "differs from the study in training.beta")]),
-        (edit("world/dpo/seed1/recipe.json", code="other"), [("code", "train_preference", "2 different ones")]),
-        (edit("world/dpo/seed1/environment.json", python="3.12"), [("environment", "all runs", "world/dpo/seed1")]),
+        (
+            edit("world/dpo/seed1/recipe.json", code="other"),
+            [("code", "train_preference", "2 different ones")],
+        ),
+        (
+            edit("world/dpo/seed1/environment.json", python="3.12"),
+            [("environment", "all runs", "world/dpo/seed1")],
+        ),
         (
             edit("world/dpo/seed1/environment.json", commit=COMMIT),
             [("commit", "all runs", "2 different"), ("commit", "all runs", "seed1 was made from an edited")],
         ),
-        (edit("world/dpo/seed1/environment.json", commit={}), [("commit", "all runs", "not recorded by 1 of 4")]),
-        (edit("world/dpo/seed0/train_metrics.json", test_accuracy=70.0), [("figures", "dpo/seed0", "test_accuracy is 70")]),
-        (edit("world/dpo/seed0/train_metrics.json", steps=3), [("figures", "dpo/seed0", "the log ends at step 2")]),
-        (edit("world/dpo/seed0/alpaca_eval/metrics.json", win_rate=50.0), [("figures", "alpaca", "of the judgments 37.5")]),
-        (edit("world/dpo/seed0/mt_bench/metrics.json", average=9.0), [("figures", "mt_bench", "of the judgments 5.5")]),
-        (rewrite("world/dpo/seed0/alpaca_eval/answers.json", "[]"), [("figures", "alpaca", "is not what was judged")]),
+        (
+            edit("world/dpo/seed1/environment.json", commit={}),
+            [("commit", "all runs", "not recorded by 1 of 4")],
+        ),
+        (
+            edit("world/dpo/seed0/train_metrics.json", test_accuracy=70.0),
+            [("figures", "dpo/seed0", "test_accuracy is 70")],
+        ),
+        (
+            edit("world/dpo/seed0/train_metrics.json", steps=3),
+            [("figures", "dpo/seed0", "the log ends at step 2")],
+        ),
+        (
+            edit("world/dpo/seed0/alpaca_eval/metrics.json", win_rate=50.0),
+            [("figures", "alpaca", "of the judgments 37.5")],
+        ),
+        (
+            edit("world/dpo/seed0/mt_bench/metrics.json", average=9.0),
+            [("figures", "mt_bench", "of the judgments 5.5")],
+        ),
+        (
+            rewrite("world/dpo/seed0/alpaca_eval/answers.json", "[]"),
+            [("figures", "alpaca", "is not what was judged")],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_named(
     fault: Callable[[Path], None], expected: list[tuple[str, str, str]], results: Path
 ) -> None:

@@ -8,6 +8,7 @@ from sams.config import Study
 from sams.files import read_json
 from sams.results import Cell
 from sams.tables import render
+from sams.tables.repeats import least_p
 from sams.tables.reported import Reported, read_reported
 
 if TYPE_CHECKING:
@@ -191,13 +192,25 @@ def comparison_notes(study: Study, resamples: int) -> list[str]:
             "scores over items, added in squares; as a rule wider than a paired interval would be."
         ),
         (
-            "The intervals hold the chance of the items, not of the training runs, and are not corrected for "
-            "their number: of 20 without any effect, one excludes 0."
+            "Paired and unpaired intervals hold the chance of the items, not of the training runs. None are "
+            "corrected for their number: of 20 without any effect, one excludes 0."
         ),
     ]
+    if len(study.seeds) > 1:
+        notes.append(repeats_note(len(study.seeds)))
     if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
         notes.append(judge_note(study, {}))
     return notes
+
+
+def repeats_note(seeds: int) -> str:
+    """What tests over so many seeds can show."""
+    return (
+        f"{seeds} seeds: each seed's difference counts once, as a repeat. Interval and p (t) are those of the "
+        f"paired t test with {seeds - 1} degree{'s' * (seeds > 2)} of freedom; p (flips) is of the exact sign-flip "
+        f"permutation test, which with {seeds} seeds cannot give less than {least_p(seeds):.2g}. Few seeds show "
+        "large effects only."
+    )
 
 
 def _reported(study: Study) -> Reported:

@@ -153,13 +153,18 @@ def cost(cells: Cells, methods: Sequence[str], seeds: Sequence[int]) -> "Figure"
 
 
 def save(figure: "Figure", stem: Path) -> None:
-    """Write a figure as `<stem>.svg` and `<stem>.png`, the same bytes for the same figure."""
+    """Write a figure as `<stem>.svg` and `<stem>.png`."""
+    for kind in ("svg", "png"):
+        save_as(figure, stem.with_name(f"{stem.name}.{kind}"))
+
+
+def save_as(figure: "Figure", path: Path) -> None:
+    """Write a figure as SVG or PNG, by the file's name: the same bytes for the same figure."""
     import matplotlib
 
-    with matplotlib.rc_context({"svg.hashsalt": "sams"}):
-        for kind in ("svg", "png"):
-            with whole_file(stem.with_name(f"{stem.name}.{kind}")) as part:
-                figure.savefig(part, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    kind = path.suffix.removeprefix(".")
+    with matplotlib.rc_context({"svg.hashsalt": "sams"}), whole_file(path) as part:
+        figure.savefig(part, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
 def _panels(panels: Sequence[Panel]) -> "tuple[Figure, list[Axes]]":

@@ -133,6 +133,10 @@ def readable_comparisons(table: "pd.DataFrame") -> Readable:
         items = (
             record["interval"] if pd.isna(record["n_items"]) else f"{record['n_items']}, {record['interval']}"
         )
+        if not pd.isna(record["p_t"]):
+            items = (
+                f"{record['n_seeds']} seeds, p {record['p_t']:.2g} (t), {record['p_sign_flip']:.2g} (flips)"
+            )
         texts = (
             record["benchmark"],
             f"{record['method']} − {record['base']}",
