@@ -139,6 +139,7 @@ rule show_answers:
 
 rule draw_figures:
     input:
+        data=rules.prepare_data.output.manifest,
         curves=training_figures(),
     output:
         png=expand(f"{TABLES}/{{figure}}.png", figure=FIGURES),
@@ -153,6 +154,18 @@ rule draw_figures:
             caption="../workflow/report/selection.rst",
             category="Figures",
             labels={"figure": "selection"},
+        ),
+        difficulty=report(
+            f"{TABLES}/difficulty.svg",
+            caption="../workflow/report/difficulty.rst",
+            category="Figures",
+            labels={"figure": "drift of difficulty"},
+        ),
+        noise=report(
+            f"{TABLES}/noise.svg",
+            caption="../workflow/report/noise.rst",
+            category="Figures",
+            labels={"figure": "accuracy under noise"},
         ),
         cost=report(
             f"{TABLES}/cost.svg",

@@ -14,10 +14,12 @@ from sams.errors import UserError
 from sams.files import read_json, whole_file
 from sams.mlflow_mirror import numbers, run_id
 from sams.results import Cell, read_log, read_run
-from sams.tables import comparisons, figures, render
+from sams.tables import comparisons, render
 from sams.tables.captions import repeats_note
 from sams.tables.comparisons import RESAMPLES, Side
+from sams.tables.figures import learning_curves
 from sams.tables.main_table import SCORES
+from sams.tables.panels import save_as
 from sams.tracking import flatten
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ def write_curves(of: Sequence[Side], out: Path) -> None:
             pd.concat(long)[columns].to_csv(part, index=False)
     elif out.suffix in (".svg", ".png"):
         drawn = {name: list(frames.values()) for name, frames in logs.items() if frames}
-        figures.save_as(figures.learning_curves(drawn), out)
+        save_as(learning_curves(drawn), out)
     else:
         raise UserError("expected a name that ends in .csv, .svg or .png", where=str(out))
 
