@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from sams.config import BASE_METHOD, Study
-from sams.files import read_json
+from sams.files import canonical_json, read_json
 from sams.results import Cell, read_cells, read_log
 from sams.stage import read_recipe, run
 from sams.tables.main_table import Cells, main_table
-from sams.tables.panels import COLOURS, MARKERS, SEEN, draw, finish, legend, panels, save, smoothed
+from sams.tables.panels import COLOURS, LINES, MARKERS, SEEN, draw, finish, legend, panels, save, smoothed
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Logs = Mapping[str, Sequence["pd.DataFrame"]]  # metric logs by method, one per seed
+
+
+MOST_DIFFICULTIES = 12  # plots of `difficulty`: a page
 
 
 class Curve(NamedTuple):
@@ -139,10 +143,10 @@ def difficulty(logs: Logs) -> "Figure":
 
     Were difficulty a trait of the pairs, the lines would keep their order. The heading says how far they do.
     """
-    followed = {}
+    followed: dict[str, pd.DataFrame] = {}
     for method, frames in logs.items():
         columns = [name for name in frames[0] if str(name).startswith("followed/")]
-        if columns:
+        if columns and len(followed) < MOST_DIFFICULTIES:
             followed[method] = frames[0].set_index("pairs_seen")[columns].dropna()
     figure, axes = panels(list(followed) or ["Loss of followed pairs"], height=2.8)
     for (method, losses), axis in zip(followed.items(), axes, strict=False):
@@ -154,6 +158,8 @@ def difficulty(logs: Logs) -> "Figure":
             axis.plot(losses.index, losses[name], color=_shade(depth), linewidth=1.2, label="_")
         axis.set_ylabel("loss")
     explained = "Loss of each of the same pairs; dark: easy at first, light: hard at first."
+    if len(followed) == MOST_DIFFICULTIES < len(logs):
+        explained += f" The first {MOST_DIFFICULTIES} methods."
     for axis in axes:
         axis.set_xlabel(SEEN)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -171,63 +177,112 @@ def _shade(depth: float) -> Any:
     return colormaps["cividis"](0.85 * depth)
 
 
-def noise(logs: Logs, cells: Cells, share: float | None) -> "Figure":
-    """Test accuracy of all methods trained on flipped labels: by pairs seen, and by how many flips they trained on.
+class Noise(NamedTuple):
+    """A method's label noise: the share of its training pairs that are flipped, and the settings it shares with
+    methods that differ in that share alone."""
+
+    share: float
+    family: str
+
+
+def noise(logs: Logs, cells: Cells, of: Mapping[str, Noise]) -> "Figure":
+    """Test accuracy of methods that were trained on flipped labels.
+
+    By the share of flipped labels, where methods differ in that alone; by pairs seen, for each share; and against
+    the share of flips among the pairs that a method trained on.
 
     Args:
         logs: metric logs of the methods.
         cells: contents of the metrics files, for the final accuracies and their errors.
-        share: share of the training pairs whose labels are flipped; None where the data does not say.
+        of: label noise by method, of those of which it is known.
     """
-    figure, axes = panels(["Test accuracy (%)", "Final test accuracy (%) and flips trained on"], height=4.2)
-    if not share:
-        told = "no labels of this study's data are known to be flipped"
-        for axis in axes:
-            axis.text(0.5, 0.5, told, transform=axis.transAxes, ha="center")
+    shares = sorted({noisy.share for method, noisy in of.items() if method in logs and noisy.share})
+    families: dict[str, list[str]] = {}
+    for method in sorted((method for method in logs if method in of), key=lambda method: of[method].share):
+        families.setdefault(of[method].family, []).append(method)
+    several = any(len({of[method].share for method in members}) > 1 for members in families.values())
+    by_share = ["Final test accuracy (%)"] if several else []
+    by_seen = [f"Test accuracy (%), {share:.0%} of the training labels flipped" for share in shares]
+    figure, axes = panels([*by_share, *by_seen, "Final test accuracy (%)"], height=3.8)
+    if not shares:
+        text = "no labels of this study's data are known to be flipped"
+        axes[0].text(0.5, 0.5, text, transform=axes[0].transAxes, ha="center")
         return figure
-    axes[0].set_title(
-        f"Test accuracy (%), {share:.0%} of the training labels flipped", fontsize=11, loc="left"
-    )
-    for place, (method, frames) in enumerate(logs.items()):
-        tested = [100 * found for found in evaluations(frames, "eval/rewards/accuracies")]
-        draw(axes[0], place, method, tested, marked="some")
-        seeds = sorted({cell.seed for cell in cells if cell.method == method})
-        row = main_table(cells, [method], seeds).iloc[0]
-        trained = [
-            frame["selected/flipped_share"].mean() if "selected/flipped_share" in frame else share
-            for frame in frames
-        ]
-        error = row["test_accuracy_se_seeds"] if len(seeds) > 1 else row["test_accuracy_se_items"]
-        axes[1].errorbar(
-            sum(trained) / len(trained),
-            row["test_accuracy"],
-            yerr=error,
-            color=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[place % len(MARKERS)],
-            markersize=8,
-            markerfacecolor="white",
-            linestyle="none",
-            capsize=3,
-        )
-    axes[0].set_xlabel(SEEN)
-    axes[0].xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    axes[1].margins(x=0.1)
-    axes[1].set_xlabel("Flipped labels among the pairs trained on (share)")
-    legend(
-        figure, axes[:1], "Bars: one standard error, over seeds if there are several, else over test pairs."
-    )
+    places = {method: place for place, method in enumerate(logs)}
+    for first, *others in families.values():  # in the look, and by the name, of the one with the least noise
+        members = [first, *others]
+        final = {method: _final_accuracy(cells, method) for method in members}
+        if others and several:
+            _points(axes[0], places[first], first, [(of[m].share, *final[m]) for m in members])
+        for method in members:
+            if of[method].share in shares:
+                tested = [100 * found for found in evaluations(logs[method], "eval/rewards/accuracies")]
+                axis = axes[len(by_share) + shares.index(of[method].share)]
+                draw(axis, places[first], first, tested, marked="some")
+        noisy = [(_flips_trained_on(logs[m], of[m].share), *final[m]) for m in members if of[m].share]
+        if noisy:
+            _points(axes[-1], places[first], first, noisy)
+    for axis in axes[len(by_share) : -1]:
+        axis.set_xlabel(SEEN)
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    if several:
+        axes[0].set_xlabel("Flipped labels among the training pairs (share)")
+    axes[-1].margins(x=0.1)
+    axes[-1].set_xlabel("Flipped labels among the pairs trained on (share)")
+    legend(figure, axes, "Bars: one standard error, over seeds if there are several, else over test pairs.")
     return figure
 
 
-def flipped_share(setting: Path) -> float | None:
-    """Share of the training pairs whose labels are flipped, as `prepare_data` counted; None where it cannot know."""
-    file = setting / "data" / "report.json"
-    if not file.is_file():
-        return None
-    train = read_json(file)["train"]
-    if "flipped" not in train:
-        return None
-    return float(train["flipped"] / train["written"])
+def _flips_trained_on(frames: "Sequence[pd.DataFrame]", share: float) -> float:
+    """Share of flipped labels among the pairs that a method trained on: of those chosen, or of all."""
+    name = "selected/flipped_share"
+    found = [frame[name].mean() if name in frame else share for frame in frames]
+    return float(sum(found) / len(found))
+
+
+def _final_accuracy(cells: Cells, method: str) -> tuple[float, float]:
+    """Test accuracy and its standard error, over seeds if there are several."""
+    seeds = sorted({cell.seed for cell in cells if cell.method == method})
+    row = main_table(cells, [method], seeds).iloc[0]
+    kind = "seeds" if len(seeds) > 1 else "items"
+    return float(row["test_accuracy"]), float(row[f"test_accuracy_se_{kind}"])
+
+
+def _points(axis: "Axes", place: int, method: str, points: Sequence[tuple[float, float, float]]) -> None:
+    """Points (x, y, error) in a method's look, joined by its line."""
+    x, y, error = zip(*points, strict=True)
+    axis.errorbar(
+        x,
+        y,
+        yerr=error,
+        label=method,
+        color=COLOURS[place % len(COLOURS)],
+        marker=MARKERS[place % len(MARKERS)],
+        markersize=7,
+        markerfacecolor="white",
+        linestyle=LINES[place % len(LINES)],
+        capsize=3,
+    )
+
+
+def label_noise(setting: Path, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, Noise]:
+    """Label noise by method: flips that the data came with, as `prepare_data` counted them, and those that the
+    method's recipe asks for."""
+    report = setting / "data" / "report.json"
+    counts = read_json(report)["train"] if report.is_file() else {}
+    before = counts.get("flipped", 0) / counts["written"] if counts.get("written") else 0.0
+    found = {}
+    for method in methods:
+        files = [setting / method / f"seed{seed}" / "recipe.json" for seed in seeds]
+        recipes = [read_json(file)["recipe"] for file in files if file.is_file()]
+        if recipes:
+            training = recipes[0]["training"]
+            own = training.get("flipped_share", 0.0)
+            others = {key: value for key, value in training.items() if not key.startswith("flip")}
+            family = canonical_json([others, recipes[0].get("scheduler")])
+            # A label that is flipped twice is as it was.
+            found[method] = Noise(before + own - 2 * before * own, family)
+    return found
 
 
 def cost(cells: Cells, methods: Sequence[str], seeds: Sequence[int]) -> "Figure":
@@ -278,12 +333,16 @@ def main(
     """Draw the figures of a study from its metric logs and metrics files."""
     study = read_recipe(study_config, Study)
     logs = read_logs(results, study.methods, study.seeds)
-    save(learning_curves(logs), out / "learning_curves")
-    save(selection(logs), out / "selection")
-    save(difficulty(logs), out / "difficulty")
     cells = {cell: values for cell, values in read_cells(results).items() if cell.seed in study.seeds}
-    save(noise(logs, cells, flipped_share(results)), out / "noise")
-    save(cost(cells, study.methods, study.seeds), out / "cost")
+    drawn = {
+        "learning_curves": learning_curves(logs),
+        "selection": selection(logs),
+        "difficulty": difficulty(logs),
+        "noise": noise(logs, cells, label_noise(results, study.preference_methods, study.seeds)),
+        "cost": cost(cells, study.methods, study.seeds),
+    }
+    for name, figure in drawn.items():
+        save(figure, out / name)
 
 
 if __name__ == "__main__":

@@ -115,25 +115,69 @@ def test_difficulty_follows_the_pairs_of_the_first_seed(setting: Path) -> None:
     assert of_sams.get_title(loc="left").startswith("dpo-sams")
 
 
-def test_noise_shows_accuracy_by_pairs_seen_and_by_flips_trained_on(setting: Path) -> None:
-    write(setting, {"dpo-sams/seed0/train_metrics.json": train(55.0, 1.0)})
-    write(setting, {"data/report.json": {"train": {"written": 1000, "flipped": 300}}})
-    share = figures.flipped_share(setting)
+def recipe(share: float | None = None, **changes: Any) -> dict[str, Any]:
+    training = {"beta": 0.1, **changes} | ({} if share is None else {"flipped_share": share, "flip_seed": 0})
+    return {"recipe": {"training": training, "scheduler": None}}
+
+
+def test_noise_of_the_data_is_that_of_all_methods(setting: Path) -> None:
+    files = {
+        "dpo-sams/seed0/train_metrics.json": train(55.0, 1.0),
+        "data/report.json": {"train": {"written": 1000, "flipped": 300}},
+        "dpo/seed0/recipe.json": recipe(),
+        "dpo-sams/seed0/recipe.json": recipe(selector="sams"),
+    }
+    write(setting, files)
     logs = figures.read_logs(setting, ["dpo", "dpo-sams"], [0, 1])
-    curve, end = figures.noise(logs, read_cells(setting), share).axes
+    of = figures.label_noise(setting, ["dpo", "dpo-sams", "kto"], [0, 1])
+    assert {method: noisy.share for method, noisy in of.items()} == {"dpo": 0.3, "dpo-sams": 0.3}
+    curve, end = figures.noise(logs, read_cells(setting), of).axes[:2]
     assert curve.get_title(loc="left") == "Test accuracy (%), 30% of the training labels flipped"
     assert curves(curve)["dpo", False].get_xydata().tolist() == [[640 * n, 700.0] for n in (1, 2, 3, 4)]
     points = [container.lines[0].get_xydata()[0].tolist() for container in end.containers]
     assert points == [[pytest.approx(0.3), 60.0], [pytest.approx(0.1), 55.0]], "dpo trains on all pairs"
 
 
+def test_methods_that_differ_in_noise_alone_are_one_line(setting: Path) -> None:
+    names = {"dpo": 0.0, "dpo-flip20": 0.2, "dpo-flip40": 0.4, "ipo-flip20": 0.2}
+    for method, share in names.items():
+        own = recipe(share, loss=method.partition("-")[0])
+        files = {
+            "recipe.json": own,
+            "train_metrics.json": train(70 - 50 * share, 1.0),
+            "train.jsonl": log(1.0),
+        }
+        write(setting / method / "seed0", files)
+    logs = figures.read_logs(setting, list(names), [0])
+    of = figures.label_noise(setting, list(names), [0])
+    cells = {cell: values for cell, values in read_cells(setting).items() if cell.seed == 0}
+    by_share, at20, at40, trained_on = figures.noise(logs, cells, of).axes
+    [line] = by_share.containers
+    assert line.get_label() == "dpo"
+    assert line.lines[0].get_xydata().tolist() == [[0.0, 70.0], [0.2, 60.0], [0.4, 50.0]]
+    # Under the name of the one without noise; another loss is a method of its own.
+    assert [{name for name, _ in curves(axis)} for axis in (at20, at40)] == [{"dpo", "ipo-flip20"}, {"dpo"}]
+    assert {container.get_label(): len(container.lines[0].get_xdata()) for container in trained_on.containers} == {
+        "dpo": 2, "ipo-flip20": 1,
+    }  # fmt: skip
+
+
+def test_labels_that_are_flipped_twice_are_as_they_were(setting: Path) -> None:
+    files = {
+        "data/report.json": {"train": {"written": 10, "flipped": 5}},
+        "dpo/seed0/recipe.json": recipe(0.2),
+    }
+    assert figures.label_noise(write(setting, files), ["dpo"], [0])["dpo"].share == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("report", [{"train": {"written": 1000}}, None])
 def test_without_flips_the_figure_of_noise_says_so(report: Any, setting: Path) -> None:
-    if report:
-        write(setting, {"data/report.json": report})
+    write(setting, {"dpo/seed0/recipe.json": recipe()} | ({"data/report.json": report} if report else {}))
     logs = figures.read_logs(setting, ["dpo", "dpo-sams"], [0, 1])
-    for axis in figures.noise(logs, read_cells(setting), figures.flipped_share(setting)).axes:
-        assert not axis.lines and "known to be flipped" in axis.texts[0].get_text()
+    figure = figures.noise(
+        logs, read_cells(setting), figures.label_noise(setting, ["dpo", "dpo-sams"], [0, 1])
+    )
+    assert not figure.axes[0].lines and "known to be flipped" in figure.axes[0].texts[0].get_text()
 
 
 def test_cost_shows_means_over_seeds(setting: Path) -> None:
@@ -149,7 +193,7 @@ def test_cost_shows_means_over_seeds(setting: Path) -> None:
 
 def test_study_without_selectors_or_logs_still_has_its_figures(tmp_path: Path) -> None:
     drawn = [figures.selection({}), figures.learning_curves({}), figures.difficulty({})]
-    for figure in (*drawn, figures.noise({}, {}, 0.2), figures.cost({}, ["dpo"], [0])):
+    for figure in (*drawn, figures.noise({}, {}, {}), figures.cost({}, ["dpo"], [0])):
         figures.save(figure, tmp_path / "empty")
         assert (tmp_path / "empty.png").stat().st_size > 1000
 
