@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 from sams.config import BASE_METHOD, Study
 from sams.errors import UserError
 from sams.files import MANIFEST, canonical_json, manifest_digest, read_json, sha256_of
-from sams.results import METRICS, read_log
+from sams.results import METRICS, read_cells, read_log
 from sams.tables.comparisons import alpaca_eval_items, mt_bench_items
+from sams.tables.main_table import main_table
+from sams.tables.paper_table import paper_table
 
 SUMS = "SHA256SUMS"  # lies in a bundle, which has no weights
 APART = {"checkpoints", "tables", "logs", "benchmarks"}
@@ -57,7 +59,7 @@ def verify(root: Path, study: Study | None = None) -> list[Finding]:
 
     Args:
         root: `results/<study>`, or an unpacked bundle of it.
-        study: the study that the results should be of; without it the settings are not compared.
+        study: the study that the results should be of; without it neither settings nor tables are compared.
 
     Raises:
         UserError: there are no results.
@@ -70,7 +72,7 @@ def verify(root: Path, study: Study | None = None) -> list[Finding]:
         findings += _recipe(root, run, study)
         findings += _figures(root, run)
     findings += _same(root, trained)
-    return findings
+    return findings + ([] if study is None else list(_tables(root, study)))
 
 
 def settings_of(root: Path) -> list[Path]:
@@ -226,6 +228,20 @@ def _figures(root: Path, run: Run) -> Iterator[Finding]:
             problems = check(run.folder)
             where = f"{_name(root, run.folder)}/{name}"
             yield Finding("figures", where, not problems, _told(problems, "follow from their files"))
+
+
+def _tables(root: Path, study: Study) -> Iterator[Finding]:
+    """The study's tables, made again from its figures."""
+    setting = root / study.setting
+    cells = read_cells(setting)
+    made = {"main.csv": main_table(cells, study.methods, study.seeds)}
+    if study.paper is not None:
+        made["paper.csv"] = paper_table(study, setting, cells)
+    for name, table in made.items():
+        if (file := root / "tables" / name).is_file():
+            same = file.read_text(encoding="utf-8") == table.to_csv(index=False)
+            told = "follows from the figures" if same else "is not what follows from the figures"
+            yield Finding("tables", f"tables/{name}", same, told)
 
 
 def _of_log(folder: Path) -> list[str]:

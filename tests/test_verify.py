@@ -16,6 +16,8 @@ from sams.config import Study
 from sams.errors import UserError
 from sams.files import manifest_digest, read_json, sha256_of, write_json, write_manifest
 from sams.recipes import recipe_of
+from sams.results import read_cells
+from sams.tables.main_table import main_table
 from sams.verify import verify
 from tests.tables.made import alpaca_eval, mt_bench, study, train, write
 
@@ -83,7 +85,8 @@ def results(tmp_path: Path) -> Path:
             inputs = {key: sha256_of(dpo / name / file)}
             write_json(dpo / name / "metrics.json", {**figures, "inputs": inputs})
     write(root, {"tables/main.json": {}, "checkpoints/world/dpo/state.json": {}})
-    (root / "tables" / "main.csv").write_text("method\n")
+    table = main_table(read_cells(setting), SETTINGS.methods, SETTINGS.seeds)
+    (root / "tables" / "main.csv").write_text(table.to_csv(index=False))
     return root
 
 
@@ -99,7 +102,7 @@ def test_whole_results_hold(results: Path) -> None:
         counts[finding.check] = counts.get(finding.check, 0) + 1
     # 2 shared folders, 4 for each seed; upstream of tokens, and of model, reference, sft, dpo for each seed.
     assert counts == {
-        "files": 10, "made from": 9, "recipe": 4, "figures": 8, "code": 2, "environment": 1, "commit": 1,
+        "files": 10, "made from": 9, "recipe": 4, "figures": 8, "code": 2, "environment": 1, "commit": 1, "tables": 1,
     }  # fmt: skip
 
 
@@ -143,6 +146,7 @@ COMMIT = {"git_commit": "b" * 40, "git_dirty": "true"}
         (lambda r: (r / "world/data/train").unlink(), [("files", "world/data", "train is not there")]),
         (rewrite("world/data/more", "x"), [("files", "world/data", "more was added")]),
         (resealed_tokens, [("made from", "sft/seed0/model", "tokens is another one now (world/tokens)")]),
+        (rewrite("tables/main.csv", "method,better"), [("tables", "tables/main.csv", "is not what follows")]),
         (
             lambda r: shutil.rmtree(r / "world/reference/seed0"),
             [("made from", "world/dpo/seed0", "reference is not there (world/reference/seed0)")],
