@@ -155,13 +155,14 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
     ]
     if reported.judges:
         notes.append(judge_note(study, shown))
-    runs = [
-        f"{method}, {render.LABELS[score]}: {' '.join(run[: run.index(':') + 9] for run in ids.split())}"
-        for method, score, ids in zip(table["method"], table["score"], table["run_ids"], strict=True)
-        if ids
-    ]
+    runs: dict[str, list[str]] = {}
+    for method, score, ids in zip(table["method"], table["score"], table["run_ids"], strict=True):
+        if ids:
+            short = " ".join(run[: run.index(":") + 9] for run in ids.split())
+            runs.setdefault(f"{method} {short}", []).append(render.LABELS[score])
     if runs:
-        notes.append(f"MLflow runs, in full in the CSV file: {'; '.join(runs)}.")
+        listed = "; ".join(f"{run} ({', '.join(scores)})" for run, scores in runs.items())
+        notes.append(f"MLflow runs, in full in the CSV file: {listed}.")
     return notes + [f"{reported.title}: {note}" for note in reported.notes] + missing_notes(study, cells)
 
 

@@ -227,7 +227,9 @@ def noise(logs: Logs, cells: Cells, of: Mapping[str, Noise]) -> "Figure":
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     if several:
         axes[0].set_xlabel("Flipped labels among the training pairs (share)")
-    axes[-1].margins(x=0.1)
+    axes[-1].set_xlim(
+        -0.03, 1.15 * axes[-1].get_xlim()[1]
+    )  # from 0: differences of a hundredth look like that
     axes[-1].set_xlabel("Flipped labels among the pairs trained on (share)")
     legend(figure, axes, "Bars: one standard error, over seeds if there are several, else over test pairs.")
     return figure
