@@ -37,7 +37,8 @@ def load(results: str | Path = "results") -> "pd.DataFrame":
     Returns:
         Columns study, setting, method, seed, then every figure as `<benchmark>/<key>`, sorted:
         `train/test_accuracy`, `alpaca_eval/win_rate`, `mt_bench/categories/math`. Benchmark `train` holds the
-        figures of the training job. What a run has not is NaN; texts are left out.
+        figures of the training job, method `scheduler` those of its pretraining. What a run has not is NaN;
+        texts are left out.
     """
     import pandas as pd
 
