@@ -28,7 +28,7 @@ TOKENS = f"{RESULTS}/tokens/manifest.json"
 QUESTIONS = f"{RESULTS}/questions/manifest.json"
 SCHEDULER = f"{RESULTS}/scheduler/seed{{seed}}/weights/manifest.json"
 PRETRAINING = STUDY.pretrain.policy if STUDY.pretrain else "none"
-FIGURES = ["learning_curves", "selection", "cost"]
+FIGURES = ["learning_curves", "selection", "difficulty", "noise", "cost"]
 CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
 
 PROCESSES = processes(STUDY.launch, gpus_here())

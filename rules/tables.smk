@@ -3,11 +3,13 @@
 
 rule main_table:
     input:
+        data=rules.prepare_data.output.manifest,
         curves=training_figures(),
         scores=scores(),
     output:
         csv=f"{TABLES}/main.csv",
         md=f"{TABLES}/main.md",
+        tex=f"{TABLES}/main.tex",
         html=report(
             f"{TABLES}/main.html",
             caption="../workflow/report/main_table.rst",
@@ -28,8 +30,47 @@ rule main_table:
         " --results {params.results:q}"
         " --out-csv {output.csv:q}"
         " --out-md {output.md:q}"
+        " --out-tex {output.tex:q}"
         " --out-html {output.html:q}"
         " > {log:q} 2>&1"
+
+
+if STUDY.paper:
+
+    # The study's figures beside those that the paper reports.
+    rule compare_with_paper:
+        input:
+            data=rules.prepare_data.output.manifest,
+            curves=training_figures(),
+            scores=scores(),
+            reported=f"{workflow.basedir}/sams/tables/paper/{STUDY.paper.table}.yaml",
+        output:
+            csv=f"{TABLES}/paper.csv",
+            md=f"{TABLES}/paper.md",
+            tex=f"{TABLES}/paper.tex",
+            html=report(
+                f"{TABLES}/paper.html",
+                caption="../workflow/report/paper_table.rst",
+                category="Tables",
+                labels={"table": "beside the paper"},
+            ),
+        log:
+            f"{LOGS}/compare_with_paper.log",
+        conda:
+            "../envs/sams.yaml"
+        params:
+            study=recipe_json(STUDY),
+            results=results_folder,
+            code=code_digest("sams.tables.paper_table"),
+        shell:
+            "python -m sams.tables.paper_table"
+            " --study-config {params.study:q}"
+            " --results {params.results:q}"
+            " --out-csv {output.csv:q}"
+            " --out-md {output.md:q}"
+            " --out-tex {output.tex:q}"
+            " --out-html {output.html:q}"
+            " > {log:q} 2>&1"
 
 
 # Differences between methods on the same items, with intervals.
@@ -98,6 +139,7 @@ rule show_answers:
 
 rule draw_figures:
     input:
+        data=rules.prepare_data.output.manifest,
         curves=training_figures(),
     output:
         png=expand(f"{TABLES}/{{figure}}.png", figure=FIGURES),
@@ -112,6 +154,18 @@ rule draw_figures:
             caption="../workflow/report/selection.rst",
             category="Figures",
             labels={"figure": "selection"},
+        ),
+        difficulty=report(
+            f"{TABLES}/difficulty.svg",
+            caption="../workflow/report/difficulty.rst",
+            category="Figures",
+            labels={"figure": "drift of difficulty"},
+        ),
+        noise=report(
+            f"{TABLES}/noise.svg",
+            caption="../workflow/report/noise.rst",
+            category="Figures",
+            labels={"figure": "accuracy under noise"},
         ),
         cost=report(
             f"{TABLES}/cost.svg",
@@ -139,6 +193,7 @@ rule draw_figures:
 rule tables:
     input:
         rules.main_table.output,
+        rules.compare_with_paper.output if STUDY.paper else [],
         rules.compare_methods.output,
         answer_pages(),
         rules.draw_figures.output,

@@ -55,6 +55,61 @@ def recipe(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of runs (.../<method>/seed<k>), of methods with all their seeds, or MLflow run ids.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write the curves to this file: .csv, .svg or .png.")
+    ] = None,
+    results: Annotated[
+        Path, typer.Option(help="Results folder that MLflow run ids are looked up in.")
+    ] = Path("results"),
+) -> None:
+    """Print what sets runs apart: settings, figures, differences with intervals."""
+    from sams.compare import compare as hold_beside
+    from sams.compare import show, sides, write_curves
+
+    found = sides(runs, results)
+    show(hold_beside(found))
+    if out is not None:
+        write_curves(found, out)
+
+
+@app.command()
+def verify(
+    results: Annotated[Path, typer.Argument(help="results/<study>, or a bundle of it.")],
+    configfile: Annotated[
+        list[Path] | None, typer.Option("--configfile", help="The study that they should be results of.")
+    ] = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pack all but weights and data as this file, .zip or .tar.gz, if everything holds."
+        ),
+    ] = None,
+) -> None:
+    """Check a study's results: hashes, recipes, environment, commit, figures. Exit status 1 if one does not hold."""
+    from sams.bundle import check_kind, pack, unpacked
+    from sams.verify import print_findings
+    from sams.verify import verify as check_results
+
+    if bundle is not None:
+        check_kind(bundle)
+    with unpacked(results) as folder:
+        findings = check_results(folder, _study(configfile) if configfile else None)
+        print_findings(findings)
+        if not all(finding.holds for finding in findings):
+            raise typer.Exit(1)
+        if bundle is not None:
+            typer.echo(f"{bundle}: {pack(folder, bundle)} files")
+
+
+@app.command()
 def schema(
     check_only: Annotated[
         bool, typer.Option("--check", help="Only see whether the file is up to date.")

@@ -14,6 +14,7 @@ from sams.settings import (
     Launch,
     Model,
     Name,
+    Paper,
     Preference,
     Pretrain,
     Scheduler,
@@ -45,6 +46,9 @@ class Study(Settings):
     methods: list[Name] = Field(
         min_length=1, description="Rows of the main table, in order; `sft` is the start of all."
     )
+    paper: Paper | None = Field(
+        None, description="Table of the paper that the study reproduces; null: none, and no table beside it."
+    )
     model: Model = Field(description="The policy.")
     data: Data = Field(description="Examples and preference pairs.")
     sft: Sft | None = Field(None, description="Supervised fine-tuning; null starts from the model as it is.")
@@ -65,6 +69,9 @@ class Study(Settings):
         for key, values in (("seeds", self.seeds), ("methods", self.methods)):
             if len(set(values)) != len(values):
                 raise ValueError(f"`{key}` names one twice: {values}")
+        for method in self.paper.rows if self.paper else ():
+            if method not in self.methods:
+                raise ValueError(f"`paper.rows` names '{method}', which is not among the methods")
         for method in self.preference_methods:
             if method not in self.method_settings:
                 near = difflib.get_close_matches(method, [BASE_METHOD, *self.method_settings], n=1)

@@ -31,24 +31,28 @@ class Cell(NamedTuple):
     benchmark: str
 
 
-def load(root: str | Path = "results") -> "pd.DataFrame":
-    """All figures of all studies, one per row.
+def load(results: str | Path = "results") -> "pd.DataFrame":
+    """All figures of all studies, for notebooks: one row for each study, setting, method and seed.
 
     Returns:
-        Columns study, setting, method, seed, benchmark, key, value. Benchmark `train` holds the figures of
-        the training job; nested keys are joined by `/`; texts and nulls are left out.
+        Columns study, setting, method, seed, then every figure as `<benchmark>/<key>`, sorted:
+        `train/test_accuracy`, `alpaca_eval/win_rate`, `mt_bench/categories/math`. Benchmark `train` holds the
+        figures of the training job, method `scheduler` those of its pretraining. What a run has not is NaN;
+        texts are left out.
     """
     import pandas as pd
 
-    rows = [
-        (study.name, setting.name, *cell, key, value)
-        for study in _folders(Path(root))
-        for setting in _folders(study)
-        for cell, values in read_cells(setting).items()
-        for key, value in numbers(values).items()
-    ]
-    columns = ["study", "setting", "method", "seed", "benchmark", "key", "value"]
-    return pd.DataFrame(rows, columns=columns)
+    rows: dict[tuple[str, str, str, int], dict[str, float]] = {}
+    for study in _folders(Path(results)):
+        for setting in _folders(study):
+            for cell, values in read_cells(setting).items():
+                row = rows.setdefault((study.name, setting.name, cell.method, cell.seed), {})
+                row |= {f"{cell.benchmark}/{key}": value for key, value in numbers(values).items()}
+    keys = sorted({key for row in rows.values() for key in row})
+    return pd.DataFrame(
+        [(*place, *(row.get(key) for key in keys)) for place, row in rows.items()],
+        columns=["study", "setting", "method", "seed", *keys],
+    ).astype(dict.fromkeys(keys, float))
 
 
 def read_cells(setting: Path) -> dict[Cell, dict[str, Any]]:
@@ -57,12 +61,24 @@ def read_cells(setting: Path) -> dict[Cell, dict[str, Any]]:
     Raises:
         UserError: a file is no JSON object.
     """
-    found: dict[Cell, dict[str, Any]] = {}
-    for method, seed, folder in _runs(setting):
-        for benchmark, name in METRICS.items():
-            if (folder / name).is_file():
-                found[Cell(method, seed, benchmark)] = _read_object(folder / name)
-    return found
+    return {
+        Cell(method, seed, benchmark): values
+        for method, seed, folder in _runs(setting)
+        for benchmark, values in read_run(folder).items()
+    }
+
+
+def read_run(folder: Path) -> dict[str, dict[str, Any]]:
+    """Contents of the metrics files of one method and seed by benchmark, those that exist.
+
+    Raises:
+        UserError: a file is no JSON object.
+    """
+    return {
+        benchmark: _read_object(folder / name)
+        for benchmark, name in METRICS.items()
+        if (folder / name).is_file()
+    }
 
 
 def read_log(path: Path) -> "pd.DataFrame":

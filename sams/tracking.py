@@ -39,6 +39,7 @@ __all__ = [
     "Run",
     "Stage",
     "Status",
+    "flatten",
     "numbers",
     "open_ui",
     "prepare_database",
@@ -116,7 +117,7 @@ def start(
         }
         if resumed_at is not None:
             described["resumed_at_step"] = str(resumed_at)
-        params = {**_flat(recipe), **_flat(derived or {})}
+        params = {**flatten(recipe), **flatten(derived or {})}
         mirror = Mirror(
             Identity(f"sams-{study}", f"{name}/{stage}", described, params, recipe),
             sidecar,
@@ -252,12 +253,12 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, Any]:
     return {**kept, "non_finite": odd} if odd else kept
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as params: `training.beta`; lists and null as JSON."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            flat.update(_flat(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value if isinstance(value, str) else canonical_json(value)
     return flat

@@ -67,6 +67,8 @@ BATCHES = "training/test_batches.py::test_"
 RUNS = "training/test_runs.py::test_"
 OPTIONS = "training/test_options.py::test_"
 LOSSES = "test_losses.py::test_"
+PAPER = "tables/test_paper_table.py"
+VERIFY = "test_verify.py"
 TRAJECTORY = "training/test_trajectory.py::test_fifty_rounds_follow_the_reference_implementation"
 RESUMED = f"{RUNS}sigterm_saves_and_the_same_command_ends_bitwise_where_an_undisturbed_run_ends[preference]"
 
@@ -513,6 +515,91 @@ FAULTS = [
         "    if wrong:\n",
         "    if wrong and not items:\n",
         (f"{RUNS}a_loss_that_is_not_finite_stops_all_and_names_the_pair",),
+    ),
+    # Tables, verify, compare.
+    Fault(
+        "table: a local judge's score stands beside the paper's",
+        "tables/paper_table.py",
+        "if name not in accepted)",
+        "if name not in accepted and name not in ('local', 'the local judge', 'llama-judge'))",
+        (PAPER,),
+    ),
+    Fault(
+        "table: a model from scratch stands beside the paper's",
+        "tables/paper_table.py",
+        "if study.model.path is None:",
+        "if study.model.path is None and study.model.architecture is None:",
+        (PAPER,),
+    ),
+    Fault(
+        "table: the difference is turned round",
+        "tables/paper_table.py",
+        "value - shown.value",
+        "shown.value - value",
+        (PAPER,),
+    ),
+    Fault(
+        "table: a column of the paper is read as its neighbour",
+        "tables/reported.py",
+        'zip(held["columns"], values, strict=True)',
+        'zip(held["columns"], values[1:] + values[:1], strict=True)',
+        (PAPER,),
+    ),
+    Fault(
+        "verify: an added file is let pass",
+        "verify.py",
+        "extra = sorted(found - expected.keys())",
+        "extra: list[str] = []",
+        (VERIFY,),
+    ),
+    Fault(
+        "verify: what a result was made from is not looked at",
+        "verify.py",
+        "elif manifest_digest(place) != digest:",
+        "elif not digest:",
+        (VERIFY,),
+    ),
+    Fault(
+        "verify: an edited checkout is let pass",
+        "verify.py",
+        'get("git_dirty") == "true"',
+        'get("git_dirty") == "yes"',
+        (VERIFY,),
+    ),
+    Fault(
+        "verify: a bundle depends on when its files were written",
+        "bundle.py",
+        "entry = zipfile.ZipInfo(name)  # 1980-01-01",
+        "entry = zipfile.ZipInfo.from_file(contents.get(name, part), name)",
+        (VERIFY,),
+    ),
+    Fault(
+        "compare: the sign-flip test is one-sided",
+        "tables/repeats.py",
+        "np.abs(sums) >=",
+        "sums >=",
+        ("tables/test_repeats.py",),
+    ),
+    Fault(
+        "compare: the interval over seeds is a normal one",
+        "tables/repeats.py",
+        "float(t.ppf(0.975, count - 1))",
+        "1.96",
+        ("tables/test_repeats.py", "tables/test_comparisons.py"),
+    ),
+    Fault(
+        "compare: scores of different judges are compared",
+        "compare.py",
+        'return "" if judges[0] == judges[1] else',
+        'return "" if judges else',
+        ("test_compare.py",),
+    ),
+    Fault(
+        "figure: flipped pairs kept are not held against chance",
+        "tables/figures.py",
+        "(lean - 1)",
+        "lean",
+        ("tables/test_figures.py::test_selection_shows_flips_margins_and_what_the_scheduler_knew",),
     ),
 ]
 

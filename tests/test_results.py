@@ -9,29 +9,34 @@ from sams.errors import UserError
 from tests.tables.made import alpaca_eval, mt_bench, train, write
 
 
-def test_every_number_is_a_row(tmp_path: Path) -> None:
+def test_every_run_is_a_row(tmp_path: Path) -> None:
     write(
         tmp_path,
         {
             "tiny/world/dpo/seed3/train_metrics.json": train(60.0, 1.5),
             "tiny/world/dpo/seed3/mt_bench/metrics.json": mt_bench(5.5, 0.2),
+            "tiny/world/dpo/seed10/train_metrics.json": train(62.0, 1.5),
             "own/hh/sft/seed0/alpaca_eval/metrics.json": alpaca_eval(50.0, 1.0, lc_unavailable="no table"),
             "tiny/tables/main.json": {"a": 1},
             "tiny/world/questions/source.json": {"a": 1},
         },
     )
     frame = results.load(tmp_path)
-    assert list(frame) == ["study", "setting", "method", "seed", "benchmark", "key", "value"]
-    assert set(frame["study"]) == {"tiny", "own"}
-    wanted = ("tiny", "world", "dpo", 3, "mt_bench", "categories/math", 5.5)
-    assert wanted in set(frame.itertuples(index=False, name=None))
-    of_own = frame[frame["study"] == "own"]
-    assert set(of_own["benchmark"]) == {"alpaca_eval"} and "judge" not in set(of_own["key"])
-    assert frame.query("method == 'dpo' and key == 'test_accuracy'")["value"].tolist() == [60.0]
+    places = list(frame[["study", "setting", "method", "seed"]].itertuples(index=False, name=None))
+    assert sorted(places) == [
+        ("own", "hh", "sft", 0), ("tiny", "world", "dpo", 3), ("tiny", "world", "dpo", 10),
+    ]  # fmt: skip
+    of_dpo = frame[frame["method"] == "dpo"].set_index("seed")
+    assert of_dpo.loc[3, "mt_bench/categories/math"] == 5.5
+    assert of_dpo["train/test_accuracy"].to_dict() == {3: 60.0, 10: 62.0}
+    assert of_dpo["alpaca_eval/win_rate"].isna().all() and "alpaca_eval/judge" not in frame
+    assert frame.groupby("method")["train/test_accuracy"].mean()["dpo"] == 61.0
+    assert frame.drop(columns=["study", "setting", "method"]).dtypes.map(str).isin(["int64", "float64"]).all()
 
 
 def test_no_results_is_an_empty_frame(tmp_path: Path) -> None:
-    assert results.load(tmp_path / "absent").empty
+    empty = results.load(tmp_path / "absent")
+    assert empty.empty and list(empty) == ["study", "setting", "method", "seed"]
 
 
 @pytest.mark.parametrize(("text", "told"), [("{", "no JSON"), ("[1]", "a JSON object was expected")])

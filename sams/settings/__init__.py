@@ -11,6 +11,7 @@ from sams.settings.benchmarks import (
 )
 from sams.settings.data import Data, World
 from sams.settings.model import Model
+from sams.settings.paper import Paper
 from sams.settings.scheduling import Scheduler
 from sams.settings.training import Launch, Lora, MicroBatch, Preference, Pretrain, Ratio, Sft, Training
 
@@ -28,6 +29,7 @@ __all__ = [
     "Model",
     "MtBench",
     "Name",
+    "Paper",
     "Positive",
     "Preference",
     "Pretrain",

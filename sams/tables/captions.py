@@ -1,10 +1,18 @@
 """What stands below a table: units, errors, judge, and what is missing. Taken from settings and results."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sams.config import Study
+from sams.files import read_json
 from sams.results import Cell
+from sams.tables import render
+from sams.tables.repeats import least_p
+from sams.tables.reported import Reported, read_reported
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Cells = Mapping[Cell, Mapping[str, Any]]
 
@@ -17,6 +25,12 @@ def main_title(study: Study) -> str:
 def comparison_title(study: Study) -> str:
     """Heading of the comparisons."""
     return f"Study {study.study}, {study.setting}: differences between methods"
+
+
+def paper_title(study: Study) -> str:
+    """Heading of the study's figures beside the paper's."""
+    assert study.paper is not None
+    return f"Study {study.study}, {study.setting}: beside the paper's {_reported(study).title}"
 
 
 def main_notes(study: Study, cells: Cells) -> list[str]:
@@ -125,6 +139,47 @@ def missing_notes(study: Study, cells: Cells) -> list[str]:
     return notes
 
 
+def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
+    """Notes of the table beside the paper's figures."""
+    shown = _shown(study, cells)
+    reported = _reported(study)
+    elsewhere = {
+        f"{row} from the {source}"
+        for row, source in zip(table["row"], table["source"], strict=True)
+        if source and source != reported.source
+    }
+    notes = [
+        "; ".join([f"Reported: {reported.source}", *sorted(elsewhere)])
+        + ". difference is reproduced minus reported; the paper gives no errors.",
+        errors_note(study.seeds) + " n is the number of seeds.",
+    ]
+    if reported.judges:
+        notes.append(judge_note(study, shown))
+    runs: dict[str, list[str]] = {}
+    for method, score, ids in zip(table["method"], table["score"], table["run_ids"], strict=True):
+        if ids:
+            short = " ".join(run[: run.index(":") + 9] for run in ids.split())
+            runs.setdefault(f"{method} {short}", []).append(render.LABELS[score])
+    if runs:
+        listed = "; ".join(f"{run} ({', '.join(scores)})" for run, scores in runs.items())
+        notes.append(f"MLflow runs, in full in the CSV file: {listed}.")
+    return notes + [f"{reported.title}: {note}" for note in reported.notes] + missing_notes(study, cells)
+
+
+def leak_notes(setting: Path) -> list[str]:
+    """Whether prompts of the training pairs are among the test pairs, as `prepare_data` counted them."""
+    report = setting / "data" / "report.json"
+    found = read_json(report).get("leak") if report.is_file() else None
+    if found is None:
+        return []
+    if not found["prompts"]:
+        return ["Leaks: no prompt of the training pairs is among the test pairs."]
+    return [
+        f"Leaks: {found['prompts']} prompts of the training pairs are in the test pairs too, which makes "
+        f"{found['test_pairs']} test pairs: test figures look better than they are."
+    ]
+
+
 def comparison_notes(study: Study, resamples: int) -> list[str]:
     """Notes of the comparisons."""
     notes = [
@@ -138,13 +193,30 @@ def comparison_notes(study: Study, resamples: int) -> list[str]:
             "scores over items, added in squares; as a rule wider than a paired interval would be."
         ),
         (
-            "The intervals hold the chance of the items, not of the training runs, and are not corrected for "
-            "their number: of 20 without any effect, one excludes 0."
+            "Paired and unpaired intervals hold the chance of the items, not of the training runs. None are "
+            "corrected for their number: of 20 without any effect, one excludes 0."
         ),
     ]
+    if len(study.seeds) > 1:
+        notes.append(repeats_note(len(study.seeds)))
     if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
         notes.append(judge_note(study, {}))
     return notes
+
+
+def repeats_note(seeds: int) -> str:
+    """What tests over so many seeds can show."""
+    return (
+        f"{seeds} seeds: each seed's difference counts once, as a repeat. Interval and p (t) are those of the "
+        f"paired t test with {seeds - 1} degree{'s' * (seeds > 2)} of freedom; p (flips) is of the exact sign-flip "
+        f"permutation test, which with {seeds} seeds cannot give less than {least_p(seeds):.2g}. Few seeds show "
+        "large effects only."
+    )
+
+
+def _reported(study: Study) -> Reported:
+    assert study.paper is not None
+    return read_reported(study.paper.table, study.paper.setting)
 
 
 def _shown(study: Study, cells: Cells) -> Cells:

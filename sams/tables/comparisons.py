@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -11,9 +11,10 @@ import typer
 from sams.config import BASE_METHOD, Study
 from sams.errors import UserError
 from sams.files import whole_file
-from sams.results import read_cells
+from sams.results import Cell, read_cells
 from sams.stage import read_recipe, run
-from sams.tables.main_table import Cells, main_table, seeds_of
+from sams.tables.main_table import SCORES, Cells, main_table, seeds_of
+from sams.tables.repeats import Repeats, over_repeats
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +34,8 @@ COLUMNS = [
     "n_items",
     "n_seeds",
     "interval",
+    "p_t",
+    "p_sign_flip",
 ]
 
 Items = dict[str, float]
@@ -84,6 +87,22 @@ PER_ITEM = [
 SUMMARISED = ["length_controlled_winrate", "test_accuracy"]
 
 
+class Interval(NamedTuple):
+    """A difference and its 95 % interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+class Side(NamedTuple):
+    """One side of a comparison: its name, the folder of each seed, and the metrics files of these."""
+
+    name: str
+    folders: Mapping[int, Path]
+    cells: Cells
+
+
 def comparisons(setting: Path, cells: Cells, methods: list[str], seeds: list[int]) -> "pd.DataFrame":
     """Every method against `sft` and against `dpo`, of COLUMNS, where both have the score.
 
@@ -93,8 +112,6 @@ def comparisons(setting: Path, cells: Cells, methods: list[str], seeds: list[int
         methods: methods of the study.
         seeds: seeds that count; a pair of methods is compared on those that both have.
     """
-    import pandas as pd
-
     pairs = [
         (method, base)
         for base in BASES
@@ -102,12 +119,26 @@ def comparisons(setting: Path, cells: Cells, methods: list[str], seeds: list[int
         for method in methods
         if method != base and method != BASE_METHOD
     ]
-    rows: list[dict[str, Any]] = []
-    for method, base in pairs:
-        rows += _paired(setting, method, base, seeds)
-        rows += _unpaired(cells, method, base, seeds)
+    sides = {
+        name: Side(name, {seed: setting / name / f"seed{seed}" for seed in seeds}, cells) for name in methods
+    }
+    rows = [row for method, base in pairs for row in differences(sides[method], sides[base])]
+    return as_table(rows)
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
+    """Rows of `differences` as a table of COLUMNS."""
+    import pandas as pd
+
     table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.astype({"n_items": "Int64", "n_seeds": "Int64"})
+    return table.astype({"n_items": "Int64", "n_seeds": "Int64", "p_t": float, "p_sign_flip": float})
+
+
+def differences(method: Side, base: Side) -> Iterator[dict[str, Any]]:
+    """Every score of two sides that both have, on the seeds that both have."""
+    yield from _paired(method, base)
+    yield from _unpaired(method, base)
+    yield from _over_seeds(method, base)
 
 
 def paired_difference(method: Items, base: Items) -> tuple[float, float, float, int]:
@@ -132,42 +163,81 @@ def _resampled_means(values: "NDArray[np.float64]") -> "NDArray[np.float64]":
     return np.concatenate(chunks)
 
 
-def _paired(setting: Path, method: str, base: str, seeds: list[int]) -> Iterator[dict[str, Any]]:
+def _paired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
     for score in PER_ITEM:
         files = [
-            tuple(setting / name / f"seed{seed}" / score.file for name in (method, base)) for seed in seeds
+            (method.folders[seed] / score.file, base.folders[seed] / score.file)
+            for seed in method.folders
+            if seed in base.folders
         ]
         files = [both for both in files if all(file.is_file() for file in both)]
         of_method, of_base = (_mean([score.read(both[side]) for both in files]) for side in (0, 1))
         if of_method.keys() & of_base.keys():
-            found = paired_difference(of_method, of_base)
-            yield _row(score.column, method, base, *found, len(files), "paired")
+            difference, low, high, items = paired_difference(of_method, of_base)
+            found = Interval(difference, low, high)
+            yield _row(score.column, method, base, found, len(files), "paired", items=items)
 
 
-def _unpaired(cells: Cells, method: str, base: str, seeds: list[int]) -> Iterator[dict[str, Any]]:
-    shared = [seed for seed in seeds_of(cells, method, seeds) if seed in seeds_of(cells, base, seeds)]
-    table = main_table(cells, [method, base], shared).set_index("method")
+def _unpaired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
+    table, shared = _both(method, base)
     for column in SUMMARISED:
-        difference = table[column][method] - table[column][base]
+        difference = table[column][method.name] - table[column][base.name]
         half = 1.96 * math.hypot(*table[f"{column}_se_items"])
         if not math.isnan(difference + half):
-            found = (difference, difference - half, difference + half, None)
-            yield _row(column, method, base, *found, len(shared), "unpaired")
+            found = Interval(difference, difference - half, difference + half)
+            yield _row(column, method, base, found, len(shared), "unpaired")
+
+
+def _over_seeds(method: Side, base: Side) -> Iterator[dict[str, Any]]:
+    """Seeds as repeats: the difference of each seed counts once."""
+    _, shared = _both(method, base)
+    for score in SCORES if len(shared) > 1 else ():
+        if score.column not in [*SUMMARISED, *(item.column for item in PER_ITEM)]:
+            continue
+        values = [
+            [side.cells.get(Cell(side.name, seed, score.benchmark), {}).get(score.key) for seed in shared]
+            for side in (method, base)
+        ]
+        if any(value is None for side in values for value in side):
+            continue
+        found = over_repeats([one - other for one, other in zip(*values, strict=True)])
+        interval = Interval(found.difference, found.low, found.high)
+        yield _row(score.column, method, base, interval, len(shared), "over seeds", repeats=found)
+
+
+def _both(method: Side, base: Side) -> "tuple[pd.DataFrame, list[int]]":
+    """The main table of two sides, and the seeds that both have figures of."""
+    cells = {**base.cells, **method.cells}
+    seeds = [seed for seed in method.folders if seed in base.folders]
+    shared = seeds_of(cells, method.name, seeds_of(cells, base.name, seeds))
+    return main_table(cells, [method.name, base.name], shared).set_index("method"), shared
 
 
 def _row(
     benchmark: str,
-    method: str,
-    base: str,
-    difference: float,
-    low: float,
-    high: float,
-    items: int | None,
+    method: Side,
+    base: Side,
+    found: Interval,
     seeds: int,
     interval: str,
+    *,
+    items: int | None = None,
+    repeats: Repeats | None = None,
 ) -> dict[str, Any]:
-    values = (benchmark, method, base, difference, low, high, low > 0 or high < 0, items, seeds, interval)
-    return dict(zip(COLUMNS, values, strict=True))
+    return {
+        "benchmark": benchmark,
+        "method": method.name,
+        "base": base.name,
+        "difference": found.difference,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "excludes_zero": found.low > 0 or found.high < 0,
+        "n_items": items,
+        "n_seeds": seeds,
+        "interval": interval,
+        "p_t": repeats.p_t if repeats else None,
+        "p_sign_flip": repeats.p_sign_flip if repeats else None,
+    }
 
 
 def _mean(seeds: list[Items]) -> Items:

@@ -117,9 +117,8 @@ def show(results_root: Path, study: Study) -> None:
     table = main_table(cells, study.methods, study.seeds)
     if not table["n_seeds"].any():
         raise UserError("no results yet", where=str(setting), remedy="run the study: snakemake --cores all")
-    render.terminal(
-        captions.main_title(study), render.readable_main(table), captions.main_notes(study, cells)
-    )
+    notes = captions.main_notes(study, cells) + captions.leak_notes(setting)
+    render.terminal(captions.main_title(study), render.readable_main(table), notes)
     differences = comparisons(setting, cells, study.methods, study.seeds)
     if len(differences):
         readable = render.readable_comparisons(differences)
@@ -132,6 +131,7 @@ def main(
     results: Annotated[Path, typer.Option(help="Folder of the study's setting: results/<study>/<setting>.")],
     out_csv: Annotated[Path, typer.Option(help="Every figure at full precision.")],
     out_md: Annotated[Path, typer.Option(help="The table for reading, as Markdown.")],
+    out_tex: Annotated[Path, typer.Option(help="The same for LaTeX, with booktabs.")],
     out_html: Annotated[Path, typer.Option(help="The same as a page of its own.")],
 ) -> None:
     """Write the main table of a study from its metrics files."""
@@ -140,14 +140,14 @@ def main(
     study = read_recipe(study_config, Study)
     cells = read_cells(results)
     table = main_table(cells, study.methods, study.seeds)
-    title, notes = captions.main_title(study), captions.main_notes(study, cells)
+    title = captions.main_title(study)
+    notes = captions.main_notes(study, cells) + captions.leak_notes(results)
     with whole_file(out_csv) as part:
         table.to_csv(part, index=False)
     readable = render.readable_main(table)
-    with whole_file(out_md) as part:
-        part.write_text(render.markdown(title, readable, notes), encoding="utf-8")
-    with whole_file(out_html) as part:
-        part.write_text(render.html(title, readable, notes), encoding="utf-8")
+    for path, form in ((out_md, render.markdown), (out_tex, render.latex), (out_html, render.html)):
+        with whole_file(path) as part:
+            part.write_text(form(title, readable, notes), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,17 @@ DECIMALS = {
     "peak_memory_mb": 0,
 }
 
+# What a paper calls a column.
+LABELS = {
+    "length_controlled_winrate": "LC win rate",
+    "win_rate": "win rate",
+    "mt_bench": "MT-Bench",
+    "test_accuracy": "test accuracy",
+    "chosen_reward": "chosen reward",
+    "chosen_logp": "chosen log-prob",
+    "hours": "hours",
+}
+
 # Names that a terminal of 80 characters has no room for.
 SHORT = {
     "length_controlled_winrate": "LC win\nrate",
@@ -30,6 +41,21 @@ SHORT = {
     "peak_memory_mb": "peak\nMB",
     "difference": "diff.",
     "excludes 0": "excl.\n0",
+}
+
+TEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "[": "{[}",  # after \\ it would begin an argument
+    "−": "$-$",
+    "±": r"$\pm$",
+    "√": r"$\surd$",
+    "×": r"$\times$",
+    "–": "--",
 }
 
 PAGE = """<!doctype html>
@@ -107,6 +133,10 @@ def readable_comparisons(table: "pd.DataFrame") -> Readable:
         items = (
             record["interval"] if pd.isna(record["n_items"]) else f"{record['n_items']}, {record['interval']}"
         )
+        if not pd.isna(record["p_t"]):
+            items = (
+                f"{record['n_seeds']} seeds, p {record['p_t']:.2g} (t), {record['p_sign_flip']:.2g} (flips)"
+            )
         texts = (
             record["benchmark"],
             f"{record['method']} − {record['base']}",
@@ -117,6 +147,42 @@ def readable_comparisons(table: "pd.DataFrame") -> Readable:
         )
         rows.append([(text,) for text in texts])
     return Readable(columns, rows)
+
+
+def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
+    """The paper's figures beside ours, a row for each method; and the reasons of the gaps, as numbered notes."""
+    scores = list(dict.fromkeys(table["score"]))
+    columns = ["method", "n"]
+    for score in scores:
+        columns += [f"{LABELS[score]}: reported", "reproduced", "difference"]
+    reasons: dict[str, int] = {}
+
+    def gap(reason: str) -> tuple[str, ...]:
+        return (MISSING, f"[{reasons.setdefault(reason, len(reasons) + 1)}]") if reason else (MISSING,)
+
+    rows = []
+    records = table.astype(object).where(table.notna(), None).to_dict("records")
+    for first in range(0, len(records), len(scores)):
+        together = records[first : first + len(scores)]
+        method, row = together[0]["method"], together[0]["row"]
+        cells: list[tuple[str, ...]] = [
+            (row if method in (None, row) else f"{method} ({row})",),
+            (str(max(record["n_seeds"] for record in together)),),
+        ]
+        for record in together:
+            decimals = DECIMALS.get(record["score"], 2)
+            value, items, seeds = (
+                number(record[key], decimals) for key in ("reproduced", "se_items", "se_seeds")
+            )
+            errors = [f"±{items}"] * (items != MISSING) + [f"({seeds})"] * (seeds != MISSING)
+            reported, difference = (number(record[key], decimals) for key in ("reported", "difference"))
+            cells += [
+                gap(record["reported_missing"]) if reported == MISSING else (reported,),
+                gap(record["reproduced_missing"]) if value == MISSING else (value, *errors),
+                gap(record["difference_missing"]) if difference == MISSING else (difference,),
+            ]
+        rows.append(cells)
+    return Readable(columns, rows), [f"[{place}] {reason}." for reason, place in reasons.items()]
 
 
 def number(value: object, decimals: int) -> str:
@@ -147,6 +213,37 @@ def html(title: str, table: Readable, notes: Sequence[str]) -> str:
         body.append(f"<tr>{''.join(cells)}</tr>")
     listed = "\n".join(f"<li>{text(note)}</li>" for note in notes)
     return PAGE.format(title=text(title), head=head, body="\n".join(body), notes=listed)
+
+
+def latex(title: str, table: Readable, notes: Sequence[str]) -> str:
+    """The table for LaTeX: booktabs, its notes as small print below."""
+    lines = [[_tex(column) for column in table.columns]]
+    lines += [[_tex(" ".join(cell)) for cell in row] for row in table.rows]
+    head, *body = (" & ".join(line) + r" \\" for line in lines)
+    return "\n".join(
+        [
+            r"% Needs \usepackage{booktabs}.",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_tex(title)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\par\smallskip\raggedright\footnotesize",
+            *(f"{_tex(note)}\\par" for note in notes),
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _tex(text: str) -> str:
+    """Text with what LaTeX would take for a command, or has no letter for, spelled out."""
+    return "".join(TEX.get(letter, letter) for letter in text)
 
 
 def terminal(title: str, table: Readable, notes: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from sams.errors import UserError
 from sams.files import MANIFEST, canonical_json, manifest_digest, sha256_of, write_json
 from sams.policy.model import add_lora, compile_blocks
 from sams.policy.policy import Policy
-from sams.provenance import code_digest, environment
+from sams.provenance import code_digest, commit, environment
 from sams.training.checkpoints import Checkpoints, fingerprint
 from sams.training.distribution import Workers
 from sams.training.gates import TrainingFailure
@@ -166,7 +166,7 @@ class TrainingJob:
             for name in (LOG, COSTS, RUN_ID):
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, self.out / name)
-            write_json(self.out / "environment.json", environment())
+            write_json(self.out / "environment.json", environment() | {"commit": commit()})
             write_json(
                 self.out / "recipe.json",
                 {

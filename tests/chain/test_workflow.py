@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sams.config import load_study, read_settings
+from sams.verify import verify
 from tests.conftest import ROOT
 
 STUDIES = sorted((ROOT / "config" / "studies").glob("*.yaml"))
@@ -139,13 +140,26 @@ def test_the_chain_fills_every_cell_of_the_main_table(miniature: tuple[Path, str
     for name in (
         "main.md",
         "main.html",
+        "main.tex",
         "comparisons.csv",
+        "difficulty.svg",
+        "noise.svg",
         "learning_curves.svg",
         "selection.png",
         "cost.svg",
         "answers/dpo-sams/beside_dpo.html",
     ):
         assert (folder / "results/miniature/tables" / name).stat().st_size > 0
+
+
+def test_the_results_of_the_chain_hold(miniature: tuple[Path, str]) -> None:
+    folder, config = miniature
+    study = load_study(read_settings([ROOT / "config" / "config.yaml", Path(config)]))
+    findings = verify(folder / "results/miniature", study)
+    # A checkout that is being worked on has edited files, and a copy of it no commit at all.
+    assert not [found for found in findings if not found.holds and found.check != "commit"]
+    checks = {"files", "made from", "recipe", "figures", "code", "environment", "commit", "tables"}
+    assert {found.check for found in findings} == checks
 
 
 def test_figures_are_of_all_items(miniature: tuple[Path, str]) -> None:

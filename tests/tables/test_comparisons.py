@@ -125,3 +125,26 @@ def test_items_of_recorded_annotations_give_the_published_win_rates(
         items["OpenHermes-2.5-Mistral-7B"], items["gemma-7b-it"]
     )
     assert difference == pytest.approx(10.340416 - 6.937294, abs=1e-5) and 0 < low < difference < high
+
+
+def test_seeds_are_repeats(tmp_path: Path) -> None:
+    """Three seeds whose differences are 1, 2 and 3 points: a t interval over seeds, beside the one over items."""
+    for seed in range(3):
+        write(
+            tmp_path,
+            {
+                f"sft/seed{seed}/train_metrics.json": {"train_seconds": 1.0},
+                f"dpo/seed{seed}/train_metrics.json": train(60.0 + 5 * seed, 1.5),
+                f"dpo-sams/seed{seed}/train_metrics.json": train(61.0 + 6 * seed, 1.5),
+            },
+        )
+    cells = read_cells(tmp_path)
+    table = comparisons.comparisons(tmp_path, cells, ["sft", "dpo", "dpo-sams"], [0, 1, 2])
+    [row] = table[table["interval"] == "over seeds"].itertuples()
+    assert (row.benchmark, row.method, row.base, row.n_seeds) == ("test_accuracy", "dpo-sams", "dpo", 3)
+    assert row.difference == 2.0 and row.p_sign_flip == 0.25
+    assert row.ci_low == pytest.approx(2.0 - 4.3027 / 3**0.5, abs=1e-4), "t of 2 degrees of freedom"
+    assert row.p_t == pytest.approx(0.0742, abs=1e-4)
+    assert table.loc[table["interval"] != "over seeds", ["p_t", "p_sign_flip"]].isna().all(axis=None)
+    one = comparisons.comparisons(tmp_path, cells, ["sft", "dpo", "dpo-sams"], [1])
+    assert "over seeds" not in set(one["interval"])

@@ -23,9 +23,13 @@ def log(slope: float, *, whole_batch: bool = False, flips: bool = False) -> list
         if whole_batch:
             line |= dict.fromkeys([f"all/{name}" for name in NAMES], -slope * step)
         if flips:
-            line |= {"selected/flipped_share": 0.1, "all/flipped_share": 0.3}
+            line |= {"selected/share": 0.5, "selected/flipped_share": 0.1, "all/flipped_share": 0.3}
+            line |= {"selected/tokens": 80.0, "all/tokens": 100.0}
             if step > 1:  # the reward of a round is known in the next
                 line |= {"scheduler/rank_correlation": 0.5, "scheduler/estimate_error": 0.25}
+        if step in (1, 20, 40):
+            # Three pairs: the hardest at first is the easiest at last.
+            line |= {"followed/00": 1.0, "followed/01": 2.0, "followed/02": 3.0 if step < 40 else 0.5}
         if step % 10 == 0:
             line |= dict.fromkeys([f"eval/{name}" for name in NAMES], 7.0)
         lines.append(line)
@@ -78,26 +82,118 @@ def test_learning_curves_show_what_was_logged(setting: Path) -> None:
 
 def test_selection_shows_flips_margins_and_what_the_scheduler_knew(setting: Path) -> None:
     figure = figures.selection(figures.read_logs(setting, ["dpo", "dpo-sams"], [0, 1]))
-    flips, margins, order, error = (curves(axis) for axis in figure.axes)
-    assert set(flips) == set(margins) == set(order) == set(error) == {("dpo-sams", False)}
+    flips, kept, margins, lengths, order, error = found = [curves(axis) for axis in figure.axes]
+    assert all(set(plot) == {("dpo-sams", False)} for plot in found)
     assert order["dpo-sams", False].get_xydata()[0].tolist() == [128, 0.5]
     assert error["dpo-sams", False].get_ydata().tolist() == pytest.approx([0.25] * 39)
     assert flips["dpo-sams", False].get_ydata().tolist() == pytest.approx([0.1] * 40)
+    # Half of the pairs hold a third of the flips they would by chance: a sixth of the flipped pairs is kept.
+    assert kept["dpo-sams", False].get_ydata().tolist() == pytest.approx([1 / 6 - 1 / 2] * 40)
+    assert lengths["dpo-sams", False].get_ydata().tolist() == pytest.approx([-20.0] * 40)
     assert margins["dpo-sams", False].get_ydata()[-1] == pytest.approx(79.0), "40 + 40 and 39 + 39, smoothed"
     assert [line.get_ydata()[0] for line in figure.axes[0].lines if line.get_label().startswith("_")] == [
         pytest.approx(0.3)
     ]
 
 
+def test_a_batch_without_flips_keeps_none_of_them() -> None:
+    frame = pd.DataFrame(log(1.0, flips=True))
+    frame.loc[4, ["selected/flipped_share", "all/flipped_share"]] = 0.0
+    plot = curves(figures.selection({"dpo-sams": [frame]}).axes[1])["dpo-sams", False]
+    assert len(plot.get_ydata()) == 39 and plot.get_ydata().tolist() == pytest.approx([-1 / 3] * 39)
+
+
+def test_difficulty_follows_the_pairs_of_the_first_seed(setting: Path) -> None:
+    logs = figures.read_logs(setting, ["dpo", "dpo-sams"], [0, 1])
+    of_dpo, of_sams = figures.difficulty(logs).axes
+    assert [line.get_ydata().tolist() for line in of_dpo.lines] == [[1.0] * 3, [2.0] * 3, [3.0, 3.0, 0.5]]
+    assert of_dpo.lines[0].get_xdata().tolist() == [64, 64 * 20, 64 * 40]
+    lightness = [sum(line.get_color()[:3]) for line in of_dpo.lines]
+    assert lightness == sorted(lightness), "from easy to hard at first, dark to light"
+    # Ranks 1 2 3 become 2 3 1: Spearman's correlation is 1 - 6 (1 + 1 + 4) / 24.
+    assert of_dpo.get_title(loc="left") == "dpo: first and last rank-correlate by -0.50"
+    assert of_sams.get_title(loc="left").startswith("dpo-sams")
+
+
+def recipe(share: float | None = None, **changes: Any) -> dict[str, Any]:
+    training = {"beta": 0.1, **changes} | ({} if share is None else {"flipped_share": share, "flip_seed": 0})
+    return {"recipe": {"training": training, "scheduler": None}}
+
+
+def test_noise_of_the_data_is_that_of_all_methods(setting: Path) -> None:
+    files = {
+        "dpo-sams/seed0/train_metrics.json": train(55.0, 1.0),
+        "data/report.json": {"train": {"written": 1000, "flipped": 300}},
+        "dpo/seed0/recipe.json": recipe(),
+        "dpo-sams/seed0/recipe.json": recipe(selector="sams"),
+    }
+    write(setting, files)
+    logs = figures.read_logs(setting, ["dpo", "dpo-sams"], [0, 1])
+    of = figures.label_noise(setting, ["dpo", "dpo-sams", "kto"], [0, 1])
+    assert {method: noisy.share for method, noisy in of.items()} == {"dpo": 0.3, "dpo-sams": 0.3}
+    curve, end = figures.noise(logs, read_cells(setting), of).axes[:2]
+    assert curve.get_title(loc="left") == "Test accuracy (%), 30% of the training labels flipped"
+    assert curves(curve)["dpo", False].get_xydata().tolist() == [[640 * n, 700.0] for n in (1, 2, 3, 4)]
+    points = [container.lines[0].get_xydata()[0].tolist() for container in end.containers]
+    assert points == [[pytest.approx(0.3), 60.0], [pytest.approx(0.1), 55.0]], "dpo trains on all pairs"
+
+
+def test_methods_that_differ_in_noise_alone_are_one_line(setting: Path) -> None:
+    names = {"dpo": 0.0, "dpo-flip20": 0.2, "dpo-flip40": 0.4, "ipo-flip20": 0.2}
+    for method, share in names.items():
+        own = recipe(share, loss=method.partition("-")[0])
+        files = {
+            "recipe.json": own,
+            "train_metrics.json": train(70 - 50 * share, 1.0),
+            "train.jsonl": log(1.0),
+        }
+        write(setting / method / "seed0", files)
+    logs = figures.read_logs(setting, list(names), [0])
+    of = figures.label_noise(setting, list(names), [0])
+    cells = {cell: values for cell, values in read_cells(setting).items() if cell.seed == 0}
+    by_share, at20, at40, trained_on = figures.noise(logs, cells, of).axes
+    [line] = by_share.containers
+    assert line.get_label() == "dpo"
+    assert line.lines[0].get_xydata().tolist() == [[0.0, 70.0], [0.2, 60.0], [0.4, 50.0]]
+    # Under the name of the one without noise; another loss is a method of its own.
+    assert [{name for name, _ in curves(axis)} for axis in (at20, at40)] == [{"dpo", "ipo-flip20"}, {"dpo"}]
+    assert {container.get_label(): len(container.lines[0].get_xdata()) for container in trained_on.containers} == {
+        "dpo": 2, "ipo-flip20": 1,
+    }  # fmt: skip
+
+
+def test_labels_that_are_flipped_twice_are_as_they_were(setting: Path) -> None:
+    files = {
+        "data/report.json": {"train": {"written": 10, "flipped": 5}},
+        "dpo/seed0/recipe.json": recipe(0.2),
+    }
+    assert figures.label_noise(write(setting, files), ["dpo"], [0])["dpo"].share == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("report", [{"train": {"written": 1000}}, None])
+def test_without_flips_the_figure_of_noise_says_so(report: Any, setting: Path) -> None:
+    write(setting, {"dpo/seed0/recipe.json": recipe()} | ({"data/report.json": report} if report else {}))
+    logs = figures.read_logs(setting, ["dpo", "dpo-sams"], [0, 1])
+    figure = figures.noise(
+        logs, read_cells(setting), figures.label_noise(setting, ["dpo", "dpo-sams"], [0, 1])
+    )
+    assert not figure.axes[0].lines and "known to be flipped" in figure.axes[0].texts[0].get_text()
+
+
 def test_cost_shows_means_over_seeds(setting: Path) -> None:
+    prepared = {**train(60.0, 1.0, 10.0), "preparation_seconds": 40.0}
+    write(setting, {"dpo-sams/seed0/train_metrics.json": prepared})
     seconds, memory = figures.cost(read_cells(setting), ["sft", "dpo", "dpo-sams"], [0, 1]).axes
-    assert [bar.get_width() for bar in seconds.patches] == [100.0, 20.0]
-    assert [bar.get_width() for bar in memory.patches] == [100.0, 512.0]
+    assert [bar.get_width() for bar in seconds.patches] == [100.0, 20.0, 10.0, 40.0], "40 s of preparation"
+    assert [bar.get_x() for bar in seconds.patches] == [0.0, 0.0, 0.0, 10.0]
+    assert "10 + 40 prepared" in [text.get_text() for text in seconds.texts]
+    assert [bar.get_width() for bar in memory.patches] == [100.0, 512.0, 512.0]
     assert [label.get_text() for label in seconds.get_yticklabels()] == ["sft", "dpo", "dpo-sams"]
 
 
 def test_study_without_selectors_or_logs_still_has_its_figures(tmp_path: Path) -> None:
-    for figure in (figures.selection({}), figures.learning_curves({}), figures.cost({}, ["dpo"], [0])):
+    drawn = [figures.selection({}), figures.learning_curves({}), figures.difficulty({})]
+    for figure in (*drawn, figures.noise({}, {}, {}), figures.cost({}, ["dpo"], [0])):
         figures.save(figure, tmp_path / "empty")
         assert (tmp_path / "empty.png").stat().st_size > 1000
 
@@ -107,7 +203,7 @@ def test_command_writes_valid_pictures(setting: Path, tmp_path: Path) -> None:
     for folder in ("first", "second"):
         figures.main(settings, setting, tmp_path / folder)
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
-    stems = ("cost", "learning_curves", "selection")
+    stems = ("cost", "difficulty", "learning_curves", "noise", "selection")
     assert names == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]
     for name in names:
         first, second = ((tmp_path / folder / name).read_bytes() for folder in ("first", "second"))

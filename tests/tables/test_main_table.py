@@ -166,16 +166,17 @@ def test_page_escapes_and_needs_no_other_file(tmp_path: Path) -> None:
     assert "http" not in text.replace("<!doctype html>", "")
 
 
-def test_command_writes_three_forms_of_one_table(tmp_path: Path) -> None:
+def test_command_writes_four_forms_of_one_table(tmp_path: Path) -> None:
     root = write(
         tmp_path / "R",
         {
             "dpo/seed0/train_metrics.json": train(61.25, 1.5),
             "dpo/seed0/alpaca_eval/metrics.json": alpaca_eval(100 / 3, 1.5),
+            "data/report.json": {"leak": {"prompts": 0, "test_pairs": 0}},
         },
     )
     settings = study(["sft", "dpo"], [0]).model_dump_json()
-    outputs = {kind: tmp_path / "tables" / f"main.{kind}" for kind in ("csv", "md", "html")}
+    outputs = {kind: tmp_path / "tables" / f"main.{kind}" for kind in ("csv", "md", "tex", "html")}
     command = [sys.executable, "-m", "sams.tables.main_table", "--study-config", settings]
     command += ["--results", str(root)]
     command += [word for kind, path in outputs.items() for word in (f"--out-{kind}", str(path))]
@@ -184,11 +185,14 @@ def test_command_writes_three_forms_of_one_table(tmp_path: Path) -> None:
     assert list(dpo) == COLUMNS and sft["n_seeds"] == "0" and sft["win_rate"] == ""
     assert float(dpo["win_rate"]) == 100 / 3 and dpo["win_rate_se_seeds"] == ""
     assert "| dpo | 1 | 32.3 ±2.5 | 33.3 ±1.5 | – | 61.2 ±1.5 |" in outputs["md"].read_text()
+    assert "- Leaks: no prompt of the training pairs is among the test pairs." in outputs["md"].read_text()
+    assert r"33.3 $\pm$1.5 & -- & 61.2 $\pm$1.5" in outputs["tex"].read_text()
     assert "33.3" in outputs["html"].read_text()
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
         "main.csv",
         "main.html",
         "main.md",
+        "main.tex",
     ]
 
 
