@@ -73,6 +73,7 @@ class Scheduler:
                 [parameter for parameter in net.parameters() if parameter.requires_grad],
                 lr=settings.learning_rate,
                 weight_decay=settings.weight_decay,
+                fused=device.type == "cuda",
             )
             for net in (self.exploitation, self.exploration)
         ]

@@ -59,6 +59,9 @@ class Workers:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+        if precision == "bfloat16":
+            # What is left in float32 is the scheduler, whose matrices need no more than TensorFloat-32.
+            torch.set_float32_matmul_precision("high")
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         gpus = 0 if device == "cpu" else torch.cuda.device_count()
         if (gpus and local > gpus) or (device == "cuda" and not gpus):
