@@ -3,13 +3,14 @@
 The loop and the passes know a task by its items only, so SFT and preference training share them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from sams.data.tokens import joined, lengths_of, read_columns
 from sams.errors import UserError
 from sams.losses import Loss, PairLogps
 from sams.policy.policy import Scores
@@ -67,12 +68,14 @@ class SftTask:
         response: the column of the response (`chosen_ids` to pretrain a scheduler on preference pairs).
     """
 
-    def __init__(self, data: dict[str, list[Any]], pad: int, *, response: str = "response_ids") -> None:
-        self.ids: list[str] = data["id"]
-        self.sequences = list(zip(data["prompt_ids"], data[response], strict=True))
-        self.lengths = [len(prompt) + len(answer) for prompt, answer in self.sequences]
+    def __init__(
+        self, data: Mapping[str, Sequence[Any]], pad: int, *, response: str = "response_ids"
+    ) -> None:
+        self.ids = list(data["id"])
+        self.sequences = joined(data["prompt_ids"], data[response])
+        self.lengths: list[int] = (lengths_of(data["prompt_ids"]) + lengths_of(data[response])).tolist()
         # The mean is over tokens, as everywhere in the field: each item weighs as much as it has tokens.
-        self.weights = [len(answer) for _, answer in self.sequences]
+        self.weights: list[int] = lengths_of(data[response]).tolist()
         self.pad = pad
 
     def rows(self, items: list[int]) -> Rows:
@@ -110,15 +113,15 @@ class PairTask:
         pad: id of the padding token.
     """
 
-    def __init__(self, data: dict[str, list[Any]], pad: int) -> None:
-        self.ids: list[str] = data["id"]
-        self.flipped: list[bool | None] = data["flipped"]
-        self.chosen = list(zip(data["prompt_ids"], data["chosen_ids"], strict=True))
-        self.rejected = list(zip(data["prompt_ids"], data["rejected_ids"], strict=True))
-        self.lengths = [
-            len(a[0]) + len(a[1]) + len(b[0]) + len(b[1])
-            for a, b in zip(self.chosen, self.rejected, strict=True)
-        ]
+    def __init__(self, data: Mapping[str, Sequence[Any]], pad: int) -> None:
+        self.ids = list(data["id"])
+        self.flipped: Sequence[bool | None] = data["flipped"]
+        self.chosen = joined(data["prompt_ids"], data["chosen_ids"])
+        self.rejected = joined(data["prompt_ids"], data["rejected_ids"])
+        prompt, chosen, rejected = (
+            lengths_of(data[f"{name}_ids"]) for name in ("prompt", "chosen", "rejected")
+        )
+        self.lengths: list[int] = (2 * prompt + chosen + rejected).tolist()
         self.weights = [1] * len(self.ids)
         self.pad = pad
 
@@ -152,7 +155,7 @@ class PreferenceTask(PairTask):
 
     def __init__(
         self,
-        data: dict[str, list[Any]],
+        data: Mapping[str, Sequence[Any]],
         pad: int,
         *,
         loss: Loss,
@@ -232,10 +235,12 @@ class PreferenceTask(PairTask):
 class MismatchedTask:
     """Prompts with the completion of another pair, for KTO's KL term; one sequence each."""
 
-    def __init__(self, data: dict[str, list[Any]], pad: int) -> None:
-        self.ids: list[str] = data["id"]
-        self.sequences = list(zip(data["prompt_ids"], data["mismatched_ids"], strict=True))
-        self.lengths = [len(prompt) + len(answer) for prompt, answer in self.sequences]
+    def __init__(self, data: Mapping[str, Sequence[Any]], pad: int) -> None:
+        self.ids = list(data["id"])
+        self.sequences = joined(data["prompt_ids"], data["mismatched_ids"])
+        self.lengths: list[int] = (
+            lengths_of(data["prompt_ids"]) + lengths_of(data["mismatched_ids"])
+        ).tolist()
         self.pad = pad
 
     def rows(self, items: list[int]) -> Rows:
@@ -249,24 +254,22 @@ def _mean(values: list[Any]) -> float:
     return sum(values) / len(values)
 
 
-def read_tokens(tokens: Path, split: str) -> dict[str, list[Any]]:
-    """Read one split of the tokenised data as columns.
+def read_tokens(tokens: Path, split: str) -> dict[str, Sequence[Any]]:
+    """Columns of one split of the tokenised data; token ids stay on disk until a batch needs them.
 
     Raises:
         UserError: when it is not there or empty.
     """
-    from datasets import load_from_disk
-
     folder = tokens / split
     if not folder.is_dir():
         raise UserError("no such tokenised split", where=str(folder), remedy="run the rule `tokenise` first")
-    columns: dict[str, list[Any]] = load_from_disk(str(folder)).to_dict()
+    columns = read_columns(folder)
     if not columns["id"]:
         raise UserError("the split is empty", where=str(folder), remedy="see report.json beside it")
     return columns
 
 
-def read_reference(folder: Path, split: str, ids: list[str]) -> dict[str, tuple[float, ...]]:
+def read_reference(folder: Path, split: str, ids: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Read the cached reference log-probs of a split and see that they are those of its pairs.
 
     Returns:
