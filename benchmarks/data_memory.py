@@ -104,8 +104,7 @@ def write(path: Path, rows: Iterable[Row], kind: str) -> str:
             if not (some := list(itertools.islice(rows, PART_ROWS))):
                 return str(path)
             parquet.write_table(pa.Table.from_pylist(some), path / f"train-{part:05d}.parquet")
-    opened: Any = gzip.open(path, "wt", compresslevel=1) if kind == "lines" else path.open("w")
-    with opened as stream:
+    with gzip.open(path, "wt", compresslevel=1) if kind == "lines" else path.open("w") as stream:
         for number, row in enumerate(rows):
             if kind == "list":
                 stream.write("," if number else "[")
