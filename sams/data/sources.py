@@ -146,17 +146,16 @@ def _json_list(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
             f"not JSON ({problem}, at row {number + 1})", where=str(file), remedy="give a list, or JSON lines"
         )
 
-    following = text.symbol() and text.symbol()  # what is after the opening bracket
-    while following != "]":
-        if number and following != ",":
+    text.take("[")
+    while not text.take("]"):
+        if number and not text.take(","):
             raise fault("',' or ']' expected")
         try:
-            row = text.value(first=not number)
+            row = text.value()
         except json.JSONDecodeError as error:
             raise fault(error.msg) from None
         number += 1
         yield number, row
-        following = text.symbol()
     if text.symbol():
         raise fault("more text after the list")
 
@@ -172,24 +171,26 @@ class _Text:
         self._ended = False
 
     def symbol(self) -> str:
-        """Take the next character that is no white space; empty at the end."""
+        """The next character that is no white space; empty at the end."""
         while True:
             self._place = _BLANK.match(self._held, self._place).end()  # type: ignore[union-attr]
-            if self._place < len(self._held):
-                self._place += 1
-                return self._held[self._place - 1]
-            if self._ended:
-                return ""
+            if self._place < len(self._held) or self._ended:
+                return self._held[self._place : self._place + 1]
             self._read_on()
 
-    def value(self, *, first: bool) -> Any:
-        """Take the next value, beginning with the last symbol if it is the first of a list.
+    def take(self, wanted: str) -> bool:
+        """Take the next symbol if it is the wanted one; returns whether it is."""
+        found = self.symbol() == wanted
+        self._place += found
+        return found
+
+    def value(self) -> Any:
+        """Take the next value.
 
         Raises:
             json.JSONDecodeError: there is none.
         """
-        if first or self.symbol():
-            self._place -= 1
+        self.symbol()
         while True:
             try:
                 value, end = _JSON.raw_decode(self._held, self._place)

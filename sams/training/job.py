@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,13 +21,15 @@ from sams.policy.model import add_lora
 from sams.policy.policy import Policy
 from sams.provenance import code_digest, environment
 from sams.training.checkpoints import Checkpoints, fingerprint
-from sams.training.distribution import Workers
+from sams.training.distribution import WORKER, Workers
 from sams.training.gates import TrainingFailure
 
 if TYPE_CHECKING:
     from sams.recipes import Job
     from sams.settings import Settings, Training
     from sams.tracking import Stage
+
+log = logging.getLogger(__name__)
 
 LOG = "train.jsonl"
 COSTS = "costs.jsonl"
@@ -134,6 +140,7 @@ class TrainingJob:
             resume_at=offset,
             enabled=self.job.tracking,
         )
+        log.info("ready for the first step %.1f s after the start", seconds_since_start())
         return self.run
 
     def __enter__(self) -> TrainingJob:
@@ -171,6 +178,13 @@ class TrainingJob:
         self.workers.barrier()
         self.checkpoints.remove()
         self.workers.leave()
+
+
+def seconds_since_start() -> float:
+    """Seconds since this job was started: since torchrun was, or without it this process."""
+    here = psutil.Process()
+    started = (here.parent() or here) if WORKER in os.environ else here
+    return time.time() - started.create_time()
 
 
 def digest_of(path: Path) -> str:
