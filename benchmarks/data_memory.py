@@ -1,4 +1,4 @@
-"""Memory and time of stages `prepare_data` and `tokenise` on data sets of different sizes.
+"""Memory and time of stages `prepare_data` and `tokenise`, and of reading tokens to train, by size of the data.
 
     python -m benchmarks.data_memory --pairs pairs.jsonl.gz --rows 30000 --rows 300000
     python -m benchmarks.data_memory --pairs pairs.jsonl.gz --form list --form hub --stage prepare_data
@@ -31,9 +31,17 @@ from sams.settings import Data, Model
 from sams.stage import run
 
 DIGITS = "zero one two three four five six seven eight nine".split()
-TEST_ROWS = 500
+OTHER_ROWS = 500
 PART_ROWS = 10_000
 SAMPLE_SECONDS = 0.1
+# What each process of a training job does with its pairs before the first step, and after the first 1,000 of them.
+READ = """
+from pathlib import Path
+from sams.training.tasks import PairTask, read_tokens
+task = PairTask(read_tokens(Path("tokens"), "train"), 0)
+for start in range(0, 1000, 50):
+    task.rows(list(range(start, start + 50)))
+"""
 MODEL = Model.model_validate(
     {"architecture": {"model_type": "llama"}, "tokenizer": "bpe", "vocab_size": 4096}
 )
@@ -53,7 +61,7 @@ def main(
         out: where the figures go; those of other sizes and forms stay.
         rows: sizes of the training split.
         form: lines (gzipped JSON lines), list (a JSON list) or hub (a folder of Parquet files).
-        stage: stages to run.
+        stage: what to run, in this order: prepare_data, tokenise, read_tokens, or nothing (read_tokens' imports).
     """
     found: dict[str, Any] = read_json(out) if out.is_file() else {}
     for kind in form:
@@ -69,18 +77,21 @@ def measured(
     pairs: Path, folder: Path, kind: str, count: int, stages: list[str]
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Figures of each stage on a data set of that size and form."""
-    data = Data(train=write(folder / "train", repeated(pairs, count), kind), test=str(folder / "test"))
-    write(folder / "test", repeated(pairs, TEST_ROWS), "lines")
-    recipes = {
-        "prepare_data": DataRecipe(data=data),
-        "tokenise": TokeniseRecipe(model=MODEL, max_length=1024, max_prompt_length=512),
+    data = Data(
+        train=write(folder / "train", repeated(pairs, count), kind),
+        test=write(folder / "test", repeated(pairs, OTHER_ROWS), "lines"),
+        sft=write(folder / "sft", examples(OTHER_ROWS), "lines"),
+    )
+    prepare = recipe_json(DataRecipe(data=data))
+    tokenise = recipe_json(TokeniseRecipe(model=MODEL, max_length=1024, max_prompt_length=512))
+    commands = {
+        "prepare_data": ["-m", "sams.data.prepare", "--recipe", prepare, "--out", "data"],
+        "tokenise": [*"-m sams.data.tokenise --data data --out tokens --recipe".split(), tokenise],
+        "read_tokens": ["-c", READ],
+        "nothing": ["-c", READ.partition("task =")[0]],
     }
-    modules = {"prepare_data": "sams.data.prepare", "tokenise": "sams.data.tokenise"}
-    folders = {"prepare_data": ["--out", "data"], "tokenise": ["--data", "data", "--out", "tokens"]}
     for stage in stages:
-        options = [name if name.startswith("--") else str(folder / name) for name in folders[stage]]
-        command = [sys.executable, "-m", modules[stage], "--recipe", recipe_json(recipes[stage]), *options]
-        yield stage, watched(command, cache=folder / "cache")
+        yield stage, watched([sys.executable, *commands[stage]], folder)
 
 
 def repeated(pairs: Path, count: int) -> Iterator[Row]:
@@ -90,6 +101,12 @@ def repeated(pairs: Path, count: int) -> Iterator[Row]:
         row, turn = given[number % len(given)], number // len(given)
         words = "".join(f" {DIGITS[int(digit)]}" for digit in str(turn)) if turn else ""
         yield {**row, "chosen": row["chosen"] + words, "rejected": row["rejected"] + words}
+
+
+def examples(count: int) -> Iterator[Row]:
+    """Supervised examples, only because a study has some."""
+    for number in range(count):
+        yield {"prompt": f"Which number is {number}?", "response": str(number)}
 
 
 def write(path: Path, rows: Iterable[Row], kind: str) -> str:
@@ -114,11 +131,16 @@ def write(path: Path, rows: Iterable[Row], kind: str) -> str:
     return str(path)
 
 
-def watched(command: list[str], cache: Path) -> dict[str, float]:
-    """Run a process to its end; its CPU and wall seconds, peak resident and peak anonymous memory in MB."""
+def watched(command: list[str], folder: Path) -> dict[str, float]:
+    """Run a process in a folder; its CPU and wall seconds, peak resident and peak anonymous memory in MB."""
     started, anonymous = time.monotonic(), 0
-    environment = {"TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.DEVNULL) as process:
+    environment = os.environ | {
+        "PYTHONPATH": str(Path.cwd()),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_DATASETS_CACHE": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL) as process:
         status = Path(f"/proc/{process.pid}/status")
         while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
             with contextlib.suppress(OSError, StopIteration):

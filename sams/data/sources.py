@@ -124,7 +124,8 @@ def _parquet_rows(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
 
     number = 0
     try:
-        for batch in parquet.ParquetFile(stream).iter_batches(BATCH_ROWS):
+        # Read ahead, the file would be held to its end.
+        for batch in parquet.ParquetFile(stream, pre_buffer=False).iter_batches(BATCH_ROWS):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row

@@ -170,7 +170,8 @@ def read_batches(file: Path) -> Iterator[list[Row]]:
     """Records of a prepared Parquet file, a batch at a time."""
     from pyarrow import parquet
 
-    for batch in parquet.ParquetFile(file).iter_batches(READ_ROWS):
+    # Read ahead, a file would be held to its end.
+    for batch in parquet.ParquetFile(file, pre_buffer=False).iter_batches(READ_ROWS):
         yield batch.to_pylist()
 
 

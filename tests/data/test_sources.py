@@ -3,15 +3,17 @@
 import gzip
 import io
 import json
+import random
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sams.data import sources
+from sams.data import sources, tokenise
 from sams.data.sources import numbered_rows
 from sams.errors import UserError
 
@@ -196,3 +198,20 @@ def test_memory_does_not_grow_with_the_file(opening: str, tmp_path: Path) -> Non
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] + 2**20
+
+
+@pytest.mark.parametrize("read", [tokenise.read_batches, lambda file: numbered_rows(str(file), "train")])
+def test_a_parquet_file_is_not_held_to_its_end(
+    read: Callable[[Path], Iterator[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BATCH_ROWS", 1)
+    monkeypatch.setattr(tokenise, "READ_ROWS", 1)
+    file = tmp_path / "pairs.parquet"
+    size, draw = 1 << 18, random.Random(0)
+    with parquet.ParquetWriter(file, pa.schema([("text", pa.string())])) as writer:
+        for _ in range(20):
+            writer.write_table(pa.table({"text": [draw.randbytes(size // 2).hex()]}))
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in read(file)]
+    assert len(held) == 20
+    assert held[-1] < 6 * size, "not 20 times, as if it were read ahead"
