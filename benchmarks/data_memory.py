@@ -133,7 +133,8 @@ def write(path: Path, rows: Iterable[Row], kind: str) -> str:
 
 def watched(command: list[str], folder: Path) -> dict[str, float]:
     """Run a process in a folder; its CPU and wall seconds, peak resident and peak anonymous memory in MB."""
-    started, anonymous = time.monotonic(), 0
+    started = time.monotonic()
+    peaks = {"VmHWM": 0, "RssAnon": 0}
     environment = os.environ | {
         "PYTHONPATH": str(Path.cwd()),
         "TOKENIZERS_PARALLELISM": "false",
@@ -143,17 +144,19 @@ def watched(command: list[str], folder: Path) -> dict[str, float]:
     with subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL) as process:
         status = Path(f"/proc/{process.pid}/status")
         while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
-            with contextlib.suppress(OSError, StopIteration):
-                line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
-                anonymous = max(anonymous, int(line.split()[1]))
+            with contextlib.suppress(OSError):
+                for key, _, value in (line.partition(":") for line in status.read_text().splitlines()):
+                    if key in peaks:
+                        peaks[key] = max(peaks[key], int(value.split()[0]))
             time.sleep(SAMPLE_SECONDS)
         usage: resource.struct_rusage = ended[2]
         process.returncode = os.waitstatus_to_exitcode(ended[1])
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return {
-        "peak_mb": round(usage.ru_maxrss / 2**10, 1),
-        "peak_anonymous_mb": round(anonymous / 2**10, 1),
+        # Not `ru_maxrss`, which a process inherits from the one that started it.
+        "peak_mb": round(peaks["VmHWM"] / 2**10, 1),
+        "peak_anonymous_mb": round(peaks["RssAnon"] / 2**10, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "wall_seconds": round(time.monotonic() - started, 1),
     }
