@@ -1,12 +1,13 @@
 """What a result came from: a digest of the code that computed it, the commit, the machine."""
 
 import ast
+import functools
 import hashlib
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent
 
@@ -34,7 +35,7 @@ def code_digest(module: str) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(imported_modules(module)):
-        digest.update(ast.unparse(ast.parse(_file(name).read_text(encoding="utf-8"))).encode())
+        digest.update(_code(name).text)
     return digest.hexdigest()[:12]
 
 
@@ -47,14 +48,28 @@ def imported_modules(module: str) -> set[str]:
         if name in found or name in TOLD or name.startswith("sams.settings."):
             continue
         found.add(name)
-        for node in ast.walk(ast.parse(_file(name).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                waiting += [alias.name for alias in node.names if alias.name.split(".")[0] == "sams"]
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sams":
-                base = node.module or ""
-                below = [f"{base}.{alias.name}" for alias in node.names]
-                waiting += [base, *(name for name in below if _exists(name))]
+        waiting += _code(name).imports
     return {name for name in found if name != "sams"}
+
+
+class _Code(NamedTuple):
+    text: bytes
+    imports: list[str]
+
+
+@functools.cache  # the workflow asks for the digests of all rules, which share most modules
+def _code(name: str) -> _Code:
+    """A module's code without comments and layout, and the `sams` modules that it names."""
+    tree = ast.parse(_file(name).read_text(encoding="utf-8"))
+    imports: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports += [alias.name for alias in node.names if alias.name.split(".")[0] == "sams"]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sams":
+            base = node.module or ""
+            below = [f"{base}.{alias.name}" for alias in node.names]
+            imports += [base, *(name for name in below if _exists(name))]
+    return _Code(ast.unparse(tree).encode(), imports)
 
 
 def _path(name: str) -> Path:

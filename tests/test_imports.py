@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ BARE = ["sams.policy.policy", "sams.policy.model", "sams.losses", "sams.scheduli
 def test_training_imports_with_torch_transformers_and_accelerate_alone() -> None:
     blocked = (
         "datasets",
+        "pyarrow",
         "mlflow",
         "snakemake",
         "trl",
@@ -45,6 +47,23 @@ def test_scheduling_knows_neither_transformers_nor_ranks() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     assert not any(name.startswith("sams.training") for name in imported_modules("sams.scheduling.selectors"))
+
+
+def test_the_workflow_is_read_without_heavy_imports(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from snakemake.cli import main
+sys.argv = ["snakemake", "-n", "--quiet", "all", "--cores", "1"]
+sys.argv += ["--snakefile", {str(ROOT / "Snakefile")!r}, "--directory", {str(tmp_path)!r}]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+heavy = {{"torch", "transformers", "datasets", "pyarrow", "pandas", "mlflow", "alpaca_eval", "fastchat"}}
+assert "sams.recipes" in sys.modules and not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_the_code_digest_follows_imports_and_leaves_out_what_is_only_told() -> None:

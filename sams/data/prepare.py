@@ -1,13 +1,15 @@
 """Stage `prepare_data`: from the world, files or hub data sets to checked records with stable ids."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sams.data import forms, world
 from sams.data.records import Example, Pair, prompt_digest
+from sams.data.seen import Digests, Seen
 from sams.errors import UserError
 from sams.files import sha256_of, whole_folder, write_json
 from sams.recipes import DataRecipe
@@ -29,7 +31,7 @@ def main(recipe: str, out: Path) -> None:
     """
     data = read_recipe(recipe, DataRecipe).data
     report: dict[str, Any] = {}
-    prompts: dict[str, Counter[bytes]] = {}
+    prompts: dict[str, Digests] = {}
     with whole_folder(out) as part:
         for split, records in splits(data).items():
             counts, prompts[split] = write_split(records, part / f"{split}.parquet")
@@ -75,23 +77,27 @@ def source_of(data: Data, split: str) -> dict[str, str]:
     return {"source": source} | ({"sha256": sha256_of(file)} if file.is_file() else {})
 
 
-def leak(train: Counter[bytes], test: Counter[bytes]) -> dict[str, int]:
+def leak(train: Digests, test: Digests) -> dict[str, int]:
     """How many different prompts are in both splits, and how many test pairs they make up."""
-    shared = train.keys() & test.keys()
-    return {"prompts": len(shared), "test_pairs": sum(test[prompt] for prompt in shared)}
+    trained, _ = train.counts()
+    tested, pairs = test.counts()
+    shared = np.isin(tested, trained)
+    return {"prompts": int(shared.sum()), "test_pairs": int(pairs[shared].sum())}
 
 
-def write_split(records: Iterator[Record], file: Path) -> tuple[dict[str, int], Counter[bytes]]:
+def write_split(records: Iterator[Record], file: Path) -> tuple[dict[str, int], Digests]:
     """Write the records of one split, a part at a time, without exact repeats.
 
+    Memory grows by the digests alone, some thirty bytes a record.
+
     Returns:
-        Counts of what was read, dropped and written, and how often each prompt (its digest) occurs.
+        Counts of what was read, dropped and written, and the digest of the prompt of each record written.
     """
     from pyarrow import parquet
 
     counts = {"read": 0, "dropped_repeats": 0, "written": 0}
-    seen: set[bytes] = set()
-    prompts: Counter[bytes] = Counter()
+    seen = Seen()
+    prompts = Digests()
     writer: parquet.ParquetWriter | None = None
     rows: list[dict[str, Any]] = []
 
@@ -106,17 +112,16 @@ def write_split(records: Iterator[Record], file: Path) -> tuple[dict[str, int], 
     try:
         for record in records:
             counts["read"] += 1
-            key = bytes.fromhex(record.id)
-            if key in seen:
+            identity = record.id
+            if not seen.add(bytes.fromhex(identity)):
                 counts["dropped_repeats"] += 1
                 continue
-            seen.add(key)
-            prompts[prompt_digest(record.prompt)] += 1
+            prompts.add(prompt_digest(record.prompt))
             counts["written"] += 1
             for flag in ("imperfect", "flipped"):
                 if getattr(record, flag, None):
                     counts[flag] = counts.get(flag, 0) + 1
-            rows.append({"id": record.id, **vars(record)})
+            rows.append({"id": identity, **vars(record)})
             if len(rows) == PART_ROWS:
                 flush()
         flush()

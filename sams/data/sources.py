@@ -4,8 +4,10 @@ A file is known by its content, not by its name. A hub data set (or a local fold
 ``id``, ``id@revision``, ``id:split`` or ``id@revision:config/split``.
 """
 
+import codecs
 import gzip
 import json
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -20,6 +22,10 @@ Row = dict[str, Any]
 GZIP, PARQUET, BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".gz", ".csv", ".txt")
 BATCH_ROWS = 1000
+
+# Bytes of a JSON list that are read together, and characters after which a row is taken to have no end.
+JSON_PART, LONGEST_ROW = 1 << 16, 1 << 26
+_JSON, _BLANK = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
 
 
 def numbered_rows(source: str, split: str) -> Iterator[tuple[str, Row]]:
@@ -69,7 +75,7 @@ def _read_file(file: Path) -> Iterator[tuple[int, Any]]:
             pass
         stream.seek(-len(first), 1)
         if first == b"[":
-            yield from enumerate(_json_list(stream, file), start=1)
+            yield from _json_list(stream, file)
         else:
             stream.seek(len(BOM) if start.startswith(BOM) else 0)
             yield from _json_lines(stream, file)
@@ -118,7 +124,8 @@ def _parquet_rows(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
 
     number = 0
     try:
-        for batch in parquet.ParquetFile(stream).iter_batches(BATCH_ROWS):
+        # Read ahead, the file would be held to its end.
+        for batch in parquet.ParquetFile(stream, pre_buffer=False).iter_batches(BATCH_ROWS):
             for row in batch.to_pylist():
                 number += 1
                 yield number, row
@@ -130,12 +137,79 @@ def _parquet_rows(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
         ) from None
 
 
-def _json_list(stream: IO[bytes], file: Path) -> list[Any]:
-    try:
-        rows: list[Any] = json.loads(stream.read().decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON ({error})", where=str(file), remedy="give a list, or JSON lines") from None
-    return rows
+def _json_list(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
+    """Rows of a JSON list, one after the other: no more of the text is held than a part, or a row."""
+    text = _Text(stream)
+    number = 0
+
+    def fault(problem: str) -> UserError:
+        return UserError(
+            f"not JSON ({problem}, at row {number + 1})", where=str(file), remedy="give a list, or JSON lines"
+        )
+
+    text.take("[")
+    while not text.take("]"):
+        if number and not text.take(","):
+            raise fault("',' or ']' expected")
+        try:
+            row = text.value()
+        except json.JSONDecodeError as error:
+            raise fault(error.msg) from None
+        number += 1
+        yield number, row
+    if text.symbol():
+        raise fault("more text after the list")
+
+
+class _Text:
+    """UTF-8 text of JSON, read as far as it is needed."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._held = ""
+        self._place = 0
+        self._ended = False
+
+    def symbol(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            self._place = _BLANK.match(self._held, self._place).end()  # type: ignore[union-attr]
+            if self._place < len(self._held) or self._ended:
+                return self._held[self._place : self._place + 1]
+            self._read_on()
+
+    def take(self, wanted: str) -> bool:
+        """Take the next symbol if it is the wanted one; returns whether it is."""
+        found = self.symbol() == wanted
+        self._place += found
+        return found
+
+    def value(self) -> Any:
+        """Take the next value.
+
+        Raises:
+            json.JSONDecodeError: there is none.
+        """
+        self.symbol()
+        while True:
+            try:
+                value, end = _JSON.raw_decode(self._held, self._place)
+            except json.JSONDecodeError:
+                if self._ended or len(self._held) - self._place > LONGEST_ROW:
+                    raise
+            else:
+                if end < len(self._held) or self._ended:  # at the end of what is held a number may go on
+                    self._place = end
+                    return value
+            self._read_on()
+
+    def _read_on(self) -> None:
+        """Read as much again as is held, so that a long value is not tried at each of its many parts."""
+        left = self._held[self._place :]
+        part = self._stream.read(max(JSON_PART, len(left)))
+        self._held, self._place = left + self._utf8.decode(part, final=not part), 0
+        self._ended = not part
 
 
 def _json_lines(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:

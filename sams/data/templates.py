@@ -149,7 +149,8 @@ def _marked(text: str, control: re.Pattern[str]) -> str:
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
     """Token ids of rendered texts; what stands in marks is encoded as plain text."""
-    parts = [_MARK.split(text) for text in texts]  # what was marked is at the odd places
+    # What was marked is at the odd places.
+    parts = [_MARK.split(text) if _OPEN in text else [text] for text in texts]
     rendered = iter(_ids(tokenizer, [piece for pieces in parts for piece in pieces[::2]], plain=False))
     written = [bytes.fromhex(piece).decode() for pieces in parts for piece in pieces[1::2]]
     plain = iter(_ids(tokenizer, written, plain=True))

@@ -1,5 +1,6 @@
 """Stage `tokenise`: from prepared records to token ids, once for all methods."""
 
+import itertools
 import logging
 import random
 import tempfile
@@ -8,15 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sams.data import tokens
 from sams.data.templates import CompletionEncoder, encode_prompts
 from sams.data.tokeniser import build_tokenizer
+from sams.data.tokens import token_writer
 from sams.errors import UserError
 from sams.files import manifest_digest, whole_folder, write_json
 from sams.recipes import TokeniseRecipe
 from sams.stage import read_recipe, run
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
@@ -68,54 +70,43 @@ def tokenise_split(
     Raises:
         UserError: when nothing is left.
     """
-    import datasets
-    import pyarrow as pa
-
     responses = RESPONSES[split]
+    names = ["id", "prompt_ids", *(f"{name}_ids" for name in responses)]
+    names += ["flipped"] if split != "sft" else []
+    unknown = tokenizer.unk_token_id
     encode = CompletionEncoder(tokenizer)
     counts = Counter(dict.fromkeys(COUNTED, 0))
-
-    def rows() -> Iterator[Row]:
-        for batch in read_batches(file):
-            prompts = encode_prompts(tokenizer, [row["prompt"] for row in batch])
-            answers = [encode([row[name] for row in batch]) for name in responses]
-            for row, prompt, *ids in zip(batch, prompts, *answers, strict=True):
-                counts["read"] += 1
-                fitted = fit(prompt, ids, settings, tokenizer.bos_token_id, counts)
-                if any(len(response) <= len(encode.end) for response in ids):
-                    counts["dropped_empty"] += 1
-                elif len(ids) == 2 and fitted[1] == fitted[2]:
-                    counts["dropped_equal"] += 1
-                else:
-                    counts["kept"] += 1
-                    columns = zip(("prompt", *responses), fitted, strict=True)
-                    kept = {"id": row["id"]} | {f"{name}_ids": tokens for name, tokens in columns}
-                    yield kept | ({"flipped": row["flipped"]} if "flipped" in row else {})
-
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        mismatching = settings.mismatched and len(responses) == 2
+        first = Path(folder) / split if mismatching else out
+        with token_writer(first, names, unknown=unknown) as writer:
+            for batch in read_batches(file):
+                columns: dict[str, list[Any]] = {name: [] for name in names}
+                prompts = encode_prompts(tokenizer, [row["prompt"] for row in batch])
+                answers = [encode([row[name] for row in batch]) for name in responses]
+                for row, prompt, *ids in zip(batch, prompts, *answers, strict=True):
+                    counts["read"] += 1
+                    fitted = fit(prompt, ids, settings, tokenizer.bos_token_id, counts)
+                    if any(len(response) <= len(encode.end) for response in ids):
+                        counts["dropped_empty"] += 1
+                    elif len(ids) == 2 and fitted[1] == fitted[2]:
+                        counts["dropped_equal"] += 1
+                    else:
+                        counts["kept"] += 1
+                        for name, value in zip(names, (row["id"], *fitted, row.get("flipped")), strict=False):
+                            columns[name].append(value)
+                writer.write(columns)
         if not counts["kept"]:
             raise UserError(
                 f"nothing is left after tokenising ({dict(counts)})",
                 where=str(file),
                 remedy="raise data.max_length, or see to the data",
             )
-
-    ids = {f"{name}_ids": datasets.List(datasets.Value("int32")) for name in ("prompt", *responses)}
-    flag = {"flipped": datasets.Value("bool")} if split != "sft" else {}
-    features = datasets.Features({"id": datasets.Value("string")} | ids | flag)
-    datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(dir=out.parent) as cache:
-        try:
-            # The fingerprint is given, because hashing the generator would hash the tokenizer too.
-            tokenised = datasets.Dataset.from_generator(
-                rows, features=features, cache_dir=cache, fingerprint=f"tokenise-{split}"
-            )
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise (error.__cause__ or error) from None
-        if settings.mismatched and len(responses) == 2:
-            column = pa.array(mismatched(tokenised, settings.max_length), pa.list_(pa.int32()))
-            tokenised = tokenised.add_column("mismatched_ids", column)
-        tokenised.save_to_disk(out)
-        return {**counts, **lengths(tokenised, tokenizer.unk_token_id)}
+        if mismatching:
+            with token_writer(out, [*names, "mismatched_ids"], unknown=unknown) as writer:
+                for table in mismatched(first, counts["kept"], settings.max_length):
+                    writer.write(table)
+    return {**counts, **writer.report()}
 
 
 def fit(
@@ -139,43 +130,48 @@ def fit(
     return [prompt, *(response[:room] for response in responses)]
 
 
-def mismatched(pairs: "Dataset", max_length: int) -> Iterator[list[int]]:
+def mismatched(pairs: Path, count: int, max_length: int) -> Iterator[dict[str, Any]]:
     """For every pair a completion that was not written for its prompt: KTO's KL term is estimated on them.
 
     The pairs are shifted in a circle, by a step drawn once; completions are chosen and rejected ones in turn, cut
     to the length limit. An epoch may be shuffled as it likes: the completion of a pair stays the same.
 
+    Args:
+        pairs: tokenised split.
+        count: its pairs.
+        max_length: limit of prompt and completion.
+
+    Returns:
+        The columns of the split and mismatched_ids, batch by batch.
+
     Raises:
         UserError: when there is one pair only.
     """
-    if len(pairs) < 2:
+    if count < 2:
         raise UserError("KTO needs two pairs or more, to mismatch them", remedy="give more data")
-    shift = random.Random("mismatched").randrange(1, len(pairs))
-    for place, prompt in enumerate(pairs["prompt_ids"]):
-        other = pairs[(place + shift) % len(pairs)]
-        yield other["rejected_ids" if place % 2 else "chosen_ids"][: max_length - len(prompt)]
+    shift = random.Random("mismatched").randrange(1, count)
+    others = itertools.islice(itertools.chain(_completions(pairs), _completions(pairs)), shift, None)
+    place = 0
+    for batch in tokens.read_batches(pairs):
+        found = []
+        for prompt in batch["prompt_ids"].to_pylist():
+            found.append(next(others)[place % 2][: max_length - len(prompt)])
+            place += 1
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        yield columns | {"mismatched_ids": found}
 
 
-def lengths(tokenised: "Dataset", unknown: int | None) -> dict[str, Any]:
-    """Mean and greatest length of prompts and responses, all tokens, and how many are unknown words."""
-    import pyarrow.compute as pc
-
-    table = tokenised.data
-    found: dict[str, Any] = {"tokens": 0, "unknown": 0}
-    for name in (name for name in table.column_names if name.endswith("_ids")):
-        length = pc.list_value_length(table[name])
-        found[name] = {"mean": round(pc.mean(length).as_py(), 2), "max": pc.max(length).as_py()}
-        found["tokens"] += pc.sum(length).as_py()
-        if unknown is not None:
-            found["unknown"] += pc.sum(pc.equal(pc.list_flatten(table[name]), unknown)).as_py()
-    return found
+def _completions(pairs: Path) -> Iterator[tuple[list[int], list[int]]]:
+    for batch in tokens.read_batches(pairs):
+        yield from zip(batch["chosen_ids"].to_pylist(), batch["rejected_ids"].to_pylist(), strict=True)
 
 
 def read_batches(file: Path) -> Iterator[list[Row]]:
     """Records of a prepared Parquet file, a batch at a time."""
     from pyarrow import parquet
 
-    for batch in parquet.ParquetFile(file).iter_batches(READ_ROWS):
+    # Read ahead, a file would be held to its end.
+    for batch in parquet.ParquetFile(file, pre_buffer=False).iter_batches(READ_ROWS):
         yield batch.to_pylist()
 
 

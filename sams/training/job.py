@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -17,7 +20,7 @@ from sams.policy.model import add_lora, compile_blocks
 from sams.policy.policy import Policy
 from sams.provenance import code_digest, commit, environment
 from sams.training.checkpoints import Checkpoints, fingerprint
-from sams.training.distribution import Workers
+from sams.training.distribution import WORKER, Workers
 from sams.training.gates import TrainingFailure
 from sams.training.tuning import Tuning
 
@@ -180,6 +183,13 @@ class TrainingJob:
         self.workers.barrier()
         self.checkpoints.remove()
         self.workers.leave()
+
+
+def seconds_since_start() -> float:
+    """Seconds since this job was started: since torchrun was, or without it this process."""
+    here = psutil.Process()
+    started = (here.parent() or here) if WORKER in os.environ else here
+    return time.time() - started.create_time()
 
 
 def digest_of(path: Path) -> str:

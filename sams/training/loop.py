@@ -21,7 +21,7 @@ from sams.training.batches import rounds
 from sams.training.costs import Costs, weights_of
 from sams.training.distribution import Workers, seeded
 from sams.training.gates import refuse_non_finite
-from sams.training.job import COSTS, TrainingJob
+from sams.training.job import COSTS, TrainingJob, seconds_since_start
 from sams.training.passes import accumulate_gradient, score
 from sams.training.tasks import Items, Scored, Task
 from sams.training.tuning import Tuning, tune
@@ -194,6 +194,8 @@ def train(
 
         state["train_seconds"] += (took := time.monotonic() - started)
         costs.step(step, seconds=took, data_seconds=started - ended, log=logged)
+        if len(costs.steps) == 1:
+            log.info("first step %.1f s after the start", seconds_since_start())
         ended = time.monotonic()
         stopping = step < steps and workers.any(interrupted())
         if stopping or (step % training.checkpoint_every == 0 and step < steps):

@@ -3,13 +3,14 @@
 The loop and the passes know a task by its items only, so SFT and preference training share them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from sams.data.tokens import lengths_of, read_columns
 from sams.errors import UserError
 from sams.losses import Loss, PairLogps
 from sams.policy.policy import Scores
@@ -68,12 +69,12 @@ class SftTask:
         response: the column of the response (`chosen_ids` to pretrain a scheduler on preference pairs).
     """
 
-    def __init__(self, data: dict[str, list[Any]], *, response: str = "response_ids") -> None:
-        self.ids: list[str] = data["id"]
+    def __init__(self, data: Mapping[str, Sequence[Any]], *, response: str = "response_ids") -> None:
+        self.ids = list(data["id"])
         self.prompts, self.responses = data["prompt_ids"], data[response]
         # The mean is over tokens, as everywhere in the field: each item weighs as much as it has tokens.
-        self.weights = [len(response) for response in self.responses]
-        self.lengths = [len(prompt) + own for prompt, own in zip(self.prompts, self.weights, strict=True)]
+        self.weights: list[int] = lengths_of(self.responses).tolist()
+        self.lengths: list[int] = (lengths_of(self.prompts) + lengths_of(self.responses)).tolist()
         self.packed_lengths = self.lengths
 
     def sequences(self, items: list[int]) -> list[Item]:
@@ -110,19 +111,17 @@ class PairTask:
         data: tokenised pairs with columns id, prompt_ids, chosen_ids, rejected_ids, flipped.
     """
 
-    def __init__(self, data: dict[str, list[Any]]) -> None:
-        self.ids: list[str] = data["id"]
-        self.flipped: list[bool | None] = data["flipped"]
+    def __init__(self, data: Mapping[str, Sequence[Any]]) -> None:
+        self.ids = list(data["id"])
+        self.flipped: Sequence[bool | None] = data["flipped"]
         self.prompts, self.chosen, self.rejected = (
             data[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")
         )
-        self.chosen_tokens = [len(response) for response in self.chosen]
-        self.rejected_tokens = [len(response) for response in self.rejected]
-        prompts = [len(prompt) for prompt in self.prompts]
-        self.packed_lengths = [
-            sum(parts) for parts in zip(prompts, self.chosen_tokens, self.rejected_tokens, strict=True)
-        ]
-        self.lengths = [own + prompt for own, prompt in zip(self.packed_lengths, prompts, strict=True)]
+        prompts, chosen, rejected = map(lengths_of, (self.prompts, self.chosen, self.rejected))
+        self.chosen_tokens: list[int] = chosen.tolist()
+        self.rejected_tokens: list[int] = rejected.tolist()
+        self.packed_lengths: list[int] = (prompts + chosen + rejected).tolist()
+        self.lengths: list[int] = (2 * prompts + chosen + rejected).tolist()
         self.weights = [1] * len(self.ids)
 
     def sequences(self, items: list[int]) -> list[Item]:
@@ -152,7 +151,7 @@ class PreferenceTask(PairTask):
 
     def __init__(
         self,
-        data: dict[str, list[Any]],
+        data: Mapping[str, Sequence[Any]],
         *,
         loss: Loss,
         reference: dict[str, tuple[float, ...]] | None,
@@ -231,12 +230,10 @@ class PreferenceTask(PairTask):
 class MismatchedTask:
     """Prompts with the completion of another pair, for KTO's KL term; one sequence each."""
 
-    def __init__(self, data: dict[str, list[Any]]) -> None:
-        self.ids: list[str] = data["id"]
+    def __init__(self, data: Mapping[str, Sequence[Any]]) -> None:
+        self.ids = list(data["id"])
         self.prompts, self.completions = data["prompt_ids"], data["mismatched_ids"]
-        self.lengths = [
-            len(prompt) + len(answer) for prompt, answer in zip(self.prompts, self.completions, strict=True)
-        ]
+        self.lengths: list[int] = (lengths_of(self.prompts) + lengths_of(self.completions)).tolist()
         self.packed_lengths = self.lengths
 
     def sequences(self, items: list[int]) -> list[Item]:
@@ -250,24 +247,22 @@ def _mean(values: list[Any]) -> float:
     return sum(values) / len(values)
 
 
-def read_tokens(tokens: Path, split: str) -> dict[str, list[Any]]:
-    """Read one split of the tokenised data as columns.
+def read_tokens(tokens: Path, split: str) -> dict[str, Sequence[Any]]:
+    """Columns of one split of the tokenised data; token ids stay on disk until a batch needs them.
 
     Raises:
         UserError: when it is not there or empty.
     """
-    from datasets import load_from_disk
-
     folder = tokens / split
     if not folder.is_dir():
         raise UserError("no such tokenised split", where=str(folder), remedy="run the rule `tokenise` first")
-    columns: dict[str, list[Any]] = load_from_disk(str(folder)).to_dict()
+    columns = read_columns(folder)
     if not columns["id"]:
         raise UserError("the split is empty", where=str(folder), remedy="see report.json beside it")
     return columns
 
 
-def read_reference(folder: Path, split: str, ids: list[str]) -> dict[str, tuple[float, ...]]:
+def read_reference(folder: Path, split: str, ids: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Read the cached reference log-probs of a split and see that they are those of its pairs.
 
     Returns:

@@ -3,14 +3,17 @@
 import gzip
 import io
 import json
+import random
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from sams.data import sources, tokenise
 from sams.data.sources import numbered_rows
 from sams.errors import UserError
 
@@ -76,6 +79,12 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "a list of lists": (b"[[1], [2]]", "row 1: expected an object with keys, found list"),
     "not UTF-8": (b'{"a": 1}\n{"a": "\xe9"}\n', "row 2: not UTF-8 .*; convert it to UTF-8"),
     "UTF-16": ('{"a": 1}\n'.encode("utf-16"), "row 1: not UTF-8"),
+    "a list without its end": (b'[{"a": 1}', r"data.jsonl: not JSON .*row 2\)"),
+    "a list without commas": (b'[{"a": 1} {"a": 2}]', r"data.jsonl: not JSON .*expected, at row 2\)"),
+    "a list with a comma too many": (b'[{"a": 1},]', r"data.jsonl: not JSON .*row 2\)"),
+    "a list that begins with a comma": (b'[,{"a": 1}]', r"data.jsonl: not JSON .*row 1\)"),
+    "a list and more": (b'[{"a": 1}]\n[]', "data.jsonl: not JSON .*more text after the list"),
+    "an open list": (b"[", "data.jsonl: not JSON"),
     "a list that is not UTF-8": (b'[{"a": "\xe9"}]', "data.jsonl: not UTF-8"),
     "gzip cut off": (
         PACKED[: len(PACKED) // 2],
@@ -151,16 +160,58 @@ def test_a_hub_that_cannot_be_reached_is_named() -> None:
         list(numbered_rows("some/data@v1:test", "train"))
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", [1, 2, 3, 5, 64])
+def test_a_list_is_read_in_parts(part: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "JSON_PART", part)
+    file = tmp_path / "data"
+    for content in (json.dumps(ROWS, indent=1), json.dumps(ROWS, ensure_ascii=False) + " \n"):
+        file.write_bytes(content.encode())
+        assert rows(file) == ROWS
+    file.write_text("[12, 345]")
+    with pytest.raises(UserError, match="row 1: expected an object with keys, found int"):
+        rows(file)
+
+
+def test_a_row_without_an_end_is_not_read_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "LONGEST_ROW", 1 << 18)
+    file = tmp_path / "data"
+    file.write_text('[{"a": "' + "x" * (1 << 24))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"data: not JSON \(Unterminated string.*row 1\)"):
+        rows(file)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("opening", ["", "["], ids=["lines", "list"])
+def test_memory_does_not_grow_with_the_file(opening: str, tmp_path: Path) -> None:
     peaks = []
     for count in (2_000, 40_000):
         file = tmp_path / f"{count}.jsonl.gz"
+        rows_of = (json.dumps({"prompt": "p" * 100, "response": str(n)}) for n in range(count))
         with gzip.open(file, "wt", compresslevel=1) as stream:
-            stream.writelines(
-                json.dumps({"prompt": "p" * 100, "response": str(n)}) + "\n" for n in range(count)
-            )
+            for number, row in enumerate(rows_of):
+                stream.write((opening if number == 0 else "," if opening else "") + row + "\n")
+            stream.write("]" if opening else "")
         tracemalloc.start()
         assert sum(1 for _ in numbered_rows(str(file), "train")) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0] + 2**20
+
+
+@pytest.mark.parametrize("read", [tokenise.read_batches, lambda file: numbered_rows(str(file), "train")])
+def test_a_parquet_file_is_not_held_to_its_end(
+    read: Callable[[Path], Iterator[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BATCH_ROWS", 1)
+    monkeypatch.setattr(tokenise, "READ_ROWS", 1)
+    file = tmp_path / "pairs.parquet"
+    size, draw = 1 << 18, random.Random(0)
+    with parquet.ParquetWriter(file, pa.schema([("text", pa.string())])) as writer:
+        for _ in range(20):
+            writer.write_table(pa.table({"text": [draw.randbytes(size // 2).hex()]}))
+    before = pa.total_allocated_bytes()
+    held = [pa.total_allocated_bytes() - before for _ in read(file)]
+    assert len(held) == 20
+    assert held[-1] < 6 * size, "not 20 times, as if it were read ahead"

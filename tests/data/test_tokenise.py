@@ -114,6 +114,52 @@ def test_the_same_input_gives_the_same_bytes(world_data: Path, tmp_path: Path) -
     assert manifest_digest(tmp_path / "a") == manifest_digest(tmp_path / "b")
 
 
+def test_every_pair_gets_the_completion_of_another(
+    world_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenise, "READ_ROWS", 64)
+    recipe = {"model": {**FRESH, "tokenizer": "words"}, "max_length": 40, "max_prompt_length": 36}
+    tokenise.main(json.dumps(recipe | {"mismatched": True}), world_data, tmp_path / "tokens")
+    pairs = split(tmp_path / "tokens", "train").to_list()
+    assert list(pairs[0])[-1] == "mismatched_ids" and len(pairs) > 450
+    shifts = {
+        shift
+        for shift in range(1, len(pairs))
+        if all(
+            pair["mismatched_ids"]
+            == pairs[(place + shift) % len(pairs)]["rejected_ids" if place % 2 else "chosen_ids"][
+                : 40 - len(pair["prompt_ids"])
+            ]
+            for place, pair in enumerate(pairs)
+        )
+    }
+    assert len(shifts) == 1
+    report = read_json(tmp_path / "tokens" / "report.json")["train"]
+    assert report["mismatched_ids"]["max"] == max(len(pair["mismatched_ids"]) for pair in pairs)
+    assert report["tokens"] == sum(
+        len(pair[name]) for pair in pairs for name in pair if name.endswith("_ids")
+    )
+
+
+def test_one_pair_cannot_be_mismatched(tmp_path: Path) -> None:
+    recipe = {"model": {**FRESH, "tokenizer": "words"}, "max_length": 40, "max_prompt_length": 36}
+    with pytest.raises(UserError, match="KTO needs two pairs or more"):
+        tokenise.main(
+            json.dumps(recipe | {"mismatched": True}),
+            own_data(tmp_path, ("why", "a", "b")),
+            tmp_path / "tokens",
+        )
+
+
+def test_rows_read_in_many_parts_give_the_same_ids(
+    world_data: Path, world_tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenise, "READ_ROWS", 33)
+    run(world_data, tmp_path / "tokens")
+    for name in ("sft", "train", "test"):
+        assert split(tmp_path / "tokens", name).to_dict() == split(world_tokens, name).to_dict()
+
+
 def test_long_prompts_lose_their_beginning_and_long_responses_their_end(tmp_path: Path) -> None:
     words = " ".join(f"w{number}" for number in range(40))
     data = own_data(tmp_path, (words, "a b", "c d"), ("w0", words, "d"), ("w0 w1 w2 w3 w4 w5", words, "d"))
