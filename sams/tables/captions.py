@@ -11,18 +11,32 @@ Cells = Mapping[Cell, Mapping[str, Any]]
 
 def main_title(study: Study) -> str:
     """Heading of the main table."""
-    return f"Study {study.study}, {study.setting}: main table"
+    return f"{_named(study)}: main table"
 
 
 def comparison_title(study: Study) -> str:
     """Heading of the comparisons."""
-    return f"Study {study.study}, {study.setting}: differences between methods"
+    return f"{_named(study)}: differences between methods"
+
+
+def _named(study: Study) -> str:
+    return f"{'REHEARSAL: ' if study.rehearse else ''}Study {study.study}, {study.setting}"
+
+
+def rehearsal_note(study: Study) -> list[str]:
+    """What must be said first of a rehearsal's figures; nothing of other studies."""
+    if not study.rehearse:
+        return []
+    return [
+        "Rehearsal: a tiny fresh model, a few rounds on synthetic data, the local judge. It shows that the study "
+        "runs to its tables; no figure here says anything of a method."
+    ]
 
 
 def main_notes(study: Study, cells: Cells) -> list[str]:
     """Notes of the main table, one sentence or two each."""
     shown = _shown(study, cells)
-    notes = [errors_note(study.seeds)]
+    notes = [*rehearsal_note(study), errors_note(study.seeds)]
     if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
         notes.append(judge_note(study, shown))
     else:
@@ -118,7 +132,7 @@ def missing_notes(study: Study, cells: Cells) -> list[str]:
             for method in study.methods
             for seed in study.seeds
             if Cell(method, seed, benchmark) not in cells
-            and not (benchmark == "train" and method == "sft" and study.sft is None)
+            and not (benchmark == "train" and method not in study.trained_methods)
         ]
         if absent:
             notes.append(f"Not there yet ({benchmark}): {', '.join(absent)}.")
@@ -128,6 +142,7 @@ def missing_notes(study: Study, cells: Cells) -> list[str]:
 def comparison_notes(study: Study, resamples: int) -> list[str]:
     """Notes of the comparisons."""
     notes = [
+        *rehearsal_note(study),
         (
             "difference is the method's score minus the base's, in the units of the main table, with its "
             "95 % interval (ci_low to ci_high); excludes 0 says that the interval does not hold 0."

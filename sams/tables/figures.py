@@ -241,9 +241,15 @@ def main(
     """Draw the figures of a study from its metric logs and metrics files."""
     study = read_recipe(study_config, Study)
     logs = read_logs(results, study.methods, study.seeds)
-    save(learning_curves(logs), out / "learning_curves")
-    save(selection(logs), out / "selection")
-    save(cost(read_cells(results), study.methods, study.seeds), out / "cost")
+    figures = {
+        "learning_curves": learning_curves(logs),
+        "selection": selection(logs),
+        "cost": cost(read_cells(results), study.methods, study.seeds),
+    }
+    for name, figure in figures.items():
+        if study.rehearse:
+            figure.suptitle("REHEARSAL: tiny model, synthetic data", color="#D55E00")
+        save(figure, out / name)
 
 
 if __name__ == "__main__":
