@@ -263,12 +263,16 @@ def resolved(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     Groups merge and lists replace, as Snakemake does it. With `rehearse: true` they become those of a rehearsal.
 
     Raises:
-        UserError: a study that is extended cannot be read, or extends itself.
+        UserError: a study that is extended cannot be read, or extends itself; or `rehearse` is no boolean.
     """
     settings: dict[str, Any] = {}
     for layer in [default, *_extended(given), given]:
         _lay_over(settings, layer)
-    if settings.get("rehearse") is True:
+    # `--config rehearse=true` reaches us as text: Snakemake only knows Python's True.
+    settings["rehearse"] = {"true": True, "false": False}.get(str(settings.get("rehearse", False)).lower())
+    if settings["rehearse"] is None:
+        raise UserError(f"expected true or false, found {given.get('rehearse')!r}", where="key 'rehearse'")
+    if settings["rehearse"]:
         from sams.rehearsal import rehearsal_of
 
         return rehearsal_of(settings)
