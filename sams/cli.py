@@ -40,6 +40,21 @@ def check(configfile: ConfigFiles = None, rehearse: Rehearse = False) -> None:
 
 
 @app.command()
+def grid(
+    method: Annotated[
+        list[str] | None, typer.Option(help="Methods; by default, all that have a grid.")
+    ] = None,
+    configfile: ConfigFiles = None,
+) -> None:
+    """Print an overlay with a study's tuning grids written out, a method to each point."""
+    import yaml
+
+    from sams.grids import written_out
+
+    typer.echo(yaml.safe_dump(written_out(_study(configfile), method), sort_keys=False, width=110))
+
+
+@app.command()
 def recipe(
     stage: Annotated[
         str, typer.Argument(help="A rule: train_sft, pretrain_scheduler, train_preference, ...")

@@ -131,8 +131,10 @@ class Study(Settings):
     def _check_grids(self) -> None:
         """See that every value of a grid is one that its method can have, and that its own is among them."""
         for method, grid in self.grids.items():
-            if method not in self.method_settings or "model" in self.method_settings[method]:
-                raise ValueError(f"`grids.{method}` is of no method that is trained")
+            if method not in self.method_settings:
+                raise ValueError(f"`grids.{method}` is of no method in `method_settings`")
+            if "model" in self.method_settings[method]:
+                continue  # a finished model, in a study that extends one where the method is trained
             own = self.preference_of(method)
             for key, axis in grid.axes.items():
                 where = f"grids.{method}.axes.{key}"

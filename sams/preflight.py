@@ -1,8 +1,10 @@
 """The first job of a study: what depends on this machine is checked before anything is computed."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -12,6 +14,9 @@ from sams.data.sources import looks_like_file
 from sams.errors import UserError
 from sams.files import write_json
 from sams.launch import gpus_here, processes
+from sams.settings import Model
+
+log = logging.getLogger("preflight")
 
 DISK_BYTES = 2 * 2**30
 
@@ -22,9 +27,10 @@ def main(study: str, out: Path, results: Path = Path("results")) -> None:
     from sams.stage import read_recipe
 
     settings = read_recipe(study, Study)
-    found = {"gpus": check_gpus(settings), "disk_bytes": check_disk(results)}
+    found: dict[str, Any] = {"gpus": check_gpus(settings), "disk_bytes": check_disk(results)}
     check_judge(settings)
     check_sources(settings)
+    found["commits"] = hub_commits(settings)
     if settings.tracking.enabled:
         from sams.tracking import prepare_database
 
@@ -122,13 +128,49 @@ def check_sources(study: Study) -> None:
                 where=key,
                 remedy=f"correct the path; these are fetched: {', '.join(f'{FOLDER}/{name}' for name in PUBLISHED)}",
             )
-    model = study.model.path
-    if model is not None and not Path(model).exists():
-        if looks_like_file(model):
-            raise UserError(
-                f"no such folder: {model}", where="model.path", remedy="correct it, or give a hub id"
-            )
-        check_hub_model(model, study.model.revision)
+    for key, model in models(study).items():
+        if model.path is not None and not Path(model.path).exists():
+            if looks_like_file(model.path):
+                raise UserError(
+                    f"no such folder: {model.path}", where=key, remedy="correct it, or give a hub id"
+                )
+            check_hub_model(model.path, model.revision, key)
+
+
+def models(study: Study) -> dict[str, Model]:
+    """The models that the study starts from or scores, by config key."""
+    finished = {
+        f"method_settings.{method}.model.path": study.model_of(method) for method in study.finished_methods
+    }
+    return {"model.path": study.model} | finished
+
+
+def hub_commits(study: Study) -> dict[str, str | None]:
+    """The commit that each hub id of the study stands for, by `id@revision`; null where the hub does not say.
+
+    A revision such as `main` moves: whoever repeats the study pins what stands here.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    asked = {
+        (model.path, model.revision or "main", "model")
+        for model in models(study).values()
+        if model.path is not None and not Path(model.path).exists()
+    }
+    for source in (study.data.train, study.data.test, study.data.sft):
+        if source is not None and not looks_like_file(source) and not Path(source).exists():
+            name, _, revision = source.partition(":")[0].partition("@")
+            if not Path(name).exists():
+                asked.add((name, revision or "main", "dataset"))
+    commits: dict[str, str | None] = {}
+    for name, revision, kind in sorted(asked):
+        try:
+            commits[f"{name}@{revision}"] = HfApi().repo_info(name, repo_type=kind, revision=revision).sha
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            commits[f"{name}@{revision}"] = None
+            log.warning("%s@%s: its commit is not known (%s)", name, revision, str(error).splitlines()[0])
+    return commits
 
 
 def benchmark_sources(study: Study) -> dict[str, str]:
@@ -143,7 +185,7 @@ def benchmark_sources(study: Study) -> dict[str, str]:
     }
 
 
-def check_hub_model(model: str, revision: str | None) -> None:
+def check_hub_model(model: str, revision: str | None, key: str = "model.path") -> None:
     """See that a model's config can be had from the hub or its cache.
 
     Raises:
@@ -157,7 +199,7 @@ def check_hub_model(model: str, revision: str | None) -> None:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
             f"{model} cannot be had: {str(error).splitlines()[0]}",
-            where="model.path",
+            where=key,
             remedy="check the id, the network, and HF_TOKEN for a gated model",
         ) from None
 
