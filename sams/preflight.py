@@ -10,7 +10,7 @@ import typer
 
 from sams.config import Study
 from sams.data.fetch import FOLDER, PUBLISHED, check, published
-from sams.data.sources import looks_like_file
+from sams.data.sources import data_set_name, looks_like_file
 from sams.errors import UserError
 from sams.files import write_json
 from sams.launch import gpus_here, processes
@@ -116,7 +116,7 @@ def check_sources(study: Study) -> None:
     """
     named = {f"data.{split}": getattr(study.data, split) for split in ("train", "test", "sft")}
     for key, source in named.items():
-        if source is not None and looks_like_file(source) and not Path(source).exists():
+        if source is not None and names_a_missing_path(source):
             raise UserError(f"no such file: {source}", where=key, remedy="correct the path, or give a hub id")
     for key, source in benchmark_sources(study).items():
         file, known = Path(source), published(source)
@@ -135,6 +135,12 @@ def check_sources(study: Study) -> None:
                     f"no such folder: {model.path}", where=key, remedy="correct it, or give a hub id"
                 )
             check_hub_model(model.path, model.revision, key)
+
+
+def names_a_missing_path(source: str) -> bool:
+    """Whether a source of data is meant as a file or folder (`folder:split` too), and is not there."""
+    name, _ = data_set_name(source)
+    return looks_like_file(name) and not Path(source).exists() and not Path(name).is_dir()
 
 
 def models(study: Study) -> dict[str, Model]:
@@ -159,10 +165,9 @@ def hub_commits(study: Study) -> dict[str, str | None]:
         if model.path is not None and not Path(model.path).exists()
     }
     for source in (study.data.train, study.data.test, study.data.sft):
-        if source is not None and not looks_like_file(source) and not Path(source).exists():
-            name, _, revision = source.partition(":")[0].partition("@")
-            if not Path(name).exists():
-                asked.add((name, revision or "main", "dataset"))
+        name, revision = data_set_name(source or "")
+        if name and not looks_like_file(name) and not Path(name).exists() and not Path(source or "").exists():
+            asked.add((name, revision or "main", "dataset"))
     commits: dict[str, str | None] = {}
     for name, revision, kind in sorted(asked):
         try:
