@@ -114,3 +114,23 @@ def test_a_machine_that_is_ready(tmp_path: Path) -> None:
         tiny_study(tracking__enabled=False).model_dump_json(), tmp_path / "found.json", tmp_path / "r"
     )
     assert '"gpus": 0' in (tmp_path / "found.json").read_text()
+
+
+def test_a_folder_of_the_hubs_form_is_named_with_its_split(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    assert not preflight.names_a_missing_path(f"{tmp_path}/set:train")
+    assert preflight.names_a_missing_path(f"{tmp_path}/sett:train")
+    assert not preflight.names_a_missing_path("some/data@v1:train")
+
+
+def test_hub_ids_whose_commit_is_not_known_are_written_down_as_such(tmp_path: Path) -> None:
+    files = {"train": "some/data@v1:train", "test": "some/data@v1:test", "sft": str(tmp_path)}
+    study = tiny_study(
+        data__world=None,
+        model__path="some/model",
+        model__architecture=None,
+        model__tokenizer=None,
+        benchmarks={},
+        **{f"data__{split}": source for split, source in files.items()},
+    )
+    assert preflight.hub_commits(study) == {"some/data@v1": None, "some/model@main": None}
