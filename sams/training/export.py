@@ -11,7 +11,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sams.data.tokeniser import build_tokenizer
 from sams.errors import UserError
 from sams.files import read_json, whole_folder
 from sams.policy.model import add_lora, build_model, load_model
@@ -39,6 +38,8 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
     if tokens is not None:
         tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer")
     elif trained is None and settings.path is not None:
+        from sams.data.tokeniser import build_tokenizer
+
         tokenizer = build_tokenizer(settings, iter(()))
     else:
         raise UserError("a tokenizer is needed", where="--tokens", remedy="give the tokenised data")
