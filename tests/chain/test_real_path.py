@@ -117,7 +117,8 @@ def run_study(folder: Path, study: str, overlay: dict[str, Any]) -> Path:
     """Run a study of the paper with what this machine has; returns the folder of its results."""
     config = folder / "here.yaml"
     config.write_text(yaml.safe_dump(overlay))
-    snakemake(folder, "--configfile", str(ROOT / "config" / "studies" / f"{study}.yaml"), str(config))
+    base = ROOT / "config" / "studies" / f"{study}.yaml"
+    snakemake(folder, "--configfile", str(base), str(config), seconds=1800)
     return folder / "results" / study
 
 

@@ -32,7 +32,7 @@ def test_a_rehearsal_runs_to_its_tables(name: str, kind: str, methods: list[str]
     part = tmp_path / "part.yaml"
     part.write_text(yaml.safe_dump({"methods": methods}))
     file = ROOT / "config" / "studies" / f"{name}.yaml"
-    snakemake(tmp_path, "--configfile", str(file), str(part), "--config", "rehearse=true")
+    snakemake(tmp_path, "--configfile", str(file), str(part), "--config", "rehearse=true", seconds=1800)
     study = load_study(read_settings([ROOT / "config" / "config.yaml", file, part], {"rehearse": True}))
 
     setting = tmp_path / study.results

@@ -32,7 +32,7 @@ MINIATURE = {
 }
 
 
-def snakemake(folder: Path, *arguments: str, status: int = 0) -> str:
+def snakemake(folder: Path, *arguments: str, status: int = 0, seconds: int = 600) -> str:
     """Run snakemake with `folder` as working directory; return what it printed."""
     done = subprocess.run(
         [
@@ -43,7 +43,7 @@ def snakemake(folder: Path, *arguments: str, status: int = 0) -> str:
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=seconds,
     )
     output = done.stdout + done.stderr
     assert done.returncode == status, output[-6000:]
