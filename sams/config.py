@@ -111,6 +111,8 @@ class Study(Settings):
             self.preference_of(method)
             self.scheduler_of(method)
         for method in self.finished_methods:
+            if method == BASE_METHOD or not isinstance(self.method_settings[method]["model"], dict):
+                raise ValueError(f"`method_settings.{method}.model` takes {{path: ...}}, and not for `sft`")
             self.model_of(method)
         self._check_grids()
         scored = self.benchmarks.alpaca_eval or self.benchmarks.mt_bench

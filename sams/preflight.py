@@ -19,6 +19,7 @@ from sams.settings import Model
 log = logging.getLogger("preflight")
 
 DISK_BYTES = 2 * 2**30
+HUB_SECONDS = 30.0
 
 
 def main(study: str, out: Path, results: Path = Path("results")) -> None:
@@ -157,7 +158,6 @@ def hub_commits(study: Study) -> dict[str, str | None]:
     A revision such as `main` moves: whoever repeats the study pins what stands here.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     asked = {
         (model.path, model.revision or "main", "model")
@@ -171,8 +171,9 @@ def hub_commits(study: Study) -> dict[str, str | None]:
     commits: dict[str, str | None] = {}
     for name, revision, kind in sorted(asked):
         try:
-            commits[f"{name}@{revision}"] = HfApi().repo_info(name, repo_type=kind, revision=revision).sha
-        except (OSError, ValueError, HfHubHTTPError) as error:
+            found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_SECONDS)
+            commits[f"{name}@{revision}"] = found.sha
+        except Exception as error:  # the hub's client lets the errors of its HTTP library through
             commits[f"{name}@{revision}"] = None
             log.warning("%s@%s: its commit is not known (%s)", name, revision, str(error).splitlines()[0])
     return commits

@@ -79,6 +79,20 @@ def test_the_paper_settings_launch_eight_processes_and_keep_32_of_64() -> None:
         ({"launch__nproc_per_node": 0}, "launch.nproc_per_node"),
         ({"benchmarks__judge__kind": "gpt"}, "benchmarks.judge.kind"),
         ({"scheduler__block": 7}, "`block` 7 does not divide"),
+        ({"method_settings__dpo": {"model": "some/model"}}, "method_settings.dpo.model` takes {path"),
+        (
+            {"method_settings__dpo": {"model": {"pth": "some/model"}}},
+            "method_settings.dpo.model: pth: unknown key",
+        ),
+        ({"method_settings__sft": {"model": {"path": "some/model"}}}, "and not for `sft`"),
+        (
+            {"method_settings__dpo": {"selector": "selective", "ratio": 0.5, "easiest": 0.5}},
+            "takes its share from `ratio`",
+        ),
+        (
+            {"method_settings__dpo": {"selector": "sams", "ratio": 0.75, "easiest": 0.03125}},
+            "batch_size 2 times ratio 0.75 is 1.5 pairs",
+        ),
     ],
 )
 def test_mistakes_are_refused_in_one_line_that_names_the_key(overlay: dict[str, Any], message: str) -> None:
