@@ -49,6 +49,11 @@ rule dpo:
         per_run("{method}/seed{seed}/model/manifest.json", STUDY.preference_methods),
 
 
+rule on_policy:
+    input:
+        per_seed("sft/seed{seed}/on_policy/pairs.jsonl") if STUDY.on_policy else [],
+
+
 rule train_all:
     input:
         per_run("{method}/seed{seed}/model/manifest.json", STUDY.methods),

@@ -115,6 +115,12 @@ def data_files():
     return [source for source in sources if source is not None and Path(source).is_file()]
 
 
+def prompt_files():
+    """Local file of the prompts that on-policy pairs are sampled for."""
+    source = STUDY.on_policy.prompts
+    return [source] if Path(source).is_file() else []
+
+
 def benchmark_files():
     """Local files of the benchmarks' inputs: those that are there or can be fetched."""
     return [source for source in benchmark_sources(STUDY).values() if available(source)]

@@ -1,4 +1,5 @@
-# Needs: exported models, the benchmarks' questions. Makes: answers in the formats of AlpacaEval and FastChat.
+# Needs: exported models, the benchmarks' questions. Makes: answers in the formats of AlpacaEval and FastChat; pairs
+# of a model's own answers, where they are asked for.
 
 
 # Finished batches lie in .<answers>.parts beside the answers. It is no output on purpose: Snakemake deletes those of
@@ -43,3 +44,36 @@ use rule generate_alpaca_eval as generate_mt_bench with:
         code=code_digest("sams.generation.generate"),
         model=subpath(input.model, parent=True),
         questions=subpath(input.questions, parent=True),
+
+
+if STUDY.on_policy:
+
+    # Of several answers to each prompt, the best and the worst by a reward model.
+    rule sample_pairs:
+        input:
+            model=f"{RESULTS}/{{method}}/seed{{seed}}/model/manifest.json",
+            prompts=prompt_files(),
+        output:
+            pairs=f"{RESULTS}/{{method}}/seed{{seed}}/on_policy/pairs.jsonl",
+        log:
+            f"{LOGS}/sample_pairs/{{method}}-seed{{seed}}.log",
+        benchmark:
+            f"{COSTS}/sample_pairs/{{method}}-seed{{seed}}.tsv"
+        conda:
+            "../envs/sams.yaml"
+        resources:
+            gpu=min(1, GPUS),
+        params:
+            recipe=recipe("sample_pairs"),
+            code=code_digest("sams.generation.on_policy"),
+            model=subpath(input.model, parent=True),
+            prompts=STUDY.on_policy.prompts,
+            reward_model=STUDY.on_policy.reward_model,
+        shell:
+            "python -m sams.generation.on_policy"
+            " --recipe {params.recipe:q}"
+            " --model {params.model:q}"
+            " --prompts {params.prompts:q}"
+            " --reward-model {params.reward_model:q}"
+            " --out {output.pairs:q}"
+            " > {log:q} 2>&1"

@@ -17,6 +17,7 @@ from sams.settings import (
     Launch,
     Model,
     Name,
+    OnPolicy,
     Paper,
     Preference,
     Pretrain,
@@ -97,6 +98,10 @@ class Study(Settings):
     grids: dict[Name, Grid] = Field({}, description="Tuning grids by method; `sams grid` writes them out.")
     tuning_budget: Count | None = Field(
         None, description="Points of each grid that are tried, the same number for every method; null: all."
+    )
+    on_policy: OnPolicy | None = Field(
+        None,
+        description="Pairs of a model's own answers, for target `on_policy`; no other target needs them.",
     )
     benchmarks: Benchmarks = Field(Benchmarks(), description="Benchmarks to score.")
     launch: Launch = Field(Launch(), description="How training jobs are started.")

@@ -24,6 +24,7 @@ from sams.settings import (
     Model,
     MtBench,
     Name,
+    OnPolicyDecoding,
     Preference,
     Pretrain,
     Ratio,
@@ -130,15 +131,8 @@ class GenerateRecipe(Settings):
     decoding: Decoding
 
 
-class OnPolicyDecoding(Decoding):
-    """How pairs of the model's own answers are sampled (SimPO, arXiv 2405.14734, appendix)."""
-
-    temperature: float = Field(0.8, gt=0.0, description="Greedy answers would all be alike.")
-    samples: int = Field(5, ge=2, description="Answers to each prompt.")
-
-
 class OnPolicyRecipe(Settings):
-    """Module `sams.generation.on_policy`, which no study runs."""
+    """Stage `sample_pairs`: preference pairs of a model's own answers."""
 
     seed: int
     precision: Literal["float32", "bfloat16"]
@@ -219,6 +213,12 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             benchmark=benchmark,
             precision=study.model.precision,
             decoding=wanted(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}").decoding,
+        ),
+        "sample_pairs": lambda: OnPolicyRecipe(
+            seed=seed,
+            precision=study.model.precision,
+            decoding=wanted(study.on_policy, "on_policy").decoding,
+            reward_batch_size=wanted(study.on_policy, "on_policy").reward_batch_size,
         ),
         "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
     }

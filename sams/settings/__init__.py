@@ -8,6 +8,8 @@ from sams.settings.benchmarks import (
     Decoding,
     Judge,
     MtBench,
+    OnPolicy,
+    OnPolicyDecoding,
 )
 from sams.settings.data import Data, Form, World
 from sams.settings.model import Model
@@ -30,6 +32,8 @@ __all__ = [
     "Model",
     "MtBench",
     "Name",
+    "OnPolicy",
+    "OnPolicyDecoding",
     "Paper",
     "Positive",
     "Preference",

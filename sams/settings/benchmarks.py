@@ -27,6 +27,24 @@ class Decoding(Settings):
     )
 
 
+class OnPolicyDecoding(Decoding):
+    """How pairs of the model's own answers are sampled (SimPO, arXiv 2405.14734, appendix)."""
+
+    temperature: float = Field(0.8, gt=0.0, description="Greedy answers would all be alike.")
+    samples: int = Field(5, ge=2, description="Answers to each prompt.")
+
+
+class OnPolicy(Settings):
+    """Preference pairs of a model's own answers: of several to each prompt, the best and the worst."""
+
+    prompts: str = Field(description="Rows with the key `prompt`: file or hub id.")
+    reward_model: str = Field(
+        description="Sequence classifier with one output: folder, hub id or id@revision."
+    )
+    decoding: OnPolicyDecoding = Field(OnPolicyDecoding(), description="How answers are sampled.")
+    reward_batch_size: Count = Field(8, description="Answers that the reward model scores together.")
+
+
 # FastChat's own temperatures (fastchat/llm_judge/common.py, temperature_config).
 MT_BENCH_TEMPERATURES = {
     "writing": 0.7,

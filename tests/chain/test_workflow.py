@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import transformers
 import yaml
+from pyarrow import parquet
 
 from sams.config import load_study, read_settings
+from sams.data.forms import read_pairs
 from sams.verify import verify
 from tests.conftest import ROOT
 
@@ -240,3 +243,28 @@ def test_the_report_is_made(miniature: tuple[Path, str]) -> None:
     folder, config = miniature
     snakemake(folder, "--configfile", config, "--report", "report.zip")
     assert (folder / "report.zip").stat().st_size > 10_000
+
+
+def test_pairs_of_the_models_own_answers_are_sampled(miniature: tuple[Path, str]) -> None:
+    folder, config = miniature
+    results = folder / "results/miniature/world"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(results / "tokens/tokenizer")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    judge = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), num_labels=1, pad_token_id=tokenizer.pad_token_id, **sizes
+    )
+    transformers.LlamaForSequenceClassification(judge).save_pretrained(folder / "reward")
+    tokenizer.save_pretrained(folder / "reward")
+    asked = parquet.read_table(results / "data/train.parquet")["prompt"].to_pylist()[:8]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked))
+    overlay = folder / "on_policy.yaml"
+    decoding = {"max_new_tokens": 6}
+    settings = {"prompts": "prompts.jsonl", "reward_model": "reward", "decoding": decoding}
+    overlay.write_text(yaml.safe_dump({"on_policy": settings}))
+
+    output = snakemake(folder, "on_policy", "--configfile", config, str(overlay))
+    assert "sample_pairs" in output and "train_sft" not in output
+    pairs = list(read_pairs(str(results / "sft/seed0/on_policy/pairs.jsonl"), "train"))
+    assert pairs and all(pair.prompt in asked and pair.chosen != pair.rejected for pair in pairs)
+    meta = json.loads((results / "sft/seed0/on_policy/pairs.jsonl.meta.json").read_text())
+    assert meta["decoding"]["samples"] == 5 and meta["n_prompts"] == 8
