@@ -48,6 +48,7 @@ class Entry:
         device: cpu or cuda.
         precision: float32 or bfloat16.
         memory: measure memory, and leave the optimiser out.
+        gradients_kept: gradients stay where they are between steps, so that memory is that of activations alone.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Entry:
     device: str = "cpu"
     precision: str = "float32"
     memory: bool = False
+    gradients_kept: bool = False
 
     @classmethod
     def read(cls, text: str) -> Entry:
@@ -186,9 +188,13 @@ class Ours:
             )
             view = self.task.view(items, seen, contexts)
             self.selector.observe(view)
-            places = self.selector.choose(view, n, max(1, round(self.entry.ratio * n)))
-            chosen = [items[place] for place in places.tolist()]
-        self.optimiser.zero_grad()
+            k = max(1, round(self.entry.ratio * n))
+            self.selector.choose(view, n, k)
+            # An untrained scheduler's taste in lengths is chance, and would be in every ratio: all its work is done,
+            # and then a share of the pairs is trained on that has its share of the tokens.
+            longest = sorted(items, key=lambda item: self.task.packed_lengths[item])
+            chosen = [longest[(2 * number + 1) * n // (2 * k)] for number in range(k)]
+        self.optimiser.zero_grad(set_to_none=not self.entry.gradients_kept)
         found = accumulate_gradient(
             self.policy, self.task, chosen, self.workers, self.tuning.micro_batch, tally=self.tally
         )
@@ -266,6 +272,9 @@ class Trl:
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=RATE, fused=device == "cuda")
         trainer.model_wrapped = trainer.accelerator.prepare_model(self.model)
         trainer.model_wrapped.train()
+        if entry.checkpointing:
+            # What its training loop does before the first step.
+            self.model.activation_checkpointing_enable({"use_reentrant": False})
         trainer.current_gradient_accumulation_steps = 1
         self.batches = list(trainer.get_train_dataloader())
         assert all(len(batch["input_ids"]) == 2 * entry.batch for batch in self.batches)
@@ -352,7 +361,7 @@ def main(text: str) -> None:
         }
         if peak is not None:
             found["memory_mb"] = peak.above() / 2**20
-            trainer.optimiser.zero_grad()
+            trainer.optimiser.zero_grad(set_to_none=not entry.gradients_kept)
         print(json.dumps(found), file=answers, flush=True)
 
 

@@ -54,8 +54,17 @@ BESIDES: dict[str, tuple[str, str, str, str]] = {
     "plain_over_trl_checkpointed": (
         "our plain DPO / TRL, both with checkpointing", "plain checkpointed", "trl checkpointed", "cpu_seconds",
     ),
+    "activations_two_pass_over_plain": (
+        "memory without gradients, SamS / plain", "sams", "plain", "activations_mb",
+    ),
+    "activations_checkpointed": (
+        "the same, both with checkpointing", "sams checkpointed", "plain checkpointed", "activations_mb",
+    ),
     "memory_plain_over_trl": ("memory, our plain DPO / TRL", "plain", "trl", "memory_mb"),
     "memory_sams_over_trl": ("memory, SamS / TRL", "sams", "trl", "memory_mb"),
+    "memory_sams_over_trl_checkpointed": (
+        "memory, SamS / TRL, both with checkpointing", "sams checkpointed", "trl checkpointed", "memory_mb",
+    ),
     "plain_two_processes_over_one": (
         "our plain DPO, 2 processes / 1 (wall time)", "plain, 2 processes", "plain", "wall_seconds",
     ),
@@ -186,9 +195,13 @@ def measure_all(base: Entry) -> dict[str, list[dict[str, float]]]:
     # One at a time: a model that waits takes up memory too, on a GPU.
     for entry in entries(base):
         if entry.processes == 1:
-            [steps] = measure([replace(entry, memory=True)]).values()
-            for step, weighed in zip(found[entry.name], steps, strict=True):
-                step["memory_mb"] = weighed["memory_mb"]
+            figures = {"memory_mb": replace(entry, memory=True)}
+            if entry.trainer != "trl":
+                figures["activations_mb"] = replace(entry, memory=True, gradients_kept=True)
+            for figure, weighing in figures.items():
+                [steps] = measure([weighing]).values()
+                for step, weighed in zip(found[entry.name], steps, strict=True):
+                    step[figure] = weighed["memory_mb"]
     return found
 
 

@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sams.files import read_json
+from sams.policy.packing import SEGMENTS
 from sams.recipes import Job, ReferenceRecipe
 from sams.training import preference, reference
 from tests import tiny
@@ -157,3 +159,18 @@ def test_the_reference_cache_is_the_same_however_it_is_dealt(
         assert table["id"] == tables[0]["id"]
         for name in ("chosen", "rejected"):
             assert table[name] == pytest.approx(tables[0][name], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_agree_on_what_they_find_out(
+    prepared: dict[str, Path], tmp_path: Path, strategy: str
+) -> None:
+    """The search for micro-batches runs the wrapped policy, in which every process must take part alike."""
+    found = {"micro_batch_size": "auto", "scoring_micro_batch_size": "auto"}
+    run(prepared, tmp_path / "auto", processes=2, strategy=strategy, **found)
+    run(prepared, tmp_path / "set", micro_batch_size=4)
+    tuning = read_json(tmp_path / "auto" / "recipe.json")["tuning"]
+    assert tuning["packed"] == SEGMENTS
+    assert 1 <= tuning["micro_batch"] <= 4 and 1 <= tuning["scoring_micro_batch"] <= 8
+    assert losses(tmp_path / "auto") == pytest.approx(losses(tmp_path / "set"), abs=1e-5)
