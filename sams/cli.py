@@ -46,7 +46,8 @@ def plan(
     gpu: Annotated[str | None, typer.Option(help="H100 (default), H200, B200, A100, L40S or L4.")] = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="How many; default: launch.nproc_per_node.")] = None,
     mfu: Annotated[
-        float | None, typer.Option(min=0.01, max=1.0, help="Share of the GPU's bfloat16 peak that is reached.")
+        float | None,
+        typer.Option(min=0.01, max=1.0, help="Share of the GPU's bfloat16 peak that is reached."),
     ] = None,
     pairs: Annotated[int | None, typer.Option(min=1, help="Preference pairs, where it is not known.")] = None,
     prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a prompt.")] = None,

@@ -78,7 +78,10 @@ class Simulation:
     def peak(self, passes: Passes) -> int:
         """Bytes at the peak of one process: weights, and of what is trained gradients and AdamW's moments too."""
         rows = longest_rows(passes, self.max_length, packed=self.model.packing)
-        with fake_processes(self.world if self.sharded else 1) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
+        with (
+            fake_processes(self.world if self.sharded else 1) as mesh,
+            FakeTensorMode(allow_non_fake_inputs=True),
+        ):
             policy = build(self.config, self.model.attention, self.lora)
             policy.pack(SEGMENTS if self.model.packing else None)
             if passes.checkpointing:

@@ -139,7 +139,14 @@ class Planner:
     """
 
     def __init__(
-        self, study: Study, facts: Facts, *, gpu: tuple[str, Gpu] | None, world: int, use: float | None, results: Path
+        self,
+        study: Study,
+        facts: Facts,
+        *,
+        gpu: tuple[str, Gpu] | None,
+        world: int,
+        use: float | None,
+        results: Path,
     ) -> None:
         self.study, self.facts, self.world, self.results = study, facts, world, results
         self.gpu = None if gpu is None else gpu[1]
@@ -214,7 +221,9 @@ class Planner:
     def pretrains(self) -> bool:
         """Whether a job of its own pretrains the scheduler."""
         frozen = self.study.pretrain is not None and self.study.pretrain.policy == "frozen"
-        return frozen and any(scheduler_is_pretrained(self.study, method) for method in self.study.preference_methods)
+        return frozen and any(
+            scheduler_is_pretrained(self.study, method) for method in self.study.preference_methods
+        )
 
     @property
     def benchmarks(self) -> list[Literal["alpaca_eval", "mt_bench"]]:
@@ -271,7 +280,9 @@ class Planner:
         for method in study.preference_methods:
             training = study.preference_of(method)
             if method in study.selective_methods:
-                found.append(self._trained(f"train_crossfit {method}", training, training.batch_size, 2, False))
+                found.append(
+                    self._trained(f"train_crossfit {method}", training, training.batch_size, 2, False)
+                )
             batch = training.batch_size
             if training.selector == "selective":
                 largest = selected(batch, training.ratios[0])
@@ -290,21 +301,30 @@ class Planner:
             made.memory.append(self._row("generate (one GPU each)", "longest answers", False, held, 0))
 
     def _positions(self, decoding: Decoding) -> int:
-        return int(min(self.study.data.max_prompt_length + decoding.max_new_tokens, self.config["max_position_embeddings"]))
+        return int(
+            min(
+                self.study.data.max_prompt_length + decoding.max_new_tokens,
+                self.config["max_position_embeddings"],
+            )
+        )
 
     def _trained(
         self, stage: str, training: Training, items: int, completions: int, scheduler: str | Literal[False]
     ) -> Memory:
         """The largest passes of a stage that trains; `scheduler` names the method whose it is, "" the study's own."""
         share = max(1, -(-items // self.world))
-        held = 0 if scheduler is False else self._scheduler(scheduler, train_encoder=stage == "train_sft").bytes
+        held = (
+            0 if scheduler is False else self._scheduler(scheduler, train_encoder=stage == "train_sft").bytes
+        )
         checkpointing = self._checkpointing(training, completions, held)
         micro = training.micro_batch_size
         size = self._auto(training, share, completions, checkpointing, held) if micro == "auto" else micro
         batches = -(-share // size)
         passes = Passes(-(-share // batches), completions, batches, True, checkpointing)
         peak = self._peak(passes, training)
-        accumulated = 4.0 * self.sizes.total if self.sharded and batches > 1 and training.lora is None else 0.0
+        accumulated = (
+            4.0 * self.sizes.total if self.sharded and batches > 1 and training.lora is None else 0.0
+        )
         told = f"{batches} x {passes.items}"
         # Scoring passes meet gradients and moments too.
         scoring = training.scoring_micro_batch_size
@@ -325,10 +345,18 @@ class Planner:
         return self._row(stage, f"scoring {items}", False, peak, held)
 
     def _row(
-        self, stage: str, passes: str, checkpointing: bool, policy: float, scheduler: float, accumulated: float = 0.0
+        self,
+        stage: str,
+        passes: str,
+        checkpointing: bool,
+        policy: float,
+        scheduler: float,
+        accumulated: float = 0.0,
     ) -> Memory:
         # FSDP2 shards what the GPU already holds whole.
-        start = 4.0 * self.sizes.total * (1 + 1 / self.world) if self.sharded and "generate" not in stage else 0.0
+        start = (
+            4.0 * self.sizes.total * (1 + 1 / self.world) if self.sharded and "generate" not in stage else 0.0
+        )
         if start > policy + scheduler:
             passes, policy, scheduler, accumulated = "before sharding", start, 0.0, 0.0
         taken = self._taken(policy + scheduler)
@@ -345,10 +373,19 @@ class Planner:
     def _peak(self, passes: Passes, training: Training | None = None) -> int:
         lora = None if training is None else training.lora
         # A process of several micro-batches is at its peak in the second one.
-        key = (passes.items, passes.completions, min(2, passes.micro_batches), passes.trained, passes.checkpointing, lora and lora.r)
+        key = (
+            passes.items,
+            passes.completions,
+            min(2, passes.micro_batches),
+            passes.trained,
+            passes.checkpointing,
+            lora and lora.r,
+        )
         if key not in self._peaks:
             data = self.study.data
-            simulation = Simulation(self.config, self.study.model, self.world, self.sharded, data.max_length, lora)
+            simulation = Simulation(
+                self.config, self.study.model, self.world, self.sharded, data.max_length, lora
+            )
             self._peaks[key] = simulation.peak(passes)
         return self._peaks[key]
 
@@ -380,7 +417,9 @@ class Planner:
         pair, _ = self.facts.pair(packed=True)
         tokens = (self.facts.train + self.facts.test) * pair + self.facts.sft * self.facts.example[0]
         made.disk.append(Disk("token ids", 1, 4 * tokens))
-        sams = [method for method in study.preference_methods if study.preference_of(method).selector == "sams"]
+        sams = [
+            method for method in study.preference_methods if study.preference_of(method).selector == "sams"
+        ]
         nets, pool = 0.0, 0.0
         for method in sams:
             costs, settings = self._scheduler(method), study.scheduler_of(method)
@@ -389,7 +428,9 @@ class Planner:
             rounds = count.preference(training, self.facts, settings, packed=self.packed).rounds
             arms = min(settings.replay_rounds, rounds) * training.batch_size * max(training.ratios)
             pool = max(pool, min(settings.replay_bytes, arms * costs.arm_bytes))
-        made.disk.append(Disk("checkpoints of the job that runs", KEPT + 1, 12.0 * sizes.total + nets, stays=False))
+        made.disk.append(
+            Disk("checkpoints of the job that runs", KEPT + 1, 12.0 * sizes.total + nets, stays=False)
+        )
         if pool:
             made.disk.append(Disk("replay pool of the job that runs", 1, 3 * pool, stays=False))
 
@@ -501,5 +542,3 @@ def _together(rows: list[Memory]) -> list[Memory]:
         key = (row.passes, row.checkpointing, row.policy, row.scheduler, row.taken, row.fits, row.accumulated)
         grouped.setdefault(key, []).append(row.stages)
     return [Memory(", ".join(names), *key) for key, names in grouped.items()]
-
-

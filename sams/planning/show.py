@@ -53,7 +53,13 @@ def print_plan(plan: Plan, title: str) -> None:
     """Print the tables of a plan, its notes, and its warnings last."""
     total = sum(stage.gpu_hours or 0.0 for stage in plan.stages)
     rows = [
-        (stage.name, str(stage.jobs), number(stage.rounds or None, 0), number(_millions(stage.tokens), 1), _hours(stage.gpu_hours))
+        (
+            stage.name,
+            str(stage.jobs),
+            number(stage.rounds or None, 0),
+            number(_millions(stage.tokens), 1),
+            _hours(stage.gpu_hours),
+        )
         for stage in plan.stages
     ]
     jobs, tokens = sum(stage.jobs for stage in plan.stages), sum(stage.tokens for stage in plan.stages)
@@ -72,11 +78,20 @@ def print_plan(plan: Plan, title: str) -> None:
         )
         for row in plan.memory
     ]
-    heads = ["peak memory of a process,_GiB", "micro-_batches", "recom-_puted", "policy", "sche-_duler", "taken", "fits"]
+    heads = [
+        "peak memory of a process,_GiB",
+        "micro-_batches",
+        "recom-_puted",
+        "policy",
+        "sche-_duler",
+        "taken",
+        "fits",
+    ]
     terminal("", _readable(heads, rows), [])
 
     rows = [
-        (part.what, str(part.count), _amount(part.each / 1e9), _amount(part.bytes / 1e9)) for part in plan.disk
+        (part.what, str(part.count), _amount(part.each / 1e9), _amount(part.bytes / 1e9))
+        for part in plan.disk
     ]
     rows.append(("in all", "", "", _amount(sum(part.bytes for part in plan.disk) / 1e9)))
     terminal("", _readable(["disk, GB", "number", "each", "all"], rows), [])
@@ -92,7 +107,11 @@ def print_plan(plan: Plan, title: str) -> None:
             )
             for part in plan.judge
         ]
-        terminal("", _readable(["judge", "calls", "million prompt_tokens", "million answer_tokens", "dollars"], rows), [])
+        terminal(
+            "",
+            _readable(["judge", "calls", "million prompt_tokens", "million answer_tokens", "dollars"], rows),
+            [],
+        )
     _print_list(plan.notes)
     _print_list([f"Warning: {warning}" for warning in plan.warnings])
 
