@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from sams.config import load_study
+from sams.config import load_study, read_settings, resolved
 from sams.data.fetch import PUBLISHED, published
 from sams.errors import UserError
 from sams.launch import gpus_here, gpus_wanted, processes, set_job_environment
@@ -16,6 +16,11 @@ from sams.recipes import recipe_json, recipe_of, scheduler_is_pretrained
 from sams.tables.side_by_side import pairs
 
 try:
+    # In place, because the report's captions read `config` too.
+    config |= resolved(
+        read_settings([Path(workflow.basedir) / "config" / "config.yaml"]),
+        workflow.config_settings.overwrite_config,
+    )
     STUDY = load_study(dict(config))
 except UserError as error:
     raise WorkflowError(str(error))
@@ -95,9 +100,8 @@ def scores():
 
 
 def training_figures():
-    """Figures of every training job, metric logs beside them. A study without SFT has none for `sft`."""
-    trained = STUDY.methods if STUDY.sft else STUDY.preference_methods
-    return per_run("{method}/seed{seed}/train_metrics.json", trained)
+    """Figures of every training job, metric logs beside them."""
+    return per_run("{method}/seed{seed}/train_metrics.json", STUDY.trained_methods)
 
 
 def pretrained_schedulers():
@@ -198,10 +202,22 @@ def difficulty_option(wildcards, input):
 
 
 def trained_weights(wildcards):
-    """Trained weights of a method; none for the start of a study without SFT."""
-    if wildcards.method == "sft" and STUDY.sft is None:
+    """Trained weights of a method; none for a finished model and the start of a study without SFT."""
+    if wildcards.method not in STUDY.trained_methods:
         return []
     return f"{RESULTS}/{wildcards.method}/seed{wildcards.seed}/trained/manifest.json"
+
+
+def tokens_of_export(wildcards):
+    """Token ids, whose tokenizer a trained or fresh model goes with; a model from elsewhere has its own."""
+    if wildcards.method not in STUDY.trained_methods and STUDY.model_of(wildcards.method).path is not None:
+        return []
+    return TOKENS
+
+
+def tokens_option(wildcards, input):
+    """Command-line option of `tokens_of_export`."""
+    return f"--tokens {shlex.quote(str(Path(input.tokens).parent))}" if input.get("tokens") else ""
 
 
 def trained_option(wildcards, input):

@@ -170,10 +170,11 @@ rule train_preference:
         " > {log:q} 2>&1"
 
 
-# Turns sharded weights, or the model that a study without SFT starts from, into a Hugging Face folder.
+# Turns sharded weights, the model that a study without SFT starts from, or a finished one into a Hugging Face folder.
 rule export_model:
     input:
-        tokens=TOKENS,
+        preflight=ancient(f"results/{STUDY.study}/preflight.json"),
+        tokens=tokens_of_export,
         trained=trained_weights,
     output:
         manifest=f"{RESULTS}/{{method}}/seed{{seed}}/model/manifest.json",
@@ -184,13 +185,13 @@ rule export_model:
     params:
         recipe=recipe("export_model"),
         code=code_digest("sams.training.export"),
-        tokens=subpath(input.tokens, parent=True),
+        tokens=tokens_option,
         trained=trained_option,
         out=subpath(output.manifest, parent=True),
     shell:
         "python -m sams.training.export"
         " --recipe {params.recipe:q}"
-        " --tokens {params.tokens:q}"
+        " {params.tokens}"
         " {params.trained}"
         " --out {params.out:q}"
         " > {log:q} 2>&1"

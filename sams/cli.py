@@ -17,6 +17,7 @@ app = typer.Typer(
 ConfigFiles = Annotated[
     list[Path] | None, typer.Option("--configfile", help="Overlays over config/config.yaml, in order.")
 ]
+Rehearse = Annotated[bool, typer.Option("--rehearse", help="The study's rehearsal, not the study.")]
 SOURCE = Path(__file__).resolve().parent.parent
 
 
@@ -24,17 +25,33 @@ SOURCE = Path(__file__).resolve().parent.parent
 def show(
     configfile: ConfigFiles = None,
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
+    rehearse: Rehearse = False,
 ) -> None:
     """Print a study's main table and where its figures are."""
     from sams.tables.main_table import show as show_table
 
-    show_table(results, _study(configfile))
+    show_table(results, _study(configfile, rehearse))
 
 
 @app.command()
-def check(configfile: ConfigFiles = None) -> None:
+def check(configfile: ConfigFiles = None, rehearse: Rehearse = False) -> None:
     """Validate a study's settings and print them resolved, as JSON."""
-    typer.echo(_study(configfile).model_dump_json(indent=2))
+    typer.echo(_study(configfile, rehearse).model_dump_json(indent=2))
+
+
+@app.command()
+def grid(
+    method: Annotated[
+        list[str] | None, typer.Option(help="Methods; by default, all that have a grid.")
+    ] = None,
+    configfile: ConfigFiles = None,
+) -> None:
+    """Print an overlay with a study's tuning grids written out, a method to each point."""
+    import yaml
+
+    from sams.grids import written_out
+
+    typer.echo(yaml.safe_dump(written_out(_study(configfile), method), sort_keys=False, width=110))
 
 
 @app.command()
@@ -174,11 +191,12 @@ def mlflow(
     open_ui(results, port=port)
 
 
-def _study(configfiles: list[Path] | None):  # type: ignore[no-untyped-def]
+def _study(configfiles: list[Path] | None, rehearse: bool = False):  # type: ignore[no-untyped-def]
     from sams.config import load_study, read_settings
 
     files = [SOURCE / "config" / "config.yaml", *(configfiles or [])]
-    return load_study(read_settings(files), where=str(files[-1]))
+    given = {"rehearse": True} if rehearse else {}
+    return load_study(read_settings(files, given), where=str(files[-1]))
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """A study: what `config/config.yaml` and its overlays hold, validated; `sams.recipes` cuts it into recipes."""
 
+import copy
 import difflib
+import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -10,6 +12,7 @@ from sams.errors import UserError
 from sams.scheduling.selection import selected
 from sams.settings import (
     Benchmarks,
+    Count,
     Data,
     Launch,
     Model,
@@ -25,6 +28,10 @@ from sams.settings import (
 from sams.settings.scheduling import PRESETS
 
 BASE_METHOD = "sft"
+SOURCE = Path(__file__).resolve().parent.parent
+
+# Keys of a method that are no settings of `Preference`.
+OWN_KEYS = ("scheduler", "fresh_scheduler", "model")
 
 
 class Tracking(Settings):
@@ -35,9 +42,34 @@ class Tracking(Settings):
     )
 
 
+class Axis(Settings):
+    """One setting of a tuning grid."""
+
+    values: list[float] = Field(min_length=1, description="What is tried.")
+    source: Literal["published", "ours"] = Field(description="Who chose these values.")
+
+
+class Grid(Settings):
+    """What is tried for one method, and where the values that it has in the study come from."""
+
+    axes: dict[str, Axis] = Field(
+        min_length=1, description="By key of the method: learning_rate, beta, loss_settings.alpha, ..."
+    )
+    default: Literal["published", "ours"] = Field(
+        description="Whether the method's own values are a published choice."
+    )
+    note: str = Field("", description="Where the values are published, or why they are these.")
+
+
 class Study(Settings):
     """Everything a study is made of."""
 
+    extends: str | None = Field(
+        None, description="A study's file that lies below this one, relative to the source tree."
+    )
+    rehearse: bool = Field(
+        False, description="Run the study with a tiny fresh model on synthetic data (docs/studies.md)."
+    )
     study: Name = Field(description="Name of the study: results go to results/<study>.")
     setting: Name = Field(description="Short name of model and data, one level below the study.")
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
@@ -58,7 +90,13 @@ class Study(Settings):
     )
     preference: dict[str, Any] = Field(description="Settings of `Preference` that the methods share.")
     method_settings: dict[Name, dict[str, Any]] = Field(
-        {}, description="For each method, what differs from `preference` and `scheduler` (key `scheduler`)."
+        {},
+        description="For each method, what differs from `preference` and `scheduler` (key `scheduler`); "
+        "`fresh_scheduler: true` leaves pretraining out; `model: {path: ...}` is a finished model, only scored.",
+    )
+    grids: dict[Name, Grid] = Field({}, description="Tuning grids by method; `sams grid` writes them out.")
+    tuning_budget: Count | None = Field(
+        None, description="Points of each grid that are tried, the same number for every method; null: all."
     )
     benchmarks: Benchmarks = Field(Benchmarks(), description="Benchmarks to score.")
     launch: Launch = Field(Launch(), description="How training jobs are started.")
@@ -79,6 +117,11 @@ class Study(Settings):
                 raise ValueError(f"method '{method}' has no entry in `method_settings`{hint}")
             self.preference_of(method)
             self.scheduler_of(method)
+        for method in self.finished_methods:
+            if method == BASE_METHOD or not isinstance(self.method_settings[method]["model"], dict):
+                raise ValueError(f"`method_settings.{method}.model` takes {{path: ...}}, and not for `sft`")
+            self.model_of(method)
+        self._check_grids()
         scored = self.benchmarks.alpaca_eval or self.benchmarks.mt_bench
         if self.data.world is None and self.benchmarks.judge.kind == "local" and scored:
             raise ValueError(
@@ -94,6 +137,36 @@ class Study(Settings):
             self._check_batch(batched, key)
         return self
 
+    def _check_grids(self) -> None:
+        """See that every value of a grid is one that its method can have, and that its own is among them."""
+        for method, grid in self.grids.items():
+            if method not in self.method_settings:
+                raise ValueError(f"`grids.{method}` is of no method in `method_settings`")
+            if "model" in self.method_settings[method]:
+                continue  # a finished model, in a study that extends one where the method is trained
+            own = self.preference_of(method)
+            for key, axis in grid.axes.items():
+                where = f"grids.{method}.axes.{key}"
+                for value in axis.values:
+                    self._check_point(method, {key: value}, where)
+                group, _, name = key.rpartition(".")
+                current = getattr(own, group).get(name) if group else getattr(own, name)
+                if current not in axis.values:
+                    raise ValueError(f"{where}: the method's own value {current} is not in {axis.values}")
+            points = math.prod(len(axis.values) for axis in grid.axes.values())
+            if self.tuning_budget is not None and points < self.tuning_budget:
+                raise ValueError(
+                    f"`grids.{method}` has {points} points, fewer than `tuning_budget` {self.tuning_budget}"
+                )
+
+    def _check_point(self, method: str, point: dict[str, float], where: str) -> None:
+        merged = {**self.preference, **self._own(method)}
+        _part(Preference, with_point(merged, point), where)
+
+    def _own(self, method: str) -> dict[str, Any]:
+        """The settings of `Preference` that a method has of its own."""
+        return {key: value for key, value in self.method_settings[method].items() if key not in OWN_KEYS}
+
     def _check_batch(self, training: Training | None, key: str) -> None:
         processes = self.launch.nproc_per_node
         if training is not None and isinstance(processes, int) and training.batch_size % processes:
@@ -103,14 +176,25 @@ class Study(Settings):
 
     @property
     def preference_methods(self) -> list[str]:
-        """The methods that are trained on preferences: all but `sft`."""
-        return [method for method in self.methods if method != BASE_METHOD]
+        """The methods that are trained on preferences: all but `sft` and finished models."""
+        return [method for method in self.methods if method not in (BASE_METHOD, *self.finished_methods)]
+
+    @property
+    def finished_methods(self) -> list[str]:
+        """The methods that are models from elsewhere, scored as they are."""
+        return [method for method in self.methods if "model" in self.method_settings.get(method, {})]
+
+    @property
+    def trained_methods(self) -> list[str]:
+        """The methods that a training job makes: not finished models, nor the start of a study without SFT."""
+        start = [BASE_METHOD] if self.sft is not None and BASE_METHOD in self.methods else []
+        return [*start, *self.preference_methods]
 
     @property
     def selective_methods(self) -> list[str]:
         """The methods that train on the easiest pairs of a cross-fitted order."""
         return [
-            method for method in self.preference_methods if self.preference_of(method).selector == "selective"
+            method for method in self.preference_methods if self.preference_of(method).preselected is not None
         ]
 
     @property
@@ -125,10 +209,19 @@ class Study(Settings):
 
     def preference_of(self, method: str) -> Preference:
         """Settings of one method: what the methods share, and its own over them."""
-        own = {key: value for key, value in self.method_settings[method].items() if key != "scheduler"}
-        training = _part(Preference, {**self.preference, **own}, f"method_settings.{method} over preference")
+        merged = {**self.preference, **self._own(method)}
+        training: Preference = _part(Preference, merged, f"method_settings.{method} over preference")
         self._check_batch(training, f"method_settings.{method}")
         return training
+
+    def model_of(self, method: str) -> Model:
+        """Model of one method: the study's, or the finished one that it names."""
+        own = self.method_settings.get(method, {}).get("model")
+        if own is None:
+            return self.model
+        fresh = {} if own.get("path") is None else {"architecture": None, "tokenizer": None}
+        shared = {**self.model.model_dump(), "revision": None, **fresh}
+        return _part(Model, {**shared, **own}, f"method_settings.{method}.model")
 
     def scheduler_of(self, method: str) -> Scheduler:
         """Scheduler of one method: the study's, with the method's own settings over it."""
@@ -161,28 +254,67 @@ def _part(kind: type[Settings], values: dict[str, Any], where: str) -> Any:
 # --- reading --------------------------------------------------------------------------------
 
 
-def read_settings(files: list[Path]) -> dict[str, Any]:
-    """Read config files and lay each over those before it, as Snakemake does: groups merge, lists replace.
+def read_settings(files: list[Path], more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Read the default study and, over it, what the other files and `more` give.
 
     Raises:
         UserError: naming the file and line that cannot be read.
     """
+    default, *overlays = files
+    given: dict[str, Any] = {}
+    for file in overlays:
+        _lay_over(given, _read(file))
+    _lay_over(given, more or {})
+    return resolved(_read(default), given)
+
+
+def resolved(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a study: what is given over the study that it extends, and that over the default study.
+
+    Groups merge and lists replace, as Snakemake does it. With `rehearse: true` they become those of a rehearsal.
+
+    Raises:
+        UserError: a study that is extended cannot be read, or extends itself; or `rehearse` is no boolean.
+    """
+    settings: dict[str, Any] = {}
+    for layer in [default, *_extended(given), given]:
+        _lay_over(settings, layer)
+    # `--config rehearse=true` reaches us as text: Snakemake only knows Python's True.
+    settings["rehearse"] = {"true": True, "false": False}.get(str(settings.get("rehearse", False)).lower())
+    if settings["rehearse"] is None:
+        raise UserError(f"expected true or false, found {given.get('rehearse')!r}", where="key 'rehearse'")
+    if settings["rehearse"]:
+        from sams.rehearsal import rehearsal_of
+
+        return rehearsal_of(settings)
+    return settings
+
+
+def _extended(given: dict[str, Any]) -> list[dict[str, Any]]:
+    """The studies below a study, the lowest first."""
+    layers: list[dict[str, Any]] = []
+    names: list[str] = []
+    while isinstance(name := given.get("extends"), str):
+        if name in names:
+            raise UserError(f"extends itself: {' -> '.join([*names, name])}", where=name)
+        names.append(name)
+        given = _read(SOURCE / name)
+        layers.insert(0, given)
+    return layers
+
+
+def _read(file: Path) -> dict[str, Any]:
     import yaml
 
-    merged: dict[str, Any] = {}
-    for file in files:
-        try:
-            settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(
-                "no such file", where=str(file), remedy="config/studies holds the studies"
-            ) from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"not YAML: {error}", where=str(file)) from None
-        if not isinstance(settings, dict):
-            raise UserError("expected keys and values at the top", where=str(file))
-        _lay_over(merged, settings)
-    return merged
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(file), remedy="config/studies holds the studies") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"not YAML: {error}", where=str(file)) from None
+    if not isinstance(settings, dict):
+        raise UserError("expected keys and values at the top", where=str(file))
+    return settings
 
 
 def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> None:
@@ -190,7 +322,16 @@ def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> None:
         if isinstance(value, dict) and isinstance(below.get(key), dict):
             _lay_over(below[key], value)
         else:
-            below[key] = value
+            below[key] = copy.deepcopy(value)
+
+
+def with_point(settings: dict[str, Any], point: dict[str, float]) -> dict[str, Any]:
+    """Settings of a method with values of a grid in place of its own; `loss_settings.alpha` is a key below."""
+    changed = copy.deepcopy(settings)
+    for key, value in point.items():
+        group, _, name = key.rpartition(".")
+        (changed.setdefault(group, {}) if group else changed)[name] = value
+    return changed
 
 
 def load_study(settings: dict[str, Any], *, where: str = "config") -> Study:

@@ -1,19 +1,25 @@
 """The first job of a study: what depends on this machine is checked before anything is computed."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import typer
 
 from sams.config import Study
 from sams.data.fetch import FOLDER, PUBLISHED, check, published
-from sams.data.sources import looks_like_file
+from sams.data.sources import data_set_name, looks_like_file
 from sams.errors import UserError
 from sams.files import write_json
 from sams.launch import gpus_here, processes
+from sams.settings import Model
+
+log = logging.getLogger("preflight")
 
 DISK_BYTES = 2 * 2**30
+HUB_SECONDS = 30.0
 
 
 def main(study: str, out: Path, results: Path = Path("results")) -> None:
@@ -22,9 +28,10 @@ def main(study: str, out: Path, results: Path = Path("results")) -> None:
     from sams.stage import read_recipe
 
     settings = read_recipe(study, Study)
-    found = {"gpus": check_gpus(settings), "disk_bytes": check_disk(results)}
+    found: dict[str, Any] = {"gpus": check_gpus(settings), "disk_bytes": check_disk(results)}
     check_judge(settings)
     check_sources(settings)
+    found["commits"] = hub_commits(settings)
     if settings.tracking.enabled:
         from sams.tracking import prepare_database
 
@@ -110,7 +117,7 @@ def check_sources(study: Study) -> None:
     """
     named = {f"data.{split}": getattr(study.data, split) for split in ("train", "test", "sft")}
     for key, source in named.items():
-        if source is not None and looks_like_file(source) and not Path(source).exists():
+        if source is not None and names_a_missing_path(source):
             raise UserError(f"no such file: {source}", where=key, remedy="correct the path, or give a hub id")
     for key, source in benchmark_sources(study).items():
         file, known = Path(source), published(source)
@@ -122,13 +129,54 @@ def check_sources(study: Study) -> None:
                 where=key,
                 remedy=f"correct the path; these are fetched: {', '.join(f'{FOLDER}/{name}' for name in PUBLISHED)}",
             )
-    model = study.model.path
-    if model is not None and not Path(model).exists():
-        if looks_like_file(model):
-            raise UserError(
-                f"no such folder: {model}", where="model.path", remedy="correct it, or give a hub id"
-            )
-        check_hub_model(model, study.model.revision)
+    for key, model in models(study).items():
+        if model.path is not None and not Path(model.path).exists():
+            if looks_like_file(model.path):
+                raise UserError(
+                    f"no such folder: {model.path}", where=key, remedy="correct it, or give a hub id"
+                )
+            check_hub_model(model.path, model.revision, key)
+
+
+def names_a_missing_path(source: str) -> bool:
+    """Whether a source of data is meant as a file or folder (`folder:split` too), and is not there."""
+    name, _ = data_set_name(source)
+    return looks_like_file(name) and not Path(source).exists() and not Path(name).is_dir()
+
+
+def models(study: Study) -> dict[str, Model]:
+    """The models that the study starts from or scores, by config key."""
+    finished = {
+        f"method_settings.{method}.model.path": study.model_of(method) for method in study.finished_methods
+    }
+    return {"model.path": study.model} | finished
+
+
+def hub_commits(study: Study) -> dict[str, str | None]:
+    """The commit that each hub id of the study stands for, by `id@revision`; null where the hub does not say.
+
+    A revision such as `main` moves: whoever repeats the study pins what stands here.
+    """
+    from huggingface_hub import HfApi
+
+    asked = {
+        (model.path, model.revision or "main", "model")
+        for model in models(study).values()
+        if model.path is not None and not Path(model.path).exists()
+    }
+    for source in (study.data.train, study.data.test, study.data.sft):
+        name, revision = data_set_name(source or "")
+        if name and not looks_like_file(name) and not Path(name).exists() and not Path(source or "").exists():
+            asked.add((name, revision or "main", "dataset"))
+    commits: dict[str, str | None] = {}
+    for name, revision, kind in sorted(asked):
+        try:
+            found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_SECONDS)
+            commits[f"{name}@{revision}"] = found.sha
+        except Exception as error:  # the hub's client lets the errors of its HTTP library through
+            commits[f"{name}@{revision}"] = None
+            log.warning("%s@%s: its commit is not known (%s)", name, revision, str(error).splitlines()[0])
+    return commits
 
 
 def benchmark_sources(study: Study) -> dict[str, str]:
@@ -143,7 +191,7 @@ def benchmark_sources(study: Study) -> dict[str, str]:
     }
 
 
-def check_hub_model(model: str, revision: str | None) -> None:
+def check_hub_model(model: str, revision: str | None, key: str = "model.path") -> None:
     """See that a model's config can be had from the hub or its cache.
 
     Raises:
@@ -157,7 +205,7 @@ def check_hub_model(model: str, revision: str | None) -> None:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise UserError(
             f"{model} cannot be had: {str(error).splitlines()[0]}",
-            where="model.path",
+            where=key,
             remedy="check the id, the network, and HF_TOKEN for a gated model",
         ) from None
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from sams.config import BASE_METHOD, Study
+from sams.config import Study
 from sams.errors import UserError
 from sams.files import canonical_json
 from sams.settings import (
@@ -33,6 +33,7 @@ from sams.settings import (
     Share,
     World,
 )
+from sams.settings.scheduling import NETWORK_KEYS
 
 Part = TypeVar("Part", bound=Settings)
 
@@ -211,7 +212,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         ),
         "train_crossfit": lambda: _crossfit(study, method, seed),
         "train_preference": lambda: _preference(study, method, seed),
-        "export_model": lambda: ExportRecipe(model=study.model),
+        "export_model": lambda: ExportRecipe(model=study.model_of(method) if method else study.model),
         "generate_answers": lambda: GenerateRecipe(
             seed=seed,
             method=method,
@@ -253,7 +254,9 @@ def _crossfit(study: Study, method: str, seed: int) -> PreferenceRecipe:
     """Plain training of the method on half of the data."""
     recipe = _preference(study, method, seed)
     return recipe.model_copy(
-        update={"training": recipe.training.model_copy(update={"selector": "all", "ratio": 1.0})}
+        update={
+            "training": recipe.training.model_copy(update={"selector": "all", "ratio": 1.0, "easiest": None})
+        }
     )
 
 
@@ -286,11 +289,14 @@ def wanted(part: Part | None, key: str) -> Part:
 def scheduler_is_pretrained(study: Study, method: str) -> bool:
     """Whether a method starts from the pretrained scheduler.
 
-    A method with scheduler settings of its own may have other sizes: it starts with a fresh one.
+    Not one whose networks have other sizes than the study's, nor one that asks for a `fresh_scheduler`.
     """
-    return (
-        study.pretrain is not None
-        and method != BASE_METHOD
-        and study.preference_of(method).selector == "sams"
-        and "scheduler" not in study.method_settings[method]
-    )
+    if (
+        study.pretrain is None
+        or method not in study.preference_methods
+        or study.preference_of(method).selector != "sams"
+        or study.method_settings[method].get("fresh_scheduler", False)
+    ):
+        return False
+    own, shared = study.scheduler_of(method), study.scheduler
+    return all(getattr(own, key) == getattr(shared, key) for key in NETWORK_KEYS)

@@ -1,5 +1,8 @@
 """The first job: what depends on the machine is named in one line before anything is computed."""
 
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +117,55 @@ def test_a_machine_that_is_ready(tmp_path: Path) -> None:
         tiny_study(tracking__enabled=False).model_dump_json(), tmp_path / "found.json", tmp_path / "r"
     )
     assert '"gpus": 0' in (tmp_path / "found.json").read_text()
+
+
+def test_a_folder_of_the_hubs_form_is_named_with_its_split(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    assert not preflight.names_a_missing_path(f"{tmp_path}/set:train")
+    assert preflight.names_a_missing_path(f"{tmp_path}/sett:train")
+    assert not preflight.names_a_missing_path("some/data@v1:train")
+
+
+def study_on_the_hub(folder: Path) -> Study:
+    files = {"train": "some/data@v1:train", "test": "some/data@v1:test", "sft": str(folder)}
+    return tiny_study(
+        data__world=None,
+        model__path="some/model",
+        model__architecture=None,
+        model__tokenizer=None,
+        benchmarks={},
+        **{f"data__{split}": source for split, source in files.items()},
+    )
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Knows the commit of `some/data` at v1."""
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing."""
+
+    def do_GET(self) -> None:
+        known = self.path == "/api/datasets/some/data/revision/v1"
+        body = json.dumps(
+            {"id": "some/data", "sha": "0123abcd"} if known else {"error": "not found"}
+        ).encode()
+        self.send_response(200 if known else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_the_commit_behind_a_hub_id_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_on_the_hub(tmp_path)
+    unknown = {"some/data@v1": None, "some/model@main": None}
+    assert preflight.hub_commits(study) == unknown, "off-line"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    try:
+        assert preflight.hub_commits(study) == unknown | {"some/data@v1": "0123abcd"}
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert preflight.hub_commits(study) == unknown, "nobody answers"

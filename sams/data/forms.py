@@ -16,12 +16,15 @@ it begins with `Human:`, a dialogue in hh-rlhf's form. White space around messag
 """
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from sams.data.records import Example, Message, Pair
 from sams.data.sources import Row, numbered_rows
 from sams.errors import UserError
+
+T = TypeVar("T")
 
 TURN = re.compile(r"\n\n(Human|Assistant):")
 ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -31,31 +34,90 @@ PAIR_FORMS = (("prompt", "chosen", "rejected"), ("instruction", "chosen", "rejec
 EXAMPLE_FORMS = (("messages",), ("prompt", "response"), ("instruction", "output"))
 
 
-def read_pairs(source: str, split: str) -> Iterator[Pair]:
+NAMED_BROKEN_ROWS = 10
+
+
+class Reading:
+    """What was found while rows were read, for the report.
+
+    Args:
+        drop: leave a row out that cannot be read, instead of ending with it.
+
+    Attributes:
+        rows: rows of the source so far.
+        left_out: rows or pairs that the data set's own rules leave out, by the rule.
+        broken: what was wrong with the rows that were left out: the first ones, each with its place.
+        n_broken: how many those were.
+    """
+
+    def __init__(self, *, drop: bool = False) -> None:
+        self.drop = drop
+        self.rows = 0
+        self.left_out: Counter[str] = Counter()
+        self.n_broken = 0
+        self.broken: list[str] = []
+
+    def each(self, rows: Iterator[tuple[str, Row]], read: Callable[[Row, str], T]) -> Iterator[T]:
+        """What `read` makes of each row and its place.
+
+        Raises:
+            UserError: a row cannot be read and is not to be dropped, or none can.
+        """
+        for where, row in rows:
+            self.rows += 1
+            try:
+                found = read(row, where)
+            except UserError as error:
+                if not self.drop:
+                    raise
+                self.n_broken += 1
+                if len(self.broken) < NAMED_BROKEN_ROWS:
+                    self.broken.append(str(error))
+            else:
+                yield found
+        if self.n_broken == self.rows:
+            raise UserError(f"none of {self.rows} rows can be read, the first: {self.broken[0]}")
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """Rows of the source, and what was left out of them."""
+        broken = {"broken_rows": self.n_broken, "first_broken": self.broken} if self.n_broken else {}
+        return {"rows": self.rows, **self.left_out, **broken}
+
+
+def read_pairs(source: str, split: str, reading: Reading | None = None) -> Iterator[Pair]:
     """Preference pairs of a file or hub data set (of that split, if the source names none).
 
     Raises:
         UserError: naming source, row (from 1) and key.
     """
     keys: tuple[str, ...] | None = None
-    for where, row in numbered_rows(source, split):
+
+    def pair_of(row: Row, where: str) -> Pair:
+        nonlocal keys
         keys = keys or _form(row, PAIR_FORMS, where)
         pair = _pair(row, keys, where)
         if pair.chosen == pair.rejected:
             raise UserError("chosen and rejected are equal", where=where, remedy="drop the row or correct it")
-        yield pair
+        return pair
+
+    return (reading or Reading()).each(numbered_rows(source, split), pair_of)
 
 
-def read_examples(source: str, split: str) -> Iterator[Example]:
+def read_examples(source: str, split: str, reading: Reading | None = None) -> Iterator[Example]:
     """Supervised examples of a file or hub data set (of that split, if the source names none).
 
     Raises:
         UserError: naming source, row (from 1) and key.
     """
     keys: tuple[str, ...] | None = None
-    for where, row in numbered_rows(source, split):
+
+    def example_of(row: Row, where: str) -> Example:
+        nonlocal keys
         keys = keys or _form(row, EXAMPLE_FORMS, where)
-        yield _example(row, keys, where)
+        return _example(row, keys, where)
+
+    return (reading or Reading()).each(numbered_rows(source, split), example_of)
 
 
 def _form(row: Row, forms: tuple[tuple[str, ...], ...], where: str) -> tuple[str, ...]:
@@ -71,10 +133,10 @@ def _form(row: Row, forms: tuple[tuple[str, ...], ...], where: str) -> tuple[str
 
 
 def _pair(row: Row, keys: tuple[str, ...], where: str) -> Pair:
-    chosen, rejected = _value(row, "chosen", where), _value(row, "rejected", where)
+    chosen, rejected = value_of(row, "chosen", where), value_of(row, "rejected", where)
     if isinstance(chosen, list):
         return _pair_of_conversations(row, chosen, rejected, where)
-    texts = _text(chosen, f"{where}, key 'chosen'"), _text(rejected, f"{where}, key 'rejected'")
+    texts = text_of(chosen, f"{where}, key 'chosen'"), text_of(rejected, f"{where}, key 'rejected'")
     if keys[0] == "chosen":
         return _pair_of_dialogues(*texts, where)
     return Pair(prompt_of(row, keys[0], where), *texts)
@@ -143,12 +205,12 @@ def _last_answer(text: str, where: str) -> tuple[str, str]:
             where=where,
             remedy="or give the prompt in a key of its own, 'prompt'",
         )
-    return start, _text(answer, where)
+    return start, text_of(answer, where)
 
 
 def _example(row: Row, keys: tuple[str, ...], where: str) -> Example:
     if keys[0] == "messages":
-        messages = _messages(_value(row, "messages", where), f"{where}, key 'messages'")
+        messages = _messages(value_of(row, "messages", where), f"{where}, key 'messages'")
         if messages[-1]["role"] != "assistant":
             raise UserError(
                 f"ends with a message of the {messages[-1]['role']}, expected the assistant's answer",
@@ -156,14 +218,14 @@ def _example(row: Row, keys: tuple[str, ...], where: str) -> Example:
                 remedy="drop the row or correct it",
             )
         return Example(_checked(messages[:-1], where), messages[-1]["content"])
-    response = _text(_value(row, keys[1], where), f"{where}, key '{keys[1]}'")
+    response = text_of(value_of(row, keys[1], where), f"{where}, key '{keys[1]}'")
     return Example(prompt_of(row, keys[0], where), response)
 
 
 # --- parts ----------------------------------------------------------------------------------------
 
 
-def _value(row: Row, key: str, where: str) -> Any:
+def value_of(row: Row, key: str, where: str) -> Any:
     if key not in row:
         raise UserError(
             f"missing; the row has {sorted(map(str, row))}",
@@ -173,7 +235,7 @@ def _value(row: Row, key: str, where: str) -> Any:
     return row[key]
 
 
-def _text(value: Any, where: str) -> str:
+def text_of(value: Any, where: str) -> str:
     """Text without the white space around it, which must not be empty."""
     if not isinstance(value, str):
         raise UserError(
@@ -191,15 +253,15 @@ def _text(value: Any, where: str) -> str:
 
 
 def prompt_of(row: Row, key: str, where: str) -> list[Message]:
-    value, place = _value(row, key, where), f"{where}, key '{key}'"
+    value, place = value_of(row, key, where), f"{where}, key '{key}'"
     if key == "instruction":
-        parts = [_text(value, place)]
+        parts = [text_of(value, place)]
         if row.get("input"):
-            parts.append(_text(row["input"], f"{where}, key 'input'"))
+            parts.append(text_of(row["input"], f"{where}, key 'input'"))
         return [{"role": "user", "content": "\n\n".join(parts)}]
     if isinstance(value, list):
         return _checked(_messages(value, place), where)
-    text = _text(value, place)
+    text = text_of(value, place)
     if text.startswith("Human:"):
         return _checked(_dialogue(f"\n\n{text}", where), where)
     return [{"role": "user", "content": text}]
@@ -222,7 +284,7 @@ def _messages(value: Any, where: str) -> list[Message]:
                 where=place,
                 remedy="drop the row or correct it",
             )
-        messages.append({"role": message["role"], "content": _text(message.get("content"), place)})
+        messages.append({"role": message["role"], "content": text_of(message.get("content"), place)})
     return messages
 
 
@@ -261,5 +323,5 @@ def _checked(prompt: list[Message], where: str) -> list[Message]:
             remedy="a prompt begins and ends with the user, the assistant between",
         )
     for message in prompt:
-        _text(message["content"], f"{where}, prompt, a message of the {message['role']}")
+        text_of(message["content"], f"{where}, prompt, a message of the {message['role']}")
     return prompt

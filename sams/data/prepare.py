@@ -1,24 +1,27 @@
 """Stage `prepare_data`: from the world, files or hub data sets to checked records with stable ids."""
 
 import logging
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sams.data import forms, world
+from sams.data.published import published_pairs, rendered, sft_targets
 from sams.data.records import Example, Pair, prompt_digest
 from sams.data.seen import Digests, Seen
 from sams.errors import UserError
-from sams.files import sha256_of, whole_folder, write_json
+from sams.files import canonical_json, sha256_of, whole_folder, write_json
 from sams.recipes import DataRecipe
-from sams.settings import Data
+from sams.settings import Data, Form
 from sams.stage import read_recipe, run
 
 log = logging.getLogger(__name__)
 
 PART_ROWS = 5000
+SPLITS = ("sft", "train", "test")
 
 Record = Example | Pair
 
@@ -30,13 +33,19 @@ def main(recipe: str, out: Path) -> None:
         UserError: naming source, row and key; nothing is left at `out` then.
     """
     data = read_recipe(recipe, DataRecipe).data
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {split: {} for split in SPLITS}
     prompts: dict[str, Digests] = {}
-    with whole_folder(out) as part:
-        for split, records in splits(data).items():
-            counts, prompts[split] = write_split(records, part / f"{split}.parquet")
+    with whole_folder(out) as part, tempfile.TemporaryDirectory() as rows:
+        held_out: Set[int] = frozenset()
+        for split, (records, reading) in splits(data, Path(rows)).items():
+            counts, prompts[split] = write_split(records, part / f"{split}.parquet", held_out)
             report[split] = source_of(data, split) | counts
+            if data.form != "auto" or data.broken_rows == "drop" or split in data.published_rows:
+                report[split] |= reading.counts
+            check_rows(data, split, reading.rows, report[split])
             log.info("%s: %s", split, report[split])
+            if split == "test" and data.shared_prompts == "drop":
+                held_out = set(prompts["test"].counts()[0].tolist())
         report["leak"] = leak(prompts["train"], prompts["test"])
         write_json(part / "report.json", report)
     if report["leak"]["prompts"]:
@@ -47,31 +56,73 @@ def main(recipe: str, out: Path) -> None:
         )
 
 
-def splits(data: Data) -> dict[str, Iterator[Any]]:
-    """The records of each split; supervised examples fall back on the chosen responses of `train`."""
-    if data.world is not None:
-        return {
+def splits(data: Data, rows: Path) -> dict[str, tuple[Iterator[Any], forms.Reading]]:
+    """The records of each split, and how their rows are read; `test` first.
+
+    Supervised examples fall back on the responses of `train` that the data set's rules name.
+
+    Args:
+        data: settings.
+        rows: a folder for the world's pairs as rows of a named form.
+    """
+    readings = {split: forms.Reading(drop=data.broken_rows == "drop") for split in SPLITS}
+    if data.world is not None and data.form == "auto":
+        records: dict[str, Iterator[Any]] = {
+            "test": world.test_pairs(data.world),
             "sft": world.supervised_examples(data.world),
             "train": world.train_pairs(data.world),
-            "test": world.test_pairs(data.world),
         }
-    if data.train is None or data.test is None:
+        return {split: (found, readings[split]) for split, found in records.items()}
+    train, test = data.train, data.test
+    if data.world is not None:
+        train = write_rows(world.train_pairs(data.world), data.form, rows / "train.jsonl")
+        test = write_rows(world.test_pairs(data.world), data.form, rows / "test.jsonl")
+    if train is None or test is None:
         raise UserError("give `train` and `test`, or a synthetic `world`", where="data")
     if data.sft is not None:
-        sft = forms.read_examples(data.sft, "train")
+        sft = forms.read_examples(data.sft, "train", readings["sft"])
     else:
-        sft = (Example(pair.prompt, pair.chosen) for pair in forms.read_pairs(data.train, "train"))
+        sft = sft_targets(data.form, train, "train", readings["sft"])
     return {
-        "sft": sft,
-        "train": forms.read_pairs(data.train, "train"),
-        "test": forms.read_pairs(data.test, "test"),
+        "test": (published_pairs(data.form, test, "test", readings["test"]), readings["test"]),
+        "sft": (sft, readings["sft"]),
+        "train": (published_pairs(data.form, train, "train", readings["train"]), readings["train"]),
     }
+
+
+def write_rows(pairs: Iterator[Pair], form: Form, file: Path) -> str:
+    """Write pairs as rows of a named form, and say where."""
+    row_of = rendered(form)
+    with file.open("w", encoding="utf-8") as stream:
+        stream.writelines(canonical_json(row_of(pair)) + "\n" for pair in pairs)
+    return str(file)
+
+
+def check_rows(data: Data, split: str, rows: int, report: dict[str, Any]) -> None:
+    """Hold a split's rows against the published number, which goes into the report.
+
+    Raises:
+        UserError: they differ, and the settings refuse that.
+    """
+    published = {"train": data.published_rows.get("train"), "test": data.published_rows.get("test")}.get(
+        split
+    )
+    if published is None or data.world is not None:
+        return
+    report["published_rows"] = published
+    if rows == published:
+        return
+    problem = f"{rows} rows, published with {published}"
+    if data.other_row_counts == "refuse":
+        raise UserError(problem, where=f"data.{split}", remedy="check the revision, or report other counts")
+    log.warning("%s: %s", split, problem)
 
 
 def source_of(data: Data, split: str) -> dict[str, str]:
     """Where a split came from, for the report."""
     if data.world is not None:
-        return {"source": "the synthetic world"}
+        form = "" if data.form == "auto" else f", in the form {data.form}"
+        return {"source": f"the synthetic world{form}"}
     source = str(getattr(data, split) or f"chosen responses of {data.train}")
     file = Path(source)
     return {"source": source} | ({"sha256": sha256_of(file)} if file.is_file() else {})
@@ -85,10 +136,17 @@ def leak(train: Digests, test: Digests) -> dict[str, int]:
     return {"prompts": int(shared.sum()), "test_pairs": int(pairs[shared].sum())}
 
 
-def write_split(records: Iterator[Record], file: Path) -> tuple[dict[str, int], Digests]:
+def write_split(
+    records: Iterator[Record], file: Path, held_out: Set[int] = frozenset()
+) -> tuple[dict[str, int], Digests]:
     """Write the records of one split, a part at a time, without exact repeats.
 
     Memory grows by the digests alone, some thirty bytes a record.
+
+    Args:
+        records: what is written.
+        file: the Parquet file.
+        held_out: digests of prompts, as numbers, whose records are left out.
 
     Returns:
         Counts of what was read, dropped and written, and the digest of the prompt of each record written.
@@ -116,7 +174,11 @@ def write_split(records: Iterator[Record], file: Path) -> tuple[dict[str, int], 
             if not seen.add(bytes.fromhex(identity)):
                 counts["dropped_repeats"] += 1
                 continue
-            prompts.add(prompt_digest(record.prompt))
+            prompt = prompt_digest(record.prompt)
+            if int.from_bytes(prompt) in held_out:
+                counts["dropped_shared_prompts"] = counts.get("dropped_shared_prompts", 0) + 1
+                continue
+            prompts.add(prompt)
             counts["written"] += 1
             for flag in ("imperfect", "flipped"):
                 if getattr(record, flag, None):
@@ -128,6 +190,8 @@ def write_split(records: Iterator[Record], file: Path) -> tuple[dict[str, int], 
     finally:
         if writer is not None:
             writer.close()
+    if not counts["written"]:
+        raise UserError(f"nothing is left of the split ({counts})", where=file.stem, remedy="see to the data")
     return counts, prompts
 
 

@@ -13,6 +13,16 @@ def prompt_digest(prompt: list[Message]) -> bytes:
     return hashlib.sha256(canonical_json(prompt).encode()).digest()[:8]
 
 
+def is_flipped(pair: str, share: float, seed: int) -> bool:
+    """Whether controlled noise swaps the labels of the pair with this id.
+
+    It hangs on id and seed alone, so the order of the data does not matter, and the pairs that one share flips are
+    flipped by any greater one too.
+    """
+    drawn = hashlib.sha256(f"flip/{seed}/{pair}".encode()).digest()[:8]
+    return int.from_bytes(drawn) < share * 2**64
+
+
 def _content_id(**content: object) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
 

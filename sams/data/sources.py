@@ -59,6 +59,12 @@ def looks_like_file(source: str) -> bool:
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(DATA_SUFFIXES)
 
 
+def data_set_name(source: str) -> tuple[str, str | None]:
+    """Hub id or folder that a source names, and its revision."""
+    name, _, revision = source.partition(":")[0].partition("@")
+    return name, revision or None
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 
@@ -233,16 +239,15 @@ def _json_lines(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _read_hub(source: str, split: str) -> Iterator[Any]:
-    name, _, part = source.partition(":")
+    name, revision = data_set_name(source)
     if looks_like_file(name) and not Path(name).is_dir():
         raise UserError("no such file", where=source, remedy="correct the path, or give a hub id")
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
-    name, _, revision = name.partition("@")
-    config, _, named = part.rpartition("/")
+    config, _, named = source.partition(":")[2].rpartition("/")
     try:
-        rows = datasets.load_dataset(name, config or None, revision=revision or None, split=named or split)
+        rows = datasets.load_dataset(name, config or None, revision=revision, split=named or split)
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise UserError(
             f"neither a file nor a data set that can be loaded ({str(error).splitlines()[0]})",

@@ -94,6 +94,7 @@ def train_tokenizer(model: Model, template: str, texts: Iterator[str]) -> "PreTr
         UserError: when the vocabulary is too small for a byte-level tokenizer.
     """
     raw = _bpe(model, texts) if model.tokenizer == "bpe" else _words(model, template, texts)
+    raw.add_special_tokens(list(model.control_tokens))
     return _wrapped(raw, template)
 
 

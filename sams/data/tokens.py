@@ -56,9 +56,28 @@ class TokenLists(Sequence[list[int]]):
         return values[offsets[place] : offsets[place + 1]].tolist()
 
 
+class Swapped(Sequence[list[int]]):
+    """A column in which some rows are another column's; neither is read for it.
+
+    Attributes:
+        lengths: tokens of each row, [rows] int64.
+    """
+
+    def __init__(self, own: Sequence[list[int]], other: Sequence[list[int]], swapped: Sequence[bool]) -> None:
+        self._own, self._other, self._swapped = own, other, swapped
+        self.lengths = np.where(swapped, lengths_of(other), lengths_of(own))
+
+    def __len__(self) -> int:
+        return len(self._swapped)
+
+    def __getitem__(self, row: Any) -> Any:
+        """Token ids of one row."""
+        return (self._other if self._swapped[row] else self._own)[row]
+
+
 def lengths_of(column: Sequence[Sequence[int]]) -> np.ndarray:
     """Tokens of each row of a column, [rows] int64; a column on disk is not read for it."""
-    if isinstance(column, TokenLists):
+    if isinstance(column, TokenLists | Swapped):
         return column.lengths
     return np.array([len(row) for row in column], dtype=np.int64)
 

@@ -9,7 +9,7 @@ from sams.settings.benchmarks import (
     Judge,
     MtBench,
 )
-from sams.settings.data import Data, World
+from sams.settings.data import Data, Form, World
 from sams.settings.model import Model
 from sams.settings.paper import Paper
 from sams.settings.scheduling import Scheduler
@@ -22,6 +22,7 @@ __all__ = [
     "Count",
     "Data",
     "Decoding",
+    "Form",
     "Judge",
     "Launch",
     "Lora",

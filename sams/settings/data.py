@@ -1,8 +1,12 @@
 """Examples and preference pairs: the synthetic world, or files and hub data sets."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from sams.settings.base import Count, Settings, Share
+
+Form = Literal["auto", "hh", "messages", "shp", "stack_exchange"]
 
 
 class World(Settings):
@@ -30,6 +34,24 @@ class Data(Settings):
     test: str | None = Field(None, description="Held-out preference pairs, in the same forms.")
     sft: str | None = Field(
         None, description="Supervised examples; null takes the chosen responses of `train`."
+    )
+    form: Form = Field(
+        "auto",
+        description="Form of the pairs (docs/studies.md); auto tells by the first row. The world is written in it "
+        "and read back.",
+    )
+    broken_rows: Literal["refuse", "drop"] = Field(
+        "refuse", description="A row that cannot be read ends the stage, or is left out, counted and named."
+    )
+    shared_prompts: Literal["report", "drop"] = Field(
+        "report",
+        description="Training pairs and examples whose prompt is in `test` too: counted, or left out.",
+    )
+    published_rows: dict[Literal["train", "test"], Count] = Field(
+        {}, description="Rows that each split was published with."
+    )
+    other_row_counts: Literal["report", "refuse"] = Field(
+        "report", description="What a number of rows other than the published one does."
     )
     max_length: Count = Field(1024, description="Longest prompt and response together, in tokens.")
     max_prompt_length: Count = Field(

@@ -17,11 +17,17 @@ class Model(Settings):
     architecture: dict[str, Any] | None = Field(
         None, description="transformers config with `model_type`, for a model built from scratch."
     )
+    model_type: Literal["llama", "mistral", "gemma2", "gpt_neox"] | None = Field(
+        None, description="Architecture class of `path`, which a rehearsal builds small."
+    )
     tokenizer: Literal["words", "bpe"] | None = Field(
         None,
         description="Tokenizer trained on the study's data (with `architecture`); null takes the model's own.",
     )
     vocab_size: Count = Field(4096, description="Upper limit of the trained tokenizer's vocabulary.")
+    control_tokens: list[str] = Field(
+        [], description="Control tokens of a trained tokenizer, which the chat template writes."
+    )
     chat_template: str | None = Field(
         None, description="File with a chat template (jinja); null takes the tokenizer's own, or a plain one."
     )

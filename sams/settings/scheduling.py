@@ -18,6 +18,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# What a scheduler's weights depend on: networks that differ in one of these cannot take each other's.
+NETWORK_KEYS = (
+    "merge",
+    "connector_width",
+    "encoder",
+    "encoder_width",
+    "encoder_layers",
+    "width",
+    "depth",
+    "block",
+)
+
 
 class Scheduler(Settings):
     """The scheduler network and its rewards (SamS Eq. 6 to 11). Default sizes are those of preset `small`."""

@@ -130,6 +130,17 @@ class Preference(Training):
         1.0,
         description="K / n: share of each batch trained on. A list holds for equal consecutive parts of the run.",
     )
+    easiest: Ratio | None = Field(
+        None,
+        description="Share of the pairs, the easiest by cross-fitted losses, that the selector is shown, in this "
+        "order; null: all. For `selective`, which takes them as they come, `ratio` is that share.",
+    )
+    flipped_share: Share = Field(
+        0.0, description="Share of the training pairs whose labels are swapped (controlled noise)."
+    )
+    flip_seed: int = Field(
+        0, ge=0, description="Seed of the swaps, which hang on it and on the pair's id alone."
+    )
     warmup_rounds: int = Field(0, ge=0, description="First rounds that train on the full batch.")
     full_every: int | None = Field(None, ge=2, description="Every such round trains on the full batch.")
     end_after: int | None = Field(
@@ -149,8 +160,11 @@ class Preference(Training):
             raise ValueError(
                 "selector `selective` is a fixed order of the data: it takes one ratio and no rounds"
             )
+        if self.selector == "selective" and self.easiest is not None:
+            raise ValueError("selector `selective` takes its share from `ratio`: drop `easiest`")
+        batch = selected(self.batch_size, self.easiest or 1.0)
         for ratio in self.ratios:
-            selected(self.batch_size, ratio)
+            selected(batch, ratio)
         return self
 
     @model_validator(mode="after")
@@ -166,6 +180,11 @@ class Preference(Training):
     def ratios(self) -> tuple[float, ...]:
         """The ratio of each part of the run."""
         return tuple(self.ratio) if isinstance(self.ratio, list) else (self.ratio,)
+
+    @property
+    def preselected(self) -> float | None:
+        """Share of the pairs chosen before the training, by cross-fitted losses; None without such a choice."""
+        return self.ratios[0] if self.selector == "selective" else self.easiest
 
     @property
     def needs_reference(self) -> bool:

@@ -19,24 +19,38 @@ Cells = Mapping[Cell, Mapping[str, Any]]
 
 def main_title(study: Study) -> str:
     """Heading of the main table."""
-    return f"Study {study.study}, {study.setting}: main table"
+    return f"{_named(study)}: main table"
 
 
 def comparison_title(study: Study) -> str:
     """Heading of the comparisons."""
-    return f"Study {study.study}, {study.setting}: differences between methods"
+    return f"{_named(study)}: differences between methods"
+
+
+def _named(study: Study) -> str:
+    return f"{'REHEARSAL: ' if study.rehearse else ''}Study {study.study}, {study.setting}"
+
+
+def rehearsal_note(study: Study) -> list[str]:
+    """What must be said first of a rehearsal's figures; nothing of other studies."""
+    if not study.rehearse:
+        return []
+    return [
+        "Rehearsal: a tiny fresh model, a few rounds on synthetic data, the local judge. It shows that the study "
+        "runs to its tables; no figure here says anything of a method."
+    ]
 
 
 def paper_title(study: Study) -> str:
     """Heading of the study's figures beside the paper's."""
     assert study.paper is not None
-    return f"Study {study.study}, {study.setting}: beside the paper's {_reported(study).title}"
+    return f"{_named(study)}: beside the paper's {_reported(study).title}"
 
 
 def main_notes(study: Study, cells: Cells) -> list[str]:
     """Notes of the main table, one sentence or two each."""
     shown = _shown(study, cells)
-    notes = [errors_note(study.seeds)]
+    notes = [*rehearsal_note(study), errors_note(study.seeds)]
     if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
         notes.append(judge_note(study, shown))
     else:
@@ -132,7 +146,7 @@ def missing_notes(study: Study, cells: Cells) -> list[str]:
             for method in study.methods
             for seed in study.seeds
             if Cell(method, seed, benchmark) not in cells
-            and not (benchmark == "train" and method == "sft" and study.sft is None)
+            and not (benchmark == "train" and method not in study.trained_methods)
         ]
         if absent:
             notes.append(f"Not there yet ({benchmark}): {', '.join(absent)}.")
@@ -149,6 +163,7 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
         if source and source != reported.source
     }
     notes = [
+        *rehearsal_note(study),
         "; ".join([f"Reported: {reported.source}", *sorted(elsewhere)])
         + ". difference is reproduced minus reported; the paper gives no errors.",
         errors_note(study.seeds) + " n is the number of seeds.",
@@ -183,6 +198,7 @@ def leak_notes(setting: Path) -> list[str]:
 def comparison_notes(study: Study, resamples: int) -> list[str]:
     """Notes of the comparisons."""
     notes = [
+        *rehearsal_note(study),
         (
             "difference is the method's score minus the base's, in the units of the main table, with its "
             "95 % interval (ci_low to ci_high); excludes 0 says that the interval does not hold 0."

@@ -344,6 +344,8 @@ def main(
         "cost": cost(cells, study.methods, study.seeds),
     }
     for name, figure in drawn.items():
+        if study.rehearse:
+            figure.suptitle("REHEARSAL: tiny model, synthetic data", color="#D55E00")
         save(figure, out / name)
 
 

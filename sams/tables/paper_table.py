@@ -201,7 +201,11 @@ def _not_reproduced(
     benchmark = BENCHMARK_OF[score]
     if benchmark != "train" and getattr(study.benchmarks, benchmark) is None:
         return f"{benchmark} is left out by this study"
-    if method == BASE_METHOD and benchmark == "train" and (score != HOURS or study.sft is None):
+    if (
+        method == BASE_METHOD
+        and benchmark == "train"
+        and (score != HOURS or method not in study.trained_methods)
+    ):
         return "sft is the reference" if score != HOURS else "sft is the model as it is"
     obstacles = sorted(
         {str(found["lc_unavailable"]) for found in figures.values() if found.get("lc_unavailable")}

@@ -71,14 +71,10 @@ class Benchmark(NamedTuple):
 
 
 def pairs(study: Study) -> list[tuple[str, str]]:
-    """Methods with what each is shown beside: the start of all, and the first one trained on preferences."""
+    """Methods with what each is shown beside: the start of all, and the first one of the others."""
     start = [BASE_METHOD] if BASE_METHOD in study.methods else []
-    return [
-        (method, base)
-        for base in [*start, *study.preference_methods[:1]]
-        for method in study.preference_methods
-        if method != base
-    ]
+    others = [method for method in study.methods if method != BASE_METHOD]
+    return [(method, base) for base in [*start, *others[:1]] for method in others if method != base]
 
 
 def page(study: Study, results: Path, method: str, base: str) -> str:
@@ -121,6 +117,7 @@ def page(study: Study, results: Path, method: str, base: str) -> str:
         base=base,
         benchmarks=benchmarks,
         judge_note=captions.judge_note(study, shown),
+        rehearsal_note=captions.rehearsal_note(study),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -11,12 +11,15 @@ Only `selective` reads `--crossfit` (once per half of the data): see `sams.train
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sams.data.records import is_flipped
+from sams.data.tokens import Swapped
 from sams.errors import UserError
-from sams.files import read_json
+from sams.files import read_json, whole_file
 from sams.losses import build_loss
 from sams.policy.model import load_model
 from sams.scheduling.selection import Selection, selected
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
     from sams.recipes import PreferenceRecipe
     from sams.settings import Preference
 
+LABELS = "labels.parquet"
+
 
 def main(
     recipe: str,
@@ -46,7 +51,10 @@ def main(
     scheduler: Path | None = None,
     crossfit: list[Path] | None = None,
 ) -> None:
-    """Train one method with one seed; leaves trained/, train.jsonl and train_metrics.json in `out`."""
+    """Train one method with one seed; leaves trained/, train.jsonl and train_metrics.json in `out`.
+
+    Under controlled noise (`flipped_share`) it leaves labels.parquet too.
+    """
     from sams.recipes import PreferenceRecipe, current_job
     from sams.stage import read_recipe
 
@@ -71,10 +79,12 @@ def main(
         loaded = load_model(model, settings.model)
         policy = job.wrap(loaded, training)
         task, test = (read_task(tokens, reference, split, settings) for split in ("train", "test"))
+        if training.flipped_share and job.workers.is_main:
+            write_labels(task, out)
 
         order = None
-        if training.selector == "selective":
-            order = easiest_first(task.ids, read_losses(crossfit or []), training.ratios[0])
+        if training.preselected is not None:
+            order = easiest_first(task.ids, read_losses(crossfit or []), training.preselected)
         selection = select(task, training, order)
         selector = build_selector(
             training, settings.scheduler, selection, model=loaded, job=job, pretrained=scheduler
@@ -113,6 +123,7 @@ def read_task(tokens: Path, reference: Path | None, split: str, settings: Prefer
         training.loss, beta=training.beta, settings=training.loss_settings, sft_weight=training.sft_weight
     )
     data = read_tokens(tokens, split)
+    flipped = flip(data, training) if split == "train" else set()
     if not loss.needs_reference:
         return PreferenceTask(data, loss=loss, reference=None)
     if reference is None:
@@ -121,7 +132,40 @@ def read_task(tokens: Path, reference: Path | None, split: str, settings: Prefer
             where="--reference",
             remedy="give the folder that `sams.training.reference` wrote",
         )
-    return PreferenceTask(data, loss=loss, reference=read_reference(reference, split, data["id"]))
+    cached = read_reference(reference, split, data["id"])
+    for pair in flipped:
+        chosen, rejected, *mismatched = cached[pair]
+        cached[pair] = (rejected, chosen, *mismatched)
+    return PreferenceTask(data, loss=loss, reference=cached)
+
+
+def flip(data: dict[str, Sequence[Any]], training: Preference) -> set[str]:
+    """Swap the labels of the set share of the pairs in these columns, and flag every pair as flipped or not.
+
+    This is done here and not in the data, so that methods under different noise share their data, tokens, SFT
+    model and reference log-probs. A pair keeps its id. One whose labels the data knows to be flipped, and that is
+    drawn again, is clean.
+
+    Returns:
+        Ids of the pairs that were swapped.
+    """
+    if not training.flipped_share:
+        return set()
+    drawn = [is_flipped(pair, training.flipped_share, training.flip_seed) for pair in data["id"]]
+    data["flipped"] = [swap != bool(known) for swap, known in zip(drawn, data["flipped"], strict=True)]
+    chosen, rejected = data["chosen_ids"], data["rejected_ids"]
+    data["chosen_ids"] = Swapped(chosen, rejected, drawn)
+    data["rejected_ids"] = Swapped(rejected, chosen, drawn)
+    return {pair for pair, swap in zip(data["id"], drawn, strict=True) if swap}
+
+
+def write_labels(task: PreferenceTask, out: Path) -> None:
+    """Write labels.parquet: of every training pair, whether its labels are flipped."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with whole_file(out / LABELS) as part:
+        parquet.write_table(pa.table({"id": task.ids, "flipped": task.flipped}), part)
 
 
 def select(task: PreferenceTask, training: Preference, order: list[int] | None) -> Selection:
@@ -132,13 +176,14 @@ def select(task: PreferenceTask, training: Preference, order: list[int] | None) 
     """
     try:
         if order is not None:
-            batch = selected(training.batch_size, training.ratios[0])
-            steps = count_rounds(order, training, "preference.batch_size", batch)
-            return Selection(batch, steps, (1.0,))
+            batch = selected(training.batch_size, training.preselected or 1.0)
+            ratios = (1.0,) if training.selector == "selective" else training.ratios
+        else:
+            batch, ratios = training.batch_size, training.ratios
         return Selection(
-            training.batch_size,
-            count_rounds(task.ids, training, "preference.batch_size"),
-            training.ratios,
+            batch,
+            count_rounds(task.ids if order is None else order, training, "preference.batch_size", batch),
+            ratios,
             training.warmup_rounds,
             training.full_every,
             training.end_after,

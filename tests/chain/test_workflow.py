@@ -33,7 +33,7 @@ MINIATURE = {
 }
 
 
-def snakemake(folder: Path, *arguments: str, status: int = 0) -> str:
+def snakemake(folder: Path, *arguments: str, status: int = 0, seconds: int = 600) -> str:
     """Run snakemake with `folder` as working directory; return what it printed."""
     done = subprocess.run(
         [
@@ -44,7 +44,7 @@ def snakemake(folder: Path, *arguments: str, status: int = 0) -> str:
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=seconds,
     )
     output = done.stdout + done.stderr
     assert done.returncode == status, output[-6000:]
@@ -63,20 +63,42 @@ def jobs(output: str) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("study", [None, *STUDIES], ids=lambda path: path.stem if path else "default")
+# A dry run takes seconds: two studies and a rehearsal stand for the others, which load in tests/test_studies.py.
+QUICK = ((None, False), ("own_data", False), ("table1_gemma_v02", True))
+
+
+@pytest.mark.parametrize(
+    ("study", "rehearse"),
+    [
+        pytest.param(
+            study,
+            rehearse,
+            id=f"{study.stem if study else 'default'}{'-rehearsal' if rehearse else ''}",
+            marks=[] if (study and study.stem, rehearse) in QUICK else [pytest.mark.slow],
+        )
+        for study in (None, *STUDIES)
+        for rehearse in (False, True)
+    ],
+)
 def test_dry_run_of_every_study_needs_no_gpu_no_key_and_no_network(
-    study: Path | None, tmp_path: Path
+    study: Path | None, rehearse: bool, tmp_path: Path
 ) -> None:
+    settings = read_settings(
+        [ROOT / "config" / "config.yaml", *([study] if study else [])], {"rehearse": rehearse}
+    )
+    made = load_study(settings)
     arguments = ["--configfile", str(study)] if study else []
-    counts = jobs(snakemake(tmp_path, "-n", *arguments))
-    assert counts["train_preference"] == 3
-    assert counts["export_model"] == 4
+    counts = jobs(snakemake(tmp_path, "-n", *arguments, "--config", f"rehearse={str(rehearse).lower()}"))
     assert counts["preflight"] == 1
-    assert ("train_sft" in counts) == (study is None or study.stem != "table1_llama3_instruct")
-    scored = study is None or study.stem == "table1_llama3_instruct"
-    assert ("score_alpaca_eval" in counts) == scored
-    assert counts.get("show_answers", 0) == (5 if scored else 0)
-    assert counts.get("fetch_benchmark_inputs", 0) == (5 if study and scored else 0)
+    assert counts.get("train_preference", 0) == len(made.preference_methods)
+    assert counts.get("train_crossfit", 0) == 2 * len(made.selective_methods)
+    assert counts.get("compute_reference", 0) == bool(made.preference_methods)
+    assert counts["export_model"] == len(made.methods)
+    assert counts.get("train_sft", 0) == (made.sft is not None)
+    scored = made.benchmarks.alpaca_eval is not None
+    assert counts.get("score_alpaca_eval", 0) == scored * len(made.methods)
+    assert counts.get("show_answers", 0) == scored * (2 * len(made.methods) - 3)
+    assert counts.get("fetch_benchmark_inputs", 0) == (5 if scored and made.data.world is None else 0)
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,43 @@ def test_a_leak_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "1 prompts of train are also in test (2 test pairs)" in caplog.text
 
 
+def test_pairs_with_a_test_prompt_can_be_left_out(tmp_path: Path) -> None:
+    train = lines(tmp_path / "train.jsonl", pairs(1, 2, 3))
+    test = lines(tmp_path / "test.jsonl", pairs(3, 4))
+    report = prepared(tmp_path / "data", train=train, test=test, shared_prompts="drop")
+    assert report["leak"] == {"prompts": 0, "test_pairs": 0}
+    for split in ("train", "sft"):
+        assert (report[split]["written"], report[split]["dropped_shared_prompts"]) == (2, 1)
+    assert [row["chosen"] for row in rows(tmp_path / "data", "test")] == ["Yes 3.", "Yes 4."]
+
+
+def test_other_numbers_of_rows_than_published_are_said_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {
+        "train": lines(tmp_path / "train.jsonl", pairs(1, 2, 2)),
+        "test": lines(tmp_path / "test.jsonl", pairs(4)),
+        "published_rows": {"train": 3, "test": 2},
+    }
+    with caplog.at_level(logging.WARNING):
+        report = prepared(tmp_path / "data", **files)
+    assert caplog.messages == ["test: 1 rows, published with 2"]
+    assert [report[split]["published_rows"] for split in ("train", "test")] == [3, 2]
+    with pytest.raises(UserError, match=r"data\.test: 1 rows, published with 2"):
+        prepared(tmp_path / "again", **files, other_row_counts="refuse")
+
+
+@pytest.mark.parametrize("form", ["hh", "messages", "shp", "stack_exchange"])
+def test_the_world_in_the_form_of_a_data_set(form: str, tmp_path: Path) -> None:
+    world = {"sft_examples": 50, "train_pairs": 40, "test_pairs": 30, "flipped_share": 0.0}
+    report = prepared(tmp_path / "data", world=world, form=form)
+    prepared(tmp_path / "plain", world=world)
+    assert report["train"]["source"] == f"the synthetic world, in the form {form}"
+    assert [report[split]["rows"] for split in ("train", "test")] == [40, 30]
+    ours, plain = (rows(tmp_path / name, "train") for name in ("data", "plain"))
+    assert [row["chosen"] for row in ours] == [row["chosen"] for row in plain]
+
+
 @pytest.mark.parametrize("split", ["train", "test", "sft"])
 def test_nothing_is_published_when_a_late_row_is_bad(tmp_path: Path, split: str) -> None:
     bad: dict[str, Any] = {"response": ""} if split == "sft" else {"chosen": "", "rejected": ""}

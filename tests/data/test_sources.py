@@ -144,6 +144,7 @@ def test_a_data_set_of_the_hubs_form(hub_folder: Path) -> None:
     assert [row for _, row in numbered_rows(str(hub_folder), "train")] == ROWS
     assert [row for _, row in numbered_rows(f"{hub_folder}:test_prefs", "train")] == ROWS[:3]
     assert [row for _, row in numbered_rows(f"{hub_folder}:extra/train", "test")] == ROWS[:1]
+    assert [row for _, row in numbered_rows(f"{hub_folder}:train[:8]", "test")] == ROWS[:8]
     [*_, (place, _)] = numbered_rows(f"{hub_folder}:test_prefs", "train")
     assert place == f"{hub_folder}:test_prefs, row 3"
 

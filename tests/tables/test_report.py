@@ -42,6 +42,12 @@ def test_captions_render(path: Path, benchmarks: dict[str, Any] | None) -> None:
         assert caption(path.stem, seeds=seeds, benchmarks=benchmarks)
 
 
+@pytest.mark.parametrize("path", CAPTIONS, ids=lambda path: path.stem)
+def test_captions_say_what_is_a_rehearsal(path: Path) -> None:
+    assert caption(path.stem, rehearse=True).startswith("**Rehearsal**: a tiny model on synthetic data")
+    assert "Rehearsal" not in caption(path.stem, rehearse=False)
+
+
 def test_captions_follow_the_config() -> None:
     assert "means over 3 seeds" in caption("learning_curves", seeds=[0, 1, 2])
     assert "means over" not in caption("learning_curves", seeds=[0])

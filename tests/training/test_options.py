@@ -1,14 +1,17 @@
 """What a recipe can ask for besides the plain run: rounds, losses, adapters, watching, cross-fitting, gates."""
 
 import json
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file
 
+from sams.data.records import is_flipped
 from sams.errors import UserError
 from sams.files import read_json, write_manifest
 from sams.losses import build_loss
@@ -16,6 +19,7 @@ from sams.recipes import ExportRecipe, ReferenceRecipe, SftRecipe, Watching
 from sams.settings import Preference, Scheduler, Sft
 from sams.training import crossfit, export, preference, reference, sft
 from sams.training.gates import TrainingFailure, refuse_foreign_reference
+from sams.training.preference import read_task
 from sams.training.tasks import Items, PreferenceTask, read_reference
 from tests import tiny
 from tests.training.test_runs import TRAINING, here, preference_recipe, run, shifted_reference, weights
@@ -109,7 +113,6 @@ def kto_by_hand(tokens: Path, model: Path, folder: Path) -> float:
     """KTO's loss of the first batch, from the model's own logits (Ethayarajh et al. 2024, Eq. 8)."""
     import datasets
     import transformers
-    from pyarrow import parquet
 
     from sams.training.batches import rounds
 
@@ -188,8 +191,6 @@ def test_a_scheduler_that_watches_learns_and_leaves_sft_bitwise_alone(tokens: Pa
 def test_selective_trains_on_the_pairs_that_others_found_easiest(
     prepared: dict[str, Path], tmp_path: Path
 ) -> None:
-    from pyarrow import parquet
-
     inputs = {name: prepared[name] for name in ("tokens", "model", "reference")}
     plain = preference_recipe(selector="all", ratio=1.0, max_steps=None)
     halves, found = [], {}
@@ -209,12 +210,66 @@ def test_selective_trains_on_the_pairs_that_others_found_easiest(
     assert (metrics["steps"], metrics["pairs_trained"]) == (4, 32)
     costs = [read_json(tmp_path / f"half{half}" / "train_metrics.json")["train_seconds"] for half in (0, 1)]
     assert metrics["preparation_seconds"] == pytest.approx(sum(costs))
+    # SamS on top of it: of 8 easy pairs, the 6 that the scheduler chooses.
+    recipe = preference_recipe(easiest=0.5, ratio=0.75, max_steps=None)
+    here(preference, recipe, **inputs, crossfit=halves, out=tmp_path / "both", checkpoints=tmp_path / "e")
+    metrics = read_json(tmp_path / "both" / "train_metrics.json")
+    assert (metrics["steps"], metrics["pairs_seen"], metrics["pairs_trained"]) == (4, 32, 24)
     with pytest.raises(
         UserError, match=r"--crossfit: cross-fitted losses do not belong .*64 pairs, 32 losses"
     ):
         here(
             preference, recipe, **inputs, crossfit=halves[:1], out=tmp_path / "o", checkpoints=tmp_path / "d"
         )
+
+
+def test_flipped_labels_are_those_of_id_and_seed_with_their_reference(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = preference_recipe(flipped_share=0.4, flip_seed=3)
+    paths = (prepared["tokens"], prepared["reference"])
+    clean = read_task(*paths, "train", preference_recipe())
+    noisy = read_task(*paths, "train", recipe)
+    assert noisy.ids == clean.ids and clean.reference is not None and noisy.reference is not None
+    swapped = [is_flipped(pair, 0.4, 3) for pair in clean.ids]
+    assert 10 < sum(swapped) < 40
+    for place, flip in enumerate(swapped):
+        ours = (noisy.chosen[place], noisy.rejected[place])
+        theirs = (clean.chosen[place], clean.rejected[place])
+        assert ours == (theirs[::-1] if flip else theirs)
+        assert torch.equal(
+            noisy.reference[place], clean.reference[place].flip(0) if flip else clean.reference[place]
+        )
+        # What the data knew to be flipped, and is drawn again, is clean.
+        assert noisy.flipped[place] == (clean.flipped[place] != flip)
+    test = read_task(*paths, "test", recipe)
+    assert list(test.chosen) == list(read_task(*paths, "test", preference_recipe()).chosen)
+
+    # The first step's gate has held the policy against the swapped reference; the oracle knows the flags.
+    run(prepared, tmp_path, selector="oracle", ratio=0.5, flipped_share=0.4, flip_seed=3)
+    labels = parquet.read_table(tmp_path / "labels.parquet").to_pydict()
+    assert labels == {"id": noisy.ids, "flipped": noisy.flipped}
+    found = lines(tmp_path)
+    assert sum(line["all/flipped_share"] for line in found) / 4 == sum(map(bool, noisy.flipped)) / 64
+    assert all(line["selected/flipped_share"] < line["all/flipped_share"] for line in found)
+
+
+def test_a_finished_model_is_exported_with_its_own_tokenizer(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    given = shutil.copytree(prepared["model"], tmp_path / "given")
+    template = "{% for m in messages %}{{ m['role'] + ' ' + m['content'] }}{% endfor %}"
+    (given / "chat_template.jinja").write_text(template)
+    model = tiny.settings(path=str(given), architecture=None, tokenizer=None)
+    here(export, ExportRecipe(model=model), out=tmp_path / "model")
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "model", given))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert (tmp_path / "model" / "chat_template.jinja").read_text() == template
+    assert (tmp_path / "model" / "tokenizer.json").read_bytes() == (given / "tokenizer.json").read_bytes()
+    with pytest.raises(UserError, match="--tokens: a tokenizer is needed"):
+        here(export, ExportRecipe(model=tiny.settings()), out=tmp_path / "fresh")
+    here(export, ExportRecipe(model=tiny.settings()), tokens=prepared["tokens"], out=tmp_path / "fresh")
+    assert (tmp_path / "fresh" / "model.safetensors").is_file()
 
 
 def test_a_reference_that_is_not_the_policys_own_is_noticed_before_the_first_step(
@@ -277,7 +332,6 @@ def test_a_cache_of_other_pairs_is_refused_and_its_order_does_not_matter(
     prepared: dict[str, Path], tmp_path: Path, fault: str
 ) -> None:
     import pyarrow as pa
-    from pyarrow import parquet
 
     table = parquet.read_table(prepared["reference"] / "train.parquet").to_pydict()
     rows = list(zip(table["id"], table["chosen"], table["rejected"], strict=True))
