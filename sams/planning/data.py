@@ -13,9 +13,9 @@ from sams.files import read_json
 if TYPE_CHECKING:
     from sams.config import Study
 
-# Mean tokens of prompt and response by data set. UltraFeedback: prompts of 185 tokens and their template; responses of
-# an instruct model as long as on AlpacaEval (a Llama-3.1-8B: 2,034 characters, four to a token). HH: 3,000 pairs of its
-# helpful part, four characters to a token. SHP: no sample was at hand.
+# Mean tokens of prompt and response by data set, four characters to a token. HH: 3,000 pairs of its helpful part. Of the
+# others no sample was at hand. UltraFeedback's variants: responses as long as a Llama-3.1-8B's to AlpacaEval (2,034
+# characters). Its prompts, and SHP, are guesses.
 ASSUMED: dict[str, tuple[float, float]] = {
     "princeton-nlp/": (200, 500),
     "Anthropic/hh-rlhf": (75, 66),
@@ -93,7 +93,7 @@ def _counts(study: Study, pairs: int | None) -> tuple[dict[str, int], list[str]]
     if data.world is not None:
         world = data.world
         return {"sft": world.sft_examples, "train": world.train_pairs, "test": world.test_pairs}, []
-    published = getattr(data, "published_rows", {})
+    published = data.published_rows
     train = pairs or _rows(data.train) or published.get("train")
     if train is None:
         raise UserError(
@@ -121,12 +121,15 @@ def _rows(source: str | None) -> int | None:
 
 def _lengths(study: Study) -> tuple[dict[str, Any], str]:
     data = study.data
-    for name, (prompt, response) in ASSUMED.items():
-        if data.train is not None and data.train.startswith(name):
-            why = f"assumed for {name.rstrip('/')}"
-            break
+    known = next((name for name in ASSUMED if data.train is not None and data.train.startswith(name)), None)
+    if known is not None:
+        prompt, response = ASSUMED[known]
+        why = f"assumed for {known.rstrip('/')}"
     else:
         prompt, response = data.max_prompt_length / 2, (data.max_length - data.max_prompt_length) / 2
         why = "assumed: half of what the limits allow"
-    told = f"Mean tokens of prompt and response {prompt:.0f} and {response:.0f} ({why}; --prompt-tokens, --response-tokens)."
+    told = (
+        f"Mean tokens of prompt and response: {prompt:.0f} and {response:.0f} ({why}; --prompt-tokens, "
+        "--response-tokens)."
+    )
     return {"prompt": prompt, "chosen": response, "rejected": response}, told

@@ -137,7 +137,7 @@ def _with_moments(policy: Policy) -> torch.optim.Optimizer:
 
 @contextlib.contextmanager
 def fake_processes(world: int) -> Iterator[DeviceMesh]:
-    """A process group of which this is rank 0 and the others are not there; what they would send is not waited for."""
+    """A process group of which this is rank 0. The others are not there, and nothing is waited for."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)

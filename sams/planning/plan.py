@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,6 @@ from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
 from sams.planning.models import Sizes, config_of, sizes_of
 from sams.planning.work import SchedulerCosts, Work, scheduler_costs
 from sams.recipes import recipe_of, scheduler_is_pretrained
-from sams.scheduling.selection import selected
 from sams.scoring.judge_store import USUAL_ANSWER_TOKENS, Tokens
 from sams.tables.render import number
 from sams.training.checkpoints import KEPT
@@ -32,8 +31,8 @@ if TYPE_CHECKING:
 QUESTIONS = {"alpaca_eval": 805, "mt_bench": 80}
 TURNS = {"alpaca_eval": 1, "mt_bench": 2}
 
-# Tokens of a judge's prompt, four characters to one: AlpacaEval's template, instruction and baseline (3,612 characters)
-# and an answer of 2,034; the mean of 480 recorded MT-Bench judgments (3,101 characters).
+# Tokens of a judge's prompt, four characters to one. AlpacaEval: template, instruction, baseline (3,612 characters) and
+# an answer of 2,034. MT-Bench: the mean of 480 recorded judgments (3,101 characters).
 JUDGE_PROMPT = {"alpaca_eval": 1410, "mt_bench": 775}
 JUDGE_ANSWER = {"alpaca_eval": 1, "mt_bench": USUAL_ANSWER_TOKENS}
 
@@ -118,10 +117,10 @@ class Judged:
 class Plan:
     """What is printed."""
 
-    stages: list[Stage] = field(default_factory=list)
-    memory: list[Memory] = field(default_factory=list)
-    disk: list[Disk] = field(default_factory=list)
-    judge: list[Judged] = field(default_factory=list)
+    stages: list[Stage]
+    memory: list[Memory]
+    disk: list[Disk]
+    judge: list[Judged]
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -150,7 +149,8 @@ class Planner:
     ) -> None:
         self.study, self.facts, self.world, self.results = study, facts, world, results
         self.gpu = None if gpu is None else gpu[1]
-        self.rate = 0.0 if gpu is None else PEAK_FLOPS[gpu[0]] * (use or gpu[1].use)
+        self.use = 0.0 if gpu is None else use or gpu[1].use
+        self.rate = 0.0 if gpu is None else PEAK_FLOPS[gpu[0]] * self.use
         self.timed = self.gpu is not None and study.model.precision == "bfloat16"
         self.config = config_of(study.model)
         self.sharded = study.launch.strategy == "fsdp2" and world > 1
@@ -168,41 +168,34 @@ class Planner:
         """Whether a pair's prompt is computed once."""
         return self.study.model.packing
 
-    @property
-    def finished(self) -> list[str]:
-        """Methods that are only scored."""
-        return list(getattr(self.study, "finished_methods", []))
-
     def plan(self) -> Plan:
         """Everything."""
-        made = Plan()
-        self._stages(made)
-        self._memory(made)
-        self._disk(made)
-        self._judge(made)
+        made = Plan(self.stages(), self.memory(), self.disk(), self.judge())
         self._notes(made)
         self._warn(made)
         return made
 
     # --- jobs -------------------------------------------------------------------------------------
 
-    def _stages(self, made: Plan) -> None:
-        study, stages = self.study, made.stages
-        stages += [Stage(name, 1) for name in ("prepare_data", "tokenise")]
+    def stages(self) -> list[Stage]:
+        """All jobs but the small ones: inputs of the benchmarks, tables, figures."""
+        study = self.study
+        stages = [Stage(name, 1) for name in ("prepare_data", "tokenise")]
         if study.sft is not None:
             watching = recipe_of(study, "train_sft").watching  # type: ignore[attr-defined]
             told = None if watching is None else (watching.scheduler, watching.ratio)
             work = count.sft(study.sft, told, self.facts)
             stages.append(self._stage("train_sft", self.seeds, work, self._scheduler("", train_encoder=True)))
         methods = study.preference_methods
-        if any(study.preference_of(method).needs_reference for method in methods):
+        costs: SchedulerCosts | None
+        if self.needs_reference:
             work = count.reference(self.facts, mismatched=study.needs_kl, packed=self.packed)
             stages.append(self._stage("compute_reference", self.seeds, work))
         if self.pretrains:
             assert study.pretrain is not None
             work = count.pretrain(study.pretrain, self.facts, study.scheduler)
-            costs = self._scheduler("", train_encoder=True)
-            stages.append(self._stage("pretrain_scheduler", self.seeds, work, costs))
+            nets = self._scheduler("", train_encoder=True)
+            stages.append(self._stage("pretrain_scheduler", self.seeds, work, nets))
         for method in methods:
             training, settings = study.preference_of(method), study.scheduler_of(method)
             if method in study.selective_methods:
@@ -216,6 +209,13 @@ class Planner:
         for name in self.benchmarks:
             stages.append(self._generation(name, getattr(study.benchmarks, name).decoding, models))
             stages.append(Stage(f"score_{name}", models))
+        return stages
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a method compares with the reference model."""
+        methods = self.study.preference_methods
+        return any(self.study.preference_of(method).needs_reference for method in methods)
 
     @property
     def pretrains(self) -> bool:
@@ -264,41 +264,38 @@ class Planner:
 
     # --- memory -----------------------------------------------------------------------------------
 
-    def _memory(self, made: Plan) -> None:
-        study, found = self.study, made.memory
+    def memory(self) -> list[Memory]:
+        """The largest passes of every stage that loads the policy."""
+        study = self.study
+        found: list[Memory] = []
+        costs: SchedulerCosts | None
         if study.sft is not None:
             watching = study.pretrain is not None and study.pretrain.policy == "moving"
-            found.append(self._trained("train_sft", study.sft, study.sft.batch_size, 1, watching and ""))
-        if any(stage.name == "compute_reference" for stage in made.stages):
+            costs = self._scheduler("", train_encoder=True) if watching else None
+            found.append(self._trained("train_sft", study.sft, study.sft.batch_size, 1, costs))
+        if self.needs_reference:
             micro = recipe_of(study, "compute_reference").micro_batch_size  # type: ignore[attr-defined]
-            found.append(self._scored("compute_reference", micro, MOST_ITEMS, 2, None))
+            found.append(self._scored("compute_reference", micro, MOST_ITEMS, 2))
         if self.pretrains:
             assert study.pretrain is not None
             share = -(-study.pretrain.batch_size // self.world)
             micro = study.pretrain.scoring_micro_batch_size
-            found.append(self._scored("pretrain_scheduler", micro, share, 1, ""))
+            costs = self._scheduler("", train_encoder=True)
+            found.append(self._scored("pretrain_scheduler", micro, share, 1, costs))
         for method in study.preference_methods:
             training = study.preference_of(method)
             if method in study.selective_methods:
-                found.append(
-                    self._trained(f"train_crossfit {method}", training, training.batch_size, 2, False)
-                )
-            batch = training.batch_size
-            if training.selector == "selective":
-                largest = selected(batch, training.ratios[0])
-            elif training.warmup_rounds or training.full_every or training.end_after:
-                largest = batch
-            else:
-                shown = selected(batch, getattr(training, "easiest", None) or 1.0)
-                largest = max(selected(shown, ratio) for ratio in training.ratios)
-            scheduler = method if training.selector == "sams" else False
-            found.append(self._trained(method, training, largest, 2, scheduler))
-        made.memory[:] = _together(found)
+                found.append(self._trained(f"train_crossfit {method}", training, training.batch_size, 2))
+            largest = count.course(training, self.facts).largest
+            costs = self._scheduler(method) if training.selector == "sams" else None
+            found.append(self._trained(method, training, largest, 2, costs))
+        found = _together(found)
         decodings = [getattr(study.benchmarks, name).decoding for name in self.benchmarks]
         if decodings and self.gpu is not None:
             largest_cache = max(decoding.batch_size * self._positions(decoding) for decoding in decodings)
             held = 2.0 * self.sizes.total + self.sizes.cache * largest_cache
-            made.memory.append(self._row("generate (one GPU each)", "longest answers", False, held, 0))
+            found.append(self._row("generate (one GPU each)", "longest answers", False, held, 0))
+        return found
 
     def _positions(self, decoding: Decoding) -> int:
         return int(
@@ -309,13 +306,16 @@ class Planner:
         )
 
     def _trained(
-        self, stage: str, training: Training, items: int, completions: int, scheduler: str | Literal[False]
+        self,
+        stage: str,
+        training: Training,
+        items: int,
+        completions: int,
+        scheduler: SchedulerCosts | None = None,
     ) -> Memory:
-        """The largest passes of a stage that trains; `scheduler` names the method whose it is, "" the study's own."""
+        """The largest passes of a stage that trains on so many items of a global batch."""
         share = max(1, -(-items // self.world))
-        held = (
-            0 if scheduler is False else self._scheduler(scheduler, train_encoder=stage == "train_sft").bytes
-        )
+        held = 0 if scheduler is None else scheduler.bytes
         checkpointing = self._checkpointing(training, completions, held)
         micro = training.micro_batch_size
         size = self._auto(training, share, completions, checkpointing, held) if micro == "auto" else micro
@@ -336,12 +336,17 @@ class Planner:
         return self._row(stage, told, checkpointing, peak, held, accumulated)
 
     def _scored(
-        self, stage: str, micro_batch: MicroBatch, most: int, completions: int, scheduler: str | None
+        self,
+        stage: str,
+        micro_batch: MicroBatch,
+        most: int,
+        completions: int,
+        scheduler: SchedulerCosts | None = None,
     ) -> Memory:
         """A stage of scoring passes alone."""
-        held = 0 if scheduler is None else self._scheduler(scheduler, train_encoder=True).bytes
         items = most if micro_batch == "auto" else micro_batch
         peak = self._peak(Passes(items, completions, trained=False))
+        held = 0 if scheduler is None else scheduler.bytes
         return self._row(stage, f"scoring {items}", False, peak, held)
 
     def _row(
@@ -373,20 +378,14 @@ class Planner:
     def _peak(self, passes: Passes, training: Training | None = None) -> int:
         lora = None if training is None else training.lora
         # A process of several micro-batches is at its peak in the second one.
-        key = (
-            passes.items,
-            passes.completions,
-            min(2, passes.micro_batches),
-            passes.trained,
-            passes.checkpointing,
-            lora and lora.r,
-        )
+        small = replace(passes, micro_batches=min(2, passes.micro_batches))
+        key = (small, None if lora is None else lora.model_dump_json())
         if key not in self._peaks:
             data = self.study.data
             simulation = Simulation(
                 self.config, self.study.model, self.world, self.sharded, data.max_length, lora
             )
-            self._peaks[key] = simulation.peak(passes)
+            self._peaks[key] = simulation.peak(small)
         return self._peaks[key]
 
     def _checkpointing(self, training: Training, completions: int, held: int) -> bool:
@@ -406,17 +405,22 @@ class Planner:
 
     # --- disk and judge ---------------------------------------------------------------------------
 
-    def _disk(self, made: Plan) -> None:
+    def disk(self) -> list[Disk]:
+        """What the study writes."""
         study, sizes = self.study, self.sizes
+        found: list[Disk] = []
         trained = len(study.preference_methods) + (study.sft is not None)
         exported = 2 if study.model.precision == "bfloat16" else 4
-        made.disk.append(Disk("trained weights, float32", trained * self.seeds, 4.0 * sizes.total))
-        made.disk.append(Disk("exported models", len(study.methods) * self.seeds, exported * sizes.total))
+        if trained:
+            found.append(Disk("trained weights, float32", trained * self.seeds, 4.0 * sizes.total))
+        found.append(Disk("exported models", len(study.methods) * self.seeds, exported * sizes.total))
         if study.model.path is not None and not Path(study.model.path).is_dir():
-            made.disk.append(Disk("the model in the hub's cache", 1 + len(self.finished), 2.0 * sizes.total))
+            found.append(
+                Disk("the model in the hub's cache", 1 + len(self.study.finished_methods), 2.0 * sizes.total)
+            )
         pair, _ = self.facts.pair(packed=True)
         tokens = (self.facts.train + self.facts.test) * pair + self.facts.sft * self.facts.example[0]
-        made.disk.append(Disk("token ids", 1, 4 * tokens))
+        found.append(Disk("token ids", 1, 4 * tokens))
         sams = [
             method for method in study.preference_methods if study.preference_of(method).selector == "sams"
         ]
@@ -428,18 +432,22 @@ class Planner:
             rounds = count.preference(training, self.facts, settings, packed=self.packed).rounds
             arms = min(settings.replay_rounds, rounds) * training.batch_size * max(training.ratios)
             pool = max(pool, min(settings.replay_bytes, arms * costs.arm_bytes))
-        made.disk.append(
-            Disk("checkpoints of the job that runs", KEPT + 1, 12.0 * sizes.total + nets, stays=False)
-        )
+        if trained:
+            each = 12.0 * sizes.total + nets
+            found.append(Disk("checkpoints of the job that runs", KEPT + 1, each, stays=False))
         if pool:
-            made.disk.append(Disk("replay pool of the job that runs", 1, 3 * pool, stays=False))
+            found.append(Disk("replay pool of the job that runs", 1, 3 * pool, stays=False))
+        return found
 
-    def _judge(self, made: Plan) -> None:
+    def judge(self) -> list[Judged]:
+        """Calls of a judge that is asked through an endpoint."""
         judge, models = self.study.benchmarks.judge, len(self.study.methods) * self.seeds
+        found = []
         for name in self.benchmarks if judge.kind == "openai" else []:
             calls = models * QUESTIONS[name] * TURNS[name]
             tokens = Tokens(calls * JUDGE_PROMPT[name], calls * JUDGE_ANSWER[name])
-            made.judge.append(Judged(name, calls, tokens, tokens.cost(judge.prices)))
+            found.append(Judged(name, calls, tokens, tokens.cost(judge.prices)))
+        return found
 
     # --- what is told -----------------------------------------------------------------------------
 
@@ -452,31 +460,38 @@ class Planner:
         ]
         if self.timed:
             notes.append(
-                f"Assumed: training reaches {self.rate / 1e12:.0f} TFLOP/s of each GPU (--mfu), recomputed activations "
-                "counted; waiting, loading, checkpoints and CPU jobs are left out."
+                f"Assumed: training reaches {self.rate / 1e12:.0f} TFLOP/s of each GPU, {self.use:.0%} of its peak "
+                "(--mfu), recomputed activations counted. Waiting, loading, checkpoints and CPU jobs are left out."
             )
         else:
             notes.append("Time is planned for bfloat16 on GPUs only.")
         if self.benchmarks and self.timed:
             notes.append(
-                f"Assumed: a batch of answers takes {LONGEST_ANSWER} steps of {1000 * STEP_SECONDS:.0f} ms or more, one "
-                "GPU to a job; vLLM would be faster."
+                f"Assumed: a batch of answers takes {LONGEST_ANSWER} steps of {1000 * STEP_SECONDS:.0f} ms or more, "
+                "one GPU to a job; vLLM would be faster."
             )
-        room = "a GPU" if self.gpu is not None else f"a process's share of this machine, {self.world} of them"
+        unseen = f" and {RESERVE / GIB:.0f} GiB" if self.gpu is not None else ""
+        room = (
+            "A GPU" if self.gpu is not None else f"A process's share of this machine ({self.world} of them)"
+        )
         notes.append(
-            f"Memory: rows of the longest pairs ({self.study.data.max_length} tokens a side). `taken` is {SPARE} times "
-            f"the tensors{f' and {RESERVE / GIB:.0f} GiB' * (self.gpu is not None)}, for what torch's tracker does not "
-            f"see; {room} has {self.room / GIB:.1f} GiB."
+            f"Memory: rows of the longest pairs, {self.study.data.max_length} tokens a side. `taken` is {SPARE} "
+            f"times the tensors{unseen}: the rest is for fragmentation and what else torch's tracker does not see. "
+            f"{room} has {self.room / GIB:.1f} GiB."
         )
         if any(row.accumulated for row in made.memory):
             notes.append(
-                f"Gradients of several micro-batches wait unsharded for the last one: {4 * sizes.total / GIB:.1f} GiB. "
-                "With the whole share of a process in one micro-batch there are none of these."
+                f"Gradients of several micro-batches wait unsharded for the last one: {4 * sizes.total / GIB:.1f} "
+                "GiB a process. With its whole share in one micro-batch there are none."
             )
         if "auto" in self._micro_batches():
             notes.append("micro_batch_size auto: as many as fit; the trainer may find fewer to be as fast.")
         if made.judge:
-            notes.append("Judge tokens: four characters to one; prices are `benchmarks.judge.prices`.")
+            priced = self.study.benchmarks.judge.prices is not None
+            notes.append(
+                "Judge tokens: four characters to one."
+                + ("" if priced else " What they cost is not known: set `benchmarks.judge.prices`.")
+            )
 
     def _micro_batches(self) -> list[MicroBatch]:
         trainings = [self.study.preference_of(method) for method in self.study.preference_methods]
@@ -502,8 +517,8 @@ class Planner:
         host, here = self.host_bytes, psutil.virtual_memory().total
         if self.gpu is not None and here < host:
             warnings.append(
-                f"This machine has {here / 1e9:.0f} GB of memory; {self.world} processes that each load the weights in "
-                f"float32 before they go to the GPUs take {host / 1e9:.0f} GB."
+                f"This machine has {here / 1e9:.0f} GB of memory; {self.world} processes that each load the weights "
+                f"in float32, before they go to the GPUs, take {host / 1e9:.0f} GB."
             )
         gpus = gpus_here()
         if self.gpu is not None and gpus < self.world:

@@ -52,7 +52,7 @@ def show(
 def print_plan(plan: Plan, title: str) -> None:
     """Print the tables of a plan, its notes, and its warnings last."""
     total = sum(stage.gpu_hours or 0.0 for stage in plan.stages)
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             stage.name,
             str(stage.jobs),
@@ -64,7 +64,7 @@ def print_plan(plan: Plan, title: str) -> None:
     ]
     jobs, tokens = sum(stage.jobs for stage in plan.stages), sum(stage.tokens for stage in plan.stages)
     rows.append(("in all", str(jobs), "", number(_millions(tokens), 1), _hours(total or None)))
-    terminal(title, _readable(["jobs", "number", "rounds_of one", "million_tokens", "GPU-_hours"], rows), [])
+    terminal(title, _readable(["jobs", "number", "rounds_of one", "M tokens", "GPU-_hours"], rows), [])
 
     rows = [
         (
@@ -109,7 +109,7 @@ def print_plan(plan: Plan, title: str) -> None:
         ]
         terminal(
             "",
-            _readable(["judge", "calls", "million prompt_tokens", "million answer_tokens", "dollars"], rows),
+            _readable(["judge", "calls", "M prompt_tokens", "M answer_tokens", "dollars"], rows),
             [],
         )
     _print_list(plan.notes)

@@ -66,28 +66,26 @@ class Work:
     def flops(self, sizes: Sizes, *, checkpointing: bool) -> float:
         """Arithmetic of the policy: 2 N per token of a forward pass, twice that of a backward pass.
 
-        The output layer counts for answer tokens only. With checkpointing a trained token's forward pass is run twice.
+        The output layer counts for answer tokens only. Checkpointing runs a trained token's forward pass twice.
         """
         passes = 4 if checkpointing else 3
         body = self.scored + passes * self.trained
         return 2 * (sizes.body * body + sizes.head * (self.scored_answers + passes * self.trained_answers))
 
 
-def preference(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:
-    """A method's training."""
-    share = getattr(training, "preselected", training.ratios[0] if training.selector == "selective" else None)
+def course(training: Preference, facts: Facts) -> Selection:
+    """The rounds of a method, and how many pairs each trains on."""
+    share = training.preselected
     batch = training.batch_size if share is None else selected(training.batch_size, share)
     items = range(round(facts.train * (share or 1.0)))
+    rounds = count_rounds(items, training, "preference.batch_size", batch)
     ratios = (1.0,) if training.selector == "selective" else training.ratios
-    selection = Selection(
-        batch,
-        count_rounds(items, training, "preference.batch_size", batch),
-        ratios,
-        training.warmup_rounds,
-        training.full_every,
-        training.end_after,
-    )
-    return _loop(training, selection, facts, scheduler, packed=packed)
+    return Selection(batch, rounds, ratios, training.warmup_rounds, training.full_every, training.end_after)
+
+
+def preference(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:
+    """A method's training."""
+    return _loop(training, course(training, facts), facts, scheduler, packed=packed)
 
 
 def crossfit(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:

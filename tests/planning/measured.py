@@ -1,7 +1,7 @@
-"""Peak memory of one training step on the CPU, measured: python -m tests.planning.measured CONFIG PASSES MAX_LENGTH.
+"""Peak memory of training passes on the CPU, measured: python -m tests.planning.measured CONFIG PASSES MAX_LENGTH.
 
-A process of its own, started with MALLOC_MMAP_THRESHOLD_=65536, so that what is freed goes back to the system at once.
-Prints the bytes of the model's weights and the peak above them, from the kernel's count of resident pages.
+In a process started with MALLOC_MMAP_THRESHOLD_=65536, so that what is freed goes back to the system at once. Prints,
+for each of the passes, the bytes of the weights and the peak above them, from the kernel's count of resident pages.
 """
 
 import json
@@ -32,15 +32,18 @@ def step(policy: Policy, rows: Rows) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    passes = Passes(**json.loads(sys.argv[2]))
-    policy = build(json.loads(sys.argv[1]), "sdpa")
-    policy.pack(SEGMENTS)
-    if passes.checkpointing:
-        checkpoint_activations(policy.model)
-    step(policy, longest_rows(passes, 16, packed=True))  # what libraries take once
-    rows = longest_rows(passes, int(sys.argv[3]), packed=True)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    step(policy, rows)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in policy.parameters())
-    print(json.dumps({"weights": weights, "above": resident("VmHWM") - before}))
+    found = []
+    for given in json.loads(sys.argv[2]):
+        passes = Passes(**given)
+        policy = build(json.loads(sys.argv[1]), "sdpa")
+        policy.pack(SEGMENTS)
+        if passes.checkpointing:
+            checkpoint_activations(policy.model)
+        step(policy, longest_rows(passes, 16, packed=True))  # what libraries take once
+        rows = longest_rows(passes, int(sys.argv[3]), packed=True)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        step(policy, rows)
+        weights = sum(parameter.numel() * parameter.element_size() for parameter in policy.parameters())
+        found.append({"weights": weights, "above": resident("VmHWM") - before})
+    print(json.dumps(found))
