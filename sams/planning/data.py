@@ -13,9 +13,9 @@ from sams.files import read_json
 if TYPE_CHECKING:
     from sams.config import Study
 
-# Mean tokens of prompt and response by data set, four characters to a token. HH: 3,000 pairs of its helpful part. Of the
-# others no sample was at hand. UltraFeedback's variants: responses as long as a Llama-3.1-8B's to AlpacaEval (2,034
-# characters). Its prompts, and SHP, are guesses.
+# Mean tokens of prompt and response by data set, four characters to a token. HH: 3,000 pairs of its helpful part. No
+# sample of the others was at hand. UltraFeedback's variants: responses as long as a Llama-3.1-8B's to AlpacaEval
+# (2,034 characters). Its prompts, and SHP, are guesses.
 ASSUMED: dict[str, tuple[float, float]] = {
     "princeton-nlp/": (200, 500),
     "Anthropic/hh-rlhf": (75, 66),

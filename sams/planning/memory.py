@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -28,7 +29,7 @@ from sams.policy.rows import Item, Rows, pack_rows, pad_rows
 from sams.training.distribution import shard
 
 if TYPE_CHECKING:
-    from sams.settings import Lora, Model
+    from sams.settings import Model
 
 RESERVE = 2 * 2**30
 """Bytes of a GPU taken by its context and by NCCL. An assumption."""
@@ -65,7 +66,6 @@ class Simulation:
         world: processes.
         sharded: FSDP2; otherwise each process holds the policy whole, as alone or with DDP.
         max_length: longest prompt and completion in tokens.
-        lora: adapters.
     """
 
     config: dict[str, Any]
@@ -73,7 +73,6 @@ class Simulation:
     world: int
     sharded: bool
     max_length: int
-    lora: Lora | None = None
 
     def peak(self, passes: Passes) -> int:
         """Bytes at the peak of one process: weights, and of what is trained gradients and AdamW's moments too."""
@@ -82,7 +81,7 @@ class Simulation:
             fake_processes(self.world if self.sharded else 1) as mesh,
             FakeTensorMode(allow_non_fake_inputs=True),
         ):
-            policy = build(self.config, self.model.attention, self.lora)
+            policy = on_cpu(build(self.config, self.model.attention))
             policy.pack(SEGMENTS if self.model.packing else None)
             if passes.checkpointing:
                 checkpoint_activations(policy.model)
@@ -122,6 +121,19 @@ def longest_rows(passes: Passes, max_length: int, *, packed: bool) -> Rows:
     rows = pad_rows([item] * passes.items)
     # All rows are of one length: nothing is masked, and transformers would look into the mask.
     return Rows(rows.input_ids, rows.sequence, rows.answers, rows.predicts, rows.counts)
+
+
+def on_cpu(policy: Policy) -> Policy:
+    """Make a meta policy's weights tensors of the CPU, which a fake tensor mode gives no data either."""
+    made: dict[Any, Any] = {}
+    for module in policy.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight not in made:  # tied weights stay tied
+                made[weight] = nn.Parameter(torch.empty_like(weight, device="cpu"), weight.requires_grad)
+            setattr(module, name, made[weight])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    return policy
 
 
 def _with_moments(policy: Policy) -> torch.optim.Optimizer:

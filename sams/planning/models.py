@@ -11,12 +11,12 @@ import transformers
 
 from sams.errors import UserError
 from sams.files import read_json
-from sams.policy.model import add_lora, without_dropout
+from sams.policy.model import without_dropout
 from sams.policy.policy import Policy
 from sams.training.costs import weights_of
 
 if TYPE_CHECKING:
-    from sams.settings import Lora, Model
+    from sams.settings import Model
 
 FOLDER = Path(__file__).resolve().parents[2] / "config" / "models"
 
@@ -59,23 +59,20 @@ def config_of(settings: Model) -> dict[str, Any]:
     )
 
 
-def build(config: dict[str, Any], attention: str, lora: Lora | None = None) -> Policy:
-    """A policy of that architecture on the default device, which is to be meta or under a fake tensor mode."""
+def build(config: dict[str, Any], attention: str) -> Policy:
+    """A policy of that architecture on the meta device: shapes, and nothing in them."""
     known = dict(config)
     made = transformers.AutoConfig.for_model(known.pop("model_type"), **known)
-    model = transformers.AutoModelForCausalLM.from_config(
-        made, dtype=torch.float32, attn_implementation=attention
-    )
-    without_dropout(model)
-    if lora is not None:
-        add_lora(model, lora)
-    return Policy(model)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(
+            made, dtype=torch.float32, attn_implementation=attention
+        )
+        return Policy(without_dropout(model))
 
 
 def sizes_of(config: dict[str, Any]) -> Sizes:
     """Count the weights of an architecture."""
-    with torch.device("meta"):
-        policy = build(config, "eager")
+    policy = build(config, "eager")
     body, head = weights_of(policy)
     made: Any = policy.model.config
     width = getattr(made, "head_dim", None) or made.hidden_size // made.num_attention_heads

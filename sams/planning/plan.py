@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 QUESTIONS = {"alpaca_eval": 805, "mt_bench": 80}
 TURNS = {"alpaca_eval": 1, "mt_bench": 2}
 
-# Tokens of a judge's prompt, four characters to one. AlpacaEval: template, instruction, baseline (3,612 characters) and
-# an answer of 2,034. MT-Bench: the mean of 480 recorded judgments (3,101 characters).
+# Tokens of a judge's prompt, four characters to one. AlpacaEval: template, instruction, baseline (3,612 characters),
+# and an answer of 2,034. MT-Bench: the mean of 480 recorded judgments (3,101 characters).
 JUDGE_PROMPT = {"alpaca_eval": 1410, "mt_bench": 775}
 JUDGE_ANSWER = {"alpaca_eval": 1, "mt_bench": USUAL_ANSWER_TOKENS}
 
@@ -155,7 +155,7 @@ class Planner:
         self.config = config_of(study.model)
         self.sharded = study.launch.strategy == "fsdp2" and world > 1
         self.seeds = len(study.seeds)
-        self._peaks: dict[Any, int] = {}
+        self._peaks: dict[Passes, int] = {}
         self._schedulers: dict[str, SchedulerCosts] = {}
 
     @cached_property
@@ -180,7 +180,9 @@ class Planner:
     def stages(self) -> list[Stage]:
         """All jobs but the small ones: inputs of the benchmarks, tables, figures."""
         study = self.study
-        stages = [Stage(name, 1) for name in ("prepare_data", "tokenise")]
+        stages = [Stage("prepare_data", 1)]
+        if study.trained_methods:
+            stages.append(Stage("tokenise", 1))
         if study.sft is not None:
             watching = recipe_of(study, "train_sft").watching  # type: ignore[attr-defined]
             told = None if watching is None else (watching.scheduler, watching.ratio)
@@ -316,24 +318,29 @@ class Planner:
         """The largest passes of a stage that trains on so many items of a global batch."""
         share = max(1, -(-items // self.world))
         held = 0 if scheduler is None else scheduler.bytes
-        checkpointing = self._checkpointing(training, completions, held)
+        # Frozen weights have no gradients and moments; the adapters themselves are small.
+        frozen = 0.0 if training.lora is None else self._state
+        checkpointing = self._checkpointing(completions, held - frozen)
         micro = training.micro_batch_size
-        size = self._auto(training, share, completions, checkpointing, held) if micro == "auto" else micro
+        size = self._auto(share, completions, checkpointing, held - frozen) if micro == "auto" else micro
         batches = -(-share // size)
-        passes = Passes(-(-share // batches), completions, batches, True, checkpointing)
-        peak = self._peak(passes, training)
-        accumulated = (
-            4.0 * self.sizes.total if self.sharded and batches > 1 and training.lora is None else 0.0
-        )
+        waiting = self.sharded and batches > 1 and training.lora is None
+        passes = Passes(-(-share // batches), completions, 2 if waiting else 1, True, checkpointing)
+        peak = self._peak(passes) - frozen
+        accumulated = 4.0 * self.sizes.total if waiting else 0.0
         told = f"{batches} x {passes.items}"
         # Scoring passes meet gradients and moments too.
         scoring = training.scoring_micro_batch_size
         most = -(-training.batch_size // self.world)
         seen = Passes(most if scoring == "auto" else scoring, completions, trained=False)
-        state = 12.0 * self.sizes.total / (self.world if self.sharded else 1)
-        if training.lora is None and (scored := self._peak(seen, training) + state) > peak:
-            peak, told, accumulated = round(scored), f"scoring {seen.items}", 0.0
+        if (scored := self._peak(seen) + self._state - frozen) > peak:
+            peak, told, accumulated = scored, f"scoring {seen.items}", 0.0
         return self._row(stage, told, checkpointing, peak, held, accumulated)
+
+    @property
+    def _state(self) -> float:
+        """Bytes of gradients and two moments of all weights, on one process."""
+        return 12.0 * self.sizes.total / (self.world if self.sharded else 1)
 
     def _scored(
         self,
@@ -375,31 +382,23 @@ class Planner:
         """Bytes of a GPU, or of a process's share of this machine."""
         return self.gpu.memory if self.gpu is not None else psutil.virtual_memory().total / self.world
 
-    def _peak(self, passes: Passes, training: Training | None = None) -> int:
-        lora = None if training is None else training.lora
-        # A process of several micro-batches is at its peak in the second one.
-        small = replace(passes, micro_batches=min(2, passes.micro_batches))
-        key = (small, None if lora is None else lora.model_dump_json())
-        if key not in self._peaks:
-            data = self.study.data
-            simulation = Simulation(
-                self.config, self.study.model, self.world, self.sharded, data.max_length, lora
-            )
-            self._peaks[key] = simulation.peak(small)
-        return self._peaks[key]
+    def _peak(self, passes: Passes) -> int:
+        if passes not in self._peaks:
+            study = self.study
+            simulation = Simulation(self.config, study.model, self.world, self.sharded, study.data.max_length)
+            self._peaks[passes] = simulation.peak(passes)
+        return self._peaks[passes]
 
-    def _checkpointing(self, training: Training, completions: int, held: int) -> bool:
+    def _checkpointing(self, completions: int, held: float) -> bool:
         """As set; `auto`: where one longest item would not fit otherwise."""
         wanted = self.study.model.activation_checkpointing
         if wanted != "auto":
             return wanted
-        return self._taken(self._peak(Passes(1, completions), training) + held) > self.room
+        return self._taken(self._peak(Passes(1, completions)) + held) > self.room
 
-    def _auto(self, training: Training, share: int, completions: int, checkpointing: bool, held: int) -> int:
+    def _auto(self, share: int, completions: int, checkpointing: bool, held: float) -> int:
         """The most items that fit; the trainer may find fewer to be as fast."""
-        one, two = (
-            self._peak(Passes(items, completions, 1, True, checkpointing), training) for items in (1, 2)
-        )
+        one, two = (self._peak(Passes(items, completions, 1, True, checkpointing)) for items in (1, 2))
         left = self.room - self._taken(one + held)
         return max(1, min(share, 1 + int(left / SPARE / max(1, two - one))))
 

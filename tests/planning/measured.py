@@ -35,7 +35,9 @@ if __name__ == "__main__":
     found = []
     for given in json.loads(sys.argv[2]):
         passes = Passes(**given)
-        policy = build(json.loads(sys.argv[1]), "sdpa")
+        policy = build(json.loads(sys.argv[1]), "sdpa").to_empty(device="cpu")
+        for part in (*policy.parameters(), *policy.buffers()):
+            torch.nn.init.uniform_(part, -0.05, 0.05)
         policy.pack(SEGMENTS)
         if passes.checkpointing:
             checkpoint_activations(policy.model)
