@@ -24,6 +24,7 @@ from sams.tables.render import number
 from sams.training.checkpoints import KEPT
 from sams.training.costs import PEAK_FLOPS
 from sams.training.reference import MOST_ITEMS
+from sams.training.tuning import ADAM_BYTES, MEMORY_SHARE, WAITING_BYTES
 
 if TYPE_CHECKING:
     from sams.settings import Decoding, MicroBatch, Training
@@ -155,7 +156,7 @@ class Planner:
         self.config = config_of(study.model)
         self.sharded = study.launch.strategy == "fsdp2" and world > 1
         self.seeds = len(study.seeds)
-        self._peaks: dict[Passes, int] = {}
+        self._peaks: dict[tuple[Passes, int | None], int] = {}
         self._schedulers: dict[str, SchedulerCosts] = {}
 
     @cached_property
@@ -320,9 +321,10 @@ class Planner:
         held = 0 if scheduler is None else scheduler.bytes
         # Frozen weights have no gradients and moments; the adapters themselves are small.
         frozen = 0.0 if training.lora is None else self._state
-        checkpointing = self._checkpointing(completions, held - frozen)
-        micro = training.micro_batch_size
-        size = self._auto(share, completions, checkpointing, held - frozen) if micro == "auto" else micro
+        checkpointing = self._checkpointing(completions, scheduler, frozen)
+        wanted = training.micro_batch_size
+        size = self._fitting(completions, checkpointing, scheduler, frozen) if wanted == "auto" else wanted
+        size = max(1, min(share, size))
         batches = -(-share // size)
         waiting = self.sharded and batches > 1 and training.lora is None
         passes = Passes(-(-share // batches), completions, 2 if waiting else 1, True, checkpointing)
@@ -340,7 +342,7 @@ class Planner:
     @property
     def _state(self) -> float:
         """Bytes of gradients and two moments of all weights, on one process."""
-        return 12.0 * self.sizes.total / (self.world if self.sharded else 1)
+        return float(ADAM_BYTES * self.sizes.total) / (self.world if self.sharded else 1)
 
     def _scored(
         self,
@@ -382,25 +384,42 @@ class Planner:
         """Bytes of a GPU, or of a process's share of this machine."""
         return self.gpu.memory if self.gpu is not None else psutil.virtual_memory().total / self.world
 
-    def _peak(self, passes: Passes) -> int:
-        if passes not in self._peaks:
+    def _peak(self, passes: Passes, layers: int | None = None) -> int:
+        """Peak of a process, of the model cut to so many layers."""
+        if (passes, layers) not in self._peaks:
             study = self.study
-            simulation = Simulation(self.config, study.model, self.world, self.sharded, study.data.max_length)
-            self._peaks[passes] = simulation.peak(passes)
-        return self._peaks[passes]
+            cut = {} if layers is None else {"num_hidden_layers": layers}
+            simulation = Simulation(
+                self.config | cut, study.model, self.world, self.sharded, study.data.max_length
+            )
+            self._peaks[passes, layers] = simulation.peak(passes)
+        return self._peaks[passes, layers]
 
-    def _checkpointing(self, completions: int, held: float) -> bool:
-        """As set; `auto`: where one longest item would not fit otherwise."""
+    def _added(self, completions: int, checkpointing: bool) -> float:
+        """Bytes that one more of the longest items adds to the peak; from two and four layers, since it is linear."""
+        few, more = (
+            self._peak(Passes(2, completions, 1, True, checkpointing), layers)
+            - self._peak(Passes(1, completions, 1, True, checkpointing), layers)
+            for layers in (2, 4)
+        )
+        return max(1.0, few + (self.config["num_hidden_layers"] - 2) / 2 * (more - few))
+
+    def _checkpointing(self, completions: int, scheduler: SchedulerCosts | None, frozen: float) -> bool:
+        """As set; `auto`: where the longest item would not fit otherwise."""
         wanted = self.study.model.activation_checkpointing
-        if wanted != "auto":
-            return wanted
-        return self._taken(self._peak(Passes(1, completions)) + held) > self.room
+        return wanted if wanted != "auto" else not self._fitting(completions, False, scheduler, frozen)
 
-    def _auto(self, share: int, completions: int, checkpointing: bool, held: float) -> int:
-        """The most items that fit; the trainer may find fewer to be as fast."""
-        one, two = (self._peak(Passes(items, completions, 1, True, checkpointing)) for items in (1, 2))
-        left = self.room - self._taken(one + held)
-        return max(1, min(share, 1 + int(left / SPARE / max(1, two - one))))
+    def _fitting(
+        self, completions: int, checkpointing: bool, scheduler: SchedulerCosts | None, frozen: float
+    ) -> int:
+        """The most of the longest items that fit in a micro-batch, by the rule of `sams.training.tuning`."""
+        shards = self.world if self.sharded else 1
+        free = self.room - (RESERVE if self.gpu is not None else 0) - 4.0 * self.sizes.total / shards
+        free -= 0 if scheduler is None else 4.0 * scheduler.parameters
+        waiting = WAITING_BYTES * self.sizes.total if self.sharded and not frozen else 0
+        return int(
+            MEMORY_SHARE * (free - (self._state - frozen) - waiting) / self._added(completions, checkpointing)
+        )
 
     # --- disk and judge ---------------------------------------------------------------------------
 
@@ -483,6 +502,8 @@ class Planner:
                 f"Gradients of several micro-batches wait unsharded for the last one: {4 * sizes.total / GIB:.1f} "
                 "GiB a process. With its whole share in one micro-batch there are none."
             )
+        if self.study.model.activation_checkpointing == "auto":
+            notes.append("activation_checkpointing auto: hours are those with it.")
         if "auto" in self._micro_batches():
             notes.append("micro_batch_size auto: as many as fit; the trainer may find fewer to be as fast.")
         if made.judge:

@@ -141,3 +141,11 @@ def test_the_data_that_is_there_counts_before_what_is_assumed(tmp_path: Path) ->
     assert (counted.sft, counted.train, counted.rejected) == (64, 64, 7.5)
     with pytest.raises(UserError, match="L40S"):
         gpu_named("TPU")
+
+
+@pytest.mark.slow  # a minute
+def test_the_command_finds_that_llama_8b_fits_8_gpus_of_80_gb() -> None:
+    command = [sys.executable, "-c", "from sams.cli import main; main()", "plan"]
+    command += ["--study", "table1_llama3_instruct", "--gpu", "H100", "--gpus", "8"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert "8 H100" in shown and "dpo-sams" in shown and "NO" not in shown and "will not fit" not in shown
