@@ -4,14 +4,16 @@ from dataclasses import dataclass
 
 from sams.errors import UserError
 
+GIB = 2**30
+
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU (vendors' data sheets).
+    """One GPU.
 
     Attributes:
-        memory: bytes.
-        bandwidth: of its memory, bytes per second.
+        memory: bytes that a process finds, a little less than the name says.
+        bandwidth: of its memory, bytes per second (vendors' data sheets).
         use: share of its dense bfloat16 peak that training reaches, recomputed activations counted. An assumption.
     """
 
@@ -21,12 +23,12 @@ class Gpu:
 
 
 GPUS = {
-    "B200": Gpu(180e9, 7.7e12, 0.30),
-    "H200": Gpu(141e9, 4.8e12, 0.30),
-    "H100": Gpu(80e9, 3.35e12, 0.30),
-    "A100": Gpu(80e9, 2.04e12, 0.35),
-    "L40S": Gpu(48e9, 0.864e12, 0.25),
-    "L4": Gpu(24e9, 0.3e12, 0.25),
+    "B200": Gpu(178.4 * GIB, 7.7e12, 0.30),
+    "H200": Gpu(139.8 * GIB, 4.8e12, 0.30),
+    "H100": Gpu(79.1 * GIB, 3.35e12, 0.30),
+    "A100": Gpu(79.1 * GIB, 2.04e12, 0.35),
+    "L40S": Gpu(44.4 * GIB, 0.864e12, 0.25),
+    "L4": Gpu(22.0 * GIB, 0.3e12, 0.25),
 }
 
 

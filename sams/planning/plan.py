@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -386,6 +386,9 @@ class Planner:
 
     def _peak(self, passes: Passes, layers: int | None = None) -> int:
         """Peak of a process, of the model cut to so many layers."""
+        if not passes.trained and passes.items > 2:  # no activation stays, so items add up
+            one, two = (self._peak(replace(passes, items=items), layers) for items in (1, 2))
+            return one + (passes.items - 1) * (two - one)
         if (passes, layers) not in self._peaks:
             study = self.study
             cut = {} if layers is None else {"num_hidden_layers": layers}
