@@ -553,12 +553,12 @@ class Planner:
         return 4.0 * self.sizes.total * self.world
 
     def _remedy(self, row: Memory) -> str:
-        if row.accumulated:
-            return "a larger micro_batch_size, so that there is one micro-batch"
         if not self.sharded and self.world > 1:
             return "launch.strategy: fsdp2"
         if not row.checkpointing and "scoring" not in row.passes:
             return "model.activation_checkpointing: true"
+        if row.accumulated:
+            return "a larger micro_batch_size, so that there is one micro-batch"
         return "smaller micro-batches, more GPUs, or a lower data.max_length"
 
 
