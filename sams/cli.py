@@ -55,6 +55,39 @@ def grid(
 
 
 @app.command()
+def plan(
+    configfile: ConfigFiles = None,
+    study: Annotated[
+        str | None, typer.Option(help="Name of a study in config/studies, in place of --configfile.")
+    ] = None,
+    gpu: Annotated[str | None, typer.Option(help="H100 (default), H200, B200, A100, L40S or L4.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="How many; default: launch.nproc_per_node.")] = None,
+    mfu: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=1.0, help="Share of the GPU's bfloat16 peak that is reached."),
+    ] = None,
+    pairs: Annotated[int | None, typer.Option(min=1, help="Preference pairs, where it is not known.")] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a prompt.")] = None,
+    response_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a response.")] = None,
+    results: Annotated[Path, typer.Option(help="Results folder, for data that is there.")] = Path("results"),
+) -> None:
+    """Print what a study takes before it runs: jobs, hours, memory, disk, judge. Needs neither GPU nor hub."""
+    from sams.planning.show import show as show_plan
+
+    named = [] if study is None else [SOURCE / "config" / "studies" / f"{study}.yaml"]
+    show_plan(
+        _study([*named, *(configfile or [])]),
+        results,
+        gpu=gpu,
+        gpus=gpus,
+        mfu=mfu,
+        pairs=pairs,
+        prompt_tokens=prompt_tokens,
+        response_tokens=response_tokens,
+    )
+
+
+@app.command()
 def recipe(
     stage: Annotated[
         str, typer.Argument(help="A rule: train_sft, pretrain_scheduler, train_preference, ...")

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -93,14 +94,8 @@ class Workers:
     def wrap(self, policy: Policy, *, trained: bool = True) -> nn.Module:
         """Move the policy to the device and replicate (DDP) or shard (FSDP2) it."""
         if self.strategy == "fsdp2" and self.world > 1:
-            compute = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
             mesh = dist.init_device_mesh(self.device.type, (self.world,))
-            mixed = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-            policy.to(self.device)
-            for block in blocks(policy.model):
-                fully_shard(block, mesh=mesh, mp_policy=mixed)
-            fully_shard(policy, mesh=mesh, mp_policy=mixed)
-            return policy
+            return shard(policy.to(self.device), mesh, self.precision)
         if not trained:
             policy.requires_grad_(False)
         # DDP refuses a module without gradients; scoring alone needs no exchange of them either.
@@ -189,6 +184,15 @@ class Workers:
         self.barrier()
         if self.world > 1:
             end_worker(0)
+
+
+def shard(policy: Policy, mesh: DeviceMesh, precision: str) -> Policy:
+    """Shard a policy with FSDP2, each block a group of its own: float32 master weights, computed in `precision`."""
+    mixed = MixedPrecisionPolicy(param_dtype=getattr(torch, precision), reduce_dtype=torch.float32)
+    for block in blocks(policy.model):
+        fully_shard(block, mesh=mesh, mp_policy=mixed)
+    fully_shard(policy, mesh=mesh, mp_policy=mixed)
+    return policy
 
 
 def end_worker(status: int) -> None:

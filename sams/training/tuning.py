@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from sams.errors import UserError
@@ -37,6 +38,8 @@ MEMORY_SHARE = 0.8
 """Share of the free memory that activations may take: what is predicted leaves out fragmentation and temporaries."""
 ADAM_BYTES = 12
 """Of a trained weight, on the process that holds it: gradient and two moments in float32."""
+WAITING_BYTES = 4
+"""Of a trained weight, on every process: FSDP2 keeps gradients whole, in float32, until the last micro-batch."""
 GOOD_ENOUGH = 1.05
 """The smallest micro-batch within this factor of the fastest is taken: timings are noisy, memory is not."""
 
@@ -208,7 +211,8 @@ def fit(
         UserError: when the longest item does not fit either way.
     """
     bytes_per_token = activation_bytes(policy, task, workers)
-    room = MEMORY_SHARE * (free_bytes(workers.device) - ADAM_BYTES * local_weights(policy))
+    state = ADAM_BYTES * local_weights(policy) + waiting_bytes(policy)
+    room = MEMORY_SHARE * (free_bytes(workers.device) - state)
     # Of a checkpointed model the inputs of all blocks stay, and one block at a time is alive in full.
     count = len(blocks(bare(policy).model))
     inputs = count * bare(policy).model.config.hidden_size * 4
@@ -246,6 +250,13 @@ def local_weights(policy: nn.Module) -> int:
     """Trained weights that this process holds."""
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     return sum((part.to_local() if isinstance(part, DTensor) else part).numel() for part in trained)
+
+
+def waiting_bytes(policy: nn.Module) -> int:
+    """Bytes of gradients that wait for the last micro-batch, beside those of `ADAM_BYTES`."""
+    if not isinstance(policy, FSDPModule):
+        return 0
+    return WAITING_BYTES * sum(part.numel() for part in policy.parameters() if part.requires_grad)
 
 
 def free_bytes(device: torch.device) -> int:

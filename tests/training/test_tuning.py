@@ -9,13 +9,14 @@ import torch
 
 from sams.errors import UserError
 from sams.files import read_json
+from sams.planning.memory import fake_processes
 from sams.policy.model import build_model
 from sams.policy.packing import SEGMENTS
 from sams.policy.policy import Policy, Scores
 from sams.policy.rows import pack_rows
 from sams.settings import Model
 from sams.training import tuning
-from sams.training.distribution import Workers
+from sams.training.distribution import Workers, shard
 from sams.training.tasks import PairTask
 from sams.training.tuning import Tuning, tune
 from tests import tiny
@@ -132,6 +133,16 @@ def test_memory_bounds_the_micro_batch_and_calls_for_checkpointing(
     free(0.01 * longest)
     with pytest.raises(UserError, match=r"activation_checkpointing: .*longest item take.*that are left"):
         found(workers, settings)
+
+
+def test_whole_gradients_that_wait_under_fsdp2_are_counted() -> None:
+    policy = policy_of(tiny.settings())
+    weights = sum(parameter.numel() for parameter in policy.parameters())
+    assert tuning.waiting_bytes(policy) == 0
+    with fake_processes(4) as mesh:
+        shard(policy, mesh, "float32")
+        assert tuning.waiting_bytes(policy) == 4 * weights
+        assert tuning.local_weights(policy) < weights / 3
 
 
 def test_a_found_size_is_kept_in_the_result_and_a_resumed_run_takes_it_over(

@@ -1,0 +1,1 @@
+"""Memory, time and cost of a study, before it is launched and without a GPU."""

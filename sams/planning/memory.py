@@ -1,0 +1,159 @@
+"""Peak memory of a training process, from a run of its passes on tensors that have a shape and no data.
+
+torch's memory trackers count every storage while the study's own policy, sharded or not as the trainer does it, takes
+its step on the longest rows there can be. They do not see the CUDA context, NCCL's buffers and fragmentation: RESERVE
+and SPARE stand for these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import DeviceMesh
+
+from sams.planning.models import build
+from sams.policy.model import checkpoint_activations
+from sams.policy.packing import SEGMENTS
+from sams.policy.policy import Policy
+from sams.policy.rows import Item, Rows, pack_rows, pad_rows
+from sams.training.distribution import shard
+
+if TYPE_CHECKING:
+    from sams.settings import Model
+
+RESERVE = 2 * 2**30
+"""Bytes of a GPU taken by its context and by NCCL. An assumption."""
+SPARE = 1.1
+"""What is allocated, over what tensors hold: fragmentation. An assumption."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of one kind between two steps of the optimiser, on one process.
+
+    Attributes:
+        items: of a micro-batch.
+        completions: of an item: 2 of a pair, 1 of an example.
+        micro_batches: more than one are added up before gradients are exchanged.
+        trained: whether gradients are computed.
+        checkpointing: whether blocks are computed again in the backward pass.
+    """
+
+    items: int
+    completions: int = 2
+    micro_batches: int = 1
+    trained: bool = True
+    checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How a study runs its policy.
+
+    Attributes:
+        config: transformers config.
+        model: settings of the policy.
+        world: processes.
+        sharded: FSDP2; otherwise each process holds the policy whole, as alone or with DDP.
+        max_length: longest prompt and completion in tokens.
+    """
+
+    config: dict[str, Any]
+    model: Model
+    world: int
+    sharded: bool
+    max_length: int
+
+    def peak(self, passes: Passes) -> int:
+        """Bytes at the peak of one process: weights, and of what is trained gradients and AdamW's moments too."""
+        rows = longest_rows(passes, self.max_length, packed=self.model.packing)
+        with (
+            fake_processes(self.world if self.sharded else 1) as mesh,
+            FakeTensorMode(allow_non_fake_inputs=True),
+        ):
+            policy = on_cpu(build(self.config, self.model.attention))
+            policy.pack(SEGMENTS if self.model.packing else None)
+            if passes.checkpointing:
+                checkpoint_activations(policy.model)
+            if self.sharded and self.world > 1:
+                shard(policy, mesh, self.model.precision)
+            return self._run(policy, rows, passes)
+
+    def _run(self, policy: Policy, rows: Rows, passes: Passes) -> int:
+        optimiser = _with_moments(policy) if passes.trained else None
+        sharded = self.sharded and self.world > 1
+        tracker: Any = FSDPMemTracker(policy, optimiser) if sharded else MemTracker()  # type: ignore[arg-type]
+        if not sharded:
+            tracker.track_external(*([policy] if optimiser is None else [policy, optimiser]))
+        compute = partial(
+            torch.autocast, "cpu", torch.bfloat16, enabled=not sharded and self.model.precision == "bfloat16"
+        )
+        with tracker, torch.set_grad_enabled(passes.trained):
+            # What a second micro-batch adds, further ones do not.
+            for left in reversed(range(min(2, passes.micro_batches))):
+                tracker.reset_mod_stats()  # each pass is the tracker's first
+                if sharded:
+                    policy.set_requires_gradient_sync(left == 0)  # type: ignore[operator]
+                with compute():
+                    logps = policy(rows).logps
+                if optimiser is not None:
+                    logps.mean().backward()
+            if optimiser is not None:
+                optimiser.step()
+        return max(int(found["Total"]) for found in tracker.get_tracker_snapshot("peak").values())
+
+
+def longest_rows(passes: Passes, max_length: int, *, packed: bool) -> Rows:
+    """Rows of items as long as they can be: a prompt of one token, and completions up to the limit."""
+    item: Item = ([1], [[1] * (max_length - 1)] * passes.completions)
+    if packed:
+        return pack_rows([item] * passes.items)
+    rows = pad_rows([item] * passes.items)
+    # All rows are of one length: nothing is masked, and transformers would look into the mask.
+    return Rows(rows.input_ids, rows.sequence, rows.answers, rows.predicts, rows.counts)
+
+
+def on_cpu(policy: Policy) -> Policy:
+    """Make a meta policy's weights tensors of the CPU, which a fake tensor mode gives no data either."""
+    made: dict[Any, Any] = {}
+    for module in policy.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight not in made:  # tied weights stay tied
+                made[weight] = nn.Parameter(torch.empty_like(weight, device="cpu"), weight.requires_grad)
+            setattr(module, name, made[weight])
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+    return policy
+
+
+def _with_moments(policy: Policy) -> torch.optim.Optimizer:
+    """The trainer's optimiser as it is after its first step, moments included."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, fused=True)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    optimiser.step()
+    optimiser.zero_grad()
+    return optimiser
+
+
+@contextlib.contextmanager
+def fake_processes(world: int) -> Iterator[DeviceMesh]:
+    """A process group of which this is rank 0. The others are not there, and nothing is waited for."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
+    try:
+        yield dist.init_device_mesh("cpu", (world,))
+    finally:
+        dist.destroy_process_group()

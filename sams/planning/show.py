@@ -1,0 +1,154 @@
+"""A plan, printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sams.planning.data import facts_of
+from sams.planning.gpus import gpu_named
+from sams.planning.plan import GIB, Plan, Planner, on_cpus, world_of
+from sams.tables.render import MISSING, Readable, number, terminal
+
+if TYPE_CHECKING:
+    from sams.config import Study
+
+DEFAULT_GPU = "H100"
+WIDTH = 38
+
+
+def show(
+    study: Study,
+    results: Path,
+    *,
+    gpu: str | None,
+    gpus: int | None,
+    mfu: float | None,
+    pairs: int | None,
+    prompt_tokens: float | None,
+    response_tokens: float | None,
+) -> None:
+    """Plan a study and print it.
+
+    Raises:
+        UserError: the model, the size of the data or the GPU is not known.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    name = gpu or (None if on_cpus(study) and gpus is None else DEFAULT_GPU)
+    planner = Planner(
+        study,
+        facts_of(study, results, pairs=pairs, prompt_tokens=prompt_tokens, response_tokens=response_tokens),
+        gpu=None if name is None else (name, gpu_named(name)),
+        world=world_of(study, gpus),
+        use=mfu,
+        results=results,
+    )
+    machine = f"{planner.world} {'CPU processes' if name is None else name}, {study.launch.strategy}"
+    print_plan(planner.plan(), f"{study.study}, {study.setting}, on {machine}")
+
+
+def print_plan(plan: Plan, title: str) -> None:
+    """Print the tables of a plan, its notes, and its warnings last."""
+    total = sum(stage.gpu_hours or 0.0 for stage in plan.stages)
+    rows: list[tuple[str, ...]] = [
+        (
+            stage.name,
+            str(stage.jobs),
+            number(stage.rounds or None, 0),
+            number(_millions(stage.tokens), 1),
+            _hours(stage.gpu_hours),
+        )
+        for stage in plan.stages
+    ]
+    jobs, tokens = sum(stage.jobs for stage in plan.stages), sum(stage.tokens for stage in plan.stages)
+    rows.append(("in all", str(jobs), "", number(_millions(tokens), 1), _hours(total or None)))
+    terminal(title, _readable(["jobs", "number", "rounds_of one", "M tokens", "GPU-_hours"], rows), [])
+
+    rows = [
+        (
+            _short(row.stages),
+            row.passes,
+            "yes" if row.checkpointing else "no",
+            _amount(row.policy / GIB),
+            _amount(row.scheduler / GIB),
+            _amount(row.taken / GIB),
+            "yes" if row.fits else "NO",
+        )
+        for row in plan.memory
+    ]
+    heads = [
+        "peak memory of a process,_GiB",
+        "micro-_batches",
+        "recom-_puted",
+        "policy",
+        "sche-_duler",
+        "taken",
+        "fits",
+    ]
+    terminal("", _readable(heads, rows), [])
+
+    rows = [
+        (part.what, str(part.count), _amount(part.each / 1e9), _amount(part.bytes / 1e9))
+        for part in plan.disk
+    ]
+    rows.append(("in all", "", "", _amount(sum(part.bytes for part in plan.disk) / 1e9)))
+    terminal("", _readable(["disk, GB", "number", "each", "all"], rows), [])
+
+    if plan.judge:
+        rows = [
+            (
+                part.benchmark,
+                number(part.calls, 0),
+                number(_millions(part.tokens.prompt), 2),
+                number(_millions(part.tokens.completion), 2),
+                number(part.dollars, 2),
+            )
+            for part in plan.judge
+        ]
+        terminal(
+            "",
+            _readable(["judge", "calls", "M prompt_tokens", "M answer_tokens", "dollars"], rows),
+            [],
+        )
+    _print_list(plan.notes)
+    _print_list([f"Warning: {warning}" for warning in plan.warnings])
+
+
+def _print_list(lines: list[str]) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console()
+    for line in lines:
+        console.print(Padding(Text(f"- {line}"), (0, 0, 0, 1)))
+
+
+def _readable(columns: list[str], rows: list[tuple[str, ...]]) -> Readable:
+    return Readable(columns, [[(cell,) for cell in row] for row in rows])
+
+
+def _short(stages: str) -> str:
+    """A list of stages, cut to the width of its column."""
+    names, kept = stages.split(", "), ""
+    for place, name in enumerate(names):
+        longer = f"{kept}, {name}" if kept else name
+        if place and len(longer) > WIDTH - 4:
+            return f"{kept}, +{len(names) - place}"
+        kept = longer
+    return kept
+
+
+def _millions(count: float) -> float | None:
+    return count / 1e6 if count else None
+
+
+def _amount(value: float) -> str:
+    """With as many decimals as a small amount needs; a dash for none."""
+    return number(value or None, 1 if value >= 1 else 3)
+
+
+def _hours(hours: float | None) -> str:
+    return MISSING if hours is None else number(hours, 1)

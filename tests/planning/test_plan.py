@@ -1,0 +1,151 @@
+"""The plan of a study: its jobs against Snakemake's own, what is told, what is warned of."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sams.config import Study, load_study, read_settings
+from sams.errors import UserError
+from sams.planning.data import facts_of
+from sams.planning.gpus import GPUS, Gpu, gpu_named
+from sams.planning.plan import GIB, Planner
+from sams.planning.show import print_plan
+from tests.conftest import ROOT
+
+STUDIES = ROOT / "config" / "studies"
+SMALL: dict[str, Any] = {
+    "methods": ["sft", "dpo", "dpo-sams"],
+    "model": {"precision": "bfloat16", "architecture": {"num_hidden_layers": 1}},
+    "launch": {"strategy": "fsdp2", "nproc_per_node": 8},
+    "data": {"max_length": 64, "max_prompt_length": 32},
+}
+
+
+def study(name: str, **more: Any) -> Study:
+    files = [ROOT / "config" / "config.yaml", *([STUDIES / f"{name}.yaml"] if name else [])]
+    return load_study(read_settings(files, more))
+
+
+def planner(settings: Study, results: Path, gpu: Gpu = GPUS["H100"], **more: Any) -> Planner:
+    return Planner(
+        settings, facts_of(settings, results), gpu=("H100", gpu), world=8, use=None, results=results, **more
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "table3_selective",
+        "checkpoints",
+        # A dry run takes 4 s.
+        pytest.param("table1_llama3_instruct", marks=pytest.mark.slow),
+        pytest.param("table2_hh", marks=pytest.mark.slow),
+    ],
+)
+def test_the_jobs_are_those_of_the_workflow(tmp_path: Path, name: str) -> None:
+    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--cores", "8"]
+    command += ["--snakefile", str(ROOT / "Snakefile"), "--directory", str(tmp_path)]
+    command += ["--configfile", str(STUDIES / f"{name}.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    counted = {}
+    for line in (done.stdout + done.stderr).splitlines():
+        words = line.split()
+        if len(words) == 2 and words[1].isdigit():
+            counted[words[0]] = int(words[1])
+    planned: Counter[str] = Counter()
+    for stage in planner(study(name), tmp_path).stages():
+        planned[stage.name.split()[0]] += stage.jobs
+    assert counted, done.stderr[-2000:]
+    assert dict(planned) == {rule: counted.get(rule, 0) for rule in planned}
+    trained = {
+        rule for rule in counted if rule.startswith(("train", "pretrain", "generate", "score", "compute"))
+    }
+    assert trained <= set(planned)
+
+
+def test_hours_follow_the_arithmetic_and_the_gpu(tmp_path: Path) -> None:
+    settings = study("table1_llama3_instruct")
+    hours = {stage.name: stage.gpu_hours for stage in planner(settings, tmp_path).stages()}
+    dpo, sams = hours["train_preference dpo"], hours["train_preference dpo-sams"]
+    assert dpo is not None and sams is not None
+    # Llama's body and output layer: 8 passes of 58,112 pairs with checkpointing, 2 of the test pairs.
+    pair = 1200 * 6.98e9 + 1000 * 0.525e9
+    passes = 8 * 58112 + 2 * 1906 * settings.preference_of("dpo").evaluations
+    assert dpo == pytest.approx(passes * pair / (0.3 * 989e12) / 3600, rel=0.01)
+    assert 0.7 < sams / dpo < 0.85
+    assert hours["export_model"] is None
+
+
+def test_what_does_not_fit_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = study("", **SMALL)
+    small = Gpu(memory=2.1e9, bandwidth=1e12, use=0.3)
+    plan = planner(settings, tmp_path, small).plan()
+    assert [row.fits for row in plan.memory if "dpo" in row.stages] == [False, False]
+    assert any("dpo-sams will not fit" in warning for warning in plan.warnings)
+    assert any("no GPUs" in warning for warning in plan.warnings)
+    print_plan(plan, "a title")
+    shown = capsys.readouterr().out
+    assert "NO" in shown and "train_preference dpo-sams" in shown and "Warning" in shown
+    assert not any("fit" in warning for warning in planner(settings, tmp_path).plan().warnings)
+
+
+def test_auto_takes_the_largest_micro_batch_that_fits(tmp_path: Path) -> None:
+    auto = {
+        "preference": {"micro_batch_size": "auto", "scoring_micro_batch_size": 1},
+        "methods": ["sft", "dpo"],
+        "benchmarks": {},
+    }
+    settings = study("", **{**SMALL, **auto})
+    [roomy] = [row for row in planner(settings, tmp_path).memory() if row.stages == "dpo"]
+    assert roomy.passes == "1 x 8"
+    tight = Gpu(memory=2 * GIB + 1.1 * 0.8 * roomy.policy, bandwidth=1e12, use=0.3)
+    [found] = [row for row in planner(settings, tmp_path, tight).memory() if row.stages == "dpo"]
+    assert int(found.passes.split(" x ")[1]) < 8
+
+
+def test_the_judge_is_asked_for_every_question_of_every_model(tmp_path: Path) -> None:
+    priced = {"benchmarks": {"judge": {"prices": {"input": 10.0, "output": 30.0}}}}
+    alpaca, bench = planner(study("table1_llama3_instruct", **priced), tmp_path).judge()
+    assert (alpaca.calls, bench.calls) == (12 * 805, 12 * 160)
+    assert alpaca.dollars == pytest.approx((alpaca.tokens.prompt * 10 + alpaca.calls * 30) / 1e6)
+    assert planner(study(""), tmp_path).judge() == []
+
+
+def test_disk_holds_weights_models_and_checkpoints(tmp_path: Path) -> None:
+    made = planner(study("table1_llama3_instruct"), tmp_path)
+    found = {part.what: part for part in made.disk()}
+    assert found["trained weights, float32"].bytes == 11 * 4 * made.sizes.total
+    assert found["exported models"].bytes == 12 * 2 * made.sizes.total
+    assert found["checkpoints of the job that runs"].bytes > 3 * 12 * made.sizes.total
+    assert made.host_bytes == 8 * 4 * made.sizes.total
+
+
+def test_the_data_that_is_there_counts_before_what_is_assumed(tmp_path: Path) -> None:
+    settings = study("table1_llama3_instruct")
+    assumed = facts_of(settings, tmp_path)
+    assert (assumed.train, assumed.test) == (58119, 1906)
+    assert facts_of(settings, tmp_path, response_tokens=10.0).chosen == 10.0
+    with pytest.raises(UserError, match="--pairs"):
+        hub = {"world": None, "train": "some/data", "test": "some/data"}
+        facts_of(study("", data=hub, benchmarks={"judge": {"kind": "openai"}}), tmp_path)
+    folder = tmp_path / settings.study / settings.setting / "tokens"
+    folder.mkdir(parents=True)
+    lengths = ", ".join(f'"{name}_ids": {{"mean": 7.5}}' for name in ("prompt", "chosen", "rejected"))
+    splits = ", ".join(f'"{split}": {{"kept": 64, {lengths}}}' for split in ("sft", "train", "test"))
+    (folder / "report.json").write_text(f"{{{splits}}}")
+    counted = facts_of(settings, tmp_path)
+    assert (counted.sft, counted.train, counted.rejected) == (64, 64, 7.5)
+    with pytest.raises(UserError, match="L40S"):
+        gpu_named("TPU")
+
+
+@pytest.mark.slow  # a minute
+def test_the_command_finds_that_llama_8b_fits_8_gpus_of_80_gb() -> None:
+    command = [sys.executable, "-c", "from sams.cli import main; main()", "plan"]
+    command += ["--study", "table1_llama3_instruct", "--gpu", "H100", "--gpus", "8"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert "8 H100" in shown and "dpo-sams" in shown and "NO" not in shown and "will not fit" not in shown
