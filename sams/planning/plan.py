@@ -418,7 +418,7 @@ class Planner:
         """The most of the longest items that fit in a micro-batch, by the rule of `sams.training.tuning`."""
         shards = self.world if self.sharded else 1
         free = self.room - (RESERVE if self.gpu is not None else 0) - 4.0 * self.sizes.total / shards
-        free -= 0 if scheduler is None else 4.0 * scheduler.parameters
+        free -= 0 if scheduler is None else scheduler.bytes
         waiting = WAITING_BYTES * self.sizes.total if self.sharded and not frozen else 0
         return int(
             MEMORY_SHARE * (free - (self._state - frozen) - waiting) / self._added(completions, checkpointing)

@@ -123,6 +123,12 @@ class Scheduler:
             "scheduler/pool": float(len(self.pool)),
         }
 
+    @property
+    def trained_weights(self) -> int:
+        """Weights that have a gradient and moments, those of a frozen encoder left out."""
+        groups = (group["params"] for optimiser in self.optimisers for group in optimiser.param_groups)
+        return sum(parameter.numel() for group in groups for parameter in group)
+
     def weights(self) -> dict[str, Any]:
         """The nets' weights: what pretraining hands to preference training."""
         return {"exploitation": self.exploitation.state_dict(), "exploration": self.exploration.state_dict()}

@@ -102,6 +102,7 @@ def train(
             scoring_micro_batch=training.scoring_micro_batch_size,
             items=trained_items,
             scored_items=n,
+            other_weights=selector.trained_weights,
         )
     else:
         selector.load_state_dict(state.pop("selector"))

@@ -77,6 +77,7 @@ def tune(
     scoring_micro_batch: MicroBatch,
     items: int,
     scored_items: int,
+    other_weights: int = 0,
 ) -> Tuning:
     """Find out how to run the passes. A collective call, made once the optimiser exists.
 
@@ -89,6 +90,7 @@ def tune(
         scoring_micro_batch: the same for passes without gradients.
         items: of a global batch that are trained on, at most; 0 where nothing is.
         scored_items: of a global batch.
+        other_weights: that are trained beside the policy, on every process.
 
     Raises:
         UserError: when the longest item alone does not fit in memory.
@@ -99,7 +101,7 @@ def tune(
     tuning = Tuning(packed, 1, 1, checkpointing is True)
     shares = [max(1, -(-count // workers.world)) for count in (items, scored_items)]
     if items and "auto" in (micro_batch, checkpointing):
-        tuning.activation_checkpointing, room = fit(policy, task, workers, checkpointing)
+        tuning.activation_checkpointing, room = fit(policy, task, workers, checkpointing, other_weights)
         shares[0] = min(shares[0], room)
         tuning.apply(policy)
     if micro_batch != "auto":
@@ -200,7 +202,11 @@ def saved_bytes() -> Iterator[dict[int, int]]:
 
 
 def fit(
-    policy: nn.Module, task: Scored, workers: Workers, checkpointing: bool | Literal["auto"]
+    policy: nn.Module,
+    task: Scored,
+    workers: Workers,
+    checkpointing: bool | Literal["auto"],
+    other_weights: int,
 ) -> tuple[bool, int]:
     """Whether activations must be checkpointed, and how many of the longest items then fit in a micro-batch.
 
@@ -211,7 +217,7 @@ def fit(
         UserError: when the longest item does not fit either way.
     """
     bytes_per_token = activation_bytes(policy, task, workers)
-    state = ADAM_BYTES * local_weights(policy) + waiting_bytes(policy)
+    state = ADAM_BYTES * (local_weights(policy) + other_weights) + waiting_bytes(policy)
     room = MEMORY_SHARE * (free_bytes(workers.device) - state)
     # Of a checkpointed model the inputs of all blocks stay, and one block at a time is alive in full.
     count = len(blocks(bare(policy).model))

@@ -145,6 +145,17 @@ def test_whole_gradients_that_wait_under_fsdp2_are_counted() -> None:
         assert tuning.local_weights(policy) < weights / 3
 
 
+def test_what_is_trained_beside_the_policy_leaves_less_room(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy_of(tiny.settings())
+    policy.pack(SEGMENTS)
+    weights = tuning.local_weights(policy)
+    monkeypatch.setattr(tuning, "free_bytes", lambda device: 3 * tuning.ADAM_BYTES * weights)
+    alone, beside = (tuning.fit(policy, TASK, workers, False, other)[1] for other in (0, weights))
+    assert beside == pytest.approx(alone / 2, abs=1)
+
+
 def test_a_found_size_is_kept_in_the_result_and_a_resumed_run_takes_it_over(
     prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

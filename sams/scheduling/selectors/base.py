@@ -50,6 +50,11 @@ class Selector(Protocol):
     needs_contexts: bool
     """Whether the scoring pass must return contexts too."""
 
+    @property
+    def trained_weights(self) -> int:
+        """Weights of networks of its own. Memory is kept for them: gradients and moments come with the first fit."""
+        ...
+
     def observe(self, view: View | None) -> dict[str, float]:
         """Learn from a new batch what the last choice was worth; return metrics of the round."""
         ...
@@ -72,6 +77,7 @@ class Stateless:
 
     needs_view = True
     needs_contexts = False
+    trained_weights = 0
 
     def observe(self, view: View | None) -> dict[str, float]:
         return {}

@@ -29,6 +29,7 @@ class BetaDpoFilter:
 
     needs_view = True
     needs_contexts = False
+    trained_weights = 0
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)

@@ -13,6 +13,7 @@ class Random:
 
     needs_view = False
     needs_contexts = False
+    trained_weights = 0
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)

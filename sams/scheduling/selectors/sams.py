@@ -60,6 +60,10 @@ class Sams:
         self.agreement = 0.0
         """Rank correlation of the last round's scores with Eq. 7, over all n arms."""
 
+    @property
+    def trained_weights(self) -> int:
+        return self.scheduler.trained_weights
+
     def observe(self, view: View | None) -> dict[str, float]:
         """Now B of the last round is known (Eq. 6): reward its arms and fit both nets to them."""
         assert view is not None
