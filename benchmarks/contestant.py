@@ -171,6 +171,7 @@ class Ours:
         return Sams(scheduler, gamma=0.5, seed=0, trained=False, agree=self.workers.broadcast)
 
     def step(self, batch: int, update: bool) -> dict[str, float]:
+        from sams.training.batches import balanced
         from sams.training.passes import accumulate_gradient, score
 
         n = self.entry.batch
@@ -191,9 +192,8 @@ class Ours:
             k = max(1, round(self.entry.ratio * n))
             self.selector.choose(view, n, k)
             # An untrained scheduler's taste in lengths is chance, and would be in every ratio: all its work is done,
-            # and then a share of the pairs is trained on that has its share of the tokens.
-            longest = sorted(items, key=lambda item: self.task.packed_lengths[item])
-            chosen = [longest[(2 * number + 1) * n // (2 * k)] for number in range(k)]
+            # and then pairs are trained on that have their share of the batch's tokens.
+            chosen = balanced(items, self.task.packed_lengths, n // k)[0]
         self.optimiser.zero_grad(set_to_none=not self.entry.gradients_kept)
         found = accumulate_gradient(
             self.policy, self.task, chosen, self.workers, self.tuning.micro_batch, tally=self.tally

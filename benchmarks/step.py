@@ -103,7 +103,7 @@ class Contestant:
         }
         if entry.memory and entry.device == "cpu":
             # Freed tensors go back to the system at once, so that resident memory is what is alive.
-            environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+            environment |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
         if entry.processes > 1:
             environment |= {
                 "MASTER_ADDR": "127.0.0.1",
