@@ -30,7 +30,7 @@ test-all: env ## the tests, the slow ones too
 mutations: env ## deliberate faults, each of which must fail a test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
 
-bench: env ## a training step beside TRL's: time, memory, ratios (some 10 minutes, on an idle machine)
+bench: env ## a training step beside TRL's: time, memory, ratios (15 to 23 minutes; an idle machine)
 	$(BIN)/python -m benchmarks.step
 
 bench-scale: env ## what a step costs as pairs, tokens, layers, vocabulary and processes grow
