@@ -144,8 +144,10 @@ def agreeing_attention(policy: nn.Module, task: Scored, workers: Workers, precis
         try:
             bare(policy).pack(kernel)
             found = _scored(policy, items, workers)
-        except (NotImplementedError, TypeError, ValueError, ImportError, RuntimeError) as error:
-            log.info("rows cannot be packed with %s: %s", kernel, str(error).splitlines()[0])
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, ImportError, RuntimeError) as error:
+            log.info("rows cannot be packed with %s: %s", kernel, repr(error).splitlines()[0])
             continue
         difference = float((found.logps - expected.logps).abs().sum() / tokens)
         if workers.largest(difference) <= OUTLIER * TOLERANCE[precision]:
