@@ -14,6 +14,7 @@ from sams.preflight import benchmark_sources
 from sams.provenance import code_digest
 from sams.recipes import recipe_json, recipe_of, scheduler_is_pretrained
 from sams.tables.side_by_side import pairs
+from sams.workflow import hold, leave_if_stopped, stop_jobs_on_signals
 
 try:
     # In place, because the report's captions read `config` too.
@@ -39,6 +40,20 @@ CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
 PROCESSES = processes(STUDY.launch, gpus_here())
 GPUS = gpus_wanted(STUDY.launch, gpus_here())
 set_job_environment(STUDY, workflow.basedir)
+
+stop_jobs_on_signals()
+
+
+onstart:
+    try:
+        hold(Path("results") / STUDY.study)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+onerror:
+    leave_if_stopped()
+
 
 # Without a limit Snakemake ignores a resource and starts every training at once.
 workflow.global_resources.setdefault("gpu", max(GPUS, gpus_here()))
