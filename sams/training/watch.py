@@ -1,8 +1,8 @@
 """Where each process of a training job is, and the end of a job in which nothing moves any more.
 
-A collective call that waits for a process that never comes ends by torch's own time-out, but nobody learns where that
-process was. Here each process keeps its position, and a thread beside it looks at how old it is. The first that is too
-old lets all processes print theirs, with their stacks, before the job ends.
+A collective call that waits for a process that never comes ends by torch's own time-out, but nobody learns where
+that process was. Here each process keeps its position, and a thread beside it looks at how old it is. The first that
+is too old lets all processes print theirs, with their stacks, before the job ends.
 """
 
 import contextlib
@@ -116,8 +116,8 @@ class Watch:
         if first:
             ranks = "; ".join(f"rank {rank}: {self._of(folder, rank)}" for rank in range(self.world))
             print(
-                f"error: nothing has moved for {self.limit / 60:g} min ({ranks}); look at the rank that waits for none, "
-                "and start again: the run goes on from its last checkpoint; key 'launch.timeout_minutes' is the limit",
+                f"error: nothing has moved for {self.limit / 60:g} min ({ranks}); look at the rank that waits for "
+                "none, and start again: the run goes on from its last checkpoint (limit: launch.timeout_minutes)",
                 file=sys.stderr,
                 flush=True,
             )
