@@ -128,5 +128,6 @@ class Watch:
             told = json.loads((folder / f"rank{rank}.json").read_text())
         except (OSError, ValueError):
             return "tells nothing"
-        silent = "" if told["answered"] else ", and answers no more"
-        return f"{told['where']}, for {told['seconds']} s{silent}"
+        if not told["answered"]:  # stopped, or in the kernel
+            return f"last told of {told['where']}, and answers no more"
+        return f"{told['where']}, for {told['seconds']} s"
