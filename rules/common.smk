@@ -130,6 +130,30 @@ def data_files():
     return [source for source in sources if source is not None and Path(source).is_file()]
 
 
+def tokenizer_files():
+    """Local files that the tokenizer is made of: the chat template, and those of a local model."""
+    template = STUDY.model.chat_template
+    given = [template] if template is not None and Path(template).is_file() else []
+    return given + local_files(
+        STUDY.model.path, "token*", "special_tokens_map.json", "vocab*", "merges.txt", "chat*"
+    )
+
+
+def local_files(folder, *patterns):
+    """Files of a local model; none of one on the hub. What is replaced in place is read again."""
+    if folder is None or not Path(folder).is_dir():
+        return []
+    return sorted(
+        {str(file) for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()}
+    )
+
+
+def start_files(wildcards):
+    """Config and weights of the local model that a stage starts from."""
+    model = STUDY.model_of(wildcards.get("method", "sft"))
+    return local_files(model.path, "config.json", "*.safetensors", "*.bin")
+
+
 def prompt_files():
     """Local file of the prompts that on-policy pairs are sampled for."""
     source = STUDY.on_policy.prompts

@@ -8,6 +8,7 @@
 rule train_sft:
     input:
         tokens=TOKENS,
+        start=start_files,
     output:
         trained=f"{RESULTS}/sft/seed{{seed}}/trained/manifest.json",
         metrics=f"{RESULTS}/sft/seed{{seed}}/train_metrics.json",
@@ -176,6 +177,7 @@ rule export_model:
         preflight=ancient(f"results/{STUDY.study}/preflight.json"),
         tokens=tokens_of_export,
         trained=trained_weights,
+        start=start_files,
     output:
         manifest=f"{RESULTS}/{{method}}/seed{{seed}}/model/manifest.json",
     log:

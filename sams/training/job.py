@@ -86,7 +86,10 @@ class TrainingJob:
         )
         self.run: Any = None
         self.tuning: Tuning | None = None
-        run = fingerprint(canonical_json(self.recipe), self.code, canonical_json(self.upstream), part)
+        start = [] if "model" in upstream else stamps_of(self.recipe["model"]["path"])
+        run = fingerprint(
+            canonical_json(self.recipe), self.code, canonical_json(self.upstream), part, *map(str, start)
+        )
         self.checkpoints = Checkpoints(checkpoints, run, self.workers)
         failed = self.checkpoints.folder / FAILED
         if failed.is_file():
@@ -212,6 +215,14 @@ def digest_of(path: Path) -> str:
     raise UserError(
         "no such file, or a folder without its manifest", where=str(path), remedy="run its rule first"
     )
+
+
+def stamps_of(model: str | None) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file of a local model, which says when one was replaced; its weights are large."""
+    if model is None or not Path(model).is_dir():
+        return []
+    files = [file for file in sorted(Path(model).iterdir()) if file.is_file()]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def run_id_of(path: Path) -> str:

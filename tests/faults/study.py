@@ -61,15 +61,15 @@ def overlay(folder: Path, settings: dict[str, Any] = STUDY) -> str:
 class Workflow:
     """A run of Snakemake in a folder, in a process group of its own, its processes marked."""
 
-    def __init__(self, folder: Path, *arguments: str, cores: int = 1) -> None:
+    def __init__(self, folder: Path, *arguments: str, cores: int = 1, source: Path = ROOT) -> None:
         self.mark = uuid.uuid4().hex
         self.log = folder / f"snakemake-{self.mark[:6]}.log"
         with self.log.open("wb") as stream:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile"),
+                    *(sys.executable, "-m", "snakemake", "--snakefile", source / "Snakefile"),
                     *("--directory", folder, "--cores", str(cores)),
-                    *("--profile", ROOT / "profiles/default", *arguments),
+                    *("--profile", source / "profiles/default", *arguments),
                 ],
                 cwd=folder,
                 env={**os.environ, "PYTHONWARNINGS": "ignore", MARK: self.mark},
@@ -143,7 +143,7 @@ def digest(path: Path) -> str:
         return json.dumps(without_times(json.loads(path.read_text())), sort_keys=True)
     if path.name == "manifest.json":
         told = json.loads(path.read_text())
-        return json.dumps({**told, "files": sorted(told["files"])}, sort_keys=True)
+        return json.dumps({**without_times(told), "files": sorted(told["files"])}, sort_keys=True)
     if path.suffix == ".csv":
         import pandas as pd
 

@@ -25,6 +25,7 @@ RULES = (
 PARTS = {
     "compute_reference": ("torchrun", "sams.torchrun"),
     "train_preference": ("a rank", "sams.training.preference"),
+    "score_alpaca_eval": ("the judge", "sams.scoring.local_judge"),
     "score_mt_bench": ("the judge", "sams.scoring.local_judge"),
 }
 SECONDS = 3600
@@ -82,6 +83,7 @@ def test_a_workflow_killed_in_every_rule_ends_bitwise_where_an_undisturbed_one_e
             run.clear()
 
     print("\n".join(told))
+    assert {"torchrun", "a rank", "the judge"} <= {line.partition(",")[0] for line in told}
     assert not whole, f"never killed in {sorted(whole)}"
     ours, wanted = final_files(tmp_path / "results"), final_files(theirs / "results")
     assert sorted(ours) == sorted(wanted)
@@ -97,7 +99,7 @@ def kill_part(run: Workflow, words: str, took: float, chance: random.Random) -> 
     while time.monotonic() < deadline and run.process.poll() is None:
         found = victim(run, words)
         if found is not None:
-            time.sleep(chance.random() * took / 3)
+            time.sleep(chance.random() * took / 6)
             try:
                 found.kill()
             except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""A request to stop: a checkpoint, then exit status 75, for a training, a scorer's kind of stage, and the workflow."""
+"""A request to stop: what is open is closed, what is trained is saved, and the exit status is 75."""
 
 import os
 import signal
