@@ -27,7 +27,10 @@ def stop_on_signals() -> None:
 def _stop(number: int, _frame: Any) -> NoReturn:
     for again in STOP_SIGNALS:  # what is being closed is not interrupted a second time
         signal.signal(again, signal.SIG_IGN)
-    print(f"stopped by {signal.Signals(number).name}; the same command goes on", file=sys.stderr, flush=True)
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # a worker is also stopped when another one fails
+        print(
+            f"stopped by {signal.Signals(number).name}; the same command goes on", file=sys.stderr, flush=True
+        )
     raise SystemExit(EXIT_INTERRUPTED)
 
 

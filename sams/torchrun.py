@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     except ChildFailedError as error:
         # A worker that had not begun dies of the signal itself: nothing is lost with it.
         statuses = {failure.exitcode for failure in error.failures.values()}
-        if EXIT_INTERRUPTED in statuses or (stopped and statuses <= {-signal.SIGTERM}):
+        if statuses <= {EXIT_INTERRUPTED, -signal.SIGTERM} and (stopped or EXIT_INTERRUPTED in statuses):
             print("stopped on request; the same command goes on", file=sys.stderr)
             return EXIT_INTERRUPTED
         print(error.format_msg(), file=sys.stderr)

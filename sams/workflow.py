@@ -89,8 +89,9 @@ def _is_stage(process: psutil.Process) -> bool:
     """Whether a process is the first of a job: a Python below a shell or the workflow itself."""
     try:
         parent = process.parent()
-        above = parent is not None and (parent.pid == os.getpid() or "python" not in parent.name())
-        return above and "python" in process.name()
+        # The program's file: torchrun gives its process another name.
+        above = parent is not None and (parent.pid == os.getpid() or "python" not in Path(parent.exe()).name)
+        return above and "python" in Path(process.exe()).name
     except psutil.Error:
         return False
 
