@@ -1,7 +1,7 @@
 # Every target works in .venv, which `env` makes from the lock and leaves alone where it is up to date.
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all mutations bench bench-scale lint mlflow lock
+.PHONY: help env demo test test-all faults mutations bench bench-scale lint mlflow lock
 
 BIN := .venv/bin
 # The first Python that fits; a name on the PATH can be that of one that does not run.
@@ -26,6 +26,11 @@ test: env ## the tests
 
 test-all: env ## the tests, the slow ones too
 	$(PYTEST) -m "not gpu"
+
+faults: env ## faults made to happen: kills, signals, hangs, two workflows, bad input (docs/reliability.md)
+	$(PYTEST) -m faults tests
+	$(PYTEST) -m "faults or slow" tests/training/test_crash_points.py
+	$(PYTEST) $(wildcard tests/test_bad_input.py tests/test_security.py) tests/faults
 
 mutations: env ## deliberate faults, each of which must fail a test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations

@@ -14,6 +14,7 @@ from sams.preflight import benchmark_sources
 from sams.provenance import code_digest
 from sams.recipes import recipe_json, recipe_of, scheduler_is_pretrained
 from sams.tables.side_by_side import pairs
+from sams.workflow import hold, leave_if_stopped, stop_jobs_on_signals
 
 try:
     # In place, because the report's captions read `config` too.
@@ -39,6 +40,20 @@ CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
 PROCESSES = processes(STUDY.launch, gpus_here())
 GPUS = gpus_wanted(STUDY.launch, gpus_here())
 set_job_environment(STUDY, workflow.basedir)
+
+stop_jobs_on_signals()
+
+
+onstart:
+    try:
+        hold(Path("results") / STUDY.study)
+    except UserError as error:
+        raise WorkflowError(str(error))
+
+
+onerror:
+    leave_if_stopped()
+
 
 # Without a limit Snakemake ignores a resource and starts every training at once.
 workflow.global_resources.setdefault("gpu", max(GPUS, gpus_here()))
@@ -113,6 +128,30 @@ def data_files():
     """Local files of the study's data; a changed file is prepared again. `preflight` names a missing one."""
     sources = (STUDY.data.train, STUDY.data.test, STUDY.data.sft)
     return [source for source in sources if source is not None and Path(source).is_file()]
+
+
+def tokenizer_files():
+    """Local files that the tokenizer is made of: the chat template, and those of a local model."""
+    template = STUDY.model.chat_template
+    given = [template] if template is not None and Path(template).is_file() else []
+    return given + local_files(
+        STUDY.model.path, "token*", "special_tokens_map.json", "vocab*", "merges.txt", "chat*"
+    )
+
+
+def local_files(folder, *patterns):
+    """Files of a local model; none of one on the hub. What is replaced in place is read again."""
+    if folder is None or not Path(folder).is_dir():
+        return []
+    return sorted(
+        {str(file) for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()}
+    )
+
+
+def start_files(wildcards):
+    """Config and weights of the local model that a stage starts from."""
+    model = STUDY.model_of(wildcards.get("method", "sft"))
+    return local_files(model.path, "config.json", "*.safetensors", "*.bin")
 
 
 def prompt_files():

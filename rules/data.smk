@@ -72,6 +72,7 @@ rule prepare_questions:
 rule tokenise:
     input:
         data=rules.prepare_data.output.manifest,
+        tokenizer=tokenizer_files(),
     output:
         manifest=f"{RESULTS}/tokens/manifest.json",
     log:

@@ -8,6 +8,7 @@
 rule train_sft:
     input:
         tokens=TOKENS,
+        start=start_files,
     output:
         trained=f"{RESULTS}/sft/seed{{seed}}/trained/manifest.json",
         metrics=f"{RESULTS}/sft/seed{{seed}}/train_metrics.json",
@@ -31,7 +32,7 @@ rule train_sft:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/sft/seed{{seed}}",
     shell:
-        "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+        "python -m sams.torchrun --standalone --nproc-per-node {resources.processes}"
         " -m sams.training.sft"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"
@@ -69,7 +70,7 @@ if PRETRAINING == "frozen":
             out=subpath(output.metrics, parent=True),
             checkpoints=f"{CHECKPOINTS}/scheduler/seed{{seed}}",
         shell:
-            "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+            "python -m sams.torchrun --standalone --nproc-per-node {resources.processes}"
             " -m sams.training.pretrain_scheduler"
             " --recipe {params.recipe:q}"
             " --tokens {params.tokens:q}"
@@ -111,7 +112,7 @@ rule train_crossfit:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}-half{{half}}",
     shell:
-        "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+        "python -m sams.torchrun --standalone --nproc-per-node {resources.processes}"
         " -m sams.training.crossfit"
         " --recipe {params.recipe:q}"
         " --half {wildcards.half}"
@@ -157,7 +158,7 @@ rule train_preference:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}",
     shell:
-        "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+        "python -m sams.torchrun --standalone --nproc-per-node {resources.processes}"
         " -m sams.training.preference"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"
@@ -176,6 +177,7 @@ rule export_model:
         preflight=ancient(f"results/{STUDY.study}/preflight.json"),
         tokens=tokens_of_export,
         trained=trained_weights,
+        start=start_files,
     output:
         manifest=f"{RESULTS}/{{method}}/seed{{seed}}/model/manifest.json",
     log:

@@ -186,9 +186,9 @@ def mlflow(
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
 ) -> None:
     """Open MLflow's pages on the runs of a results folder."""
-    from sams.tracking import open_ui
+    from sams.mlflow_pages import open_ui
 
-    open_ui(results, port=port)
+    raise typer.Exit(open_ui(results, port=port))
 
 
 def _study(configfiles: list[Path] | None, rehearse: bool = False):  # type: ignore[no-untyped-def]

@@ -1,5 +1,6 @@
 """Files that are whole or absent: temporary name first, moved into place when complete."""
 
+import glob
 import hashlib
 import json
 import os
@@ -26,8 +27,7 @@ def sha256_of(path: Path) -> str:
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there, synced to disk, if the block succeeds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    part = _part_of(path)
     try:
         yield part
         with part.open("rb") as stream:
@@ -43,8 +43,7 @@ def whole_folder(path: Path, **facts: Any) -> Iterator[Path]:
 
     An older folder at `path` is replaced. `facts` go into the manifest beside the hashes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    part = _part_of(path)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
@@ -55,6 +54,29 @@ def whole_folder(path: Path, **facts: Any) -> Iterator[Path]:
         part.replace(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _part_of(path: Path) -> Path:
+    """The temporary place of this process for a path; those of processes that were killed are removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
+        writer = left.name.rpartition("-")[2]
+        if writer.isdecimal() and not _is_alive(int(writer)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.part-{os.getpid()}")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:

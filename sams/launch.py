@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from sams.config import Study
+from sams.interrupt import WORKFLOW
 from sams.recipes import job_of, recipe_json
 from sams.settings import Launch
 
@@ -51,6 +52,7 @@ def set_job_environment(study: Study, source: str) -> None:
     python = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([python, os.environ.get("PATH", "")])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
+    os.environ[WORKFLOW] = str(os.getpid())
     os.environ["SAMS_JOB"] = recipe_json(job_of(study))
     os.environ["SAMS_STUDY"] = recipe_json(study)
     # A CPU job takes the cores that its rule asks for, no more.

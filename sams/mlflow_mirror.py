@@ -18,8 +18,9 @@ import time
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from sams import mlflow_unsent
 from sams.errors import UserError
 from sams.files import whole_file
 from sams.provenance import commit
@@ -112,6 +113,7 @@ class Mirror:
         self._stop = threading.Event()
         self._ending: Ending | None = None
         self._failures = 0
+        self._complete = False  # MLflow has all of an ended run
 
     def start(self, seconds: float) -> None:
         """Begin to follow the log; returns after the first contact, or after so many seconds.
@@ -119,6 +121,8 @@ class Mirror:
         MLflow is imported here, not in the thread: an import ends, however slow the machine, and two threads
         that import at once can meet each other's half-made modules.
         """
+        if self._resume:
+            mlflow_unsent.forget(RESULTS, self._identity)  # the log that goes on holds it all
         with contextlib.suppress(ImportError):  # the thread tells
             import_mlflow()
         self._thread.start()
@@ -131,15 +135,49 @@ class Mirror:
             self._stop.wait(FLUSH_SECONDS * 2 ** min(self._failures, 4))
         if not self._attempt():
             time.sleep(1.0)
-            self._attempt()
+            if not self._attempt():
+                return
+        self._complete = True
+        assert self._client is not None
+        try:
+            mlflow_unsent.forget(RESULTS, self._identity)
+            mlflow_unsent.send(self._client, RESULTS)
+        except Exception:  # of what earlier jobs left, which waits for the next one
+            logger.debug("MLflow does not take what earlier jobs left", exc_info=True)
 
     def end(self, status: Status, final: dict[str, float], artifacts: Sequence[Path]) -> None:
-        """Send what is left and close the run, within FINISH_SECONDS."""
-        self._ending = Ending(status, final, artifacts, now())
+        """Send what is left and close the run, within FINISH_SECONDS; keep what is not taken by then."""
+        ending = self._ending = Ending(status, final, artifacts, now())
         self._stop.set()
         self._thread.join(FINISH_SECONDS)
-        if self._thread.is_alive() or self._failures:
-            logger.warning("MLflow run %s is incomplete: the server did not take all", self._identity.name)
+        if self._complete:
+            return
+        logger.warning(
+            "MLflow run %s is incomplete: the server did not take all; the rest is sent by the next job that "
+            "reaches it, or by `sams mlflow`",
+            self._identity.name,
+        )
+        closed = self._ending is None  # only files are left
+        left = ending._replace(final={}, artifacts=self._artifacts) if closed else ending
+        try:
+            mlflow_unsent.keep(
+                RESULTS,
+                self._identity,
+                left,
+                run_id=self._run_id,
+                jsonl=self._jsonl,
+                times=self.times,
+                recipe_sent=self._recipe_sent,
+            )
+        except OSError as error:
+            logger.warning("it cannot be kept for later: %s", error)
+
+    def send_kept(
+        self, client: "MlflowClient", ending: Ending, times: list[int], *, recipe_sent: bool
+    ) -> None:
+        """Send a run that `mlflow_unsent` has kept, in this thread."""
+        self.times, self._ending, self._recipe_sent = times, ending, recipe_sent
+        self._send_all(client)
 
     def _attempt(self) -> bool:
         try:
@@ -259,7 +297,7 @@ class Mirror:
 
         final = [Metric(key, value, ending.when, self._pairs_seen) for key, value in ending.final.items()]
         client.log_batch(self._run_id, metrics=final)
-        client.set_terminated(self._run_id, ending.status)
+        client.set_terminated(self._run_id, ending.status, ending.when)
         self._artifacts += ending.artifacts
 
     def _send_artifacts(self, client: "MlflowClient") -> None:
@@ -272,12 +310,12 @@ class Mirror:
             del self._artifacts[0]
 
 
-def connect() -> "MlflowClient":
+def connect(results: Path = RESULTS) -> "MlflowClient":
     """A client of the place that runs are kept in; a database that is not there yet is made."""
-    file = database()
+    file = database(results)
     if file is not None and not file.exists():
-        prepare_database()
-    return _client(tracking_uri())
+        prepare_database(results)
+    return _client(tracking_uri(results))
 
 
 def _client(uri: str) -> "MlflowClient":
@@ -346,22 +384,6 @@ def _upgrade(file: Path, *, told: Path) -> None:
             where=str(told),
             remedy="move it away; the metric logs hold everything it held",
         )
-
-
-def open_ui(results: Path = RESULTS, port: int = 5000) -> NoReturn:
-    """Serve MLflow's pages on this machine's loopback until interrupted, in place of this process.
-
-    Raises:
-        UserError: there are no runs yet, or they are on a server of their own.
-    """
-    file = database(results)
-    if file is None:
-        raise UserError("the runs are on a server", where="MLFLOW_TRACKING_URI", remedy="open its address")
-    if not file.exists():
-        raise UserError("no runs yet", where=str(file), remedy="run a study first")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking_uri(results)]
-    print(f"MLflow will answer on http://127.0.0.1:{port} in some 20 seconds; Ctrl-C ends it", flush=True)
-    os.execv(sys.executable, [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"])
 
 
 def _commit() -> dict[str, str]:

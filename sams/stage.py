@@ -13,14 +13,20 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from sams.errors import UserError
+from sams.interrupt import end_with_workflow, stop_on_signals
 
 R = TypeVar("R", bound=BaseModel)
 
 EXIT_USER_ERROR = 2
+WORKER = "TORCHELASTIC_RUN_ID"  # set by torchrun for its workers
 
 
 def run(main: Callable[..., Any]) -> NoReturn:
-    """Run `main` as a command line; a `UserError` ends it with one line and exit status 2."""
+    """Run `main` as a command line; a `UserError` ends it with one line and status 2, a request to stop with 75."""
+    # A worker is ended by torchrun, and must not end before it.
+    if WORKER not in os.environ:
+        end_with_workflow()
+    stop_on_signals()
     logging.basicConfig(
         level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR,
         format="%(asctime)s %(name)s: %(message)s",
@@ -46,7 +52,7 @@ def run(main: Callable[..., Any]) -> NoReturn:
     except Exception:
         traceback.print_exc()
         status = 1
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if WORKER in os.environ:
         # A failed worker must end at once, so that torchrun ends the others: tearing down a process group
         # whose peers still wait in it may take for ever.
         sys.stdout.flush()

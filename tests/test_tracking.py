@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sams import mlflow_mirror, results, tracking
+from sams import mlflow_mirror, mlflow_pages, results, tracking
 from sams.errors import UserError
 
 # Jobs started here work in other directories, with or without an installed package.
@@ -337,7 +337,7 @@ def test_database_of_a_newer_mlflow_is_told(workplace: Path) -> None:
 def test_user_interface_without_runs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match="no runs yet; run a study first"):
-        tracking.open_ui(tmp_path)
+        mlflow_pages.open_ui(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="MLFLOW_TRACKING_URI: the runs are on a server"):
-        tracking.open_ui(tmp_path)
+        mlflow_pages.open_ui(tmp_path)

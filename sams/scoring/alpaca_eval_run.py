@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sams import child
 from sams.errors import UserError
 from sams.files import read_json, sha256_of, write_json
-from sams.scoring import child
 from sams.scoring.inputs import Row, read_text, some_of
 from sams.scoring.judge import DEFAULT_MODEL, Endpoint
 

@@ -18,7 +18,7 @@ from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from typing import Any
 
-from sams.scoring import child
+from sams import child
 from sams.scoring.grading import UnknownPrompt, Verdict, judge_prompt
 from sams.scoring.json_handler import JsonHandler
 

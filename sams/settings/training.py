@@ -209,4 +209,6 @@ class Launch(Settings):
         False, description="Deterministic kernels only, so that a GPU run is bitwise the same when resumed."
     )
     threads_per_process: Count = Field(1, description="CPU threads of each process.")
-    timeout_minutes: Positive = Field(30.0, description="A collective call that hangs longer ends the job.")
+    timeout_minutes: Positive = Field(
+        30.0, description="A job in which nothing moves for so long ends, and tells where each process was."
+    )

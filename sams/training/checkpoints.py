@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
 
 from sams.files import write_json, write_manifest
@@ -32,6 +33,14 @@ def delete(folder: Path) -> None:
     for marker in list(folder.rglob(COMPLETE)):
         marker.unlink()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+class ResultWriter(FileSystemWriter):
+    """Writes shards without a note of where and under which random id: equal weights are equal files."""
+
+    def storage_meta(self) -> None:
+        """Nothing."""
+        return
 
 
 class Checkpoints:
@@ -112,7 +121,7 @@ class Checkpoints:
             part.parent.mkdir(parents=True, exist_ok=True)
         self.workers.barrier()
         self.workers.refuse_drift(policy)
-        dcp.save({"policy": get_model_state_dict(policy)}, checkpoint_id=part)
+        dcp.save({"policy": get_model_state_dict(policy)}, storage_writer=ResultWriter(part))
         if self.workers.is_main:
             config.save_pretrained(part)
             if lora is not None:

@@ -8,9 +8,11 @@ import ctypes
 import hashlib
 import os
 import resource
+import shutil
 import signal
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from torch.distributed.tensor import DTensor
 from sams.errors import UserError
 from sams.policy.model import blocks
 from sams.policy.policy import Policy
+from sams.training.watch import Watch
 
 WORKER = "TORCHELASTIC_RUN_ID"
 """Environment variable that torchrun sets for its workers."""
@@ -38,7 +41,7 @@ class Workers:
         strategy: ddp or fsdp2.
         precision: float32 or bfloat16, the compute type.
         threads: CPU threads of each process.
-        timeout_minutes: a collective call that hangs longer ends the job.
+        timeout_minutes: a job in which nothing moves for so long ends, while it is watched (`begin_watch`).
         deterministic: deterministic kernels only; slower, and bitwise the same from start to start on a GPU.
 
     Raises:
@@ -75,7 +78,8 @@ class Workers:
             cpu=not gpus,
             mixed_precision="bf16" if precision == "bfloat16" and strategy == "ddp" else "no",
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
+                # After the watch, which tells where all processes are.
+                InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes + 1)),
                 # Without dropout and batch norm there are no buffers to keep equal.
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             ],
@@ -85,11 +89,24 @@ class Workers:
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
+        self.watch = Watch(self.rank, self.world, 60 * timeout_minutes)
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
+
+    def begin_watch(self, folder: Path) -> None:
+        """End the job, with every process's position, should nothing move in it; `self.watch.stop` ends the watch.
+
+        Args:
+            folder: where the processes tell each other; what is in it is deleted.
+        """
+        if self.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+        self.barrier()
+        self.watch.start(folder)
 
     def wrap(self, policy: Policy, *, trained: bool = True) -> nn.Module:
         """Move the policy to the device and replicate (DDP) or shard (FSDP2) it."""
@@ -135,7 +152,8 @@ class Workers:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of the processes' tensors, on every process; the given tensor is overwritten."""
         if self.world > 1:
-            dist.all_reduce(tensor)
+            with self.watch.waiting("all_reduce"):
+                dist.all_reduce(tensor)
         return tensor
 
     def sum_on_cpu(self, tensor: Tensor) -> Tensor:
@@ -147,14 +165,16 @@ class Workers:
         if self.world == 1:
             return [tensor]
         parts = [torch.empty_like(tensor) for _ in range(self.world)]
-        dist.all_gather(parts, tensor.contiguous())
+        with self.watch.waiting("all_gather"):
+            dist.all_gather(parts, tensor.contiguous())
         return parts
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Rank 0's tensor, on every process."""
         if self.world > 1:
             tensor = tensor.to(self.device).contiguous()
-            dist.broadcast(tensor, src=0)
+            with self.watch.waiting("broadcast"):
+                dist.broadcast(tensor, src=0)
         return tensor
 
     def any(self, flag: bool) -> bool:
@@ -173,7 +193,8 @@ class Workers:
 
     def barrier(self) -> None:
         """Wait for all."""
-        self.accelerator.wait_for_everyone()
+        with self.watch.waiting("barrier"):
+            self.accelerator.wait_for_everyone()
 
     def leave(self) -> None:
         """End this worker once all have come here; alone it just goes on.

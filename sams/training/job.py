@@ -34,6 +34,7 @@ COSTS = "costs.jsonl"
 METRICS = "train_metrics.json"
 RUN_ID = "mlflow_run_id"
 FAILED = "FAILED"
+POSITIONS = "positions"
 
 
 class TrainingJob:
@@ -85,7 +86,10 @@ class TrainingJob:
         )
         self.run: Any = None
         self.tuning: Tuning | None = None
-        run = fingerprint(canonical_json(self.recipe), self.code, canonical_json(self.upstream), part)
+        start = [] if "model" in upstream else stamps_of(self.recipe["model"]["path"])
+        run = fingerprint(
+            canonical_json(self.recipe), self.code, canonical_json(self.upstream), part, *map(str, start)
+        )
         self.checkpoints = Checkpoints(checkpoints, run, self.workers)
         failed = self.checkpoints.folder / FAILED
         if failed.is_file():
@@ -104,6 +108,7 @@ class TrainingJob:
 
     def publish(self, policy: nn.Module, model: PreTrainedModel, training: Training) -> None:
         """Write the trained weights as `trained/` in the results."""
+        self.workers.watch.at("writing the weights")
         lora = None if training.lora is None else training.lora.model_dump()
         self.checkpoints.publish(policy, self.out / "trained", config=model.config, lora=lora)
 
@@ -144,13 +149,16 @@ class TrainingJob:
         return self.run
 
     def __enter__(self) -> TrainingJob:
+        self.workers.watch.at("loading")
+        self.workers.begin_watch(self.checkpoints.folder / POSITIONS)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        """Close the metric log: FAILED after an exception, KILLED after SIGTERM.
+        """Close the metric log: FAILED after an exception, KILLED after a request to stop.
 
         A failure that would come again leaves a marker, at which a retry ends at once.
         """
+        self.workers.watch.stop()
         if isinstance(error, TrainingFailure) and self.workers.is_main:
             (self.checkpoints.folder / FAILED).write_text(str(error), encoding="utf-8")
         if self.run is not None:
@@ -163,6 +171,7 @@ class TrainingJob:
             "peak_memory_mb": self.workers.peak_memory_mb(),
             "world_size": self.workers.world,
         }
+        self.workers.watch.at("writing the results")
         self.run.finish(final=metrics)
         if self.workers.is_main:
             folder = self.checkpoints.folder
@@ -180,6 +189,7 @@ class TrainingJob:
                 },
             )
             write_json(self.out / METRICS, metrics)
+        self.workers.watch.stop()  # its positions lie among the checkpoints
         self.workers.barrier()
         self.checkpoints.remove()
         self.workers.leave()
@@ -205,6 +215,14 @@ def digest_of(path: Path) -> str:
     raise UserError(
         "no such file, or a folder without its manifest", where=str(path), remedy="run its rule first"
     )
+
+
+def stamps_of(model: str | None) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file of a local model, which says when one was replaced; its weights are large."""
+    if model is None or not Path(model).is_dir():
+        return []
+    files = [file for file in sorted(Path(model).iterdir()) if file.is_file()]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def run_id_of(path: Path) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sams.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors import Selector
 from sams.training.batches import rounds
@@ -36,9 +37,6 @@ log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 20.0
 FOLLOWED_TIMES = 20
 CHECK_REPLICAS_EVERY = 100
-
-EXIT_INTERRUPTED = 75
-"""Exit status after SIGTERM: a checkpoint is written, the same command goes on."""
 
 
 def train(
@@ -78,9 +76,9 @@ def train(
 
     Raises:
         TrainingFailure: when a loss is not finite, on all processes together.
-        SystemExit: with status 75 after SIGTERM, once a checkpoint is written.
+        SystemExit: with status 75 after a request to stop, once a checkpoint is written.
     """
-    workers, checkpoints = job.workers, job.checkpoints
+    workers, checkpoints, watch = job.workers, job.checkpoints, job.workers.watch
     seed = job.recipe["seed"]
     n, steps = selection.batch_size, selection.rounds
     optimiser = None if updates == "none" else adamw(policy, training, workers)
@@ -88,7 +86,9 @@ def train(
     follow_at = spread(steps, FOLLOWED_TIMES)
     watched = torch.randperm(len(task.ids), generator=seeded("followed", seed))[:followed].tolist()
 
+    watch.at("reading the checkpoint")
     state = checkpoints.restore(policy, optimiser)
+    watch.at("finding micro-batches")
     if state is None:
         state = {"step": 0, "pairs_trained": 0, "tokens_seen": 0, "train_seconds": 0.0, "log_offset": None}
         trained_items = 0 if optimiser is None else n if updates == "all" else selection.largest
@@ -111,7 +111,7 @@ def train(
     tuning.apply(policy)
     run = job.open_run(state["log_offset"])
     costs = Costs(checkpoints.folder / COSTS, workers, *weights_of(policy))
-    interrupted = on_sigterm()
+    interrupted = on_request()
     evaluated: Items = {}
 
     def scored(scored_task: Scored, items: list[int], contexts: bool = False) -> tuple[Items, Tensor | None]:
@@ -141,6 +141,8 @@ def train(
     for step, batch in progress(batches, state["step"], steps, workers):
         started = time.monotonic()
         metrics: dict[str, float] = {}
+        watch.step = step
+        watch.at("reading the batch")
         task.begin(batch, figures)
 
         # What the policy says of all n items, and what the selector makes of it.
@@ -152,6 +154,7 @@ def train(
                 seen, contexts = scored(task, batch, selector.needs_contexts)
                 refuse_non_finite(seen, batch, task, step)
                 view = task.view(batch, seen, contexts)
+            watch.at("selection")
             metrics |= selector.observe(view)
             # Rank 0's choice holds for all: kernels may differ in the last bit from process to process.
             places = workers.broadcast(selector.choose(view, n, selection.size(step))).tolist()
@@ -162,9 +165,11 @@ def train(
             items = {name: values[places] for name, values in seen.items()}
         else:
             rate = learning_rate(step, steps, training)
+            watch.at("training pass")
             optimiser.zero_grad()
             items = accumulate_gradient(policy, task, trained, workers, tuning.micro_batch, tally=costs.tally)
             refuse_non_finite(items, trained, task, step)
+            watch.at("optimiser")
             metrics |= {"grad_norm": workers.clip(policy, training.max_grad_norm), "learning_rate": rate}
             for group in optimiser.param_groups:
                 group["lr"] = rate
@@ -188,6 +193,7 @@ def train(
             evaluated = figures(test, whole)
             metrics |= {f"eval/{name}": value for name, value in means(evaluated).items()}
         logged = step % training.log_every == 0 or step in evaluate_at
+        watch.at("log")
         if logged:
             run.log(metrics, step=step, pairs_seen=step * n)
         if step % CHECK_REPLICAS_EVERY == 0:
@@ -200,6 +206,7 @@ def train(
         ended = time.monotonic()
         stopping = step < steps and workers.any(interrupted())
         if stopping or (step % training.checkpoint_every == 0 and step < steps):
+            watch.at("writing a checkpoint")
             state["log_offset"] = run.offset
             selector_state, tuned = selector.state_dict(), vars(tuning)
             checkpoints.save(policy, optimiser, {**state, "selector": selector_state, "tuning": tuned})
@@ -242,10 +249,11 @@ def means(items: Items) -> dict[str, float]:
     return {name: values.double().mean().item() for name, values in items.items()}
 
 
-def on_sigterm() -> Callable[[], bool]:
-    """Note SIGTERM instead of dying of it; returns whether it has come."""
+def on_request() -> Callable[[], bool]:
+    """Note a request to stop instead of ending at once; returns whether one has come."""
     received: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda number, _frame: received.append(number))
     return lambda: bool(received)
 
 

@@ -84,7 +84,9 @@ def _micro_batches(
     packed = bare(policy).packed is not None
     lengths = task.packed_lengths if packed else task.lengths
     hands = deal([lengths[item] for item in items], workers.world, micro_batch, packed=packed)
+    kind = "training" if torch.is_grad_enabled() else "scoring"
     for number, places in enumerate(hands[workers.rank], start=1):
+        workers.watch.at(f"{kind} pass, micro-batch {number} of {len(hands[workers.rank])}")
         workers.exchange_gradients(policy, number == len(hands[workers.rank]))
         # An empty micro-batch still takes part in the collective calls: it runs the first item at weight 0.
         mine = [items[place] for place in places] or items[:1]

@@ -4,6 +4,7 @@
         --tokens TOKENS --model MODEL --out OUT
 """
 
+import shutil
 from pathlib import Path
 
 from sams.files import whole_folder
@@ -40,34 +41,42 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
         threads=launch.threads_per_process,
         timeout_minutes=launch.timeout_minutes,
     )
-    policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
-    tables, tuning = {}, None
-    for split in ("train", "test"):
-        data = read_tokens(tokens, split)
-        tasks: list[Scored] = [PairTask(data)]
-        if settings.mismatched:
-            tasks.append(MismatchedTask(data))
-        if tuning is None:
-            tuning = tune(
-                policy,
-                tasks[0],
-                workers,
-                settings.model,
-                micro_batch=1,
-                scoring_micro_batch=settings.micro_batch_size,
-                items=0,
-                scored_items=MOST_ITEMS * workers.world,
-            )
-        found: Items = {}
-        for task in tasks:
-            items = list(range(len(task.ids)))
-            found |= score(policy, task, items, workers, tuning.scoring_micro_batch)[0]
-        columns = {name.removeprefix("logps/"): pa.array(logps.numpy()) for name, logps in found.items()}
-        tables[split] = pa.table({"id": data["id"]} | columns)
+    positions = out.with_name(f".{out.name}.positions")
+    workers.begin_watch(positions)
+    try:
+        policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
+        tables, tuning = {}, None
+        for split in ("train", "test"):
+            data = read_tokens(tokens, split)
+            tasks: list[Scored] = [PairTask(data)]
+            if settings.mismatched:
+                tasks.append(MismatchedTask(data))
+            if tuning is None:
+                tuning = tune(
+                    policy,
+                    tasks[0],
+                    workers,
+                    settings.model,
+                    micro_batch=1,
+                    scoring_micro_batch=settings.micro_batch_size,
+                    items=0,
+                    scored_items=MOST_ITEMS * workers.world,
+                )
+            found: Items = {}
+            for task in tasks:
+                items = list(range(len(task.ids)))
+                found |= score(policy, task, items, workers, tuning.scoring_micro_batch)[0]
+            columns = {name.removeprefix("logps/"): pa.array(logps.numpy()) for name, logps in found.items()}
+            tables[split] = pa.table({"id": data["id"]} | columns)
+        if workers.is_main:
+            with whole_folder(out, upstream=upstream, recipe=settings.model_dump(mode="json")) as part:
+                for split, table in tables.items():
+                    parquet.write_table(table, part / f"{split}.parquet")
+    finally:
+        workers.watch.stop()
+    workers.barrier()
     if workers.is_main:
-        with whole_folder(out, upstream=upstream, recipe=settings.model_dump(mode="json")) as part:
-            for split, table in tables.items():
-                parquet.write_table(table, part / f"{split}.parquet")
+        shutil.rmtree(positions)
     workers.leave()
 
 

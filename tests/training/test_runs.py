@@ -286,7 +286,7 @@ def test_sigterm_saves_and_the_same_command_ends_bitwise_where_an_undisturbed_ru
     here(module, recipe, **paths, out=tmp_path / "whole", checkpoints=tmp_path / "c1")
 
     steps = itertools.count(1)
-    monkeypatch.setattr(loop, "on_sigterm", lambda: lambda: next(steps) == 3)
+    monkeypatch.setattr(loop, "on_request", lambda: lambda: next(steps) == 3)
     with pytest.raises(SystemExit) as stopped:
         here(module, recipe, **paths, out=tmp_path / "out", checkpoints=tmp_path / "c2")
     assert stopped.value.code == 75

@@ -1,6 +1,6 @@
 """Child processes that end with their parent, however it ends.
 
-`python -m sams.scoring.child MODULE ARGUMENT...` runs a module as such a child; `start` does so.
+`python -m sams.child MODULE ARGUMENT...` runs a module as such a child; `start` does so.
 """
 
 import os
@@ -17,7 +17,7 @@ def start(arguments: list[str], **settings: Any) -> "subprocess.Popen[bytes]":
 
     The child leads a process group of its own, so that `end` also reaches what it has started.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "sams.scoring.child", *arguments]
+    command = [sys.executable, "-W", "ignore", "-m", "sams.child", *arguments]
     return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **settings)
 
 
