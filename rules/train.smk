@@ -21,8 +21,7 @@ rule train_sft:
         "../envs/sams.yaml"
     threads: PROCESSES * STUDY.launch.threads_per_process
     resources:
-        gpu=GPUS,
-        processes=PROCESSES,
+        **TRAINING,
     params:
         recipe=recipe("train_sft"),
         code=code_digest("sams.training.sft"),
@@ -31,7 +30,7 @@ rule train_sft:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/sft/seed{{seed}}",
     shell:
-        "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+        "exec python -m sams.torchrun --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
         " -m sams.training.sft"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"
@@ -59,8 +58,7 @@ if PRETRAINING == "frozen":
             "../envs/sams.yaml"
         threads: PROCESSES * STUDY.launch.threads_per_process
         resources:
-            gpu=GPUS,
-            processes=PROCESSES,
+            **TRAINING,
         params:
             recipe=recipe("pretrain_scheduler"),
             code=code_digest("sams.training.pretrain_scheduler"),
@@ -69,7 +67,7 @@ if PRETRAINING == "frozen":
             out=subpath(output.metrics, parent=True),
             checkpoints=f"{CHECKPOINTS}/scheduler/seed{{seed}}",
         shell:
-            "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+            "exec python -m sams.torchrun --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
             " -m sams.training.pretrain_scheduler"
             " --recipe {params.recipe:q}"
             " --tokens {params.tokens:q}"
@@ -100,8 +98,7 @@ rule train_crossfit:
         "../envs/sams.yaml"
     threads: PROCESSES * STUDY.launch.threads_per_process
     resources:
-        gpu=GPUS,
-        processes=PROCESSES,
+        **TRAINING,
     params:
         recipe=recipe("train_crossfit"),
         code=code_digest("sams.training.crossfit"),
@@ -111,7 +108,7 @@ rule train_crossfit:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}-half{{half}}",
     shell:
-        "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+        "exec python -m sams.torchrun --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
         " -m sams.training.crossfit"
         " --recipe {params.recipe:q}"
         " --half {wildcards.half}"
@@ -144,8 +141,7 @@ rule train_preference:
         "../envs/sams.yaml"
     threads: PROCESSES * STUDY.launch.threads_per_process
     resources:
-        gpu=GPUS,
-        processes=PROCESSES,
+        **TRAINING,
     params:
         recipe=recipe("train_preference"),
         code=code_digest("sams.training.preference"),
@@ -157,7 +153,7 @@ rule train_preference:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}",
     shell:
-        "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+        "exec python -m sams.torchrun --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
         " -m sams.training.preference"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"
@@ -182,6 +178,8 @@ rule export_model:
         f"{LOGS}/export_model/{{method}}-seed{{seed}}.log",
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.exporting(STUDY),
     params:
         recipe=recipe("export_model"),
         code=code_digest("sams.training.export"),
