@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: Debian's packages, a controller and one node, taken down again to the last package."""
+"""A real Slurm on this machine: Debian's packages, a controller and two nodes, taken down again to the last package."""
 
 import os
 import shutil
@@ -44,14 +44,15 @@ class Slurm:
             pytest.skip(f"apt-get cannot install {' and '.join(PACKAGES)}: {done.stderr.strip().splitlines()[-1]}")
 
     def start(self) -> None:
-        """Start munge, controller and node, and wait until the node is idle."""
+        """Start munge, controller and nodes, and wait until they are idle."""
         host = socket.gethostname()
-        ports = [free_port(), free_port()]
+        ports = [free_port() for _ in range(3)]
         conf = (HERE / "slurm.conf").read_text()
         conf = conf.format(
             host=host,
             port=ports[0],
-            node_port=ports[1],
+            port1=ports[1],
+            port2=ports[2],
             state=self.state,
             cpus=os.cpu_count(),
             memory=psutil.virtual_memory().total // 2**20 - 1000,
@@ -63,15 +64,16 @@ class Slurm:
         key.chmod(0o600)
         files = {"socket": "munge.socket", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
         places = [f"--{option}={self.state / name}" for option, name in files.items()]
-        self.daemon("munged", "--foreground", "--force", f"--key-file={key}", *places)
+        self.daemon("munged", f"--key-file={key}", *places, "--force", "--foreground")
         time.sleep(1)
         self.daemon("slurmctld", "-D")
-        self.daemon("slurmd", "-D", "-N", host)
-        self.wait("idle", lambda: self.run("sinfo", "--noheader", "--format=%t") == "idle", 60)
+        for node in ("n1", "n2"):
+            self.daemon("slurmd", "-D", "-N", node)
+        self.wait("idle", lambda: self.run("sinfo", "--noheader", "--format=%t %D") == "idle 2", 60)
 
     def daemon(self, *command: str) -> None:
         """Start a daemon in the foreground, in a session of its own, away from a terminal's signals."""
-        with (self.state / f"{command[0]}.out").open("wb") as out:
+        with (self.state / f"{command[0]}.{command[-1]}.out").open("wb") as out:
             self.daemons.append(
                 subprocess.Popen(
                     command, env=self.environment, stdout=out, stderr=out, start_new_session=True
