@@ -25,16 +25,17 @@ SNAKEMAKE = ROOT / ".venv-slurm" / "bin" / "snakemake"
 STUDY: dict[str, Any] = {
     "study": "cluster",
     "methods": ["sft", "dpo-sams"],
-    "data": {"world": {"sft_examples": 640, "train_pairs": 2560, "test_pairs": 64}},
+    "data": {"world": {"sft_examples": 640, "train_pairs": 1920, "test_pairs": 64}},
     "model": {"architecture": {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}},
     "sft": {"epochs": 1},
     "preference": {"evaluations": 2, "checkpoint_every": 1},
-    "benchmarks": {"alpaca_eval": {"decoding": {"max_new_tokens": 8}}, "mt_bench": None},
+    "benchmarks": {"alpaca_eval": None, "mt_bench": None},
     "launch": {"nproc_per_node": 2, "device": "cpu"},
 }
 TIMES = ["train_seconds", "preparation_seconds", "peak_memory_mb"]
 """Columns of the tables that differ from run to run."""
 
+STARTED: list["subprocess.Popen[str]"] = []
 RUN = "results/cluster/world/dpo-sams/seed0"
 QUICK = ["--slurm-init-seconds-before-status-checks", "3", "--seconds-between-status-checks", "3"]
 
@@ -52,6 +53,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         cluster.start()
         yield cluster
     finally:
+        for process in STARTED:
+            process.kill()
         cluster.stop()
         cluster.purge()
 
@@ -65,7 +68,7 @@ def config(folder: Path, **launch: Any) -> list[str]:
 
 def start(folder: Path, profile: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
     """Start snakemake in a folder."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [
             *(SNAKEMAKE, "--snakefile", ROOT / "Snakefile", "--directory", folder),
             *("--profile", ROOT / "profiles" / profile, *arguments),
@@ -76,6 +79,8 @@ def start(folder: Path, profile: str, *arguments: str, **environment: str) -> "s
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(process)
+    return process
 
 
 def under_slurm(folder: Path, slurm: Slurm, *arguments: str) -> "subprocess.Popen[str]":
@@ -94,18 +99,18 @@ def stop_training(folder: Path, slurm: Slurm, study: "subprocess.Popen[str]") ->
         found = folder.glob("results/cluster/checkpoints/world/dpo-sams/seed0/*/step-*/COMPLETE")
         return any(int(mark.parent.name.split("-")[1]) >= 3 for mark in found)
 
-    slurm.wait("training", some_steps, 400)
+    slurm.wait("training", some_steps, 1200)
     listed = [line.split() for line in slurm.run("squeue", "--noheader", "--format=%i %k %T").splitlines()]
     (job,) = [found for found, comment, state in listed if "train_preference" in comment and state == "RUNNING"]
     slurm.run("scancel", "--signal=TERM", job)
-    slurm.wait("queued again", lambda: "Restarts=1" in slurm.run("scontrol", "show", "job", job), 60)
+    slurm.wait("queued again", lambda: "Restarts=1" in slurm.run("scontrol", "show", "job", job), 180)
     return job
 
 
 def finish(study: "subprocess.Popen[str]", folder: Path, log: str = "slurm.log") -> None:
     """Wait for the end of snakemake, which must be a good one."""
     try:
-        status = study.wait(900)
+        status = study.wait(1800)
     except subprocess.TimeoutExpired:
         study.kill()
         status = -1
