@@ -98,8 +98,9 @@ def stamp(torch):
 def create():
     # The base interpreter, in case this one is that of an activated .venv, which is about to be emptied.
     base = getattr(sys, "_base_executable", sys.executable)
+    name = VENV.name.replace(".venv", "sams")
     made = subprocess.run(
-        [base, "-m", "venv", "--clear", "--prompt", VENV.name.replace(".venv", "sams"), str(VENV)], capture_output=True, text=True
+        [base, "-m", "venv", "--clear", "--prompt", name, str(VENV)], capture_output=True, text=True
     )
     if made.returncode:
         fail(

@@ -1,4 +1,4 @@
-"""A study's model by its transformers config alone: from a local folder, config/models, or the study's architecture."""
+"""A study's model by its config alone: from a local folder, config/models, or the study's own architecture."""
 
 from pathlib import Path
 from typing import Any

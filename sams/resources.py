@@ -1,8 +1,8 @@
 """What each rule asks a scheduler for: GPUs, nodes, memory, time, disk; told without importing torch.
 
-Snakemake hands these to Slurm, Kubernetes and the like; on one machine `gpu` alone limits what runs at once. Memory and
-disk follow from the recipe. The time of a training job is a slot, not a forecast: a job whose time is up saves, is queued
-again and goes on (docs/cluster.md). A profile's `set-resources` overrides any of it.
+Snakemake hands these to Slurm, Kubernetes and the like; on one machine `gpu` alone limits what runs at once. Memory
+and disk follow from the recipe. The time of a training job is a slot, not a forecast: a job whose time is up saves,
+is queued again and goes on (docs/cluster.md). A profile's `set-resources` overrides any of it.
 """
 
 from typing import Any
@@ -69,7 +69,7 @@ def training(study: Study, gpus: int) -> dict[str, Any]:
     }
     if launch.nodes > 1:
         # What Slurm's plugin needs to hear of a job on several nodes: `mpi` stops it from starting one task on one of
-        # them (`sams.torchrun` starts one on each), `gres` counts per node where `gpu` counts all.
+        # them (`sams.nodes` starts one on each), `gres` counts per node where `gpu` counts all.
         asked |= {"mpi": "srun", "tasks": launch.nodes, "tasks_per_gpu": 0}
         if on_gpus:
             kind = f"{launch.gpu_model}:" if launch.gpu_model else ""

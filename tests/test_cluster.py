@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sams import resources, torchrun
+from sams import nodes, resources
 from sams.config import load_study, read_settings
 from sams.errors import UserError
 from sams.model_configs import config_of
@@ -27,7 +27,9 @@ SLURM_ENVIRONMENT = ROOT / ".venv-slurm" / "bin" / "snakemake"
 
 def study(**overlay: Any) -> Any:
     """A study of the paper: an 8B model on GPUs."""
-    settings = read_settings([ROOT / "config/config.yaml", ROOT / "config/studies/table1_llama3_instruct.yaml"])
+    settings = read_settings(
+        [ROOT / "config/config.yaml", ROOT / "config/studies/table1_llama3_instruct.yaml"]
+    )
     settings["launch"] |= overlay
     return load_study(settings)
 
@@ -128,24 +130,24 @@ def test_profiles_are_yaml_with_a_comment_on_what_they_are_for(name: str) -> Non
 
 
 def test_workers_and_launcher_speak_of_the_same_exit_status() -> None:
-    assert torchrun.EXIT_INTERRUPTED == EXIT_INTERRUPTED
+    assert nodes.EXIT_INTERRUPTED == EXIT_INTERRUPTED
 
 
 def test_several_nodes_without_a_scheduler_need_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with pytest.raises(UserError, match="launch.nodes: 2 nodes, but this is no Slurm job"):
-        torchrun.main(["--nodes", "2", "--processes", "8", "-m", "sams.training.sft"])
+    with pytest.raises(UserError, match=r"launch\.nodes: 2 nodes, but this is no Slurm job"):
+        nodes.main(["--nodes", "2", "--processes", "8", "-m", "sams.training.sft"])
 
 
 def test_only_node_0_keeps_the_rendezvous() -> None:
-    first, second = (torchrun.rendezvous(2, rank, "n1:29500", f"n{rank + 1}") for rank in (0, 1))
+    first, second = (nodes.rendezvous(2, rank, "n1:29500", f"n{rank + 1}") for rank in (0, 1))
     assert any("is_host=1" in word for word in first)
     assert any("is_host=0" in word for word in second)
     assert "--local-addr=n2" in second
 
 
 def test_every_node_of_a_slurm_job_gets_one_task() -> None:
-    command = torchrun.on_all_nodes(2, 8, ["--nodes", "2", "--processes", "8", "-m", "sams.training.sft"])
+    command = nodes.on_all_nodes(2, 8, ["--nodes", "2", "--processes", "8", "-m", "sams.training.sft"])
     assert command[:4] == ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1"]
     assert "--cpus-per-task=8" in command
     assert command[-4:] == ["--processes", "8", "-m", "sams.training.sft"]
@@ -173,9 +175,9 @@ def launch(folder: Path, seconds: float, then: str, **patched: float) -> "subpro
     """Watch a stand-in for torchrun, in a process of its own because of the signals."""
     log = str(folder / "log")
     stand_in = STAND_IN.format(log=log, worker=WORKER.format(log=log, seconds=seconds), then=then)
-    code = "import sys\nfrom sams import torchrun\n"
-    code += "".join(f"torchrun.{name} = {value}\n" for name, value in patched.items())
-    code += f"sys.exit(torchrun.watch([sys.executable, '-c', {stand_in!r}], 'here'))"
+    code = "import sys\nfrom sams import nodes\n"
+    code += "".join(f"nodes.{name} = {value}\n" for name, value in patched.items())
+    code += f"sys.exit(nodes.watch([sys.executable, '-c', {stand_in!r}], 'here'))"
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
@@ -207,7 +209,7 @@ def test_torchrun_that_hangs_after_its_workers_is_ended(tmp_path: Path) -> None:
 def test_torchrun_ends_with_its_launcher_killed(tmp_path: Path) -> None:
     watched = launch(tmp_path, 5, "time.sleep(600)", LOOK_EVERY=0.2)
     started(tmp_path)
-    (child,) = torchrun.psutil.Process(watched.pid).children()
+    (child,) = nodes.psutil.Process(watched.pid).children()
     watched.kill()
     assert child.wait(10) is not None or not child.is_running()
 
@@ -222,8 +224,8 @@ def test_a_cancelled_job_is_not_queued_again(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert torchrun.ended(75) == 75
+    assert nodes.ended(75) == 75
     assert (tmp_path / "called").is_file() == requeued
     (tmp_path / "called").unlink(missing_ok=True)
-    assert torchrun.ended(1) == 1
+    assert nodes.ended(1) == 1
     assert not (tmp_path / "called").is_file()

@@ -73,7 +73,9 @@ def test_lock_covers_what_the_project_asks_for():
 def test_slurm_plugin_is_in_an_environment_of_its_own():
     assert not [name for name in CUDA if "slurm" in name]
     added = read_export("slurm.txt")
-    locked = {package["name"]: package for package in tomllib.loads((ROOT / "uv.lock").read_text())["package"]}
+    locked = {
+        package["name"]: package for package in tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    }
     (extra,) = map(Requirement, PYPROJECT["project"]["optional-dependencies"]["slurm"])
     assert added[extra.name][0] in extra.specifier
     for name, (release, hashes) in added.items():

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: Debian's packages, a controller and two nodes, taken down again to the last package."""
+"""A real Slurm on this machine: Debian's packages, a controller and two nodes, taken down to the last package."""
 
 import os
 import shutil
@@ -37,11 +37,21 @@ class Slurm:
 
     def install(self) -> None:
         """Install the packages; their daemons are not started."""
-        apt = ["apt-get", "-o", "DPkg::Lock::Timeout=120", "install", "-y", "--no-install-recommends", *PACKAGES]
+        apt = [
+            "apt-get",
+            "-o",
+            "DPkg::Lock::Timeout=120",
+            "install",
+            "-y",
+            "--no-install-recommends",
+            *PACKAGES,
+        ]
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
         done = subprocess.run(apt, env=quiet, capture_output=True, text=True, timeout=300)
         if done.returncode:
-            pytest.skip(f"apt-get cannot install {' and '.join(PACKAGES)}: {done.stderr.strip().splitlines()[-1]}")
+            pytest.skip(
+                f"apt-get cannot install {' and '.join(PACKAGES)}: {done.stderr.strip().splitlines()[-1]}"
+            )
 
     def start(self) -> None:
         """Start munge, controller and nodes, and wait until they are idle."""
@@ -62,8 +72,8 @@ class Slurm:
         key = self.state / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
-        files = {"socket": "munge.socket", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
-        places = [f"--{option}={self.state / name}" for option, name in files.items()]
+        kinds = {"socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        places = [f"--{option}={self.state}/munge.{ending}" for option, ending in kinds.items()]
         self.daemon("munged", f"--key-file={key}", *places, "--force", "--foreground")
         time.sleep(1)
         self.daemon("slurmctld", "-D")
@@ -117,7 +127,14 @@ class Slurm:
             subprocess.run(apt, env=quiet, capture_output=True, check=True, timeout=300)
         for user in ("munge", "slurm"):
             subprocess.run(["userdel", user], capture_output=True)
-        for place in ("/etc/slurm", "/etc/munge", "/var/lib/slurm", "/var/lib/munge", "/var/log/munge", "/run/munge"):
+        for place in (
+            "/etc/slurm",
+            "/etc/munge",
+            "/var/lib/slurm",
+            "/var/lib/munge",
+            "/var/log/munge",
+            "/run/munge",
+        ):
             shutil.rmtree(place, ignore_errors=True)
 
 

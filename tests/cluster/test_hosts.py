@@ -18,7 +18,7 @@ import pytest
 from sams.files import sha256_of
 from sams.recipes import Job, SftRecipe
 from sams.settings import Sft
-from sams.torchrun import LEFT_SECONDS
+from sams.nodes import LEFT_SECONDS
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -60,7 +60,20 @@ def hosts() -> Iterator[None]:
         pytest.skip(f"no network namespaces here: {made.stderr.strip()}")
     try:
         ip("netns", "add", HOSTS[1])
-        ip("link", "add", "sams0", "netns", HOSTS[0], "type", "veth", "peer", "name", "sams1", "netns", HOSTS[1])
+        ip(
+            "link",
+            "add",
+            "sams0",
+            "netns",
+            HOSTS[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "sams1",
+            "netns",
+            HOSTS[1],
+        )
         for number, host in enumerate(HOSTS):
             ip("-n", host, "addr", "add", f"10.77.0.{number + 1}/24", "dev", f"sams{number}")
             ip("-n", host, "link", "set", f"sams{number}", "up")
@@ -93,7 +106,7 @@ def start(folder: Path, tokens: Path, out: str, number: int, *, nodes: int = 2, 
     with log.open("ab") as stream:
         process = subprocess.Popen(
             [
-                *("ip", "netns", "exec", HOSTS[number], sys.executable, "-m", "sams.torchrun"),
+                *("ip", "netns", "exec", HOSTS[number], sys.executable, "-m", "sams.nodes"),
                 *("--nodes", str(nodes), "--processes", str(processes)),
                 *([*place, "--local-addr", f"10.77.0.{number + 1}"] if nodes > 1 else []),
                 *("-m", "sams.training.sft", "--recipe", RECIPE.model_dump_json(), "--tokens", str(tokens)),
@@ -136,7 +149,9 @@ def test_a_cut_link_ends_the_job_on_both_hosts_and_it_goes_on_when_it_is_back(
     nodes = [start(tmp_path, tokens, "both", number) for number in (0, 1)]
     end = time.monotonic() + 120
     while not any(step >= 100 for step in steps(tmp_path)):
-        assert time.monotonic() < end and not any(node.process.poll() for node in nodes), nodes[0].log.read_text()
+        assert time.monotonic() < end and not any(node.process.poll() for node in nodes), nodes[
+            0
+        ].log.read_text()
         time.sleep(0.05)
     cut = time.monotonic()
     ip("-n", HOSTS[1], "link", "set", "sams1", "down")
@@ -146,7 +161,9 @@ def test_a_cut_link_ends_the_job_on_both_hosts_and_it_goes_on_when_it_is_back(
     assert max(seconds) < TIMEOUT_SECONDS + LEFT_SECONDS + 30
     for node in nodes:
         assert node.process.returncode not in (0, 75)
-        assert re.search("Timed out|timed out|Connection (closed|reset)|do(es)? not answer", node.log.read_text())
+        assert re.search(
+            "Timed out|timed out|Connection (closed|reset)|do(es)? not answer", node.log.read_text()
+        )
     assert max(steps(tmp_path)) < STEPS
 
     ip("-n", HOSTS[1], "link", "set", "sams1", "up")

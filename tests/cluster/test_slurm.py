@@ -90,7 +90,7 @@ def under_slurm(folder: Path, slurm: Slurm, *arguments: str) -> "subprocess.Pope
 
 
 def stop_training(folder: Path, slurm: Slurm, study: "subprocess.Popen[str]") -> str:
-    """Have Slurm send SIGTERM to the training once it has some checkpoints; returns the job's id when it runs anew."""
+    """Have Slurm send SIGTERM to the training once it has some checkpoints; returns the job's id."""
     done = f"{RUN}/trained/manifest.json"
 
     def some_steps() -> bool:
@@ -101,7 +101,9 @@ def stop_training(folder: Path, slurm: Slurm, study: "subprocess.Popen[str]") ->
 
     slurm.wait("training", some_steps, 1200)
     listed = [line.split() for line in slurm.run("squeue", "--noheader", "--format=%i %k %T").splitlines()]
-    (job,) = [found for found, comment, state in listed if "train_preference" in comment and state == "RUNNING"]
+    (job,) = [
+        found for found, comment, state in listed if "train_preference" in comment and state == "RUNNING"
+    ]
     slurm.run("scancel", "--signal=TERM", job)
     slurm.wait("queued again", lambda: "Restarts=1" in slurm.run("scontrol", "show", "job", job), 180)
     return job
@@ -154,9 +156,10 @@ def test_tables_are_the_same_bit_by_bit(alone: Path, scheduled: Path) -> None:
 
 
 def test_the_stopped_training_went_on_from_its_checkpoint(alone: Path, scheduled: Path) -> None:
-    assert "resuming after step" in (
-        scheduled / "results/cluster/logs/world/train_preference/dpo-sams-seed0.log"
-    ).read_text()
+    assert (
+        "resuming after step"
+        in (scheduled / "results/cluster/logs/world/train_preference/dpo-sams-seed0.log").read_text()
+    )
     for name in ("train.jsonl", "model/model.safetensors"):
         assert sha256_of(scheduled / RUN / name) == sha256_of(alone / RUN / name), name
 

@@ -1,8 +1,8 @@
 """Starts the processes of one training job with torchrun and watches them, on one node or on several.
 
-    python -m sams.torchrun --processes 8 -m sams.training.sft --recipe ...              one node
-    python -m sams.torchrun --nodes 2 --processes 8 -m sams.training.sft ...             inside a Slurm job: all its nodes
-    python -m sams.torchrun --nodes 2 --node-rank 1 --endpoint HOST:PORT ...             by hand, once on each node
+    python -m sams.nodes --processes 8 -m sams.training.sft --recipe ...         one node
+    python -m sams.nodes --nodes 2 --processes 8 -m sams.training.sft ...        in a Slurm job: all its nodes
+    python -m sams.nodes --nodes 2 --node-rank 1 --endpoint HOST:PORT ...        by hand, once on each node
 
 Three things torchrun does not do. It gives workers as long as a checkpoint may take after SIGTERM. It does not hang
 when another node is gone: once its workers have ended it has a minute to follow. And inside a Slurm job that is told
@@ -39,14 +39,16 @@ ON_A_NODE = "SAMS_ON_A_NODE"
 
 def main(arguments: Sequence[str]) -> int:
     """Run one job; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sams.torchrun", description="torchrun, watched")
+    parser = argparse.ArgumentParser(prog="python -m sams.nodes", description="torchrun, watched")
     parser.add_argument("--nodes", type=int, default=1, help="nodes of the job")
     parser.add_argument("--processes", type=int, required=True, help="processes on each node")
     parser.add_argument("--cpus", type=int, help="CPUs of each node that Slurm has given to the job")
     parser.add_argument("--node-rank", type=int, help="this node's number; Slurm says it itself")
     parser.add_argument("--endpoint", help="HOST:PORT of node 0; Slurm says it itself")
     parser.add_argument("--local-addr", help="this node's address, as the others reach it")
-    parser.add_argument("-m", dest="module", nargs=argparse.REMAINDER, required=True, help="module, arguments")
+    parser.add_argument(
+        "-m", dest="module", nargs=argparse.REMAINDER, required=True, help="module, arguments"
+    )
     options = parser.parse_args(arguments)
 
     in_slurm = "SLURM_JOB_ID" in os.environ
@@ -98,7 +100,7 @@ def on_all_nodes(nodes: int, cpus: int | None, arguments: Sequence[str]) -> list
         *([f"--cpus-per-task={cpus}"] if cpus else []),
         f"--wait={int(2 * LEFT_SECONDS)}",  # one node has ended: the others follow, or are ended
         f"--export=ALL,{ON_A_NODE}=1",
-        *(sys.executable, "-m", "sams.torchrun", *arguments),
+        *(sys.executable, "-m", "sams.nodes", *arguments),
     ]
 
 
@@ -118,7 +120,9 @@ def place_in_job() -> tuple[int, str, str]:
 
 def address_of(node: str) -> str:
     """Address of a node, which need not be its name."""
-    told = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        ["scontrol", "show", "node", node], capture_output=True, text=True, check=True
+    ).stdout
     return next(word.partition("=")[2] for word in told.split() if word.startswith("NodeAddr="))
 
 
@@ -198,7 +202,7 @@ def ended(status: int) -> int:
 
 def say(message: str) -> None:
     """A line in the job's log."""
-    print(f"sams.torchrun: {message}", file=sys.stderr, flush=True)
+    print(f"sams.nodes: {message}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
