@@ -33,7 +33,6 @@ class Slurm:
         self.state = state
         self.daemons: list[subprocess.Popen[bytes]] = []
         self.before = installed()
-        self.environment = {**os.environ, "SLURM_CONF": str(state / "slurm.conf")}
 
     def install(self) -> None:
         """Install the packages; their daemons are not started."""
@@ -68,6 +67,9 @@ class Slurm:
             memory=psutil.virtual_memory().total // 2**20 - 1000,
         )
         (self.state / "slurm.conf").write_text(conf)
+        # Snakemake's plugin takes SLURM_CONF from the jobs that it starts: they look here.
+        Path("/etc/slurm").mkdir(exist_ok=True)
+        Path("/etc/slurm/slurm.conf").symlink_to(self.state / "slurm.conf")
         (self.state / "save").mkdir()
         key = self.state / "munge.key"
         key.write_bytes(os.urandom(128))
@@ -84,15 +86,11 @@ class Slurm:
     def daemon(self, *command: str) -> None:
         """Start a daemon in the foreground, in a session of its own, away from a terminal's signals."""
         with (self.state / f"{command[0]}.{command[-1]}.out").open("wb") as out:
-            self.daemons.append(
-                subprocess.Popen(
-                    command, env=self.environment, stdout=out, stderr=out, start_new_session=True
-                )
-            )
+            self.daemons.append(subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True))
 
     def run(self, *command: str) -> str:
         """What one of Slurm's commands says."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         return (done.stdout or done.stderr).strip()
 
     def wait(self, what: str, condition: object, seconds: float) -> None:

@@ -3,8 +3,6 @@
 `make test-slurm` runs it: Slurm is installed, run on this machine as two nodes, and removed.
 """
 
-import json
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from sams.files import sha256_of
+from sams.files import read_json, sha256_of
 from tests.cluster.slurm import Slurm, refuse
 from tests.conftest import ROOT
 
@@ -25,18 +23,20 @@ SNAKEMAKE = ROOT / ".venv-slurm" / "bin" / "snakemake"
 STUDY: dict[str, Any] = {
     "study": "cluster",
     "methods": ["sft", "dpo-sams"],
-    "data": {"world": {"sft_examples": 640, "train_pairs": 1920, "test_pairs": 64}},
+    "data": {"world": {"sft_examples": 640, "train_pairs": 256, "test_pairs": 64}},
     "model": {"architecture": {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}},
-    "sft": {"epochs": 1},
-    "preference": {"evaluations": 2, "checkpoint_every": 1},
+    "sft": {"epochs": 3, "checkpoint_every": 1},
+    "preference": {"evaluations": 2},
     "benchmarks": {"alpaca_eval": None, "mt_bench": None},
+    "tracking": {"enabled": False},
     "launch": {"nproc_per_node": 2, "device": "cpu"},
 }
 TIMES = ["train_seconds", "preparation_seconds", "peak_memory_mb"]
 """Columns of the tables that differ from run to run."""
 
 STARTED: list["subprocess.Popen[str]"] = []
-RUN = "results/cluster/world/dpo-sams/seed0"
+SFT = "results/cluster/world/sft/seed0"
+TRAINED = f"{SFT}/trained/manifest.json"
 QUICK = ["--slurm-init-seconds-before-status-checks", "3", "--seconds-between-status-checks", "3"]
 
 
@@ -66,7 +66,7 @@ def config(folder: Path, **launch: Any) -> list[str]:
     return ["--configfile", str(file)]
 
 
-def start(folder: Path, profile: str, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+def start(folder: Path, profile: str, *arguments: str) -> "subprocess.Popen[str]":
     """Start snakemake in a folder."""
     process = subprocess.Popen(
         [
@@ -74,7 +74,6 @@ def start(folder: Path, profile: str, *arguments: str, **environment: str) -> "s
             *("--profile", ROOT / "profiles" / profile, *arguments),
         ],
         cwd=folder,
-        env={**os.environ, **environment},
         stdout=(folder / f"{profile}.log").open("a"),
         stderr=subprocess.STDOUT,
         text=True,
@@ -83,27 +82,24 @@ def start(folder: Path, profile: str, *arguments: str, **environment: str) -> "s
     return process
 
 
-def under_slurm(folder: Path, slurm: Slurm, *arguments: str) -> "subprocess.Popen[str]":
+def under_slurm(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start snakemake with the Slurm profile; what the test sets is how often it asks, and whom."""
     options = ["--jobs", "2", "--slurm-no-account", "--slurm-status-command", "squeue", "--latency-wait", "5"]
-    return start(folder, "slurm", *options, *QUICK, *arguments, SLURM_CONF=str(slurm.state / "slurm.conf"))
+    return start(folder, "slurm", *options, *QUICK, *arguments)
 
 
 def stop_training(folder: Path, slurm: Slurm, study: "subprocess.Popen[str]") -> str:
     """Have Slurm send SIGTERM to the training once it has some checkpoints; returns the job's id."""
-    done = f"{RUN}/trained/manifest.json"
 
     def some_steps() -> bool:
         assert study.poll() is None, (folder / "slurm.log").read_text()[-4000:]
-        assert not (folder / done).is_file(), "too late: it is trained"
-        found = folder.glob("results/cluster/checkpoints/world/dpo-sams/seed0/*/step-*/COMPLETE")
+        assert not (folder / TRAINED).is_file(), "too late: it is trained"
+        found = folder.glob("results/cluster/checkpoints/world/sft/seed0/*/step-*/COMPLETE")
         return any(int(mark.parent.name.split("-")[1]) >= 3 for mark in found)
 
     slurm.wait("training", some_steps, 1200)
     listed = [line.split() for line in slurm.run("squeue", "--noheader", "--format=%i %k %T").splitlines()]
-    (job,) = [
-        found for found, comment, state in listed if "train_preference" in comment and state == "RUNNING"
-    ]
+    (job,) = [found for found, comment, state in listed if "train_sft" in comment and state == "RUNNING"]
     slurm.run("scancel", "--signal=TERM", job)
     slurm.wait("queued again", lambda: "Restarts=1" in slurm.run("scontrol", "show", "job", job), 180)
     return job
@@ -121,21 +117,57 @@ def finish(study: "subprocess.Popen[str]", folder: Path, log: str = "slurm.log")
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, slurm: Slurm) -> Path:
-    """The study on this machine, without a scheduler."""
+    """The study's SFT model, trained on this machine without a scheduler."""
     folder = tmp_path_factory.mktemp("alone")
-    finish(start(folder, "default", "--cores", "2", *config(folder)), folder, "default.log")
+    finish(start(folder, "default", TRAINED, "--cores", "2", *config(folder)), folder, "default.log")
     return folder
 
 
 @pytest.fixture(scope="module")
 def scheduled(tmp_path_factory: pytest.TempPathFactory, slurm: Slurm) -> Path:
-    """The study under Slurm; its training on preferences was stopped once and went on."""
+    """The same under Slurm; its training was stopped once and went on."""
     folder = tmp_path_factory.mktemp("scheduled")
-    study = under_slurm(folder, slurm, *config(folder))
+    study = under_slurm(folder, TRAINED, *config(folder))
     job = stop_training(folder, slurm, study)
     finish(study, folder)
     assert f"SLURM jobid {job}" in (folder / "slurm.log").read_text()
     return folder
+
+
+def went_on(folder: Path) -> bool:
+    """Whether the training's last start found a checkpoint."""
+    log = folder / "results/cluster/logs/world/train_sft/seed0.log"
+    return "resuming after step" in log.read_text()
+
+
+def test_a_stopped_training_is_queued_again_and_ends_bit_by_bit_the_same(
+    alone: Path, scheduled: Path
+) -> None:
+    assert went_on(scheduled) and not went_on(alone)
+    assert sha256_of(scheduled / SFT / "train.jsonl") == sha256_of(alone / SFT / "train.jsonl")
+
+
+def test_two_nodes_train_the_same_model_also_when_stopped(alone: Path, scheduled: Path, slurm: Slurm) -> None:
+    """One process on each of two nodes in place of two on one, started by srun."""
+    (scheduled / TRAINED).unlink()
+    study = under_slurm(scheduled, TRAINED, *config(scheduled, nodes=2, nproc_per_node=1))
+    stop_training(scheduled, slurm, study)
+    finish(study, scheduled)
+    assert went_on(scheduled)
+    assert read_json(scheduled / SFT / "train_metrics.json")["world_size"] == 2
+    assert sha256_of(scheduled / SFT / "train.jsonl") == sha256_of(alone / SFT / "train.jsonl")
+
+
+def test_the_tables_of_the_study_are_the_same_bit_by_bit(alone: Path, scheduled: Path) -> None:
+    finish(start(alone, "default", "--cores", "2", *config(alone)), alone, "default.log")
+    finish(under_slurm(scheduled, *config(scheduled)), scheduled)
+    expected, found = tables(alone), tables(scheduled)
+    assert set(expected) == set(found) == {"main.csv", "comparisons.csv"}
+    for name, table in expected.items():
+        pd.testing.assert_frame_equal(found[name], table)
+    for method in STUDY["methods"]:
+        weights = f"results/cluster/world/{method}/seed0/model/model.safetensors"
+        assert sha256_of(scheduled / weights) == sha256_of(alone / weights), method
 
 
 def tables(folder: Path) -> dict[str, pd.DataFrame]:
@@ -146,35 +178,3 @@ def tables(folder: Path) -> dict[str, pd.DataFrame]:
         name: table[[column for column in table if not column.startswith(tuple(TIMES))]]
         for name, table in read.items()
     }
-
-
-def test_tables_are_the_same_bit_by_bit(alone: Path, scheduled: Path) -> None:
-    expected, found = tables(alone), tables(scheduled)
-    assert set(expected) == set(found) == {"main.csv", "comparisons.csv"}
-    for name, table in expected.items():
-        pd.testing.assert_frame_equal(found[name], table)
-
-
-def test_the_stopped_training_went_on_from_its_checkpoint(alone: Path, scheduled: Path) -> None:
-    assert (
-        "resuming after step"
-        in (scheduled / "results/cluster/logs/world/train_preference/dpo-sams-seed0.log").read_text()
-    )
-    for name in ("train.jsonl", "model/model.safetensors"):
-        assert sha256_of(scheduled / RUN / name) == sha256_of(alone / RUN / name), name
-
-
-def test_two_nodes_train_the_same_model_also_when_stopped(alone: Path, scheduled: Path, slurm: Slurm) -> None:
-    """One process on each of two nodes in place of two on one, started by srun."""
-    target = f"{RUN}/trained/manifest.json"
-    before = json.loads((scheduled / RUN / "train_metrics.json").read_text())
-    (scheduled / target).unlink()
-    arguments = config(scheduled, nodes=2, nproc_per_node=1)
-    study = under_slurm(scheduled, slurm, *arguments, target)
-    stop_training(scheduled, slurm, study)
-    finish(study, scheduled)
-    log = (scheduled / "results/cluster/logs/world/train_preference/dpo-sams-seed0.log").read_text()
-    assert "resuming after step" in log
-    after = json.loads((scheduled / RUN / "train_metrics.json").read_text())
-    assert after["world_size"] == before["world_size"] == 2
-    assert sha256_of(scheduled / RUN / "train.jsonl") == sha256_of(alone / RUN / "train.jsonl")
