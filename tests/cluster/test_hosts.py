@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from sams.files import sha256_of
+from sams.nodes import LEFT_SECONDS
 from sams.recipes import Job, SftRecipe
 from sams.settings import Sft
-from sams.nodes import LEFT_SECONDS
 from tests import tiny
 from tests.conftest import ROOT
 
