@@ -30,10 +30,10 @@ test: env ## the tests
 test-all: env ## the tests, the slow ones too
 	$(PYTEST) -m "not gpu and not cluster"
 
-test-slurm: env env-slurm ## a study under a real Slurm, installed for it and removed again (needs root; TIME_SLURM)
+test-slurm: env env-slurm ## a study under a real Slurm, installed for it and removed again (needs root)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster -rs tests/cluster/test_slurm.py
 
-test-hosts: env ## one training on two hosts whose link is cut (needs root; TIME_HOSTS)
+test-hosts: env ## one training on two hosts whose link is cut (needs root)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster -rs tests/cluster/test_hosts.py
 
 mutations: env ## deliberate faults, each of which must fail a test

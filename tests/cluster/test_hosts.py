@@ -40,7 +40,7 @@ RECIPE = SftRecipe(
     ),
     watching=None,
 )
-TIMEOUT_SECONDS = 15.0
+TIMEOUT_SECONDS = 30.0
 """Of a collective call, after which the workers give the link up."""
 HOSTS = ("sams-test-0", "sams-test-1")
 
