@@ -1,7 +1,7 @@
 # Every target works in .venv, which `env` makes from the lock and leaves alone where it is up to date.
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all faults mutations bench bench-scale lint mlflow lock
+.PHONY: help env env-slurm demo test test-all faults test-slurm test-hosts mutations bench bench-scale lint mlflow lock
 
 BIN := .venv/bin
 # The first Python that fits; a name on the PATH can be that of one that does not run.
@@ -17,6 +17,9 @@ help: ## this list
 env: ## .venv from the lock (PYTHON=python3.12 or TORCH=cpu|cuda choose for you)
 	@$(PYTHON) envs/make_env.py $(if $(TORCH),--torch $(TORCH))
 
+env-slurm: ## .venv-slurm: the same with Snakemake's plugin for Slurm, which only clusters need (docs/cluster.md)
+	@$(PYTHON) envs/make_env.py --slurm $(if $(TORCH),--torch $(TORCH))
+
 demo: env ## the default study, from data to tables, and its main table
 	$(BIN)/snakemake --cores all
 	$(BIN)/sams show
@@ -25,7 +28,13 @@ test: env ## the tests
 	$(PYTEST)
 
 test-all: env ## the tests, the slow ones too
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m "not gpu and not cluster and not faults"
+
+test-slurm: env env-slurm ## a study under a real Slurm, installed for it and removed again (needs root)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster -rs tests/cluster/test_slurm.py
+
+test-hosts: env ## one training on two hosts whose link is cut (needs root)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster -rs tests/cluster/test_hosts.py
 
 faults: env ## faults made to happen: kills, signals, hangs, two workflows, bad input (docs/reliability.md)
 	$(PYTEST) -m faults tests

@@ -2,6 +2,7 @@
 
     envs/lock/cuda.txt   every package with its hashes; torch and NVIDIA's libraries from PyPI
     envs/lock/cpu.txt    the same versions without what only CUDA needs; torch as its CPU build
+    envs/lock/slurm.txt  Snakemake's plugin for Slurm, what it adds to either
     envs/sams.yaml       the conda environment of the rules
 
 Versions stay unless pyproject.toml asks otherwise; `make lock LOCK=--upgrade` takes the newest that fit.
@@ -17,6 +18,7 @@ from pathlib import Path
 
 ENVS = Path(__file__).resolve().parent
 CUDA, CPU, CONDA = ENVS / "lock" / "cuda.txt", ENVS / "lock" / "cpu.txt", ENVS / "sams.yaml"
+SLURM = ENVS / "lock" / "slurm.txt"
 UV = Path(sys.executable).parent / "uv"
 
 CUDA_HEADER = """\
@@ -25,6 +27,9 @@ CUDA_HEADER = """\
 CPU_HEADER = """\
 # Written by `make lock`: cuda.txt without what only CUDA needs, and with torch's CPU build.
 # Its hash is that of the wheel for CPython 3.11 on x86_64; hashes of other CPU wheels can be added and stay.
+"""
+SLURM_HEADER = """\
+# Written by `make lock`: what pyproject.toml's extra `slurm` adds to cpu.txt or cuda.txt (`make env-slurm`).
 """
 CONDA_HEADER = """\
 # Written by `make lock`: the conda environment of the rules (`snakemake --sdm conda`), pinned as uv.lock is.
@@ -50,6 +55,9 @@ def main() -> None:
     without_cuda = [f"--prune={name}" for name in names if re.match("nvidia-|cuda-|triton$", name)]
     cpu = re.sub(r"(?m)^torch==(\S+)(.*\n)(?: +--hash.*\n)+", cpu_torch, export(*without_cuda))
     CPU.write_text(CPU_HEADER + cpu)
+
+    added = re.findall(r"(?m)^\S+==.*\n(?: +--hash.*\n)+", export("--extra=slurm"))
+    SLURM.write_text(SLURM_HEADER + "".join(package for package in added if package not in CUDA.read_text()))
 
     # Here torch stays 2.13.0, for either build, which says itself what it needs of CUDA.
     pins = re.findall(r"(?m)^\S+==\S+", export("--no-dev", "--no-hashes", *without_cuda))

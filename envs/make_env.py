@@ -1,5 +1,7 @@
 """Makes .venv from the lock, or does nothing where it is up to date (`make env`).
 
+With --slurm it is .venv-slurm, an environment of its own with Snakemake's plugin for Slurm (`make env-slurm`).
+
 Standard library only, and in a syntax that older Pythons can read: they get a message, not a SyntaxError.
 """
 
@@ -15,7 +17,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-VENV = ROOT / ".venv"
+FOR_SLURM = "--slurm" in sys.argv
+VENV = ROOT / (".venv-slurm" if FOR_SLURM else ".venv")
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "sams.json"  # written last: a .venv without it is half made
 
@@ -23,13 +26,14 @@ STAMP = VENV / "sams.json"  # written last: a .venv without it is half made
 def main():
     parser = argparse.ArgumentParser(description="Makes .venv from the lock, unless it is up to date.")
     parser.add_argument("--torch", choices=["cpu", "cuda"], help="the export to install; see choose()")
+    parser.add_argument("--slurm", action="store_true", help="make .venv-slurm, with the plugin for Slurm")
     torch = parser.parse_args().torch
     check_machine()
 
     made = json.loads(STAMP.read_text()) if STAMP.exists() and PYTHON.exists() else {}
     known = torch or made.get("torch")
     if known and made == stamp(known):
-        say(f".venv is up to date (torch: {known})")
+        say(f"{VENV.name} is up to date (torch: {known})")
         return
 
     create()
@@ -43,7 +47,7 @@ def main():
     say(f"installing {export(torch).relative_to(ROOT)}: {why}")
     install(torch)
     STAMP.write_text(json.dumps(stamp(torch)))
-    say(f".venv is ready (torch: {torch})")
+    say(f"{VENV.name} is ready (torch: {torch})")
 
 
 def say(message):
@@ -71,6 +75,11 @@ def export(torch):
     return ROOT / "envs" / "lock" / f"{torch}.txt"
 
 
+def exports(torch):
+    """All files of locked packages that this environment holds."""
+    return [export(torch), *([ROOT / "envs" / "lock" / "slurm.txt"] if FOR_SLURM else [])]
+
+
 def requirement(name, torch="cuda"):
     """One package's lines in an export: its version and its hashes."""
     return re.findall(rf"^{name}==.*\n(?: +--hash.*\n)+", export(torch).read_text(), re.M)[0]
@@ -81,7 +90,7 @@ def stamp(torch):
     import tomllib  # from Python 3.11 on
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    made_from = [export(torch).read_text(), project["project"], project["build-system"]]
+    made_from = [*(file.read_text() for file in exports(torch)), project["project"], project["build-system"]]
     made_from += [sys.version_info[:2], str(ROOT)]
     return {"torch": torch, "digest": hashlib.sha256(json.dumps(made_from).encode()).hexdigest()}
 
@@ -89,8 +98,9 @@ def stamp(torch):
 def create():
     # The base interpreter, in case this one is that of an activated .venv, which is about to be emptied.
     base = getattr(sys, "_base_executable", sys.executable)
+    name = VENV.name.replace(".venv", "sams")
     made = subprocess.run(
-        [base, "-m", "venv", "--clear", "--prompt", "sams", str(VENV)], capture_output=True, text=True
+        [base, "-m", "venv", "--clear", "--prompt", name, str(VENV)], capture_output=True, text=True
     )
     if made.returncode:
         fail(
@@ -125,7 +135,8 @@ def choose():
 
 def install(torch):
     """Installs an export and the project: with uv, or with pip from the same file where uv cannot."""
-    arguments = ["--no-deps", "--no-build-isolation", "--require-hashes", "--requirement", str(export(torch))]
+    arguments = ["--no-deps", "--no-build-isolation", "--require-hashes"]
+    arguments += [word for file in exports(torch) for word in ("--requirement", str(file))]
     if not sys.stderr.isatty():
         arguments.append("--quiet")  # a terminal shows the downloads
     if not uv_install(torch, arguments):

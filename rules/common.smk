@@ -6,10 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
+from sams import resources
 from sams.config import load_study, read_settings, resolved
 from sams.data.fetch import PUBLISHED, published
 from sams.errors import UserError
-from sams.launch import gpus_here, gpus_wanted, processes, set_job_environment
+from sams.launch import gpus_here, set_job_environment
 from sams.preflight import benchmark_sources
 from sams.provenance import code_digest
 from sams.recipes import recipe_json, recipe_of, scheduler_is_pretrained
@@ -37,8 +38,9 @@ PRETRAINING = STUDY.pretrain.policy if STUDY.pretrain else "none"
 FIGURES = ["learning_curves", "selection", "difficulty", "noise", "cost"]
 CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
 
-PROCESSES = processes(STUDY.launch, gpus_here())
-GPUS = gpus_wanted(STUDY.launch, gpus_here())
+GPUS_HERE = gpus_here()
+TRAINING = resources.training(STUDY, GPUS_HERE)
+PROCESSES = TRAINING["processes"]
 set_job_environment(STUDY, workflow.basedir)
 
 stop_jobs_on_signals()
@@ -55,8 +57,16 @@ onerror:
     leave_if_stopped()
 
 
-# Without a limit Snakemake ignores a resource and starts every training at once.
-workflow.global_resources.setdefault("gpu", max(GPUS, gpus_here()))
+# Jobs go to a scheduler where a number of jobs is given, and none of cores.
+SCHEDULED = workflow.resource_settings.nodes is not None
+if SCHEDULED and STUDY.launch.nproc_per_node == "auto" and STUDY.launch.device != "cpu":
+    raise WorkflowError(
+        "launch.nproc_per_node: auto counts the GPUs of this machine, and jobs run on others; "
+        "set it to the GPUs of a node, or launch.device to cpu"
+    )
+if not SCHEDULED:
+    # Without a limit Snakemake ignores a resource and starts every training at once.
+    workflow.global_resources.setdefault("gpu", max(TRAINING.get("gpu", 0), GPUS_HERE))
 
 
 wildcard_constraints:

@@ -11,6 +11,8 @@ rule preflight:
         f"{LOGS}/preflight.log",
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.checking(STUDY, GPUS_HERE),
     shell:
         'python -m sams.preflight --study "$SAMS_STUDY" --out {output.found:q} > {log:q} 2>&1'
 
@@ -26,6 +28,8 @@ rule prepare_data:
         f"{LOGS}/prepare_data.log",
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.plain(STUDY, "prepare_data"),
     params:
         recipe=recipe("prepare_data"),
         code=code_digest("sams.data.prepare"),
@@ -35,14 +39,18 @@ rule prepare_data:
 
 
 # Fetches a published input of a benchmark, unless it was put there by hand.
+# It runs where snakemake does: compute nodes often reach no network.
 rule fetch_benchmark_inputs:
     output:
         file="inputs/{published}",
     log:
         f"{LOGS}/fetch_benchmark_inputs/{{published}}.log",
     retries: 2
+    localrule: True
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.plain(STUDY, "fetch_benchmark_inputs"),
     params:
         sha256=lambda wildcards: PUBLISHED[wildcards.published].sha256,
     shell:
@@ -60,6 +68,8 @@ rule prepare_questions:
         f"{LOGS}/prepare_questions.log",
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.plain(STUDY, "prepare_questions"),
     params:
         recipe=recipe("prepare_questions"),
         code=code_digest("sams.data.questions"),
@@ -79,6 +89,8 @@ rule tokenise:
         f"{LOGS}/tokenise.log",
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.plain(STUDY, "tokenise"),
     params:
         recipe=recipe("tokenise"),
         code=code_digest("sams.data.tokenise"),

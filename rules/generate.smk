@@ -17,7 +17,7 @@ rule generate_alpaca_eval:
     conda:
         "../envs/sams.yaml"
     resources:
-        gpu=min(1, GPUS),
+        **resources.generation(STUDY, GPUS_HERE),
     params:
         recipe=recipe("generate_answers", benchmark="alpaca_eval"),
         code=code_digest("sams.generation.generate"),
@@ -62,7 +62,7 @@ if STUDY.on_policy:
         conda:
             "../envs/sams.yaml"
         resources:
-            gpu=min(1, GPUS),
+            **resources.generation(STUDY, GPUS_HERE),
         params:
             recipe=recipe("sample_pairs"),
             code=code_digest("sams.generation.on_policy"),

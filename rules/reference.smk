@@ -15,8 +15,7 @@ rule compute_reference:
         "../envs/sams.yaml"
     threads: PROCESSES * STUDY.launch.threads_per_process
     resources:
-        gpu=GPUS,
-        processes=PROCESSES,
+        **TRAINING,
     params:
         recipe=recipe("compute_reference"),
         code=code_digest("sams.training.reference"),
@@ -24,7 +23,7 @@ rule compute_reference:
         model=subpath(input.model, parent=True),
         out=subpath(output.manifest, parent=True),
     shell:
-        "python -m sams.torchrun --standalone --nproc-per-node {resources.processes}"
+        "exec python -m sams.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
         " -m sams.training.reference"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"

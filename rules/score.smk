@@ -12,6 +12,8 @@ rule make_difficulty:
         f"{LOGS}/make_difficulty.log",
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.plain(STUDY, "score"),
     params:
         recipe=recipe("score"),
         code=code_digest("sams.scoring.difficulty"),
@@ -39,6 +41,8 @@ rule score_alpaca_eval:
         f"{COSTS}/score_alpaca_eval/{{method}}-seed{{seed}}.tsv"
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.plain(STUDY, "score"),
     params:
         recipe=recipe("score"),
         code=code_digest("sams.scoring.alpaca_eval"),
@@ -68,6 +72,8 @@ rule score_mt_bench:
         f"{COSTS}/score_mt_bench/{{method}}-seed{{seed}}.tsv"
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.plain(STUDY, "score"),
     params:
         recipe=recipe("score"),
         code=code_digest("sams.scoring.mt_bench"),

@@ -1,4 +1,5 @@
 # Needs: metrics.json, judgments and metric logs of every method and seed. Makes: tables and figures, from files only.
+# These take seconds, and run where snakemake does.
 
 
 rule main_table:
@@ -18,8 +19,11 @@ rule main_table:
         ),
     log:
         f"{LOGS}/main_table.log",
+    localrule: True
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.plain(STUDY, "tables"),
     params:
         study=recipe_json(STUDY),
         results=results_folder,
@@ -56,8 +60,11 @@ if STUDY.paper:
             ),
         log:
             f"{LOGS}/compare_with_paper.log",
+        localrule: True
         conda:
             "../envs/sams.yaml"
+        resources:
+            **resources.plain(STUDY, "tables"),
         params:
             study=recipe_json(STUDY),
             results=results_folder,
@@ -88,8 +95,11 @@ rule compare_methods:
         ),
     log:
         f"{LOGS}/compare_methods.log",
+    localrule: True
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.plain(STUDY, "tables"),
     params:
         study=recipe_json(STUDY),
         results=results_folder,
@@ -121,8 +131,11 @@ rule show_answers:
         ),
     log:
         f"{LOGS}/show_answers/{{method}}-beside-{{base}}.log",
+    localrule: True
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.plain(STUDY, "tables"),
     params:
         study=recipe_json(STUDY),
         results=results_folder,
@@ -175,8 +188,11 @@ rule draw_figures:
         ),
     log:
         f"{LOGS}/draw_figures.log",
+    localrule: True
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.plain(STUDY, "tables"),
     params:
         study=recipe_json(STUDY),
         results=results_folder,

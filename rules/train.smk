@@ -22,8 +22,7 @@ rule train_sft:
         "../envs/sams.yaml"
     threads: PROCESSES * STUDY.launch.threads_per_process
     resources:
-        gpu=GPUS,
-        processes=PROCESSES,
+        **TRAINING,
     params:
         recipe=recipe("train_sft"),
         code=code_digest("sams.training.sft"),
@@ -32,7 +31,7 @@ rule train_sft:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/sft/seed{{seed}}",
     shell:
-        "python -m sams.torchrun --standalone --nproc-per-node {resources.processes}"
+        "exec python -m sams.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
         " -m sams.training.sft"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"
@@ -60,8 +59,7 @@ if PRETRAINING == "frozen":
             "../envs/sams.yaml"
         threads: PROCESSES * STUDY.launch.threads_per_process
         resources:
-            gpu=GPUS,
-            processes=PROCESSES,
+            **TRAINING,
         params:
             recipe=recipe("pretrain_scheduler"),
             code=code_digest("sams.training.pretrain_scheduler"),
@@ -70,7 +68,7 @@ if PRETRAINING == "frozen":
             out=subpath(output.metrics, parent=True),
             checkpoints=f"{CHECKPOINTS}/scheduler/seed{{seed}}",
         shell:
-            "python -m sams.torchrun --standalone --nproc-per-node {resources.processes}"
+            "exec python -m sams.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
             " -m sams.training.pretrain_scheduler"
             " --recipe {params.recipe:q}"
             " --tokens {params.tokens:q}"
@@ -101,8 +99,7 @@ rule train_crossfit:
         "../envs/sams.yaml"
     threads: PROCESSES * STUDY.launch.threads_per_process
     resources:
-        gpu=GPUS,
-        processes=PROCESSES,
+        **TRAINING,
     params:
         recipe=recipe("train_crossfit"),
         code=code_digest("sams.training.crossfit"),
@@ -112,7 +109,7 @@ rule train_crossfit:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}-half{{half}}",
     shell:
-        "python -m sams.torchrun --standalone --nproc-per-node {resources.processes}"
+        "exec python -m sams.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
         " -m sams.training.crossfit"
         " --recipe {params.recipe:q}"
         " --half {wildcards.half}"
@@ -145,8 +142,7 @@ rule train_preference:
         "../envs/sams.yaml"
     threads: PROCESSES * STUDY.launch.threads_per_process
     resources:
-        gpu=GPUS,
-        processes=PROCESSES,
+        **TRAINING,
     params:
         recipe=recipe("train_preference"),
         code=code_digest("sams.training.preference"),
@@ -158,7 +154,7 @@ rule train_preference:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}",
     shell:
-        "python -m sams.torchrun --standalone --nproc-per-node {resources.processes}"
+        "exec python -m sams.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
         " -m sams.training.preference"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"
@@ -184,6 +180,8 @@ rule export_model:
         f"{LOGS}/export_model/{{method}}-seed{{seed}}.log",
     conda:
         "../envs/sams.yaml"
+    resources:
+        **resources.exporting(STUDY),
     params:
         recipe=recipe("export_model"),
         code=code_digest("sams.training.export"),

@@ -173,10 +173,12 @@ class Study(Settings):
         return {key: value for key, value in self.method_settings[method].items() if key not in OWN_KEYS}
 
     def _check_batch(self, training: Training | None, key: str) -> None:
-        processes = self.launch.nproc_per_node
-        if training is not None and isinstance(processes, int) and training.batch_size % processes:
+        each, nodes = self.launch.nproc_per_node, self.launch.nodes
+        if training is not None and isinstance(each, int) and training.batch_size % (nodes * each):
             raise ValueError(
-                f"`{key}.batch_size` {training.batch_size} is not divisible by `launch.nproc_per_node` {processes}"
+                f"`{key}.batch_size` {training.batch_size} is not divisible by "
+                + (f"`launch.nodes` {nodes} times " if nodes > 1 else "")
+                + f"`launch.nproc_per_node` {each}"
             )
 
     @property

@@ -59,10 +59,11 @@ def check_gpus(study: Study) -> int:
             where=where,
             remedy="set it to auto, or launch.device to cpu",
         )
+    world = study.launch.nodes * wanted
     for key, size in batch_sizes(study).items():
-        if size % wanted:
+        if size % world:
             raise UserError(
-                f"{size} is not divisible by {wanted} processes", where=key, remedy=f"or set {where}"
+                f"{size} is not divisible by {world} processes", where=key, remedy=f"or set {where}"
             )
     return gpus
 

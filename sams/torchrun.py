@@ -5,6 +5,7 @@ they are waited for as long as their checkpoint takes, where torchrun ends them 
 and not 1. And the job ends with the workflow that started it.
 """
 
+import contextlib
 import signal
 import sys
 from typing import Any
@@ -23,7 +24,8 @@ def main(arguments: list[str]) -> int:
     def stop(number: int, _frame: Any) -> None:
         stopped.append(number)
         for worker in psutil.Process().children():
-            worker.send_signal(signal.SIGTERM)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.send_signal(signal.SIGTERM)
 
     end_with_workflow()
     for number in STOP_SIGNALS:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -69,8 +70,41 @@ def test_lock_covers_what_the_project_asks_for():
         assert CPU[canonicalize_name(needed.name)][0] in needed.specifier, needed
 
 
-def test_slurm_plugin_is_not_installed_by_default():
+def test_slurm_plugin_is_in_an_environment_of_its_own():
     assert not [name for name in CUDA if "slurm" in name]
+    added = read_export("slurm.txt")
+    locked = {
+        package["name"]: package for package in tomllib.loads((ROOT / "uv.lock").read_text())["package"]
+    }
+    (extra,) = map(Requirement, PYPROJECT["project"]["optional-dependencies"]["slurm"])
+    assert added[extra.name][0] in extra.specifier
+    for name, (release, hashes) in added.items():
+        files = [*locked[name].get("wheels", []), *filter(None, [locked[name].get("sdist")])]
+        assert release == Version(locked[name]["version"]) and name not in CUDA
+        assert hashes == {file["hash"] for file in files}
+    # All else that the plugin asks for is in the other exports.
+    needed = {dependency["name"] for name in added for dependency in locked[name]["dependencies"]}
+    assert needed <= CUDA.keys() | added.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "installs"),
+    [
+        ("Dockerfile", r"(?m)^FROM (\S+)$", r"(?m)^RUN (make env .*)$"),
+        ("apptainer.def", r"(?m)^From: (\S+)$", r"(?m)^ +(make env .*)$"),
+    ],
+)
+def test_images_install_the_lock_and_nothing_else(name, base, installs):
+    text = (ROOT / "envs" / name).read_text()
+    ((image),) = re.findall(base, text)
+    python = re.fullmatch(r"python:(3\.\d+)-slim-bookworm", image)[1]
+    assert f"python={python}" in (ROOT / "envs" / "sams.yaml").read_text()
+    assert f"{python}.1" in SpecifierSet(PYPROJECT["project"]["requires-python"])
+    ((command),) = re.findall(installs, text)
+    assert command.split()[2] == f"PYTHON=python{python}"
+    code = re.sub(r"(?m)^#.*", "", text)
+    assert not re.search(r"\b(pip3?|uv|conda|curl|wget) ", code)
+    assert set(re.findall(r"recommends (.*?)(?: \\)?\n", code)) == {"git make"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.name)

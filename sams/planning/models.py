@@ -1,24 +1,16 @@
-"""A study's model without its weights: from config/models, a local folder, or the study's own architecture."""
+"""An architecture without its weights: how many there are."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import transformers
 
-from sams.errors import UserError
-from sams.files import read_json
 from sams.policy.model import without_dropout
 from sams.policy.policy import Policy
 from sams.training.costs import weights_of
-
-if TYPE_CHECKING:
-    from sams.settings import Model
-
-FOLDER = Path(__file__).resolve().parents[2] / "config" / "models"
 
 
 @dataclass(frozen=True)
@@ -36,27 +28,6 @@ class Sizes:
     body: int
     head: int
     cache: int
-
-
-def config_of(settings: Model) -> dict[str, Any]:
-    """The transformers config of a model, with its `model_type`; nothing is asked of a hub.
-
-    Raises:
-        UserError: when the model is neither built from scratch, nor in a folder, nor in config/models.
-    """
-    if settings.architecture is not None:
-        return {"vocab_size": settings.vocab_size, **settings.architecture}
-    assert settings.path is not None
-    for file in (Path(settings.path) / "config.json", FOLDER / f"{settings.path}.json"):
-        if file.is_file():
-            found: dict[str, Any] = read_json(file)
-            return found
-    known = sorted(str(file.relative_to(FOLDER).with_suffix("")) for file in FOLDER.rglob("*.json"))
-    raise UserError(
-        f"the architecture of {settings.path} is not known",
-        where="model.path",
-        remedy=f"put its config.json at config/models/{settings.path}.json (there are: {', '.join(known)})",
-    )
 
 
 def build(config: dict[str, Any], attention: str) -> Policy:

@@ -12,11 +12,12 @@ import psutil
 
 from sams.config import Study
 from sams.launch import gpus_here, processes
+from sams.model_configs import config_of
 from sams.planning import work as count
 from sams.planning.data import Facts
 from sams.planning.gpus import Gpu
 from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
-from sams.planning.models import Sizes, config_of, sizes_of
+from sams.planning.models import Sizes, sizes_of
 from sams.planning.work import SchedulerCosts, Work, scheduler_costs
 from sams.recipes import recipe_of, scheduler_is_pretrained
 from sams.scoring.judge_store import USUAL_ANSWER_TOKENS, Tokens

@@ -203,6 +203,12 @@ class Launch(Settings):
     nproc_per_node: Count | Literal["auto"] = Field(
         "auto", description="Processes of each torchrun; auto: one per GPU, or 2 without one."
     )
+    nodes: Count = Field(
+        1, description="Nodes of each training job, under a scheduler; each has `nproc_per_node` processes."
+    )
+    gpu_model: str | None = Field(
+        None, description="Kind of GPU to ask a scheduler for, by its own name; null takes any."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if there are any.")
     strategy: Literal["ddp", "fsdp2"] = Field("ddp", description="Replicate or shard the policy.")
     deterministic: bool = Field(

@@ -72,10 +72,11 @@ class Checkpoints:
 
         Without an optimiser the policy is frozen and no part of the checkpoint.
         """
-        steps = self.steps()
-        if not steps:
+        # Rank 0's word: a network file system may show another node an older state of the folder.
+        newest = int(self.workers.broadcast(torch.tensor(max(self.steps(), default=-1))))
+        if newest < 0:
             return None
-        place = self._place(steps[-1])
+        place = self._place(newest)
         if optimiser is not None:
             model_state, optimiser_state = get_state_dict(policy, optimiser)
             state: dict[str, Any] = {"policy": model_state, "optimiser": optimiser_state}

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from sams.model_configs import config_of
 from sams.planning.memory import Passes, Simulation
-from sams.planning.models import config_of, sizes_of
+from sams.planning.models import sizes_of
 from sams.settings import Model
 from tests.conftest import ROOT
 

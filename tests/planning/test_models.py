@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sams.errors import UserError
-from sams.planning.models import config_of, sizes_of
+from sams.model_configs import config_of
+from sams.planning.models import sizes_of
 from sams.settings import Model
 
 PUBLISHED = {
