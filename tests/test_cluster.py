@@ -15,10 +15,10 @@ import yaml
 from sams import nodes, resources
 from sams.config import load_study, read_settings
 from sams.errors import UserError
+from sams.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.model_configs import config_of
 from sams.planning.models import sizes_of
 from sams.settings import Model
-from sams.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
 from tests.conftest import ROOT
 
 ASKED = {"gpu", "nodes", "mem_mb", "disk_mb", "runtime"}
