@@ -15,3 +15,8 @@ class UserError(Exception):
         if remedy:
             text = f"{text}; {remedy}"
         super().__init__(" ".join(text.split()))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's code says first, or its name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
