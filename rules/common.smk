@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from sams.config import load_study, read_settings, resolved
+from sams.config import load_study, read_file, read_settings, resolved
 from sams.data.fetch import PUBLISHED, published
 from sams.errors import UserError
 from sams.launch import gpus_here, gpus_wanted, processes, set_job_environment
@@ -16,6 +16,8 @@ from sams.recipes import recipe_json, recipe_of, scheduler_is_pretrained
 from sams.tables.side_by_side import pairs
 
 try:
+    for file in workflow.config_settings.configfiles:
+        read_file(file)  # Snakemake takes the last of a key that is given twice
     # In place, because the report's captions read `config` too.
     config |= resolved(
         read_settings([Path(workflow.basedir) / "config" / "config.yaml"]),
@@ -45,8 +47,8 @@ workflow.global_resources.setdefault("gpu", max(GPUS, gpus_here()))
 
 
 wildcard_constraints:
-    method="|".join(STUDY.methods),
-    base="|".join(STUDY.methods),
+    method="|".join(map(re.escape, STUDY.methods)),
+    base="|".join(map(re.escape, STUDY.methods)),
     seed="|".join(str(seed) for seed in STUDY.seeds),
     published="|".join(map(re.escape, PUBLISHED)),
 

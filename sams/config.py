@@ -132,6 +132,11 @@ class Study(Settings):
             if method not in self.method_settings:
                 hint = nearest(method, [BASE_METHOD, *self.method_settings])
                 raise ValueError(f"method '{method}' has no entry in `method_settings`{hint}")
+            own = self.method_settings[method]
+            if not isinstance(own.get("scheduler", {}), dict):
+                raise ValueError(f"`method_settings.{method}.scheduler` takes keys and values")
+            if not isinstance(own.get("fresh_scheduler", False), bool):
+                raise ValueError(f"`method_settings.{method}.fresh_scheduler` takes true or false")
             self.preference_of(method)
             self.scheduler_of(method)
         for method in self.finished_methods:

@@ -12,6 +12,12 @@ from typing import Any
 MANIFEST = "manifest.json"
 
 
+def write_for_no_others() -> None:
+    """See that files made from now on, by this process and those it starts, can be changed by owner and group alone."""
+    given = os.umask(0o077)
+    os.umask(given | 0o002)
+
+
 def canonical_json(value: Any) -> str:
     """JSON in which neither key order nor layout counts, so equal settings give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

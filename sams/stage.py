@@ -13,6 +13,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from sams.errors import UserError, first_line
+from sams.files import write_for_no_others
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -27,6 +28,7 @@ def run(main: Callable[..., Any]) -> NoReturn:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    write_for_no_others()
     hints = get_type_hints(main, include_extras=True)
     for name, parameter in inspect.signature(main).parameters.items():
         # A stage has options only: typer would make a positional argument of what has no default.

@@ -22,6 +22,7 @@ log = logging.getLogger("fetch")
 
 FOLDER = "inputs"
 WAIT_SECONDS = 60.0
+MOST_BYTES = 1 << 26  # an answer without end is given up
 
 
 class Source(NamedTuple):
@@ -75,7 +76,7 @@ def fetch(source: Source, out: Path) -> None:
     by_hand = f"check the network, or put the file at {out} by hand"
     try:
         with urllib.request.urlopen(source.url, timeout=WAIT_SECONDS) as answer:
-            content = answer.read()
+            content = answer.read(MOST_BYTES)
     except (OSError, HTTPException) as error:  # URLError is an OSError
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise UserError(f"cannot be fetched ({reason})", where=source.url, remedy=by_hand) from None

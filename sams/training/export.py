@@ -8,7 +8,6 @@ rehearsal does, has it built here.
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sams.errors import UserError
@@ -17,6 +16,7 @@ from sams.policy.model import add_lora, build_model, check_vocabulary, load_mode
 from sams.policy.policy import Policy
 from sams.training.checkpoints import LORA
 from sams.training.job import digest_of
+from sams.training.sharded import load_sharded
 
 FRESH_SEED = 0
 
@@ -60,7 +60,7 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
             adapted = add_lora(model, Lora.model_validate(read_json(trained / LORA)))
         policy = Policy(model)
         state = {"policy": policy.state_dict()}
-        dcp.load(state, checkpoint_id=trained)
+        load_sharded(state, trained)
         policy.load_state_dict(state["policy"])
         if adapted is not None:
             model = adapted.merge_and_unload()
