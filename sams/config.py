@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from sams.errors import UserError, first_line
+from sams.errors import UserError, first_line, nearest
 from sams.scheduling.selection import selected
 from sams.settings import (
     Benchmarks,
@@ -26,7 +26,7 @@ from sams.settings import (
     Sft,
     Training,
 )
-from sams.settings.problems import first_problem, nearest
+from sams.settings.problems import first_problem
 from sams.settings.scheduling import PRESETS
 
 if TYPE_CHECKING:

@@ -1,5 +1,7 @@
 """Mistakes a user can mend: one line that names the place, what is wrong and what to do."""
 
+import difflib
+
 
 class UserError(Exception):
     """A mistake in the input, the settings or the machine, told in one line.
@@ -20,3 +22,9 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """What an error of somebody else's code says first, or its name where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def nearest(name: object, known: list[str]) -> str:
+    """``; did you mean X?`` for the known name that is most like a given one; empty if none is."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -13,7 +13,7 @@ MANIFEST = "manifest.json"
 
 
 def write_for_no_others() -> None:
-    """See that files made from now on, by this process and those it starts, can be changed by owner and group alone."""
+    """See that what this process and those it starts make from now on can be changed by owner and group alone."""
     given = os.umask(0o077)
     os.umask(given | 0o002)
 

@@ -11,11 +11,10 @@ import typer
 from sams.config import Study
 from sams.data.fetch import FOLDER, PUBLISHED, check, published
 from sams.data.sources import data_set_name, looks_like_file, similar_data_set, similar_file
-from sams.errors import UserError, first_line
+from sams.errors import UserError, first_line, nearest
 from sams.files import write_json
 from sams.launch import gpus_here, processes
 from sams.settings import Model
-from sams.settings.problems import nearest
 
 log = logging.getLogger("preflight")
 

@@ -1,4 +1,4 @@
-"""Are there rows enough for what a study will train? Told by the stage that knows their number, before any training."""
+"""Are there rows enough for what a study will train? Told by the stage that counts them, before any training."""
 
 from __future__ import annotations
 

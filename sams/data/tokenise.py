@@ -36,7 +36,7 @@ def main(recipe: str, data: Path, out: Path) -> None:
     """Write tokenizer/, sft/, train/, test/ and report.json.
 
     Raises:
-        UserError: tokenizer, template or model cannot be had or do not fit together, or too little is left of a split.
+        UserError: tokenizer, template or model cannot be had or do not fit together; too little is left of a split.
     """
     settings = read_recipe(recipe, TokeniseRecipe)
     tokenizer = build_tokenizer(settings.model, texts(data))

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from sams.errors import UserError, first_line
+from sams.errors import UserError, first_line, nearest
 from sams.policy.weights import check_weights, refuse_not_finite
 
 if TYPE_CHECKING:
@@ -85,9 +85,7 @@ def _refuse_other_weights(found: dict[str, Any], where: str) -> None:
         )
 
 
-def check_model(
-    settings: Model, tokenizer: transformers.PreTrainedTokenizerBase, max_length: int
-) -> None:
+def check_model(settings: Model, tokenizer: transformers.PreTrainedTokenizerBase, max_length: int) -> None:
     """See that a study can start from its model, before any job that trains is started: its files hold every weight,
     finite and of a type that can be trained; a fresh one can be built; every token and position has a place.
 
@@ -151,6 +149,14 @@ def build_model(
     architecture = dict(settings.architecture or {})
     kind = architecture.pop("model_type")
     try:
+        known = transformers.AutoConfig.for_model(kind)
+        for key in architecture:
+            if not hasattr(known, key):  # transformers would keep it and do nothing with it
+                raise UserError(
+                    f"a model of type {kind} has no such setting{nearest(key, list(vars(known)))}",
+                    where=f"key 'model.architecture.{key}'",
+                    remedy="drop it or correct it",
+                )
         config = transformers.AutoConfig.for_model(
             kind,
             **architecture,
@@ -233,9 +239,7 @@ def add_lora(model: transformers.PreTrainedModel, settings: Lora) -> PeftModel:
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(
-            f"cannot add adapters: {first_line(error)}", where="lora.target_modules"
-        ) from error
+        raise UserError(f"cannot add adapters: {first_line(error)}", where="lora.target_modules") from error
 
 
 def blocks(model: transformers.PreTrainedModel) -> nn.ModuleList:

@@ -40,9 +40,7 @@ def check_weights(folder: Path, *, allow_pickle: bool = False) -> None:
     if not files:
         pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
         if not pickles:
-            raise UserError(
-                f"no weights: neither {WHOLE} nor {INDEX}", where=str(folder), remedy=FETCH_AGAIN
-            )
+            raise UserError(f"no weights: neither {WHOLE} nor {INDEX}", where=str(folder), remedy=FETCH_AGAIN)
         if not allow_pickle:
             raise UserError(
                 f"the weights are pickled only ({pickles[0]})",
@@ -120,7 +118,9 @@ def _files(folder: Path) -> dict[Path, set[str]]:
 
 def _check_file(file: Path, wanted: set[str]) -> None:
     if not file.is_file():
-        raise UserError(f"a shard is missing, with {len(wanted)} tensors", where=str(file), remedy=FETCH_AGAIN)
+        raise UserError(
+            f"a shard is missing, with {len(wanted)} tensors", where=str(file), remedy=FETCH_AGAIN
+        )
     try:
         refuse_not_finite(_tensors(file, wanted), str(file))
     except (SafetensorError, OSError) as error:

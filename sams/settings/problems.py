@@ -2,17 +2,12 @@
 nearest name that is known.
 """
 
-import difflib
 import re
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-
-def nearest(name: object, known: list[str]) -> str:
-    """``; did you mean X?`` for the known name that is most like a given one; empty if none is."""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+from sams.errors import nearest
 
 
 def first_problem(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:

@@ -48,9 +48,7 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
         upstream |= {"trained": digest_of(trained)}
         config = AutoConfig.from_pretrained(trained, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, trust_remote_code=False
-            )
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         model.to_empty(device="cpu")
         model.tie_weights()
         adapted = None

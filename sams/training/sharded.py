@@ -1,4 +1,4 @@
-"""Reading sharded weights without running what a file says: torch's own reader unpickles freely, this one does not."""
+"""Sharded weights, read without running what a file says: torch's own reader unpickles freely."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributed.checkpoint._nested_dict import set_element  # what the ov
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
-# What torch 2.11 to 2.13 write into `.metadata`, besides numbers and texts.
+# What torch writes into `.metadata`, besides numbers and texts.
 KNOWN = {
     "pathlib": {"Path", "PosixPath", "PurePosixPath"},
     "torch": {"Size", "device"},
