@@ -2,6 +2,8 @@
 
 import difflib
 
+LONGEST = 300  # characters that are quoted of what somebody else's code says
+
 
 class UserError(Exception):
     """A mistake in the input, the settings or the machine, told in one line.
@@ -21,7 +23,8 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """What an error of somebody else's code says first, or its name where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
 
 
 def nearest(name: object, known: list[str]) -> str:

@@ -173,9 +173,16 @@ def build_model(
                 attn_implementation=settings.attention,
                 trust_remote_code=False,
             )
-    except (ValueError, KeyError, TypeError, ZeroDivisionError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a config raises whatever its author chose
+        near = (
+            nearest(str(kind), list(transformers.CONFIG_MAPPING))
+            if kind not in transformers.CONFIG_MAPPING
+            else ""
+        )
         raise UserError(
-            f"cannot build a model of type {kind}: {first_line(error)}",
+            f"cannot build a model of type {kind}{near}: {first_line(error.__cause__ or error)}",
             where="model.architecture",
             remedy="transformers' documentation of that type has its keys",
         ) from error

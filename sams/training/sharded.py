@@ -37,7 +37,7 @@ def load_sharded(state: dict[str, Any], folder: Path) -> None:
     """Fill a state dict, in place, from what `torch.distributed.checkpoint.save` left in a folder.
 
     Raises:
-        pickle.UnpicklingError: the folder asks for anything but tensors and plain values.
+        CheckpointException: the folder asks for anything but tensors and plain values, or is damaged.
     """
     dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
 
