@@ -1,7 +1,7 @@
 # Every target works in .venv, which `env` makes from the lock and leaves alone where it is up to date.
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-slurm demo test test-all faults test-slurm test-hosts mutations bench bench-scale lint mlflow lock
+.PHONY: help env env-slurm demo test test-all faults test-slurm test-hosts mutations bench bench-scale lint audit mlflow lock
 
 BIN := .venv/bin
 # The first Python that fits; a name on the PATH can be that of one that does not run.
@@ -57,6 +57,11 @@ lint: env ## style, types, workflow, schema
 	$(BIN)/snakemake --lint
 	$(BIN)/mypy sams
 	$(BIN)/sams schema --check
+
+# Without --strict a package whose advisories cannot be fetched counts as a sound one.
+audit: env ## the lock against the published advisories (network: PyPI's, or AUDIT=osv)
+	$(BIN)/uv tool run pip-audit --strict --disable-pip --no-deps --vulnerability-service $(or $(AUDIT),pypi) \
+		--requirement envs/lock/cuda.txt
 
 mlflow: env ## MLflow's pages over the runs in results/
 	$(BIN)/sams mlflow

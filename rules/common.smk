@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from sams import resources
-from sams.config import load_study, read_settings, resolved
+from sams.config import load_study, read_file, read_settings, resolved
 from sams.data.fetch import PUBLISHED, published
 from sams.errors import UserError
 from sams.launch import gpus_here, set_job_environment
@@ -18,6 +18,8 @@ from sams.tables.side_by_side import pairs
 from sams.workflow import hold, leave_if_stopped, stop_jobs_on_signals
 
 try:
+    for file in workflow.config_settings.configfiles:
+        read_file(file)  # Snakemake takes the last of a key that is given twice
     # In place, because the report's captions read `config` too.
     config |= resolved(
         read_settings([Path(workflow.basedir) / "config" / "config.yaml"]),
@@ -70,8 +72,8 @@ if not SCHEDULED:
 
 
 wildcard_constraints:
-    method="|".join(STUDY.methods),
-    base="|".join(STUDY.methods),
+    method="|".join(map(re.escape, STUDY.methods)),
+    base="|".join(map(re.escape, STUDY.methods)),
     seed="|".join(str(seed) for seed in STUDY.seeds),
     published="|".join(map(re.escape, PUBLISHED)),
 

@@ -93,7 +93,7 @@ rule train_crossfit:
     benchmark:
         f"{COSTS}/train_crossfit/{{method}}-seed{{seed}}-half{{half}}.tsv"
     wildcard_constraints:
-        method="|".join(STUDY.selective_methods) or "none",
+        method="|".join(map(re.escape, STUDY.selective_methods)) or "none",
         half="0|1",
     conda:
         "../envs/sams.yaml"
@@ -137,7 +137,7 @@ rule train_preference:
     benchmark:
         f"{COSTS}/train_preference/{{method}}-seed{{seed}}.tsv"
     wildcard_constraints:
-        method="|".join(STUDY.preference_methods) or "none",
+        method="|".join(map(re.escape, STUDY.preference_methods)) or "none",
     conda:
         "../envs/sams.yaml"
     threads: PROCESSES * STUDY.launch.threads_per_process

@@ -67,7 +67,7 @@ def check_kind(out: Path) -> None:
         UserError: it does not.
     """
     if not out.name.endswith(KINDS):
-        raise UserError("expected a name that ends in .zip or .tar.gz", where=str(out))
+        raise UserError("expected a name that ends in .zip or .tar.gz", where=str(out), remedy="rename it so")
 
 
 @contextmanager
@@ -88,10 +88,14 @@ def unpacked(path: Path) -> Iterator[Path]:
             else:
                 shutil.unpack_archive(path, folder, "gztar", filter="data")
         except (OSError, shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-            raise UserError(f"cannot be unpacked ({error})", where=str(path)) from None
+            raise UserError(
+                f"cannot be unpacked ({error})", where=str(path), remedy="have it sent again"
+            ) from None
         inside = [place for place in Path(folder).iterdir() if place.is_dir()]
         if len(inside) != 1 or not (inside[0] / SUMS).is_file():
-            raise UserError("no bundle of `sams verify`", where=str(path))
+            raise UserError(
+                "no bundle of `sams verify`", where=str(path), remedy="give one that `--bundle` has made"
+            )
         yield inside[0]
 
 

@@ -202,7 +202,9 @@ def _study(configfiles: list[Path] | None, rehearse: bool = False):  # type: ign
 def main() -> None:
     """Run the command; a `UserError` ends it with one line and exit status 2."""
     from sams.errors import UserError
+    from sams.files import write_for_no_others
 
+    write_for_no_others()
     try:
         app()
     except UserError as error:

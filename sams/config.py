@@ -1,14 +1,14 @@
 """A study: what `config/config.yaml` and its overlays hold, validated; `sams.recipes` cuts it into recipes."""
 
 import copy
-import difflib
+import functools
 import math
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from sams.errors import UserError
+from sams.errors import UserError, first_line, nearest
 from sams.scheduling.selection import selected
 from sams.settings import (
     Benchmarks,
@@ -26,13 +26,21 @@ from sams.settings import (
     Sft,
     Training,
 )
+from sams.settings.problems import first_problem
 from sams.settings.scheduling import PRESETS
+
+if TYPE_CHECKING:
+    import yaml
 
 BASE_METHOD = "sft"
 SOURCE = Path(__file__).resolve().parent.parent
 
 # Keys of a method that are no settings of `Preference`.
 OWN_KEYS = ("scheduler", "fresh_scheduler", "model")
+
+# Folders of results/<study> beside those of its settings, and of a setting beside those of its methods.
+STUDY_FOLDERS = ("benchmarks", "checkpoints", "logs", "tables")
+SETTING_FOLDERS = ("data", "difficulty", "questions", "reference", "scheduler", "tokens")
 
 
 class Tracking(Settings):
@@ -112,14 +120,23 @@ class Study(Settings):
         for key, values in (("seeds", self.seeds), ("methods", self.methods)):
             if len(set(values)) != len(values):
                 raise ValueError(f"`{key}` names one twice: {values}")
+        if self.setting in STUDY_FOLDERS:
+            raise ValueError(f"`setting` {self.setting} is the name of another folder of results: rename it")
+        for method in self.methods:
+            if method in SETTING_FOLDERS:
+                raise ValueError(f"method '{method}' has the name of another folder of results: rename it")
         for method in self.paper.rows if self.paper else ():
             if method not in self.methods:
                 raise ValueError(f"`paper.rows` names '{method}', which is not among the methods")
         for method in self.preference_methods:
             if method not in self.method_settings:
-                near = difflib.get_close_matches(method, [BASE_METHOD, *self.method_settings], n=1)
-                hint = f" (did you mean {near[0]}?)" if near else ""
+                hint = nearest(method, [BASE_METHOD, *self.method_settings])
                 raise ValueError(f"method '{method}' has no entry in `method_settings`{hint}")
+            own = self.method_settings[method]
+            if not isinstance(own.get("scheduler", {}), dict):
+                raise ValueError(f"`method_settings.{method}.scheduler` takes keys and values")
+            if not isinstance(own.get("fresh_scheduler", False), bool):
+                raise ValueError(f"`method_settings.{method}.fresh_scheduler` takes true or false")
             self.preference_of(method)
             self.scheduler_of(method)
         for method in self.finished_methods:
@@ -245,17 +262,8 @@ def _part(kind: type[Settings], values: dict[str, Any], where: str) -> Any:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        problem = (
-            "unknown key"
-            if first["type"] == "extra_forbidden"
-            else first["msg"].removeprefix("Value error, ")
-        )
-        found = (
-            "" if first["type"] in ("extra_forbidden", "value_error") else f", found {first['input']!r:.80}"
-        )
-        raise ValueError(f"{where}: {f'{key}: ' if key else ''}{problem}{found}") from None
+        key, problem = first_problem(error, kind)
+        raise ValueError(f"{where}: {f'{key}: ' if key else ''}{problem}") from None
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -270,9 +278,9 @@ def read_settings(files: list[Path], more: dict[str, Any] | None = None) -> dict
     default, *overlays = files
     given: dict[str, Any] = {}
     for file in overlays:
-        _lay_over(given, _read(file))
+        _lay_over(given, read_file(file))
     _lay_over(given, more or {})
-    return resolved(_read(default), given)
+    return resolved(read_file(default), given)
 
 
 def resolved(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
@@ -289,7 +297,11 @@ def resolved(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     # `--config rehearse=true` reaches us as text: Snakemake only knows Python's True.
     settings["rehearse"] = {"true": True, "false": False}.get(str(settings.get("rehearse", False)).lower())
     if settings["rehearse"] is None:
-        raise UserError(f"expected true or false, found {given.get('rehearse')!r}", where="key 'rehearse'")
+        raise UserError(
+            f"expected a boolean, found {given.get('rehearse')!r:.80}",
+            where="key 'rehearse'",
+            remedy="set it to true or false",
+        )
     if settings["rehearse"]:
         from sams.rehearsal import rehearsal_of
 
@@ -303,25 +315,72 @@ def _extended(given: dict[str, Any]) -> list[dict[str, Any]]:
     names: list[str] = []
     while isinstance(name := given.get("extends"), str):
         if name in names:
-            raise UserError(f"extends itself: {' -> '.join([*names, name])}", where=name)
+            raise UserError(
+                f"extends itself: {' -> '.join([*names, name])}", where=name, remedy="drop one `extends`"
+            )
+        if not (SOURCE / name).resolve().is_relative_to(SOURCE):
+            raise UserError(
+                f"lies outside the source tree {SOURCE}: {name}",
+                where="key 'extends'",
+                remedy="name a file in it, such as config/studies/table2_hh.yaml",
+            )
         names.append(name)
-        given = _read(SOURCE / name)
+        given = read_file(SOURCE / name)
         layers.insert(0, given)
     return layers
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_file(file: Path) -> dict[str, Any]:
+    """Keys and values of a YAML file.
+
+    Raises:
+        UserError: naming the file, and the line that cannot be read.
+    """
     import yaml
 
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+        settings = yaml.load(file.read_text(encoding="utf-8-sig"), _loader())
     except FileNotFoundError:
-        raise UserError("no such file", where=str(file), remedy="config/studies holds the studies") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"not YAML: {error}", where=str(file)) from None
+        others = [path.name for path in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
+        raise UserError(
+            f"no such file{nearest(file.name, others)}",
+            where=str(file),
+            remedy="config/studies holds the studies",
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot be read ({error.strerror})", where=str(file), remedy="name a YAML file"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"not YAML: {problem}", where=f"{file}{line}", remedy="correct it there") from None
     if not isinstance(settings, dict):
-        raise UserError("expected keys and values at the top", where=str(file))
+        raise UserError(
+            "expected keys and values at the top", where=str(file), remedy="write `key: value` lines"
+        )
     return settings
+
+
+@functools.cache
+def _loader() -> type["yaml.SafeLoader"]:
+    """YAML's safe loader, which refuses a key that is given twice instead of taking the last."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                    raise yaml.MarkedYAMLError(
+                        problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark
+                    )
+                if isinstance(key, yaml.ScalarNode):
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _lay_over(below: dict[str, Any], above: dict[str, Any]) -> None:
@@ -350,8 +409,6 @@ def load_study(settings: dict[str, Any], *, where: str = "config") -> Study:
     try:
         return Study.model_validate(settings)
     except ValidationError as error:
-        from sams.stage import first_problem
-
-        raise UserError(
-            first_problem(error), where=where, remedy="config/schema.yaml lists every key"
-        ) from None
+        key, problem = first_problem(error, Study)
+        place = f"{where}: key '{key}'" if key else where
+        raise UserError(problem, where=place, remedy="config/schema.yaml lists every key") from None

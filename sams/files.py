@@ -13,6 +13,12 @@ from typing import Any
 MANIFEST = "manifest.json"
 
 
+def write_for_no_others() -> None:
+    """See that what this process and those it starts make from now on can be changed by owner and group alone."""
+    given = os.umask(0o077)
+    os.umask(given | 0o002)
+
+
 def canonical_json(value: Any) -> str:
     """JSON in which neither key order nor layout counts, so equal settings give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

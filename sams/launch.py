@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from sams.config import Study
+from sams.files import write_for_no_others
 from sams.interrupt import WORKFLOW
 from sams.recipes import job_of, recipe_json
 from sams.settings import Launch
@@ -48,6 +49,7 @@ def set_job_environment(study: Study, source: str) -> None:
             would run them again.
         source: folder of the source tree, found by jobs wherever the working directory is.
     """
+    write_for_no_others()
     # Jobs run with the Python that runs Snakemake, also when its environment is not activated.
     python = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([python, os.environ.get("PATH", "")])

@@ -10,8 +10,8 @@ import typer
 
 from sams.config import Study
 from sams.data.fetch import FOLDER, PUBLISHED, check, published
-from sams.data.sources import data_set_name, looks_like_file
-from sams.errors import UserError
+from sams.data.sources import data_set_name, looks_like_file, similar_data_set, similar_file
+from sams.errors import UserError, first_line, nearest
 from sams.files import write_json
 from sams.launch import gpus_here, processes
 from sams.settings import Model
@@ -20,6 +20,7 @@ log = logging.getLogger("preflight")
 
 DISK_BYTES = 2 * 2**30
 HUB_SECONDS = 30.0
+ENCODERS = ("random", "all-MiniLM-L6-v2")
 
 
 def main(study: str, out: Path, results: Path = Path("results")) -> None:
@@ -96,18 +97,26 @@ def check_disk(results: Path) -> int:
 
 
 def check_judge(study: Study) -> None:
-    """See that a judge behind an endpoint has its key.
+    """See that a judge behind an endpoint has its key, and answers one small call.
 
     Raises:
-        UserError: naming the variable.
+        UserError: naming the variable or the endpoint.
     """
     scored = study.benchmarks.alpaca_eval or study.benchmarks.mt_bench
-    if scored and study.benchmarks.judge.kind == "openai" and not os.environ.get("OPENAI_API_KEY"):
+    judge = study.benchmarks.judge
+    if not scored or judge.kind != "openai":
+        return
+    key = os.environ.get("OPENAI_API_KEY")
+    if not key:
         raise UserError(
             "the judge needs a key",
             where="environment variable OPENAI_API_KEY",
             remedy="export it; it is never written anywhere",
         )
+    from sams.scoring.judge import DEFAULT_MODEL
+    from sams.scoring.judge_trial import try_out
+
+    try_out(judge, key, judge.model or DEFAULT_MODEL, log_probs=study.benchmarks.alpaca_eval is not None)
 
 
 def check_sources(study: Study) -> None:
@@ -119,24 +128,52 @@ def check_sources(study: Study) -> None:
     named = {f"data.{split}": getattr(study.data, split) for split in ("train", "test", "sft")}
     for key, source in named.items():
         if source is not None and names_a_missing_path(source):
-            raise UserError(f"no such file: {source}", where=key, remedy="correct the path, or give a hub id")
+            raise UserError(
+                f"no such file: {source}{similar_file(source)}",
+                where=key,
+                remedy="correct the path, or give a hub id",
+            )
     for key, source in benchmark_sources(study).items():
         file, known = Path(source), published(source)
         if known is not None and file.is_file():
             check(file, known)
         elif known is None and not file.is_file():
             raise UserError(
-                f"no such file: {source}",
+                f"no such file: {source}{similar_file(source)}",
                 where=key,
                 remedy=f"correct the path; these are fetched: {', '.join(f'{FOLDER}/{name}' for name in PUBLISHED)}",
             )
     for key, model in models(study).items():
-        if model.path is not None and not Path(model.path).exists():
-            if looks_like_file(model.path):
-                raise UserError(
-                    f"no such folder: {model.path}", where=key, remedy="correct it, or give a hub id"
-                )
-            check_hub_model(model.path, model.revision, key)
+        check_model_source(model, key)
+    encoder = study.scheduler.encoder
+    if encoder not in ENCODERS and not Path(encoder).is_dir():
+        raise UserError(
+            f"no such folder: {encoder}{nearest(encoder, list(ENCODERS))}",
+            where="scheduler.encoder",
+            remedy=f"set {' or '.join(ENCODERS)}, or name a folder",
+        )
+
+
+def check_model_source(model: Model, key: str) -> None:
+    """See that a model can be had, and that the weights in a folder are whole.
+
+    Raises:
+        UserError: naming the key, the file or the tensor.
+    """
+    if model.path is None:
+        return
+    if Path(model.path).is_dir():
+        from sams.policy.weights import check_weights
+
+        check_weights(Path(model.path), allow_pickle=model.allow_pickle)
+    elif looks_like_file(model.path) or Path(model.path).exists():
+        raise UserError(
+            f"no such folder: {model.path}{similar_file(model.path)}",
+            where=key,
+            remedy="correct it, or give a hub id",
+        )
+    else:
+        check_hub_model(model, key)
 
 
 def names_a_missing_path(source: str) -> bool:
@@ -157,8 +194,12 @@ def hub_commits(study: Study) -> dict[str, str | None]:
     """The commit that each hub id of the study stands for, by `id@revision`; null where the hub does not say.
 
     A revision such as `main` moves: whoever repeats the study pins what stands here.
+
+    Raises:
+        UserError: the hub says that there is no such id or revision.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     asked = {
         (model.path, model.revision or "main", "model")
@@ -174,9 +215,13 @@ def hub_commits(study: Study) -> dict[str, str | None]:
         try:
             found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_SECONDS)
             commits[f"{name}@{revision}"] = found.sha
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            reason, remedy = hub_problem(error, revision)
+            near = similar_data_set(name) if kind == "dataset" else ""
+            raise UserError(f"{reason}{near}", where=f"{kind} {name}@{revision}", remedy=remedy) from None
         except Exception as error:  # the hub's client lets the errors of its HTTP library through
             commits[f"{name}@{revision}"] = None
-            log.warning("%s@%s: its commit is not known (%s)", name, revision, str(error).splitlines()[0])
+            log.warning("%s@%s: its commit is not known (%s)", name, revision, first_line(error))
     return commits
 
 
@@ -192,23 +237,59 @@ def benchmark_sources(study: Study) -> dict[str, str]:
     }
 
 
-def check_hub_model(model: str, revision: str | None, key: str = "model.path") -> None:
-    """See that a model's config can be had from the hub or its cache.
+def check_hub_model(model: Model, key: str = "model.path") -> None:
+    """See that a model's config can be had from the hub or its cache, and that its weights are no mere pickles.
 
     Raises:
         UserError: saying what the hub answered.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, hf_hub_download
 
+    name = str(model.path)
     try:
-        hf_hub_download(model, "config.json", revision=revision)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        hf_hub_download(name, "config.json", revision=model.revision, etag_timeout=HUB_SECONDS)
+    except Exception as error:  # the hub's client lets the errors of its HTTP library through
+        reason, remedy = hub_problem(error, model.revision)
+        raise UserError(f"{name} cannot be had: {reason}", where=key, remedy=remedy) from None
+    try:
+        found = HfApi().model_info(name, revision=model.revision, timeout=HUB_SECONDS)
+    except Exception as error:  # the config is in the cache: the weights may be, too
+        log.info("%s: its files are not known (%s)", name, first_line(error))
+        return
+    files = [file.rfilename for file in found.siblings or ()]
+    pickled = next((file for file in files if file.endswith((".bin", ".pt", ".pth"))), None)
+    if pickled and not any(file.endswith(".safetensors") for file in files) and not model.allow_pickle:
         raise UserError(
-            f"{model} cannot be had: {str(error).splitlines()[0]}",
+            f"{name} has pickled weights only ({pickled})",
             where=key,
-            remedy="check the id, the network, and HF_TOKEN for a gated model",
-        ) from None
+            remedy="give a revision with safetensors, or set model.allow_pickle: true",
+        )
+
+
+def hub_problem(error: Exception, revision: str | None) -> tuple[str, str]:
+    """What the hub's client says, and what to do about it."""
+    from huggingface_hub import errors
+
+    token = "export HF_TOKEN" if not os.environ.get("HF_TOKEN") else "see to HF_TOKEN"
+    known: tuple[tuple[type[Exception], str, str], ...] = (
+        (errors.GatedRepoError, "it is gated", f"accept its terms on the hub, and {token}"),
+        (errors.RevisionNotFoundError, f"it has no revision {revision}", "correct the revision"),
+        (
+            errors.RepositoryNotFoundError,
+            "the hub has no such id, or it is private",
+            f"correct the id, or {token}",
+        ),
+        (
+            errors.LocalEntryNotFoundError,
+            "the hub cannot be reached, and it is not in the cache",
+            "check the network, or fetch it beforehand with `hf download`",
+        ),
+        (errors.EntryNotFoundError, "it has no config.json", "give a model in Hugging Face's form"),
+    )
+    for kind, reason, remedy in known:
+        if isinstance(error, kind):
+            return reason, remedy
+    return first_line(error), "check the id, the network, and HF_TOKEN for a gated model"
 
 
 if __name__ == "__main__":

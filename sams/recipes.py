@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field
 
 from sams.config import Study
-from sams.errors import UserError
+from sams.errors import UserError, nearest
 from sams.files import canonical_json
 from sams.settings import (
     AlpacaEval,
@@ -223,7 +223,11 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
     }
     if stage not in stages:
-        raise UserError(f"no stage '{stage}'", remedy=f"choose one of {', '.join(stages)}")
+        raise UserError(
+            f"no stage '{stage}'{nearest(stage, list(stages))}",
+            where="stage",
+            remedy=f"choose one of {', '.join(stages)}",
+        )
     return stages[stage]()
 
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_origin, get_type_hints
 import typer
 from pydantic import BaseModel, ValidationError
 
-from sams.errors import UserError
+from sams.errors import UserError, first_line
+from sams.files import write_for_no_others
 from sams.interrupt import end_with_workflow, stop_on_signals
 
 R = TypeVar("R", bound=BaseModel)
@@ -33,6 +34,7 @@ def run(main: Callable[..., Any]) -> NoReturn:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    write_for_no_others()
     hints = get_type_hints(main, include_extras=True)
     for name, parameter in inspect.signature(main).parameters.items():
         # A stage has options only: typer would make a positional argument of what has no default.
@@ -74,17 +76,12 @@ def read_recipe(recipe: str, kind: type[R]) -> R:
     except FileNotFoundError:
         raise UserError("no such file", where=where, remedy="give a JSON file or JSON text") from None
     except ValidationError as error:
-        raise UserError(first_problem(error), where=where) from None
+        from sams.settings.problems import first_problem
 
-
-def first_problem(error: ValidationError) -> str:
-    """Say the first of pydantic's findings as `key 'a.b': what was expected, what was found`."""
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r:.80}"
-    if first["type"] == "float_type" and isinstance(first["input"], str):
-        found += " (YAML reads 5e-7 as text: write 5.0e-7)"
-    if first["type"] == "extra_forbidden":
-        message, found = "unknown key", ""
-    return f"key '{key}': {message}{found}" if key else f"{message}{found}"
+        key, problem = first_problem(error, kind)
+        place = f"{where}: key '{key}'" if key else where
+        raise UserError(problem, where=place, remedy="`sams recipe` prints whole recipes") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot be read ({first_line(error)})", where=where, remedy="give a JSON file or JSON text"
+        ) from None

@@ -30,7 +30,7 @@ def test_recipe_prints_what_a_bare_torchrun_needs() -> None:
 
 def test_mistakes_end_with_one_line_and_status_2(tmp_path: Path) -> None:
     assert run(*SAMS, "recipe", "train_sftt", status=2).startswith(
-        "error: no stage 'train_sftt'; choose one of"
+        "error: stage: no stage 'train_sftt'; did you mean train_sft?; choose one of"
     )
     wrong = run(*SAMS, "recipe", "train_preference", "--method", "nope", status=2)
     assert wrong == "error: --method: no method 'nope'; the study has sft, dpo, dpo-random50, dpo-sams\n"

@@ -137,7 +137,7 @@ def test_a_scheduler_of_other_sizes_does_not_take_the_pretrained_weights() -> No
 def test_config_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("a: [1")
-    with pytest.raises(UserError, match=r"broken\.yaml: not YAML"):
+    with pytest.raises(UserError, match=r"broken\.yaml, line 1: not YAML"):
         read_settings([broken])
     with pytest.raises(UserError, match=r"missing\.yaml: no such file"):
         read_settings([tmp_path / "missing.yaml"])

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import urllib.error
 import urllib.request
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ log = logging.getLogger("fetch")
 
 FOLDER = "inputs"
 WAIT_SECONDS = 60.0
+MOST_BYTES = 1 << 26  # an answer without end is given up
 
 
 class Source(NamedTuple):
@@ -75,7 +76,9 @@ def fetch(source: Source, out: Path) -> None:
     by_hand = f"check the network, or put the file at {out} by hand"
     try:
         with urllib.request.urlopen(source.url, timeout=WAIT_SECONDS) as answer:
-            content = answer.read()
+            content = answer.read(MOST_BYTES)
+            if len(content) < MOST_BYTES and answer.length:  # a read with a limit does not say so itself
+                raise IncompleteRead(content, answer.length)
     except (OSError, HTTPException) as error:  # URLError is an OSError
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise UserError(f"cannot be fetched ({reason})", where=source.url, remedy=by_hand) from None

@@ -247,6 +247,8 @@ def text_of(value: Any, where: str) -> str:
         raise UserError(
             "holds half of a surrogate pair", where=where, remedy="write the file anew as valid Unicode"
         ) from None
+    if "\0" in value:
+        raise UserError("holds a NUL character", where=where, remedy="drop the row or the character")
     if not value.strip():
         raise UserError("empty", where=where, remedy="drop the row or fill it")
     return value.strip()

@@ -15,17 +15,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from sams.errors import UserError
+from sams.errors import UserError, first_line, nearest
 
 Row = dict[str, Any]
 
 GZIP, PARQUET, BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
+# Data sets of the shipped studies, to suggest for a name that is nearly theirs.
+KNOWN = (
+    "Anthropic/hh-rlhf",
+    "princeton-nlp/gemma2-ultrafeedback-armorm",
+    "princeton-nlp/llama3-ultrafeedback",
+    "princeton-nlp/llama3-ultrafeedback-armorm",
+    "princeton-nlp/mistral-instruct-ultrafeedback",
+    "stanfordnlp/SHP",
+)
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".gz", ".csv", ".txt")
 BATCH_ROWS = 1000
 
 # Bytes of a JSON list that are read together, and characters after which a row is taken to have no end.
 JSON_PART, LONGEST_ROW = 1 << 16, 1 << 26
-_JSON, _BLANK = json.JSONDecoder(), re.compile(r"[ \t\n\r]*")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    """An object's keys and values; a key given twice is a mistake, of which JSON takes the last."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        doubled = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"key {doubled!r:.40} is given twice")
+    return row
+
+
+_JSON, _BLANK = json.JSONDecoder(object_pairs_hook=_object), re.compile(r"[ \t\n\r]*")
+# What json raises: for a text that is none, for a number of thousands of digits, for one that is nested too deep.
+FAULTS = (ValueError, RecursionError)
 
 
 def numbered_rows(source: str, split: str) -> Iterator[tuple[str, Row]]:
@@ -103,6 +125,10 @@ def _unpacked(file: Path) -> Iterator[IO[bytes]]:
                 yield plain
     except PermissionError:
         raise UserError("cannot be read", where=str(file), remedy="see to its permissions") from None
+    except OSError as error:
+        raise UserError(
+            f"cannot be read or unpacked ({error.strerror})", where=str(file), remedy="see to the disk"
+        ) from None
 
 
 def _unpack(packed: BinaryIO, plain: IO[bytes], file: Path) -> None:
@@ -159,8 +185,10 @@ def _json_list(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
             raise fault("',' or ']' expected")
         try:
             row = text.value()
-        except json.JSONDecodeError as error:
-            raise fault(error.msg) from None
+        except UnicodeDecodeError:
+            raise
+        except FAULTS as error:
+            raise fault(_told(error)) from None
         number += 1
         yield number, row
     if text.symbol():
@@ -195,13 +223,13 @@ class _Text:
         """Take the next value.
 
         Raises:
-            json.JSONDecodeError: there is none.
+            ValueError, RecursionError: there is none.
         """
         self.symbol()
         while True:
             try:
                 value, end = _JSON.raw_decode(self._held, self._place)
-            except json.JSONDecodeError:
+            except FAULTS:
                 if self._ended or len(self._held) - self._place > LONGEST_ROW:
                     raise
             else:
@@ -224,15 +252,19 @@ def _json_lines(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
             continue
         where = f"{file}, row {number}"
         try:
-            yield number, json.loads(line.decode("utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"not JSON ({error.msg} at column {error.colno})",
-                where=where,
-                remedy="give one JSON object per line",
-            ) from None
+            row = _JSON.decode(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise UserError(f"not UTF-8 ({error})", where=where, remedy="convert it to UTF-8") from None
+        except FAULTS as error:
+            column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise UserError(
+                f"not JSON ({_told(error)}{column})", where=where, remedy="give one JSON object per line"
+            ) from None
+        yield number, row
+
+
+def _told(error: Exception) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
 
 
 # --- hub ------------------------------------------------------------------------------------------
@@ -241,17 +273,29 @@ def _json_lines(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
 def _read_hub(source: str, split: str) -> Iterator[Any]:
     name, revision = data_set_name(source)
     if looks_like_file(name) and not Path(name).is_dir():
-        raise UserError("no such file", where=source, remedy="correct the path, or give a hub id")
+        raise UserError(
+            f"no such file{similar_file(name)}", where=source, remedy="correct the path, or give a hub id"
+        )
     import datasets
-    from huggingface_hub.errors import HfHubHTTPError
 
     config, _, named = source.partition(":")[2].rpartition("/")
     try:
         rows = datasets.load_dataset(name, config or None, revision=revision, split=named or split)
-    except (OSError, ValueError, HfHubHTTPError) as error:
+    except Exception as error:  # files from anywhere: datasets and what it calls raise what they like
         raise UserError(
-            f"neither a file nor a data set that can be loaded ({str(error).splitlines()[0]})",
+            f"neither a file nor a data set that can be loaded ({first_line(error)}){similar_data_set(name)}",
             where=source,
-            remedy="correct the path, or check id, revision, split and network",
+            remedy="correct the path, or check id, revision, split, network, and HF_TOKEN for a gated one",
         ) from error
     yield from rows
+
+
+def similar_file(path: str) -> str:
+    """``; did you mean X?`` for a file that is there and called nearly so."""
+    folder = Path(path).parent
+    return nearest(Path(path).name, [file.name for file in folder.iterdir()] if folder.is_dir() else [])
+
+
+def similar_data_set(name: str) -> str:
+    """``; did you mean X?`` for a data set of the shipped studies that is called nearly so."""
+    return nearest(name, list(KNOWN))

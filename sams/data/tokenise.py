@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sams.data import tokens
+from sams.data.rounds import check_rounds, current_study
 from sams.data.templates import CompletionEncoder, encode_prompts
 from sams.data.tokeniser import build_tokenizer
 from sams.data.tokens import token_writer
 from sams.errors import UserError
 from sams.files import manifest_digest, whole_folder, write_json
+from sams.policy.model import check_model
 from sams.recipes import TokeniseRecipe
 from sams.stage import read_recipe, run
 
@@ -34,10 +36,11 @@ def main(recipe: str, data: Path, out: Path) -> None:
     """Write tokenizer/, sft/, train/, test/ and report.json.
 
     Raises:
-        UserError: tokenizer or template cannot be had, or nothing is left of a split.
+        UserError: tokenizer, template or model cannot be had or do not fit together; too little is left of a split.
     """
     settings = read_recipe(recipe, TokeniseRecipe)
     tokenizer = build_tokenizer(settings.model, texts(data))
+    check_model(settings.model, tokenizer, settings.max_length)
     report: dict[str, Any] = {"vocabulary": len(tokenizer)}
     with whole_folder(out, upstream={"data": manifest_digest(data)}) as part:
         tokenizer.save_pretrained(part / "tokenizer")
@@ -46,6 +49,8 @@ def main(recipe: str, data: Path, out: Path) -> None:
                 data / f"{split}.parquet", split, tokenizer, settings, part / split
             )
             log.info("%s: %s", split, report[split])
+        if (study := current_study()) is not None:
+            check_rounds(study, {split: report[split]["kept"] for split in RESPONSES})
         write_json(part / "report.json", report)
 
 

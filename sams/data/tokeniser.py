@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.data.templates import PLAIN_TEMPLATE
-from sams.errors import UserError
+from sams.errors import UserError, first_line
 from sams.settings import Model
 
 if TYPE_CHECKING:
@@ -76,11 +76,11 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
 
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            model.path, revision=model.revision
+            model.path, revision=model.revision, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # files from anywhere: transformers and what it calls raise what they like
         raise UserError(
-            f"cannot load the tokenizer of {model.path}: {str(error).splitlines()[0]}",
+            f"cannot load the tokenizer of {model.path}: {first_line(error)}",
             where="model.path",
             remedy="give a folder with tokenizer.json, or a hub id that this machine can reach",
         ) from error

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from sams.data.records import Message
 from sams.data.templates import encode_prompt
-from sams.errors import UserError
+from sams.errors import UserError, first_line
 from sams.generation.engines import derived_seed, open_engine
 from sams.generation.shards import Shards
 from sams.settings import Decoding
@@ -69,7 +69,7 @@ class Decoder:
         self.n_resumed = 0
         self._shards = shards
         try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self.stop_ids = sorted({self.tokenizer.eos_token_id, *decoding.stop_token_ids} - {None})
             if not self.stop_ids:
                 raise UserError(
@@ -80,7 +80,7 @@ class Decoder:
             self.engine = open_engine(folder, precision, decoding, self.stop_ids)
         except (OSError, ValueError) as error:
             raise UserError(
-                f"cannot load model and tokenizer: {str(error).splitlines()[0]}", where=str(folder)
+                f"cannot load model and tokenizer: {first_line(error)}", where=str(folder)
             ) from error
 
     def answer(

@@ -72,7 +72,7 @@ class TransformersEngine:
         quiet_loading()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, precision), use_safetensors=True
+            folder, dtype=getattr(torch, precision), use_safetensors=True, trust_remote_code=False
         )
         # Whatever decode settings came with the model would fill in for those that are not set here.
         model.generation_config = GenerationConfig()
@@ -127,7 +127,7 @@ class VllmEngine:
         # "vllm": neither the stop ids nor the sampling of the model's generation_config.json.
         self._llm = LLM(model=str(folder), dtype=precision, generation_config="vllm", trust_remote_code=False)
         self.device = "cuda"
-        self.most_positions = _positions(AutoConfig.from_pretrained(folder))
+        self.most_positions = _positions(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         self._decoding = decoding
         self._stop_ids = stop_ids
 

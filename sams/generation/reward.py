@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sams.data.records import Message
-from sams.errors import UserError
+from sams.errors import UserError, first_line
 from sams.files import sha256_of
 from sams.generation.engines import quiet_loading
 
@@ -51,9 +51,9 @@ class RewardModel:
                 output_loading_info=True,
                 **options,
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # files from anywhere: transformers and what it calls raise what they like
             raise UserError(
-                f"cannot load a reward model: {str(error).splitlines()[0]}",
+                f"cannot load a reward model: {first_line(error)}",
                 where=source,
                 remedy="give a folder or hub id of a sequence classifier, in safetensors and without code of its own",
             ) from error

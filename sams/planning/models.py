@@ -36,7 +36,7 @@ def build(config: dict[str, Any], attention: str) -> Policy:
     made = transformers.AutoConfig.for_model(known.pop("model_type"), **known)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
-            made, dtype=torch.float32, attn_implementation=attention
+            made, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
         )
         return Policy(without_dropout(model))
 

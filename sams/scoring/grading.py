@@ -91,17 +91,29 @@ def _log_sigmoid(x: float) -> float:
     return -math.log1p(math.exp(-x)) if x >= 0 else x - math.log1p(math.exp(x))
 
 
-@cache
-def _alpaca_eval_template() -> re.Pattern[str]:
-    """The annotator's own template, read from the installed package, as a pattern of its user message."""
+def pair_prompt(instruction: str, first: str, second: str) -> str:
+    """AlpacaEval's judge prompt for two outputs, its user message alone."""
+    prompt = _alpaca_eval_message()
+    for key, value in (("instruction", instruction), ("output_1", first), ("output_2", second)):
+        prompt = prompt.replace("{" + key + "}", value, 1)
+    return prompt
+
+
+def _alpaca_eval_message() -> str:
+    """The annotator's own template, read from the installed package: its user message."""
     package = importlib.util.find_spec("alpaca_eval")
     if package is None or package.origin is None:
         raise RuntimeError("the package alpaca-eval is not installed")
     text = (
         Path(package.origin).parent / "evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
     ).read_text(encoding="utf-8")
-    user = text.split("<|im_start|>user\n", 1)[1].split("<|im_end|>", 1)[0].strip()
-    pattern = re.escape(user)
+    return text.split("<|im_start|>user\n", 1)[1].split("<|im_end|>", 1)[0].strip()
+
+
+@cache
+def _alpaca_eval_template() -> re.Pattern[str]:
+    """The same as a pattern."""
+    pattern = re.escape(_alpaca_eval_message())
     for key in ("instruction", "output_1", "output_2"):
         pattern = pattern.replace(re.escape("{" + key + "}"), f"(?P<{key}>.*?)")
     return re.compile(pattern, re.DOTALL)

@@ -13,4 +13,7 @@ Count = Annotated[int, Field(ge=1)]
 class Settings(BaseModel):
     """A group of settings: unknown keys are refused, values are never changed after parsing."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    # No number may be NaN or infinite: recipes are JSON, which has neither, and no setting means anything by them.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False
+    )

@@ -113,7 +113,9 @@ class Judge(Settings):
     )
     base_url: str = Field("https://api.openai.com/v1", description="Endpoint of an OpenAI-compatible judge.")
     model: str | None = Field(
-        None, description="Judge model of an endpoint; null: each benchmark's own (GPT-4 Turbo)."
+        None,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Judge model of an endpoint; null: each benchmark's own (GPT-4 Turbo).",
     )
     concurrency: Count = Field(8, description="Calls in flight.")
     requests_per_minute: Count | None = Field(None, description="Calls begun in a minute; null: no limit.")

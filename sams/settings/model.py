@@ -14,6 +14,11 @@ class Model(Settings):
         None, description="Hub id or local folder; null builds a model from `architecture`."
     )
     revision: str | None = Field(None, description="Hub revision (commit) of `path`.")
+    allow_pickle: bool = Field(
+        False,
+        description="Read pickled weights (pytorch_model.bin) where there are no safetensors; tensors only, "
+        "with weights_only.",
+    )
     architecture: dict[str, Any] | None = Field(
         None, description="transformers config with `model_type`, for a model built from scratch."
     )

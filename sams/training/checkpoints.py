@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_st
 
 from sams.files import write_json, write_manifest
 from sams.training.distribution import Workers
+from sams.training.sharded import load_sharded
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class Checkpoints:
         if optimiser is not None:
             model_state, optimiser_state = get_state_dict(policy, optimiser)
             state: dict[str, Any] = {"policy": model_state, "optimiser": optimiser_state}
-            dcp.load(state, checkpoint_id=place)
+            load_sharded(state, place)
             set_state_dict(
                 policy, optimiser, model_state_dict=state["policy"], optim_state_dict=state["optimiser"]
             )

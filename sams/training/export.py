@@ -8,15 +8,15 @@ rehearsal does, has it built here.
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sams.errors import UserError
 from sams.files import read_json, whole_folder
-from sams.policy.model import add_lora, build_model, load_model
+from sams.policy.model import add_lora, build_model, check_vocabulary, load_model
 from sams.policy.policy import Policy
 from sams.training.checkpoints import LORA
 from sams.training.job import digest_of
+from sams.training.sharded import load_sharded
 
 FRESH_SEED = 0
 
@@ -36,7 +36,7 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
     settings = read_recipe(recipe, ExportRecipe).model
     dtype = getattr(torch, settings.precision)
     if tokens is not None:
-        tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", trust_remote_code=False)
     elif trained is None and settings.path is not None:
         from sams.data.tokeniser import build_tokenizer
 
@@ -46,9 +46,9 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
     upstream = {"tokens": digest_of(tokens)} if tokens else {}
     if trained is not None:
         upstream |= {"trained": digest_of(trained)}
-        config = AutoConfig.from_pretrained(trained)
+        config = AutoConfig.from_pretrained(trained, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         model.to_empty(device="cpu")
         model.tie_weights()
         adapted = None
@@ -58,12 +58,13 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
             adapted = add_lora(model, Lora.model_validate(read_json(trained / LORA)))
         policy = Policy(model)
         state = {"policy": policy.state_dict()}
-        dcp.load(state, checkpoint_id=trained)
+        load_sharded(state, trained)
         policy.load_state_dict(state["policy"])
         if adapted is not None:
             model = adapted.merge_and_unload()
     elif settings.path is not None:
         model = load_model(settings.path, settings, revision=settings.revision)
+        check_vocabulary(model, tokenizer, settings.path)
     else:
         model = build_model(settings, tokenizer, FRESH_SEED)
     model.config.use_cache = True

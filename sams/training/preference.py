@@ -123,6 +123,10 @@ def read_task(tokens: Path, reference: Path | None, split: str, settings: Prefer
         training.loss, beta=training.beta, settings=training.loss_settings, sft_weight=training.sft_weight
     )
     data = read_tokens(tokens, split)
+    if split == "test" and len(data["id"]) < 2:
+        raise UserError(
+            "one test pair has no standard error", where=f"{tokens}/test", remedy="give two or more"
+        )
     flipped = flip(data, training) if split == "train" else set()
     if not loss.needs_reference:
         return PreferenceTask(data, loss=loss, reference=None)

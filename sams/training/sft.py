@@ -45,7 +45,7 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
         upstream={"tokens": tokens},
     ) as job:
         if settings.model.path is None:
-            tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer")
+            tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", trust_remote_code=False)
             model = build_model(settings.model, tokenizer, settings.seed)
         else:
             model = load_model(settings.model.path, settings.model, revision=settings.model.revision)

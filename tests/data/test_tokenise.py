@@ -14,7 +14,9 @@ from sams.data.templates import PLAIN_TEMPLATE, encode_prompt
 from sams.data.tokeniser import build_tokenizer, train_tokenizer
 from sams.errors import UserError
 from sams.files import manifest_digest, read_json
+from sams.policy.model import build_model
 from sams.settings import Model, World
+from tests import tiny
 
 FRESH: dict[str, Any] = {"architecture": {"model_type": "llama"}}
 WORDS = Model.model_validate({**FRESH, "tokenizer": "words"})
@@ -187,6 +189,7 @@ def test_pairs_that_cutting_makes_equal_are_dropped_and_counted(tmp_path: Path) 
 def test_responses_without_a_token_are_dropped_and_counted(tmp_path: Path) -> None:
     # A tokenizer whose normaliser takes signs away leaves nothing of `?!`.
     folder = saved(tmp_path, strips=True)
+    build_model(tiny.settings(), AutoTokenizer.from_pretrained(folder), 0).save_pretrained(folder)
     data = own_data(tmp_path, ("why", "?!", "b"), ("why", "a", "?"), ("why", "a", "b"))
     report = run(data, tmp_path / "tokens", path=str(folder))
     assert (report["train"]["kept"], report["train"]["dropped_empty"]) == (1, 2)

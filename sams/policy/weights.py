@@ -1,0 +1,148 @@
+"""Is a folder's model whole? Told from its files, a tensor at a time, before anything is computed with it.
+
+What is checked costs one pass over the weights and the memory of one tensor, so that models of any size can be.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sams.errors import UserError, first_line
+
+log = logging.getLogger(__name__)
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+# As safetensors calls them. What is trained is held in one of these; all else is quantised.
+FLOATS = {"F64", "F32", "F16", "BF16"}
+FETCH_AGAIN = "fetch the model again"
+
+
+def check_weights(folder: Path, *, allow_pickle: bool = False) -> None:
+    """See that a model's weights are all there, of a type that can be trained, and finite.
+
+    Args:
+        folder: a Hugging Face folder.
+        allow_pickle: pickled weights will do where there are no safetensors; those are not looked into.
+
+    Raises:
+        UserError: naming the file and the tensor.
+    """
+    _check_config(folder / "config.json")
+    files = _files(folder)
+    if not files:
+        pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
+        if not pickles:
+            raise UserError(f"no weights: neither {WHOLE} nor {INDEX}", where=str(folder), remedy=FETCH_AGAIN)
+        if not allow_pickle:
+            raise UserError(
+                f"the weights are pickled only ({pickles[0]})",
+                where=str(folder),
+                remedy="save them as safetensors, or set model.allow_pickle: true",
+            )
+        log.warning("%s: pickled weights are read, as model.allow_pickle says", folder)
+        return
+    for file, wanted in files.items():
+        _check_file(file, wanted)
+
+
+def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """See that named tensors hold no NaN and no infinity.
+
+    Raises:
+        UserError: naming the first that does.
+    """
+    for name, tensor in tensors:
+        if not is_finite(tensor):
+            raise UserError(f"tensor {name} holds NaN or infinity", where=where, remedy=FETCH_AGAIN)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are numbers; without a copy of the tensor."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
+
+
+def _check_config(file: Path) -> None:
+    config = _read(file)
+    if "quantization_config" in config:
+        raise UserError(
+            "the weights are quantised, which cannot be trained",
+            where=f"{file}, key 'quantization_config'",
+            remedy="give the model in bfloat16, float16 or float32",
+        )
+
+
+def _read(file: Path) -> dict[str, object]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not JSON: {first_line(error)}"
+        raise UserError(f"cannot be read ({reason})", where=str(file), remedy=FETCH_AGAIN) from None
+    if not isinstance(content, dict):
+        raise UserError("expected an object with keys", where=str(file), remedy=FETCH_AGAIN)
+    return content
+
+
+def _files(folder: Path) -> dict[Path, set[str]]:
+    """The files of a model, each with the tensors that the index says it holds."""
+    if (folder / WHOLE).is_file():
+        return {folder / WHOLE: set()}
+    index = folder / INDEX
+    if not index.is_file():
+        return {}
+    placed = _read(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise UserError(
+            "expected tensors and their files", where=f"{index}, key 'weight_map'", remedy=FETCH_AGAIN
+        )
+    files: dict[Path, set[str]] = {}
+    for tensor, name in placed.items():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(
+                f"expected the name of a file beside it, found {name!r:.80}",
+                where=f"{index}, tensor {tensor}",
+                remedy=FETCH_AGAIN,
+            )
+        files.setdefault(folder / name, set()).add(tensor)
+    return files
+
+
+def _check_file(file: Path, wanted: set[str]) -> None:
+    if not file.is_file():
+        raise UserError(
+            f"a shard is missing, with {len(wanted)} tensors", where=str(file), remedy=FETCH_AGAIN
+        )
+    try:
+        refuse_not_finite(_tensors(file, wanted), str(file))
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"cut off or damaged ({first_line(error)})", where=str(file), remedy=FETCH_AGAIN
+        ) from None
+
+
+def _tensors(file: Path, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(file, framework="pt") as stored:
+        names = stored.keys()
+        if absent := sorted(wanted - set(names)):
+            raise UserError(
+                f"tensor {absent[0]} is not in it, as the index says", where=str(file), remedy=FETCH_AGAIN
+            )
+        for name in names:
+            kind = stored.get_slice(name).get_dtype()
+            # Masks and positions of older models are integers; weights are not.
+            if kind not in FLOATS and (name.endswith(".weight") or kind.startswith("F")):
+                raise UserError(
+                    f"tensor {name} is of type {kind}, expected one of {', '.join(sorted(FLOATS))}",
+                    where=str(file),
+                    remedy="give the model in bfloat16, float16 or float32",
+                )
+            yield name, stored.get_tensor(name)

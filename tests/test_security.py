@@ -1,0 +1,274 @@
+"""What the project promises about security (docs/security.md): one test for each promise that has none elsewhere."""
+
+import ast
+import contextlib
+import functools
+import io
+import os
+import pickle
+import re
+import stat
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from sams import mlflow_mirror, stage
+from sams.bundle import unpacked
+from sams.config import read_settings
+from sams.data import fetch
+from sams.data.forms import read_pairs
+from sams.errors import UserError
+from sams.files import write_for_no_others, write_json
+from sams.scoring import judge_proxy, local_judge
+from sams.tables import render
+from sams.training.sharded import load_sharded
+from tests.conftest import ROOT
+from tests.test_bad_input_models import Trap
+from tests.test_config import DEFAULT, tiny_study
+
+SOURCES = sorted((ROOT / "sams").rglob("*.py"))
+RULES = sorted((ROOT / "rules").glob("*.smk"))
+
+
+@functools.cache
+def calls() -> tuple[tuple[str, str, ast.Call], ...]:
+    """Every call in the package: file, what is called, the call."""
+    return tuple(_calls())
+
+
+def _calls() -> Iterator[tuple[str, str, ast.Call]]:
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                yield f"{file.relative_to(ROOT)}:{node.lineno}", ast.unparse(node.func), node
+
+
+def said(call: ast.Call, name: str) -> str | None:
+    """What a call gives for an argument; `**` when it may be in a dictionary."""
+    found = {word.arg: ast.unparse(word.value) for word in call.keywords}
+    return found.get(name, "**" if None in found else None)
+
+
+# --- nothing that comes with data or models is run ---------------------------------------------------
+
+
+def test_no_code_that_comes_with_a_model_is_run() -> None:
+    """And from_pretrained finds it said in so many words at each call, or in the options that it is given."""
+    loaders = [
+        (where, call) for where, name, call in calls() if name.endswith((".from_pretrained", ".from_config"))
+    ]
+    assert len(loaders) >= 10
+    told = {where: said(call, "trust_remote_code") for where, call in loaders}
+    assert set(told.values()) <= {"False", "**"}, told
+    assert not [
+        where for where, value in told.items() if value == "**" and "generation/reward.py" not in where
+    ]
+    assert 'options: dict[str, Any] = {"revision": revision or None, "trust_remote_code": False}' in (
+        ROOT / "sams/generation/reward.py"
+    ).read_text(encoding="utf-8")
+
+
+def test_weights_are_safetensors_and_torch_loads_no_more_than_weights() -> None:
+    for where, name, call in calls():
+        if name == "torch.load":
+            assert said(call, "weights_only") == "True", where
+        if "AutoModel" in name and name.endswith(".from_pretrained"):
+            expected = "None if settings.allow_pickle else True" if "policy/model.py" in where else "True"
+            assert said(call, "use_safetensors") == expected, where
+        assert name not in ("pickle.load", "pickle.loads", "eval", "exec", "dcp.load", "joblib.load") or (
+            name == "dcp.load" and "training/sharded.py" in where
+        ), where
+        if name == "yaml.load":
+            assert ast.unparse(call.args[1]) == "_loader()", where
+        if name == "np.load":
+            assert said(call, "allow_pickle") in (None, "False"), where
+
+
+@pytest.mark.parametrize("place", ["metadata", "values"])
+def test_sharded_weights_run_nothing(place: str, tmp_path: Path) -> None:
+    state = {"weights": torch.arange(4.0), "step": 3}
+    dcp.save(state, checkpoint_id=tmp_path / "ck")
+    found: dict[str, Any] = {"weights": torch.zeros(4), "step": 0}
+    load_sharded(found, tmp_path / "ck")
+    assert found["step"] == 3 and torch.equal(found["weights"], state["weights"])
+
+    if place == "metadata":
+        (tmp_path / "ck" / ".metadata").write_bytes(pickle.dumps(Trap(str(tmp_path / "sprung"))))
+    else:
+        dcp.save({**state, "step": Trap(str(tmp_path / "sprung"))}, checkpoint_id=tmp_path / "ck")
+    with pytest.raises(CheckpointException, match=r"no business|[Ww]eights.only"):
+        load_sharded(found, tmp_path / "ck")
+    assert not (tmp_path / "sprung").exists()
+
+
+# --- no shell is built from what users write ----------------------------------------------------------
+
+NAMES = [
+    "; rm -rf ~",
+    "$(id)",
+    "`id`",
+    "a b",
+    "a'b",
+    'a"b',
+    "a|b",
+    "a>b",
+    "a\nb",
+    "-rf",
+    "..",
+    "../up",
+    "a/b",
+    "",
+    "ä",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_plain_words(name: str) -> None:
+    overlays = ({"study": name}, {"setting": name}, {"methods": ["sft", name], "method_settings": {name: {}}})
+    for overlay in overlays:
+        with pytest.raises(UserError, match=r"key '.*String should match pattern"):
+            tiny_study(**overlay)
+
+
+def test_rules_quote_what_they_put_into_a_shell() -> None:
+    # Options that helpers have quoted, and numbers.
+    own = {"params.scheduler", "params.reference", "params.crossfit", "params.difficulty", "params.tokens"}
+    own |= {"params.trained", "resources.processes", "wildcards.half"}
+    found = 0
+    for file in RULES:
+        for command in re.findall(r"\n {4,8}shell:\n((?: {8,}[\"'].*\n)+)", file.read_text(encoding="utf-8")):
+            found += 1
+            for name in re.findall(r"\{([^}]+)\}", command):
+                assert name.endswith(":q") or name in own, f"{file.name}: {{{name}}}"
+    assert found == sum(file.read_text(encoding="utf-8").count("shell:\n") for file in RULES) > 12
+    common = (ROOT / "rules" / "common.smk").read_text(encoding="utf-8")
+    options = re.findall(r'f"(--[a-z]+) \{(.*?)\}', common)
+    assert len(options) >= 6 and all(value.startswith("shlex.quote(str(") for _, value in options)
+
+
+def test_no_process_is_started_through_a_shell() -> None:
+    for where, name, call in calls():
+        assert said(call, "shell") in (None, "False", "**"), where
+        assert name not in ("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"), (
+            where
+        )
+        if name in ("subprocess.run", "subprocess.Popen") and call.args:
+            assert isinstance(call.args[0], ast.List | ast.Name), where
+
+
+# --- paths stay where they belong -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../up.yaml", "/etc/passwd", "config/../../up.yaml"])
+def test_a_study_extends_files_of_the_source_tree_alone(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"extends: {name}\n")
+    with pytest.raises(UserError, match="key 'extends': lies outside the source tree"):
+        read_settings([DEFAULT, tmp_path / "mine.yaml"])
+
+
+@pytest.mark.parametrize("name", ["../out.txt", "/tmp/sams-out.txt", "study/../../out.txt"])
+@pytest.mark.parametrize("kind", [".zip", ".tar.gz"])
+def test_a_bundle_is_unpacked_into_its_folder_alone(name: str, kind: str, tmp_path: Path) -> None:
+    archive = tmp_path / f"bundle{kind}"
+    if kind == ".zip":
+        with zipfile.ZipFile(archive, "w") as packed:
+            packed.writestr("study/SHA256SUMS", "")
+            packed.writestr(name, "out")
+    else:
+        with tarfile.open(archive, "w:gz") as packed_tar:
+            for path, data in (("study/SHA256SUMS", b""), (name, b"out")):
+                entry = tarfile.TarInfo(path)
+                entry.size = len(data)
+                packed_tar.addfile(entry, io.BytesIO(data))
+    before = sorted(tmp_path.iterdir())
+    with contextlib.suppress(UserError), unpacked(archive) as folder:
+        inside = folder.parent
+        assert {path.name for path in inside.rglob("*") if path.is_file()} <= {"SHA256SUMS", "sams-out.txt"}
+        assert not (inside.parent / "out.txt").exists()
+    assert sorted(tmp_path.iterdir()) == before and not Path("/tmp/sams-out.txt").exists()
+
+
+def test_links_in_a_bundle_are_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "bundle.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        link = tarfile.TarInfo("study/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        packed.addfile(link)
+    with pytest.raises(UserError, match="cannot be unpacked"), unpacked(archive):
+        pass
+
+
+def test_ids_in_data_name_no_file(tmp_path: Path) -> None:
+    row = '{"id": "../../up", "prompt": "a", "chosen": "b", "rejected": "c"}\n'
+    (tmp_path / "pairs.jsonl").write_text(row)
+    [pair] = read_pairs(str(tmp_path / "pairs.jsonl"), "train")
+    assert re.fullmatch("[0-9a-f]{16}", pair.id)
+
+
+# --- what models say is text -----------------------------------------------------------------------------
+
+HOSTILE = '<script>alert(1)</script>"><img src=x onerror=alert(1)> \\input{/etc/passwd} $x$ & %'
+
+
+def test_tables_escape_what_they_show() -> None:
+    table = render.Readable([HOSTILE, "n"], [[(HOSTILE,), (HOSTILE, HOSTILE)]])
+    page = render.html(HOSTILE, table, [HOSTILE])
+    assert "<script" not in page and "<img" not in page and page.count("&lt;script&gt;alert(1)") >= 6
+    tex = render.latex(HOSTILE, table, [HOSTILE])
+    assert "\\input" not in tex and "$x$" not in tex and " & %" not in tex
+
+
+def test_templates_escape_by_themselves_and_mark_nothing_safe_but_their_script() -> None:
+    made = [(where, call) for where, name, call in calls() if name.endswith("Environment")]
+    assert made and all(said(call, "autoescape") == "True" for _, call in made)
+    templates = "".join(file.read_text() for file in (ROOT / "sams/tables/templates").glob("*"))
+    assert re.findall(r"\{\{[^}]*\|\s*safe[^}]*\}\}", templates) == ["{{ script | safe }}"]
+    script = (ROOT / "sams/tables/templates/side_by_side.js").read_text()
+    assert "{{" not in script and "innerHTML" not in script
+
+
+def test_captions_of_the_report_hold_no_markup_of_a_judges_name() -> None:
+    with pytest.raises(UserError, match=r"key 'benchmarks\.judge\.model'"):
+        tiny_study(benchmarks__judge={"kind": "openai", "model": "x\n\n.. raw:: html\n\n   <script>"})
+
+
+# --- servers, files ----------------------------------------------------------------------------------------
+
+
+def test_servers_listen_on_loopback_with_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for server in (judge_proxy, local_judge):
+        assert server.HOST == "127.0.0.1"
+        assert server.MAX_REQUEST_BYTES <= 4 << 20 and 0 < server._Handler.timeout <= 300
+    started: list[str] = []
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(os, "execv", lambda program, words: started.extend(words))
+    (tmp_path / "mlflow.db").touch()
+    mlflow_mirror.open_ui(tmp_path)
+    assert started[started.index("--host") + 1] == "127.0.0.1"
+    assert fetch.MOST_BYTES <= 1 << 26 and fetch.WAIT_SECONDS <= 60
+
+
+def test_nobody_else_can_write_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def main(out: Path) -> None:
+        write_json(out / "folder" / "result.json", {})
+
+    monkeypatch.setattr(sys, "argv", ["stage", "--out", str(tmp_path)])
+    before = os.umask(0)
+    try:
+        with pytest.raises(SystemExit):
+            stage.run(main)
+        assert os.umask(0o027) == 0o002
+        write_for_no_others()
+        assert os.umask(0o027) == 0o027, "what is stricter already stays"
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "folder", tmp_path / "folder" / "result.json"):
+        assert not path.stat().st_mode & stat.S_IWOTH
