@@ -13,6 +13,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from sams.errors import UserError
+from sams.faults import explained
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -20,7 +21,10 @@ EXIT_USER_ERROR = 2
 
 
 def run(main: Callable[..., Any]) -> NoReturn:
-    """Run `main` as a command line; a `UserError` ends it with one line and exit status 2."""
+    """Run `main` as a command line; a `UserError` ends it with one line and exit status 2.
+
+    So does a fault of the machine, a full disk or no memory.
+    """
     logging.basicConfig(
         level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR,
         format="%(asctime)s %(name)s: %(message)s",
@@ -43,9 +47,15 @@ def run(main: Callable[..., Any]) -> NoReturn:
         status = EXIT_USER_ERROR
     except SystemExit as leaving:
         status = leaving.code
-    except Exception:
-        traceback.print_exc()
-        status = 1
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # torch's error of a checkpoint that cannot be written is no Exception
+        if (fault := explained(error)) is not None:
+            print(f"error: {fault}", file=sys.stderr)
+            status = EXIT_USER_ERROR
+        else:
+            traceback.print_exc()
+            status = 1
     if "TORCHELASTIC_RUN_ID" in os.environ:
         # A failed worker must end at once, so that torchrun ends the others: tearing down a process group
         # whose peers still wait in it may take for ever.

@@ -11,7 +11,7 @@ import resource
 import signal
 import sys
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,8 @@ from torch.distributed.tensor import DTensor
 from sams.errors import UserError
 from sams.policy.model import blocks
 from sams.policy.policy import Policy
+
+T = TypeVar("T")
 
 WORKER = "TORCHELASTIC_RUN_ID"
 """Environment variable that torchrun sets for its workers."""
@@ -148,6 +150,14 @@ class Workers:
             return [tensor]
         parts = [torch.empty_like(tensor) for _ in range(self.world)]
         dist.all_gather(parts, tensor.contiguous())
+        return parts
+
+    def gather(self, value: T) -> list[T]:
+        """A small picklable value of every process, in order of rank."""
+        if self.world == 1:
+            return [value]
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, value)
         return parts
 
     def broadcast(self, tensor: Tensor) -> Tensor:

@@ -8,13 +8,13 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from sams.progress import progress
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors import Selector
 from sams.training.batches import rounds
@@ -29,11 +29,8 @@ from sams.training.tuning import Tuning, tune
 if TYPE_CHECKING:
     from sams.settings import Training
 
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 20.0
 FOLLOWED_TIMES = 20
 CHECK_REPLICAS_EVERY = 100
 
@@ -88,7 +85,7 @@ def train(
     follow_at = spread(steps, FOLLOWED_TIMES)
     watched = torch.randperm(len(task.ids), generator=seeded("followed", seed))[:followed].tolist()
 
-    state = checkpoints.restore(policy, optimiser)
+    state = checkpoints.restore(policy, optimiser, selector)
     if state is None:
         state = {"step": 0, "pairs_trained": 0, "tokens_seen": 0, "train_seconds": 0.0, "log_offset": None}
         trained_items = 0 if optimiser is None else n if updates == "all" else selection.largest
@@ -105,8 +102,7 @@ def train(
             other_weights=selector.trained_weights,
         )
     else:
-        selector.load_state_dict(state.pop("selector"))
-        tuning = Tuning(**state.pop("tuning"))
+        tuning = Tuning(**state.pop("tuning")).as_set(training)
     job.tuning = tuning
     tuning.apply(policy)
     run = job.open_run(state["log_offset"])
@@ -114,7 +110,9 @@ def train(
     interrupted = on_sigterm()
     evaluated: Items = {}
 
-    def scored(scored_task: Scored, items: list[int], contexts: bool = False) -> tuple[Items, Tensor | None]:
+    def scored(
+        scored_task: Scored, items: list[int], contexts: bool = False, what: str = ""
+    ) -> tuple[Items, Tensor | None]:
         return score(
             policy,
             scored_task,
@@ -123,6 +121,7 @@ def train(
             tuning.scoring_micro_batch,
             contexts=contexts,
             tally=costs.tally,
+            what="" if sys.stderr.isatty() else what,  # the bar of the steps is there already
         )
 
     def figures(scored_task: Scored, items: list[int]) -> Items:
@@ -136,9 +135,11 @@ def train(
         task.begin(first, figures)
         gate(first, figures(task, first))
 
-    batches = itertools.islice(course(), state["step"], steps)
+    batches: Iterator[tuple[int, list[int]]] = itertools.islice(course(), state["step"], steps)
     ended = time.monotonic()
-    for step, batch in progress(batches, state["step"], steps, workers):
+    if workers.is_main:
+        batches = progress(batches, job.stage, steps, "steps", done=state["step"])
+    for step, batch in batches:
         started = time.monotonic()
         metrics: dict[str, float] = {}
         task.begin(batch, figures)
@@ -185,7 +186,7 @@ def train(
         if optimiser is not None and step in evaluate_at:
             whole = list(range(len(test.ids)))
             test.begin(whole, figures)
-            evaluated = figures(test, whole)
+            evaluated = scored(test, whole, what="evaluation")[0]
             metrics |= {f"eval/{name}": value for name, value in means(evaluated).items()}
         logged = step % training.log_every == 0 or step in evaluate_at
         if logged:
@@ -247,19 +248,3 @@ def on_sigterm() -> Callable[[], bool]:
     received: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _frame: received.append(number))
     return lambda: bool(received)
-
-
-def progress(batches: Iterable[T], done: int, steps: int, workers: Workers) -> Iterator[T]:
-    """Pass the batches on; show a bar on a terminal, in a log file a line now and then."""
-    if not workers.is_main:
-        yield from batches
-    elif sys.stderr.isatty():
-        yield from tqdm(batches, initial=done, total=steps, unit="step")
-    else:
-        started = told = time.monotonic()
-        for count, batch in enumerate(batches):
-            now = time.monotonic()
-            if now - told > SECONDS_BETWEEN_LINES:
-                told, left = now, (now - started) / count * (steps - done - count)
-                log.info("step %d of %d, %.0f s left", done + count, steps, left)
-            yield batch
