@@ -196,7 +196,7 @@ def train(
 
         state["train_seconds"] += (took := time.monotonic() - started)
         costs.step(step, seconds=took, data_seconds=started - ended, log=logged)
-        if len(costs.steps) == 1:
+        if costs.steps == 1:
             log.info("first step %.1f s after the start", seconds_since_start())
         ended = time.monotonic()
         stopping = step < steps and workers.any(interrupted())

@@ -33,8 +33,9 @@ def score(
         for. Both in the order of `items` and the same on every process.
     """
     collected = Collected(len(items))
+    smaller = f"set scoring_micro_batch_size: {max(1, micro_batch // 2)} (now {micro_batch})"
     features: Tensor | None = None
-    with torch.no_grad(), suggesting(f"set scoring_micro_batch_size: {micro_batch // 2} (now {micro_batch})"):
+    with torch.no_grad(), suggesting(smaller):
         batches = _micro_batches(policy, task, items, workers, micro_batch, contexts, tally)
         course = Progress(what, len(items), "items") if what and workers.is_main else None
         for places, scores, found in batches:
