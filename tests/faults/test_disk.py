@@ -1,6 +1,7 @@
 """A full disk: a clear error, the old checkpoint intact, and the same command goes on once there is room."""
 
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,7 @@ def test_no_room_for_the_trained_weights_leaves_no_result_and_the_run_goes_on(
     out = disk.folder / "out"
     with monkeypatch.context() as patch:
         before_save(patch, 3, disk.fill)
-        with pytest.raises(BaseException) as failure:  # noqa: B017, PT011
+        with pytest.raises(BaseException) as failure:  # noqa: PT011
             train(prepared, out, tmp_path / "ck")
     assert "the disk is full" in told(failure.value)
     assert not (out / "trained").exists()
@@ -57,7 +58,9 @@ def test_no_room_for_the_trained_weights_leaves_no_result_and_the_run_goes_on(
     assert_same(out, undisturbed)
 
 
-def test_no_room_for_an_export_leaves_nothing(prepared: dict[str, Path], undisturbed: Path, disk: Disk) -> None:
+def test_no_room_for_an_export_leaves_nothing(
+    prepared: dict[str, Path], undisturbed: Path, disk: Disk
+) -> None:
     out = disk.folder / "model"
     paths = {"tokens": prepared["tokens"], "trained": undisturbed / "trained", "out": out}
     disk.fill()
@@ -127,6 +130,7 @@ def test_no_room_for_the_database_of_runs_stops_no_training(
 
     uri = f"sqlite:///{disk.folder}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    tracking.prepare_database()
 
     def start(offset: int | None) -> tracking.Run:
         return tracking.start(
@@ -143,6 +147,8 @@ def test_no_room_for_the_database_of_runs_stops_no_training(
 
     first = start(None)
     first.log({"loss": 1.0}, step=1, pairs_seen=1)
+    while not (tmp_path / "run").is_file():
+        time.sleep(0.1)
     disk.fill()
     with caplog.at_level(logging.WARNING):
         for step in range(2, 500):
