@@ -19,10 +19,13 @@ from tests.conftest import ROOT
 from tests.faults.conftest import assert_same, train
 from tests.training.test_runs import here
 
-CPU = RuntimeError(
-    "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried ..."
-)
-GPU = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+CPU = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried to allocate ..."
+GPU = "CUDA out of memory. Tried to allocate 20.00 GiB."
+ERRORS = {
+    "cpu": lambda: RuntimeError(CPU),
+    "gpu": lambda: torch.OutOfMemoryError(GPU),
+    "python": MemoryError,
+}
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, call: int, *, trained: bool, kind: str = "gpu") -> None:
