@@ -5,12 +5,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from sams.errors import UserError
 from sams.faults import explained
 from sams.files import read_json
 from sams.generation.shards import Shards
 from sams.recipes import DataRecipe, ExportRecipe, recipe_json
+from sams.scheduling.pool import Arms, ReplayPool
 from sams.scoring.judge_store import Store
 from sams.settings import Data, World
 from sams.training import export
@@ -165,3 +167,20 @@ def test_no_room_for_the_database_of_runs_stops_no_training(
     history = MlflowClient(uri).get_metric_history((tmp_path / "run").read_text().strip(), "loss")
     assert sorted({point.step for point in history}) == list(range(1, 501))
     assert len(history) == 500
+
+
+def test_a_disk_too_small_for_the_replay_pool_is_told_before_the_first_step(
+    disk: Disk,
+) -> None:
+    disk.fill()
+    pool = ReplayPool(
+        disk.folder / "ck/replay", max_arms=1000, max_bytes=10**9, generator=torch.Generator().manual_seed(0)
+    )
+    arms = Arms(torch.zeros(2, 2, 8), torch.zeros(2, 4), torch.zeros(2), torch.zeros(2))
+    with pytest.raises(
+        UserError, match=r"up to 0\.0 GiB more, of 0\.0 GiB free; make room, or lower scheduler\.replay"
+    ):
+        pool.add(arms)
+    disk.empty()
+    pool.add(arms)
+    assert len(pool) == 2
