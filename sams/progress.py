@@ -50,7 +50,7 @@ class Progress:
             self.bar.update(count)
         elif (now := time.monotonic()) - self.told >= SECONDS_BETWEEN_LINES:
             self.told = now
-            log.info("%s", self)
+            log.info("%s", str(self))
 
     @property
     def left(self) -> int:
