@@ -27,7 +27,7 @@ test: env ## the tests
 test-all: env ## the tests, the slow ones too
 	$(PYTEST) -m "not gpu"
 
-soak: env ## 100,000 steps of a very small model, killed once: nothing grows, no record is lost (hours; docs/log.md)
+soak: env ## 100,000 steps of a very small model, killed once: nothing grows, no record is lost
 	SAMS_SOAK_STEPS=100000 OMP_NUM_THREADS=1 $(BIN)/pytest -m faults -s tests/faults/test_soak.py
 
 mutations: env ## deliberate faults, each of which must fail a test
