@@ -169,18 +169,16 @@ def test_no_room_for_the_database_of_runs_stops_no_training(
     assert len(history) == 500
 
 
-def test_a_disk_too_small_for_the_replay_pool_is_told_before_the_first_step(
-    disk: Disk,
-) -> None:
-    disk.fill()
-    pool = ReplayPool(
-        disk.folder / "ck/replay", max_arms=1000, max_bytes=10**9, generator=torch.Generator().manual_seed(0)
-    )
+def test_a_disk_too_small_for_the_replay_pool_is_told_before_the_first_step(disk: Disk) -> None:
     arms = Arms(torch.zeros(2, 2, 8), torch.zeros(2, 4), torch.zeros(2), torch.zeros(2))
-    with pytest.raises(
-        UserError, match=r"up to 0\.0 GiB more, of 0\.0 GiB free; make room, or lower scheduler\.replay"
-    ):
-        pool.add(arms)
+
+    def add() -> None:
+        generator = torch.Generator().manual_seed(0)
+        ReplayPool(disk.folder / "replay", max_arms=1000, max_bytes=10**9, generator=generator).add(arms)
+
+    disk.fill()
+    with pytest.raises(UserError, match=r"up to 0\.0 GiB more, of 0\.0 GiB free; make room, or lower scheduler"):
+        add()
+    assert [path.name for path in disk.folder.iterdir()] == ["filler"]
     disk.empty()
-    pool.add(arms)
-    assert len(pool) == 2
+    add()
