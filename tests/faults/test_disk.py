@@ -177,7 +177,9 @@ def test_a_disk_too_small_for_the_replay_pool_is_told_before_the_first_step(disk
         ReplayPool(disk.folder / "replay", max_arms=1000, max_bytes=10**9, generator=generator).add(arms)
 
     disk.fill()
-    with pytest.raises(UserError, match=r"up to 0\.0 GiB more, of 0\.0 GiB free; make room, or lower scheduler"):
+    with pytest.raises(
+        UserError, match=r"up to 0\.0 GiB more, of 0\.0 GiB free; make room, or lower scheduler"
+    ):
         add()
     assert [path.name for path in disk.folder.iterdir()] == ["filler"]
     disk.empty()
