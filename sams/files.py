@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sams.errors import UserError
+from sams.provenance import ENVIRONMENT, made_on
+
 MANIFEST = "manifest.json"
 
 
@@ -47,13 +50,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path, **facts: Any) -> Iterator[Path]:
     """Yield a temporary folder; when the block succeeds, seal it with a manifest and move it to `path`.
 
-    An older folder at `path` is replaced. `facts` go into the manifest beside the hashes.
+    An older folder at `path` is replaced. `facts` go into the manifest beside the hashes; `environment.json`, which
+    says what it was made on, lies in the folder too and is no part of its content.
     """
     part = _part_of(path)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         yield part
+        write_json(part / ENVIRONMENT, made_on())
         write_manifest(part, **facts)
         if path.exists():
             shutil.rmtree(path)
@@ -90,14 +95,52 @@ def write_manifest(folder: Path, **facts: Any) -> None:
     files = {
         str(path.relative_to(folder)): sha256_of(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST
+        if path.is_file() and path.name not in (MANIFEST, ENVIRONMENT)
     }
     write_json(folder / MANIFEST, {**facts, "files": files})
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder sealed by `write_manifest`.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        manifest: dict[str, Any] = read_json(folder / MANIFEST)
+        if not all(isinstance(digest, str) for digest in manifest["files"].values()):
+            raise TypeError("digests are texts")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(folder, f"{MANIFEST} is damaged ({error})") from None
+    return manifest
+
+
+def refuse_damage(folder: Path) -> None:
+    """See that the files of a folder sealed by `write_manifest` are what was written: reads and hashes them all.
+
+    Raises:
+        UserError: naming the first file that has changed or is gone.
+    """
+    for name, digest in read_manifest(folder)["files"].items():
+        file = folder / name
+        if not file.is_file():
+            raise damaged(folder, f"{name} is not there")
+        if sha256_of(file) != digest:
+            raise damaged(folder, f"{name} is not what was written (its SHA-256 differs)")
+
+
+def damaged(folder: Path, problem: str) -> UserError:
+    """What is said of a sealed folder whose files have changed."""
+    return UserError(
+        problem,
+        where=str(folder),
+        remedy=f"put it back, or delete {folder / MANIFEST}: snakemake then makes the folder again",
+    )
+
+
 def manifest_digest(folder: Path) -> str:
     """Sixteen hex digits that stand for the content of a folder sealed by `write_manifest`."""
-    files = read_json(folder / MANIFEST)["files"]
+    files = read_manifest(folder)["files"]
     return hashlib.sha256(canonical_json(files).encode()).hexdigest()[:16]
 
 

@@ -379,8 +379,11 @@ def _upgrade(file: Path, *, told: Path) -> None:
     command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{file}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
+        # The last line of the trace may be the statement that failed, over many lines; its error comes before it.
+        lines = [line for line in done.stderr.strip().splitlines() if "Error" in line]
+        reason = lines[-1] if lines else done.stderr.strip()[-300:]
         raise UserError(
-            f"MLflow cannot use this database: {done.stderr.strip()[-300:]}",
+            f"MLflow cannot use this database: {reason[:300]}",
             where=str(told),
             remedy="move it away; the metric logs hold everything it held",
         )

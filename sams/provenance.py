@@ -1,8 +1,10 @@
 """What a result came from: a digest of the code that computed it, the commit, the machine."""
 
 import ast
+import contextlib
 import functools
 import hashlib
+import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -15,8 +17,10 @@ ROOT = Path(__file__).resolve().parent
 TOLD = {
     "sams.config",
     "sams.errors",
+    "sams.faults",
     "sams.files",
     "sams.mlflow_mirror",
+    "sams.progress",
     "sams.provenance",
     "sams.recipes",
     "sams.settings",
@@ -24,7 +28,22 @@ TOLD = {
     "sams.tracking",
 }
 
-LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+LIBRARIES = (
+    *(
+        "torch",
+        "transformers",
+        "accelerate",
+        "peft",
+        "datasets",
+        "tokenizers",
+        "safetensors",
+        "pyarrow",
+        "numpy",
+    ),
+    *("alpaca-eval", "fschat", "openai", "scikit-learn", "snakemake", "mlflow"),
+)
+ENVIRONMENT = "environment.json"
+"""File beside a result: `made_on` when it was made."""
 
 
 def code_digest(module: str) -> str:
@@ -99,12 +118,55 @@ def commit() -> dict[str, str]:
     return {"git_commit": head.strip(), "git_dirty": str(bool(status.strip())).lower()}
 
 
+def made_on() -> dict[str, Any]:
+    """What stands in `environment.json`: the environment and the commit."""
+    return environment() | {"commit": commit()}
+
+
 def environment() -> dict[str, Any]:
-    """The machine and the library versions that a result was computed with."""
+    """Hardware, driver and library versions that a result was computed with, but no name of a machine or user."""
     versions = {}
     for library in LIBRARIES:
         try:
             versions[library] = version(library)
         except PackageNotFoundError:
             continue
-    return {"python": platform.python_version(), "machine": platform.machine(), "libraries": versions}
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        **_hardware(),
+        "libraries": versions,
+    }
+
+
+@functools.cache
+def _hardware() -> dict[str, Any]:
+    """Processor, memory and GPUs of this machine, and the GPUs' driver (null where there are none)."""
+    import psutil
+
+    processor = ""
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        processor = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
+        )
+    found: dict[str, Any] = {
+        "cpu": processor or platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "gpus": [],
+        "driver": None,
+    }
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        found["driver"] = pynvml.nvmlSystemGetDriverVersion()
+        for number in range(pynvml.nvmlDeviceGetCount()):
+            device = pynvml.nvmlDeviceGetHandleByIndex(number)
+            memory = round(pynvml.nvmlDeviceGetMemoryInfo(device).total / 2**30)
+            found["gpus"].append(f"{pynvml.nvmlDeviceGetName(device)}, {memory} GiB")
+    except (ImportError, OSError, pynvml.NVMLError):
+        pass
+    return found

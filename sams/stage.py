@@ -13,6 +13,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from sams.errors import UserError, first_line
+from sams.faults import explained
 from sams.files import write_for_no_others
 from sams.interrupt import end_with_workflow, stop_on_signals
 
@@ -23,7 +24,10 @@ WORKER = "TORCHELASTIC_RUN_ID"  # set by torchrun for its workers
 
 
 def run(main: Callable[..., Any]) -> NoReturn:
-    """Run `main` as a command line; a `UserError` ends it with one line and status 2, a request to stop with 75."""
+    """Run `main` as a command line; a `UserError` ends it with one line and status 2, a request to stop with 75.
+
+    A fault of the machine, a full disk or no memory, ends it as a `UserError` does.
+    """
     # A worker is ended by torchrun, and must not end before it.
     if WORKER not in os.environ:
         end_with_workflow()
@@ -51,9 +55,13 @@ def run(main: Callable[..., Any]) -> NoReturn:
         status = EXIT_USER_ERROR
     except SystemExit as leaving:
         status = leaving.code
-    except Exception:
-        traceback.print_exc()
-        status = 1
+    except BaseException as error:  # torch's error of a checkpoint that cannot be written is no Exception
+        if (fault := explained(error)) is not None:
+            print(f"error: {fault}", file=sys.stderr)
+            status = EXIT_USER_ERROR
+        else:
+            traceback.print_exc()
+            status = 1
     if WORKER in os.environ:
         # A failed worker must end at once, so that torchrun ends the others: tearing down a process group
         # whose peers still wait in it may take for ever.

@@ -40,6 +40,12 @@ def main(arguments: list[str]) -> int:
             print("stopped on request; the same command goes on", file=sys.stderr)
             return EXIT_INTERRUPTED
         print(error.format_msg(), file=sys.stderr)
+        if -signal.SIGKILL in statuses:
+            print(
+                "a process was killed, most likely by the kernel for want of memory: set a smaller micro_batch_size, or "
+                "leave it to `auto`; the same command goes on from the last checkpoint",
+                file=sys.stderr,
+            )
         return 1
     return 0
 

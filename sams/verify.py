@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from sams.config import BASE_METHOD, Study
 from sams.errors import UserError
 from sams.files import MANIFEST, canonical_json, manifest_digest, read_json, sha256_of
+from sams.provenance import ENVIRONMENT
 from sams.results import METRICS, read_cells, read_log
 from sams.tables.comparisons import alpaca_eval_items, mt_bench_items
 from sams.tables.main_table import main_table
@@ -136,7 +137,8 @@ def _sealed(root: Path) -> Iterator[Finding]:
             continue
         folder, manifest = path.parent, read_json(path)
         expected = manifest["files"]
-        found = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} - {MANIFEST}
+        found = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+        found -= {MANIFEST, ENVIRONMENT}
         problems = _differences(folder, expected, found, may_lack=bundled)
         here = len(found & expected.keys())
         left_out = f", {len(expected) - here} left out of the bundle" if here < len(expected) else ""

@@ -14,6 +14,7 @@ from sams.data.records import Example, Pair, prompt_digest
 from sams.data.seen import Digests, Seen
 from sams.errors import UserError
 from sams.files import canonical_json, sha256_of, whole_folder, write_json
+from sams.progress import progress
 from sams.recipes import DataRecipe
 from sams.settings import Data, Form
 from sams.stage import read_recipe, run
@@ -168,7 +169,7 @@ def write_split(
             rows.clear()
 
     try:
-        for record in records:
+        for record in progress(records, file.stem, None, "records"):
             counts["read"] += 1
             identity = record.id
             if not seen.add(bytes.fromhex(identity)):

@@ -15,8 +15,9 @@ from sams.data.templates import CompletionEncoder, encode_prompts
 from sams.data.tokeniser import build_tokenizer
 from sams.data.tokens import token_writer
 from sams.errors import UserError
-from sams.files import manifest_digest, whole_folder, write_json
+from sams.files import manifest_digest, refuse_damage, whole_folder, write_json
 from sams.policy.model import check_model
+from sams.progress import Progress
 from sams.recipes import TokeniseRecipe
 from sams.stage import read_recipe, run
 
@@ -39,6 +40,7 @@ def main(recipe: str, data: Path, out: Path) -> None:
         UserError: tokenizer, template or model cannot be had or do not fit together; too little is left of a split.
     """
     settings = read_recipe(recipe, TokeniseRecipe)
+    refuse_damage(data)
     tokenizer = build_tokenizer(settings.model, texts(data))
     check_model(settings.model, tokenizer, settings.max_length)
     report: dict[str, Any] = {"vocabulary": len(tokenizer)}
@@ -58,7 +60,7 @@ def texts(data: Path) -> Iterator[str]:
     """What a tokenizer is trained on: the conversations of the training splits, written plainly."""
     turns = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
     for split in ("sft", "train"):
-        for batch in read_batches(data / f"{split}.parquet"):
+        for batch in read_batches(data / f"{split}.parquet", f"tokenizer from {split}"):
             for row in batch:
                 prompt = "".join(turns[message["role"]] + message["content"] for message in row["prompt"])
                 for name in RESPONSES[split]:
@@ -85,7 +87,7 @@ def tokenise_split(
         mismatching = settings.mismatched and len(responses) == 2
         first = Path(folder) / split if mismatching else out
         with token_writer(first, names, unknown=unknown) as writer:
-            for batch in read_batches(file):
+            for batch in read_batches(file, split):
                 columns: dict[str, list[Any]] = {name: [] for name in names}
                 prompts = encode_prompts(tokenizer, [row["prompt"] for row in batch])
                 answers = [encode([row[name] for row in batch]) for name in responses]
@@ -171,13 +173,16 @@ def _completions(pairs: Path) -> Iterator[tuple[list[int], list[int]]]:
         yield from zip(batch["chosen_ids"].to_pylist(), batch["rejected_ids"].to_pylist(), strict=True)
 
 
-def read_batches(file: Path) -> Iterator[list[Row]]:
-    """Records of a prepared Parquet file, a batch at a time."""
+def read_batches(file: Path, what: str) -> Iterator[list[Row]]:
+    """Records of a prepared Parquet file, a batch at a time; tells how far `what` is."""
     from pyarrow import parquet
 
     # Read ahead, a file would be held to its end.
-    for batch in parquet.ParquetFile(file, pre_buffer=False).iter_batches(READ_ROWS):
-        yield batch.to_pylist()
+    records = parquet.ParquetFile(file, pre_buffer=False)
+    with Progress(what, records.metadata.num_rows, "records") as course:
+        for batch in records.iter_batches(READ_ROWS):
+            yield batch.to_pylist()
+            course.add(len(batch))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,26 @@
 """Batched decoding of chat prompts with an exported model and its own tokenizer."""
 
 import logging
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from sams.data.records import Message
 from sams.data.templates import encode_prompt
 from sams.errors import UserError, first_line
+from sams.faults import suggesting
 from sams.generation.engines import derived_seed, open_engine
 from sams.generation.shards import Shards
+from sams.progress import Progress
 from sams.settings import Decoding
 
 log = logging.getLogger("generate")
 
 Conversation = list[Message]  # the last message is the user's
-
-SECONDS_BETWEEN_LINES = 15.0
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,8 @@ class Decoder:
         batches = make_batches([len(prompt) for prompt in prompts], temperatures, self.decoding.batch_size)
         answers: dict[int, Answer] = {}
         resumed, tokens = 0, 0
-        started = told = time.monotonic()
-        with tqdm(total=len(prompts), desc=label, unit="answer", disable=not sys.stderr.isatty()) as bar:
+        started = time.monotonic()
+        with Progress(label, len(prompts), "answers") as course:
             for number, batch in enumerate(batches):
                 shard = f"{label}, batch {number}"
                 kept = self._shards.get(shard) if self._shards else None
@@ -111,16 +109,15 @@ class Decoder:
                 else:
                     seed = derived_seed(self.seed, label, number)
                     asked = [prompts[index] for index in batch]
-                    found = self.engine.generate(asked, temperatures[batch[0]], seed)
+                    half = max(1, len(asked) // 2)
+                    with suggesting(f"set decoding.batch_size: {half} (now {self.decoding.batch_size})"):
+                        found = self.engine.generate(asked, temperatures[batch[0]], seed)
                     decoded = [self._read(row) for row in found]
                     tokens += sum(answer.tokens for answer in decoded)
                     if self._shards:
                         self._shards.put(shard, [asdict(answer) for answer in decoded])
                 answers.update(zip(batch, decoded, strict=True))
-                bar.update(len(batch))
-                if bar.disable and time.monotonic() - told > SECONDS_BETWEEN_LINES:
-                    told = time.monotonic()
-                    log.info("%s: %d of %d answers", label, len(answers), len(prompts))
+                course.add(len(batch), kept=kept is not None)
         self.n_resumed += resumed
         speed = tokens / (time.monotonic() - started)
         log.info(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sams.errors import UserError
-from sams.files import MANIFEST, canonical_json, manifest_digest, sha256_of
+from sams.files import MANIFEST, canonical_json, manifest_digest, refuse_damage, sha256_of
 from sams.provenance import code_digest
 from sams.scoring.inputs import versions
 from sams.settings import Decoding
@@ -35,14 +35,14 @@ def parts_path(out: Path) -> Path:
     return out.with_name(f".{out.name}.parts")
 
 
-def meta_path(answers: Path) -> Path:
-    """Where the facts about a file of answers are: <answers>.meta.json."""
-    return answers.with_name(f"{answers.name}.meta.json")
-
-
 def model_digest(folder: Path) -> str:
-    """Sixteen hex digits that stand for a model folder: by its manifest, or else by its files' content."""
+    """Sixteen hex digits that stand for a model folder: by its manifest, or else by its files' content.
+
+    Raises:
+        UserError: its files are not what the manifest says.
+    """
     if (folder / MANIFEST).exists():
+        refuse_damage(folder)
         return manifest_digest(folder)
     files = {path.name: sha256_of(path) for path in sorted(folder.glob("*")) if path.is_file()}
     return hashlib.sha256(canonical_json(files).encode()).hexdigest()[:16]

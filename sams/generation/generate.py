@@ -24,9 +24,11 @@ from sams.generation.answers import (
     read_questions,
     write_json_lines,
 )
-from sams.generation.facts import made_with, meta_path, model_digest, parts_path
+from sams.generation.facts import made_with, model_digest, parts_path
 from sams.generation.shards import Shards
+from sams.provenance import made_on
 from sams.recipes import GenerateRecipe
+from sams.scoring.inputs import meta_path
 from sams.stage import read_recipe, run
 
 log = logging.getLogger("generate")
@@ -81,7 +83,9 @@ def generate_answers(
         "truncated": [place for place, answer in answers.items() if answer.truncated],
         "seconds": round(time.monotonic() - started, 3),
     }
+    meta_path(out).unlink(missing_ok=True)  # of other answers, should a kill come between the two
     write(out, rows)
+    meta |= {"sha256": sha256_of(out), "environment": made_on()}
     write_json(meta_path(out), meta)
     shards.remove()
     return meta

@@ -23,11 +23,13 @@ import typer
 from sams.data.forms import prompt_of
 from sams.data.sources import numbered_rows
 from sams.errors import UserError
-from sams.files import canonical_json, write_json
+from sams.files import canonical_json, sha256_of, write_json
 from sams.generation.answers import write_json_lines
-from sams.generation.facts import made_with, meta_path, model_digest, parts_path, sample_label
+from sams.generation.facts import made_with, model_digest, parts_path, sample_label
 from sams.generation.shards import Shards
+from sams.provenance import made_on
 from sams.recipes import OnPolicyRecipe
+from sams.scoring.inputs import meta_path
 from sams.stage import read_recipe, run
 
 log = logging.getLogger("generate")
@@ -118,7 +120,9 @@ def make_pairs(
         "n_truncated": sum(answer.truncated for answer in said),
         "n_too_long": scores.count(None),
     }
+    meta_path(out).unlink(missing_ok=True)  # of other pairs, should a kill come between the two
     write_json_lines(out, pairs)
+    meta |= {"sha256": sha256_of(out), "environment": made_on()}
     write_json(meta_path(out), meta)
     shards.remove()
     return meta

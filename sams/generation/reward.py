@@ -3,23 +3,20 @@
 import logging
 import math
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sams.data.records import Message
 from sams.errors import UserError, first_line
 from sams.files import sha256_of
 from sams.generation.engines import quiet_loading
+from sams.progress import Progress
 
 log = logging.getLogger("generate")
-
-SECONDS_BETWEEN_LINES = 15.0
 
 
 class RewardModel:
@@ -94,8 +91,7 @@ class RewardModel:
         fitting.sort(key=lambda index: -len(encoded[index]))
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         scores: list[float | None] = [None] * len(encoded)
-        told = time.monotonic()
-        with tqdm(total=len(fitting), desc="rewards", disable=not sys.stderr.isatty()) as bar:
+        with Progress("rewards", len(fitting), "answers") as course:
             for start in range(0, len(fitting), self._batch_size):
                 batch = fitting[start : start + self._batch_size]
                 found = self._score([encoded[index] for index in batch])
@@ -107,10 +103,7 @@ class RewardModel:
                             remedy="set `precision` to the one that the reward model was trained in",
                         )
                     scores[index] = score
-                bar.update(len(batch))
-                if bar.disable and time.monotonic() - told > SECONDS_BETWEEN_LINES:
-                    told = time.monotonic()
-                    log.info("rewards: %d of %d", start + len(batch), len(fitting))
+                course.add(len(batch))
         return scores
 
     def _encode(self, conversation: list[Message]) -> list[int]:

@@ -1,5 +1,6 @@
 """Finished batches on disk, so that a killed run goes on after the last of them."""
 
+import hashlib
 import json
 import logging
 import os
@@ -14,8 +15,9 @@ log = logging.getLogger("generate")
 class Shards:
     """An append-only file of finished batches.
 
-    Its first line is what the answers depend on, each further line one batch. A file with another first line
-    was made with other settings and gives way. What a kill left half written at the end is cut off.
+    Its first line is what the answers depend on, each further line one batch with its hash. A file with another
+    first line was made with other settings and gives way. What a kill left half written at the end is cut off, and
+    so is all from the first damaged line on: these batches are decoded again.
 
     Args:
         path: the file. Snakemake deletes what a failed job declared as output, so it is none of that.
@@ -46,13 +48,18 @@ class Shards:
                 part.write_text(self._first_line, encoding="utf-8")
             self._begun = True
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(canonical_json({"shard": shard, "content": content}) + "\n")
+            stream.write(canonical_json(_hashed(shard, content)) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 
     def remove(self) -> None:
         """Delete the file, once what it was kept for is written elsewhere."""
         self.path.unlink(missing_ok=True)
+
+
+def _hashed(shard: str, content: Any) -> dict[str, Any]:
+    row = {"shard": shard, "content": content}
+    return row | {"sha256": hashlib.sha256(canonical_json(row).encode()).hexdigest()}
 
 
 def _whole_rows(path: Path) -> tuple[list[Any], int]:
@@ -66,6 +73,9 @@ def _whole_rows(path: Path) -> tuple[list[Any], int]:
         except ValueError:  # half a line, or what a failing disk made of it
             break
         if not line.endswith(b"\n"):
+            break
+        if rows and row != _hashed(row.get("shard"), row.get("content")):
+            log.warning("%s: line %d is damaged; what follows is made again", path, len(rows) + 1)
             break
         rows.append(row)
         end += len(line)

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ LARGEST = torch.finfo(HALF).max
 
 KEPT = 2
 """Checkpoints that the trainer keeps; one more may be in the writing. Their files must still be there."""
+
+FILES_OVER_POOL = 3
+"""Times the pool that its files take at most: an arm goes from the disk later than from the pool."""
 
 BLOCK = 2**24
 """Bytes copied or hashed at a time."""
@@ -280,6 +284,7 @@ class ReplayPool:
             )
         self.slots = torch.empty(capacity, dtype=torch.int64)
         if self.rank == 0:
+            self._refuse_full_disk(capacity * size)
             log.info(
                 "replay pool: at most %d arms of %d bytes, %d bytes in all, in %d shards in %s",
                 capacity,
@@ -287,6 +292,24 @@ class ReplayPool:
                 capacity * size,
                 self.shards,
                 self.folder,
+            )
+
+    def _refuse_full_disk(self, pool: int) -> None:
+        """See that there is room for the files of a pool of so many bytes, before hours are spent.
+
+        Raises:
+            UserError: how much is needed, and how much is free.
+        """
+        place = self.folder
+        while not place.is_dir():
+            place = place.parent
+        there = sum(path.stat().st_size for path in self.folder.glob("shard-*"))
+        needed, free = FILES_OVER_POOL * pool - there, shutil.disk_usage(place).free
+        if needed > free:
+            raise UserError(
+                f"the replay pool's files take up to {needed / 2**30:.1f} GiB more, of {free / 2**30:.1f} GiB free",
+                where=str(self.folder),
+                remedy="make room, or lower scheduler.replay_bytes",
             )
 
     def _widths(self) -> list[int]:

@@ -1,13 +1,14 @@
 """Reading the benchmarks' files, gzip or not, and telling which row or line is wrong."""
 
 import gzip
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from sams.errors import UserError
-from sams.files import sha256_of
+from sams.files import MANIFEST, read_json, read_manifest, sha256_of
 
 Row = dict[str, Any]
 
@@ -19,10 +20,17 @@ def read_text(path: Path) -> str:
     """Text of a file in UTF-8, unpacked if it is gzip, whatever its name says.
 
     Raises:
-        UserError: the file is not there, or not readable as such text.
+        UserError: the file is not there, not readable as such text, or not what the manifest of its folder or the
+            facts beside it say.
     """
     try:
         content = path.read_bytes()
+        if (written := _digest_of(path)) and hashlib.sha256(content).hexdigest() != written:
+            raise UserError(
+                "not what was written (its SHA-256 differs)",
+                where=str(path),
+                remedy="put it back, or delete it: snakemake then makes it again",
+            )
         if content.startswith(GZIP_MAGIC):
             content = gzip.decompress(content)
         return content.decode("utf-8")
@@ -30,6 +38,21 @@ def read_text(path: Path) -> str:
         raise UserError("no such file", where=str(path)) from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"cannot be read: {error}", where=str(path)) from None
+
+
+def _digest_of(path: Path) -> str:
+    """SHA-256 that a file had when it was made; empty where nothing beside it says so."""
+    facts = meta_path(path)
+    if facts.is_file():
+        return str(read_json(facts).get("sha256", ""))
+    if (path.parent / MANIFEST).is_file():
+        return str(read_manifest(path.parent)["files"].get(path.name, ""))
+    return ""
+
+
+def meta_path(answers: Path) -> Path:
+    """Where the facts about a file of answers are: <answers>.meta.json."""
+    return answers.with_name(f"{answers.name}.meta.json")
 
 
 def read_json_rows(path: Path) -> list[Row]:

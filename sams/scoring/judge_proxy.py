@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sams.errors import UserError
+from sams.progress import Progress
 from sams.scoring.json_handler import JsonHandler
 from sams.scoring.judge_store import Answer, Request, Store, Tokens, expected_tokens, key_of, tokens_of
 from sams.scoring.judge_upstream import CallFailed, Upstream, is_refusal
@@ -59,6 +60,7 @@ class Proxy:
         self._answers: list[Answer] = []
         self._cached = 0
         self._in_flight = 0
+        self._progress: Progress | None = None
 
     # --- before and after the calls ---
 
@@ -95,6 +97,11 @@ class Proxy:
             )
         if missing:
             self._upstream.check()
+        self._progress = Progress("judge", len(planned), "calls", cost=self._cost)
+
+    def _cost(self) -> str:
+        cost = self._tokens(self._answers).cost(self._settings.prices)
+        return "" if cost is None else f"${cost:.2f}"
 
     def check(self) -> None:
         """See that the endpoint can still be called.
@@ -178,6 +185,8 @@ class Proxy:
         with self._lock:
             self._cached += cached
             self._answers.append(answer)
+            if self._progress is not None:
+                self._progress.add()
         return answer
 
     def _pay(self, key: str, request: Request) -> Answer:
@@ -215,6 +224,8 @@ class Proxy:
         self._upstream.stop(UserError("the judge is no longer needed"))
         with self._lock:
             self._lock.wait_for(lambda: self._in_flight == 0, self._settings.timeout_seconds)
+            if self._progress is not None:
+                self._progress.close()
 
 
 def _named(answers: list[Answer], key: str) -> list[str]:

@@ -33,6 +33,10 @@ def key_of(request: Request, attempt: int = 1) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _digest(key: str, answer: Answer) -> str:
+    return hashlib.sha256(canonical_json([key, answer]).encode()).hexdigest()
+
+
 class Store:
     """Answers by key, in an append-only file of JSON lines that any kill leaves usable.
 
@@ -57,10 +61,12 @@ class Store:
         for number, line in enumerate(content[:size].split(b"\n")[:-1], start=1):
             try:
                 row = json.loads(line)
+                if row["sha256"] != _digest(row["key"], row["answer"]):
+                    raise ValueError("its hash is another one")
                 self._answers[row["key"]] = row["answer"]
             except (ValueError, KeyError, TypeError):
                 raise UserError(
-                    "expected an answer of the judge",
+                    "expected an answer of the judge, as it was written",
                     where=f"{path}, line {number}",
                     remedy="delete that line; its call will be made again",
                 ) from None
@@ -79,7 +85,8 @@ class Store:
         Raises:
             OSError: it cannot be written.
         """
-        line = json.dumps({"key": key, "answer": answer}, ensure_ascii=False).encode() + b"\n"
+        row = {"key": key, "answer": answer, "sha256": _digest(key, answer)}
+        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         with self._lock:
             if self.path is not None:
                 self._append(self.path, line)

@@ -1,11 +1,13 @@
 """Calls of a judge's endpoint: within limits, and with retries of what may pass."""
 
 import email.utils
+import functools
 import json
 import logging
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -262,9 +264,35 @@ def _client(settings: Judge, key: str) -> "openai.OpenAI":
         default_headers={"api-key": key} if "api-version" in query else {},
         # A redirect would carry the key to another place; loopback is never reached through a proxy.
         http_client=openai.DefaultHttpxClient(
-            follow_redirects=False, trust_env=address.hostname not in LOOPBACK
+            follow_redirects=False,
+            trust_env=address.hostname not in LOOPBACK,
+            event_hooks={"response": [functools.partial(_bound, seconds=settings.timeout_seconds)]},
         ),
     )
+
+
+def _bound(response: Any, seconds: float) -> None:
+    """Let the body of an answer take so many seconds in all: the library's time-out is between two bytes.
+
+    An endpoint that sends a byte now and then would hold a call for ever.
+    """
+    import httpx2  # the HTTP library of openai's client
+
+    class Bounded(httpx2.SyncByteStream):
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def __iter__(self) -> Iterator[bytes]:
+            until = time.monotonic() + seconds
+            for part in self.stream:
+                if time.monotonic() > until:
+                    raise httpx2.ReadTimeout("the answer takes too long", request=response.request)
+                yield part
+
+        def close(self) -> None:
+            self.stream.close()
+
+    response.stream = Bounded(response.stream)
 
 
 def _refused_key(where: str) -> UserError:

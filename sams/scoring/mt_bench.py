@@ -11,7 +11,6 @@ import functools
 import json
 import logging
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ import typer
 
 from sams.errors import UserError
 from sams.files import whole_file, write_json
+from sams.progress import progress
 from sams.recipes import ScoreRecipe
 from sams.scoring import fastchat_judge as fastchat
 from sams.scoring.fastchat_judge import ERROR, FAILED, Grading, Messages
@@ -176,7 +176,6 @@ def _place(match: Any) -> Place:
 def _ask(matches: Sequence[Any], endpoint: Endpoint) -> dict[Place, Grading]:
     """Ask the judge for each match, several at a time; an answer without a rating is asked for again."""
     import openai
-    from tqdm import tqdm
 
     judge = client(endpoint)
 
@@ -205,7 +204,9 @@ def _ask(matches: Sequence[Any], endpoint: Endpoint) -> dict[Place, Grading]:
 
     with ThreadPoolExecutor(endpoint.concurrency) as pool:
         answers = pool.map(ask, matches)
-        return dict(tqdm(answers, "judgments", len(matches), disable=not sys.stderr.isatty()))
+        if endpoint.proxy is not None:  # which counts the calls itself, and what they cost
+            return dict(answers)
+        return dict(progress(answers, "mt_bench", len(matches), "judgments"))
 
 
 def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Place, Grading], str | None]:

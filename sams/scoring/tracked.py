@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from sams.provenance import code_digest
+from sams.files import write_json
+from sams.provenance import ENVIRONMENT, code_digest, made_on
 from sams.recipes import ScoreRecipe, current_job
 from sams.tracking import Run, Stage, start
 
@@ -10,13 +11,14 @@ RUN_ID = "mlflow_run_id"
 
 
 def scoring_run(stage: Stage, recipe: ScoreRecipe | None, out: Path) -> Run:
-    """Open the run of a scoring job, to be used as a context manager.
+    """Open the run of a scoring job, to be used as a context manager, and say beside its result what it is made on.
 
     Args:
         stage: score_alpaca_eval or score_mt_bench, also the module's name.
         recipe: who judges.
         out: <method>/seed<k>/<benchmark>/metrics.json. The training run it builds on is found two levels up.
     """
+    write_json(out.parent / ENVIRONMENT, made_on())
     job = current_job()
     seed = out.absolute().parent.parent
     trained = seed / RUN_ID

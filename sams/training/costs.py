@@ -4,8 +4,12 @@ These figures differ from machine to machine and from start to start, so they ar
 log, which a resumed run repeats bit by bit.
 """
 
+from __future__ import annotations
+
 import json
+import os
 import time
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,8 @@ from sams.training.distribution import Workers
 
 # Dense bfloat16 peak of one GPU in FLOP/s, by a part of its name (vendors' data sheets).
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "B200": 2250e12}
+
+MEDIANS = {"tokens_per_second", "padding_share", "busiest_over_mean", "mfu"}
 
 
 @dataclass
@@ -55,6 +61,8 @@ class Costs:
         body: weights that every token meets, N.
         head: weights of the output layer, N_h.
         tally: of the current step, filled by the passes.
+        steps: steps of this start.
+        told: figures of these steps of which the summary has medians: 8 bytes each, for as many steps as there are.
     """
 
     file: Path
@@ -62,7 +70,14 @@ class Costs:
     body: int
     head: int
     tally: Tally = field(default_factory=Tally)
-    steps: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    told: dict[str, array[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A full disk may have torn the last line; what is appended must begin a line of its own.
+        if self.workers.is_main and self.file.is_file():
+            whole = self.file.read_bytes().rfind(b"\n") + 1
+            os.truncate(self.file, whole)
 
     def step(self, step: int, *, seconds: float, data_seconds: float, log: bool) -> None:
         """Close a step and count anew. A collective call.
@@ -89,19 +104,16 @@ class Costs:
         }
         if peak := peak_flops(self.workers.device):
             found["mfu"] = per_second / peak
-        self.steps.append(found)
+        self.steps += 1
+        for name in MEDIANS & found.keys():
+            self.told.setdefault(name, array("d")).append(found[name])
         if log and self.workers.is_main:
             with self.file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({"step": step, "time": time.time(), **found}) + "\n")
 
     def summary(self) -> dict[str, Any]:
         """Medians over the steps of this start, for the job's figures."""
-        names = ("tokens_per_second", "padding_share", "busiest_over_mean", "mfu")
-        return {
-            name: torch.tensor([found[name] for found in self.steps]).median().item()
-            for name in names
-            if self.steps and name in self.steps[0]
-        }
+        return {name: torch.tensor(values).median().item() for name, values in sorted(self.told.items())}
 
 
 def weights_of(policy: nn.Module) -> tuple[int, int]:

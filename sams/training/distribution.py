@@ -13,7 +13,7 @@ import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,8 @@ from sams.errors import UserError
 from sams.policy.model import blocks
 from sams.policy.policy import Policy
 from sams.training.watch import Watch
+
+T = TypeVar("T")
 
 WORKER = "TORCHELASTIC_RUN_ID"
 """Environment variable that torchrun sets for its workers."""
@@ -167,6 +169,14 @@ class Workers:
         parts = [torch.empty_like(tensor) for _ in range(self.world)]
         with self.watch.waiting("all_gather"):
             dist.all_gather(parts, tensor.contiguous())
+        return parts
+
+    def gather(self, value: T) -> list[T]:
+        """A small picklable value of every process, in order of rank."""
+        if self.world == 1:
+            return [value]
+        parts: list[Any] = [None] * self.world
+        dist.all_gather_object(parts, value)
         return parts
 
     def broadcast(self, tensor: Tensor) -> Tensor:

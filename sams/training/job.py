@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sams.errors import UserError
-from sams.files import MANIFEST, canonical_json, manifest_digest, sha256_of, write_json
+from sams.faults import is_out_of_memory
+from sams.files import MANIFEST, canonical_json, manifest_digest, refuse_damage, sha256_of, write_json
 from sams.policy.model import add_lora, compile_blocks
 from sams.policy.policy import Policy
-from sams.provenance import code_digest, commit, environment
+from sams.provenance import ENVIRONMENT, code_digest, made_on
 from sams.training.checkpoints import Checkpoints, fingerprint
 from sams.training.distribution import WORKER, Workers
 from sams.training.gates import TrainingFailure
@@ -35,6 +37,8 @@ METRICS = "train_metrics.json"
 RUN_ID = "mlflow_run_id"
 FAILED = "FAILED"
 POSITIONS = "positions"
+SECTIONS = {"train_sft": "sft", "pretrain_scheduler": "pretrain"}
+"""Settings of the stages that have a group of their own; the others' are their method's."""
 
 
 class TrainingJob:
@@ -87,9 +91,8 @@ class TrainingJob:
         self.run: Any = None
         self.tuning: Tuning | None = None
         start = [] if "model" in upstream else stamps_of(self.recipe["model"]["path"])
-        run = fingerprint(
-            canonical_json(self.recipe), self.code, canonical_json(self.upstream), part, *map(str, start)
-        )
+        settings = canonical_json(without_micro_batches(self.recipe))
+        run = fingerprint(settings, self.code, canonical_json(self.upstream), part, *map(str, start))
         self.checkpoints = Checkpoints(checkpoints, run, self.workers)
         failed = self.checkpoints.folder / FAILED
         if failed.is_file():
@@ -163,6 +166,28 @@ class TrainingJob:
             (self.checkpoints.folder / FAILED).write_text(str(error), encoding="utf-8")
         if self.run is not None:
             self.run.__exit__(kind, error, trace)
+        if error is not None and is_out_of_memory(error):
+            raise self._smaller(error) from error
+
+    def _smaller(self, error: BaseException) -> UserError:
+        """What to set where memory ran out: half of the micro-batch that did not fit."""
+        name, of_tuning = "micro_batch_size", "micro_batch"
+        if any(frame.name == "score" for frame in traceback.extract_tb(error.__traceback__)):
+            name, of_tuning = "scoring_micro_batch_size", "scoring_micro_batch"
+        now = getattr(self.tuning or self.settings.training, of_tuning if self.tuning else name)
+        group = SECTIONS.get(self.stage) or f"method_settings.{self.recipe['method']}"
+        remedy = f"set {group}.{name}: {1 if now == 'auto' else now // 2}"
+        if now == 1:
+            remedy = (
+                "set model.activation_checkpointing: true, launch.strategy: fsdp2, or lower data.max_length"
+            )
+        steps = self.checkpoints.steps()
+        kept = f"the checkpoint of step {steps[-1]} is kept" if steps else "there is no checkpoint yet"
+        return UserError(
+            f"out of memory ({self.workers.device.type}, rank {self.workers.rank}) with {name} {now}; {kept}",
+            where=self.stage,
+            remedy=f"{remedy}, and start the same command again",
+        )
 
     def finish(self, metrics: dict[str, Any]) -> None:
         """Write the results beside the weights, close the run, and remove the checkpoints."""
@@ -178,7 +203,7 @@ class TrainingJob:
             for name in (LOG, COSTS, RUN_ID):
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, self.out / name)
-            write_json(self.out / "environment.json", environment() | {"commit": commit()})
+            write_json(self.out / ENVIRONMENT, made_on())
             write_json(
                 self.out / "recipe.json",
                 {
@@ -195,6 +220,13 @@ class TrainingJob:
         self.workers.leave()
 
 
+def without_micro_batches(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe without what changes its result by rounding alone: a run goes on with smaller micro-batches."""
+    sizes = ("micro_batch_size", "scoring_micro_batch_size")
+    training = {name: value for name, value in recipe["training"].items() if name not in sizes}
+    return recipe | {"training": training}
+
+
 def seconds_since_start() -> float:
     """Seconds since this job was started: since torchrun was, or without it this process."""
     here = psutil.Process()
@@ -203,12 +235,16 @@ def seconds_since_start() -> float:
 
 
 def digest_of(path: Path) -> str:
-    """Digest of an upstream file, or of a folder sealed by a manifest.
+    """Digest of an upstream file, or of a folder sealed by a manifest, whose files are what was written.
+
+    Rank 0 alone reads them for that: it ends the others when they are not.
 
     Raises:
-        UserError: when it is not there.
+        UserError: when it is not there, or damaged.
     """
     if path.is_dir() and (path / MANIFEST).is_file():
+        if os.environ.get("RANK", "0") == "0":
+            refuse_damage(path)
         return manifest_digest(path)
     if path.is_file():
         return sha256_of(path)[:16]

@@ -8,14 +8,14 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sams.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
+from sams.progress import progress
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors import Selector
 from sams.training.batches import rounds
@@ -30,11 +30,8 @@ from sams.training.tuning import Tuning, tune
 if TYPE_CHECKING:
     from sams.settings import Training
 
-T = TypeVar("T")
-
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 20.0
 FOLLOWED_TIMES = 20
 CHECK_REPLICAS_EVERY = 100
 
@@ -87,7 +84,7 @@ def train(
     watched = torch.randperm(len(task.ids), generator=seeded("followed", seed))[:followed].tolist()
 
     watch.at("reading the checkpoint")
-    state = checkpoints.restore(policy, optimiser)
+    state = checkpoints.restore(policy, optimiser, selector)
     watch.at("finding micro-batches")
     if state is None:
         state = {"step": 0, "pairs_trained": 0, "tokens_seen": 0, "train_seconds": 0.0, "log_offset": None}
@@ -105,8 +102,7 @@ def train(
             other_weights=selector.trained_weights,
         )
     else:
-        selector.load_state_dict(state.pop("selector"))
-        tuning = Tuning(**state.pop("tuning"))
+        tuning = Tuning(**state.pop("tuning")).as_set(training)
     job.tuning = tuning
     tuning.apply(policy)
     run = job.open_run(state["log_offset"])
@@ -114,7 +110,9 @@ def train(
     interrupted = on_request()
     evaluated: Items = {}
 
-    def scored(scored_task: Scored, items: list[int], contexts: bool = False) -> tuple[Items, Tensor | None]:
+    def scored(
+        scored_task: Scored, items: list[int], contexts: bool = False, what: str = ""
+    ) -> tuple[Items, Tensor | None]:
         return score(
             policy,
             scored_task,
@@ -123,6 +121,7 @@ def train(
             tuning.scoring_micro_batch,
             contexts=contexts,
             tally=costs.tally,
+            what="" if sys.stderr.isatty() else what,  # the bar of the steps is there already
         )
 
     def figures(scored_task: Scored, items: list[int]) -> Items:
@@ -136,9 +135,11 @@ def train(
         task.begin(first, figures)
         gate(first, figures(task, first))
 
-    batches = itertools.islice(course(), state["step"], steps)
+    batches: Iterator[tuple[int, list[int]]] = itertools.islice(course(), state["step"], steps)
     ended = time.monotonic()
-    for step, batch in progress(batches, state["step"], steps, workers):
+    if workers.is_main:
+        batches = progress(batches, job.stage, steps, "steps", done=state["step"])
+    for step, batch in batches:
         started = time.monotonic()
         metrics: dict[str, float] = {}
         watch.step = step
@@ -190,7 +191,7 @@ def train(
         if optimiser is not None and step in evaluate_at:
             whole = list(range(len(test.ids)))
             test.begin(whole, figures)
-            evaluated = figures(test, whole)
+            evaluated = scored(test, whole, what="evaluation")[0]
             metrics |= {f"eval/{name}": value for name, value in means(evaluated).items()}
         logged = step % training.log_every == 0 or step in evaluate_at
         watch.at("log")
@@ -201,7 +202,7 @@ def train(
 
         state["train_seconds"] += (took := time.monotonic() - started)
         costs.step(step, seconds=took, data_seconds=started - ended, log=logged)
-        if len(costs.steps) == 1:
+        if costs.steps == 1:
             log.info("first step %.1f s after the start", seconds_since_start())
         ended = time.monotonic()
         stopping = step < steps and workers.any(interrupted())
@@ -255,19 +256,3 @@ def on_request() -> Callable[[], bool]:
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _frame: received.append(number))
     return lambda: bool(received)
-
-
-def progress(batches: Iterable[T], done: int, steps: int, workers: Workers) -> Iterator[T]:
-    """Pass the batches on; show a bar on a terminal, in a log file a line now and then."""
-    if not workers.is_main:
-        yield from batches
-    elif sys.stderr.isatty():
-        yield from tqdm(batches, initial=done, total=steps, unit="step")
-    else:
-        started = told = time.monotonic()
-        for count, batch in enumerate(batches):
-            now = time.monotonic()
-            if now - told > SECONDS_BETWEEN_LINES:
-                told, left = now, (now - started) / count * (steps - done - count)
-                log.info("step %d of %d, %.0f s left", done + count, steps, left)
-            yield batch

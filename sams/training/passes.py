@@ -5,8 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from sams.faults import suggesting
 from sams.policy.policy import Scores, bare
 from sams.policy.rows import pack_rows, pad_rows
+from sams.progress import Progress
 from sams.training.batches import deal
 from sams.training.costs import Tally
 from sams.training.distribution import Workers
@@ -22,20 +24,24 @@ def score(
     *,
     contexts: bool = False,
     tally: Tally | None = None,
+    what: str = "",
 ) -> tuple[Items, Tensor | None]:
-    """Score items without gradients, each process its share.
+    """Score items without gradients, each process its share; tells how far `what` is, if it is named.
 
     Returns:
         What the task reports of each item, [n] each; and contexts [n, sequences, layers, width] if asked
         for. Both in the order of `items` and the same on every process.
     """
     collected = Collected(len(items))
+    smaller = f"set scoring_micro_batch_size: {max(1, micro_batch // 2)} (now {micro_batch})"
     features: Tensor | None = None
-    with torch.no_grad():
-        for places, scores, found in _micro_batches(
-            policy, task, items, workers, micro_batch, contexts, tally
-        ):
+    with torch.no_grad(), suggesting(smaller):
+        batches = _micro_batches(policy, task, items, workers, micro_batch, contexts, tally)
+        course = Progress(what, len(items), "items") if what and workers.is_main else None
+        for places, scores, found in batches:
             collected.add(places, found)
+            if course is not None:
+                course.add(min(len(places) * workers.world, course.left))
             if scores.contexts is not None:
                 part = scores.contexts.unflatten(0, (-1, max(1, len(places)))).transpose(0, 1)
                 if features is None:

@@ -65,7 +65,9 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
             found: Items = {}
             for task in tasks:
                 items = list(range(len(task.ids)))
-                found |= score(policy, task, items, workers, tuning.scoring_micro_batch)[0]
+                found |= score(
+                    policy, task, items, workers, tuning.scoring_micro_batch, what=f"reference of {split}"
+                )[0]
             columns = {name.removeprefix("logps/"): pa.array(logps.numpy()) for name, logps in found.items()}
             tables[split] = pa.table({"id": data["id"]} | columns)
         if workers.is_main:

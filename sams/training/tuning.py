@@ -30,7 +30,7 @@ from sams.training.gates import OUTLIER, TOLERANCE
 from sams.training.tasks import Scored
 
 if TYPE_CHECKING:
-    from sams.settings import MicroBatch, Model
+    from sams.settings import MicroBatch, Model, Training
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +59,14 @@ class Tuning:
     micro_batch: int
     scoring_micro_batch: int
     activation_checkpointing: bool
+
+    def as_set(self, training: Training) -> Tuning:
+        """The same with the micro-batches that the settings name: they may have been lowered since the last start."""
+        if training.micro_batch_size != "auto":
+            self.micro_batch = training.micro_batch_size
+        if training.scoring_micro_batch_size != "auto":
+            self.scoring_micro_batch = training.scoring_micro_batch_size
+        return self
 
     def apply(self, policy: nn.Module) -> None:
         """Switch the policy to this layout, and checkpointing on."""

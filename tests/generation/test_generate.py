@@ -8,9 +8,10 @@ import pytest
 from sams.errors import UserError
 from sams.files import write_manifest
 from sams.generation import decode
-from sams.generation.facts import meta_path, model_digest, parts_path
+from sams.generation.facts import model_digest, parts_path
 from sams.generation.generate import generate_answers
 from sams.recipes import GenerateRecipe
+from sams.scoring.inputs import meta_path
 from sams.settings import Decoding
 
 

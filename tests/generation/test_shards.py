@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from sams.generation.engines import TransformersEngine
-from sams.generation.facts import meta_path, parts_path
+from sams.generation.facts import parts_path
 from sams.generation.generate import generate_answers
 from sams.generation.shards import Shards
 from sams.recipes import GenerateRecipe, recipe_json
+from sams.scoring.inputs import meta_path
 from sams.settings import Decoding
 from tests.conftest import ROOT
 

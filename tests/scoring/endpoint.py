@@ -54,6 +54,8 @@ class Endpoint:
     def __init__(self, faults: Faults = no_faults, seconds: float = 0.0) -> None:
         self.faults = faults
         self.seconds = seconds
+        self.drips = 0.0
+        """Seconds between two pieces of an answer's body; 0 sends it at once."""
         self.headers: dict[str, str] = {}
         self.message, self.code = f"Incorrect API key provided: {KEY}", ""
         self.base_url = ""
@@ -141,7 +143,10 @@ class _Paid(_Handler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        pieces = 10 if self.endpoint.drips else 1
+        for start in range(0, len(body), -(-len(body) // pieces)):
+            time.sleep(self.endpoint.drips)
+            self.wfile.write(body[start : start + -(-len(body) // pieces)])
 
 
 @contextlib.contextmanager

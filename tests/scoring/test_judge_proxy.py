@@ -323,3 +323,41 @@ def test_a_request_is_bounded(endpoint: Endpoint) -> None:
     with proxied(endpoint) as (base_url, proxy):
         url = f"{base_url}/chat/completions"
         assert post(url, b"{}", proxy.token, **{"Content-Length": str(MAX_REQUEST_BYTES + 1)})[0] == 413
+
+
+def test_fifty_slow_connections_take_no_longer_than_one(endpoint: Endpoint, request_of: Ask) -> None:
+    endpoint.drips = (
+        0.05  # ten pieces: half a second an answer, and nothing is ever silent for longer than this
+    )
+    requests = [request_of(number) for number in range(50)]
+    with proxied(endpoint, concurrency=50, timeout_seconds=5) as (_, proxy), ThreadPoolExecutor(50) as pool:
+        rehearse(proxy, requests)
+        proxy.admit()
+        started = time.monotonic()
+        answers = list(pool.map(lambda request: proxy.answer(request, 1), requests))
+        seconds = time.monotonic() - started
+        proxy.check_complete()
+        assert proxy.facts()["n_calls"] == 50 == len(answers)
+    assert endpoint.peak > 25 and seconds < 12.5  # one after the other they take 25 s
+
+
+def test_an_endpoint_that_drips_is_given_up_in_bounded_time(endpoint: Endpoint, request_of: Ask) -> None:
+    endpoint.drips = 0.3  # three seconds an answer
+    requests = [request_of(number) for number in range(50)]
+
+    def ask(request: dict[str, Any]) -> str:
+        try:
+            proxy.answer(request, 1)
+        except CallFailed as error:
+            return str(error)
+        return "answered"
+
+    with (
+        proxied(endpoint, concurrency=50, timeout_seconds=0.5, tries=1) as (_, proxy),
+        ThreadPoolExecutor(50) as pool,
+    ):
+        proxy.admit()
+        started = time.monotonic()
+        said = set(pool.map(ask, requests))
+        assert time.monotonic() - started < 10
+    assert "answered" not in said and any("time-out" in each for each in said)

@@ -1,0 +1,105 @@
+"""How far a long stage is: a bar on a terminal, in a log file a line now and then."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Progress:
+    """Counts what is done of a stage, and tells it.
+
+    Args:
+        what: name of what is going on.
+        total: how much there is to do; None where it is not known.
+        unit: what is counted, in the plural.
+        done: how much an earlier start has done.
+        cost: what it has cost so far, in words; empty while nothing is known.
+    """
+
+    def __init__(
+        self, what: str, total: int | None, unit: str, *, done: int = 0, cost: Callable[[], str] = lambda: ""
+    ) -> None:
+        self.what = what
+        self.total = total
+        self.unit = unit
+        self.done = self.first = done
+        self.cost = cost
+        self.started = self.told = time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}")
+
+    def add(self, count: int = 1, *, kept: bool = False) -> None:
+        """So many more are done; those kept from an earlier start took no time."""
+        self.done += count
+        if kept:
+            self.first += count
+        if self.bar is not None:
+            if cost := self.cost():
+                self.bar.set_postfix_str(cost, refresh=False)
+            self.bar.update(count)
+        elif (now := time.monotonic()) - self.told >= SECONDS_BETWEEN_LINES:
+            self.told = now
+            log.info("%s", str(self))
+
+    @property
+    def left(self) -> int:
+        """How much is still to do, where that is known."""
+        return (self.total or self.done) - self.done
+
+    def __str__(self) -> str:
+        """`reference: 1200 of 9600 pairs (12 %), 40.0 pairs/s, 3 min 30 s left`."""
+        here, seconds = self.done - self.first, max(1e-9, time.monotonic() - self.started)
+        rate = here / seconds
+        known = self.total is not None
+        share = f" of {self.total} {self.unit} ({100 * self.done / max(1, self.total or 1):.0f} %)"
+        parts: list[str] = [f"{self.done}{share if known else f' {self.unit}'}"]
+        parts.append(f"{rate:.1f} {self.unit}/s" if rate >= 1 else f"{seconds / max(1, here):.1f} s each")
+        if self.total is not None and here:
+            parts.append(f"{duration((self.total - self.done) / rate)} left")
+        if cost := self.cost():
+            parts.append(f"{cost} so far")
+        return f"{self.what}: {', '.join(parts)}"
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def progress(items: Iterable[T], what: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[T]:
+    """Pass items on, and tell how many have been dealt with."""
+    with Progress(what, total, unit, done=done) as course:
+        for item in items:
+            yield item
+            course.add()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to two units: `45 s`, `3 min 30 s`, `2 h 5 min`, `3 d 4 h`."""
+    whole = round(seconds)
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    parts: list[str] = []
+    for name, size in units:
+        count, whole = divmod(whole, size)
+        if count or (name == "s" and not parts):
+            parts.append(f"{count} {name}")
+        elif parts:
+            break
+    return " ".join(parts[:2])
