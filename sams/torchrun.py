@@ -42,8 +42,8 @@ def main(arguments: list[str]) -> int:
         print(error.format_msg(), file=sys.stderr)
         if -signal.SIGKILL in statuses:
             print(
-                "a process was killed, most likely by the kernel for want of memory: set a smaller micro_batch_size, or "
-                "leave it to `auto`; the same command goes on from the last checkpoint",
+                "a process was killed, most likely by the kernel for want of memory: set a smaller "
+                "micro_batch_size, or leave it to `auto`; the same command goes on from the last checkpoint",
                 file=sys.stderr,
             )
         return 1
