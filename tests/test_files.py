@@ -1,6 +1,8 @@
 """Files are whole or absent."""
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,15 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 def test_canonical_json_does_not_depend_on_order() -> None:
     assert canonical_json({"b": 1, "a": [1, 2]}) == canonical_json(json.loads('{"a": [1, 2], "b": 1}'))
+
+
+def test_what_a_killed_process_left_goes_when_its_file_is_made_again(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f".out.part-{dead.pid}", f".out.part-{os.getppid()}", f".other.part-{dead.pid}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("x")
+    with whole_folder(tmp_path / "out") as part:
+        (part / "a").write_text("1")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"out", f".out.part-{os.getppid()}", f".other.part-{dead.pid}"}
