@@ -29,7 +29,9 @@ RESULTS = STUDY.results.as_posix()
 LOGS = f"results/{STUDY.study}/logs/{STUDY.setting}"
 COSTS = f"results/{STUDY.study}/benchmarks/{STUDY.setting}"
 TABLES = f"results/{STUDY.study}/tables"
-TOKENS = f"{RESULTS}/tokens/manifest.json"
+OF_SEED = "seed{seed}/" if STUDY.data.world and STUDY.data.world.per_seed else ""
+DATA = f"{RESULTS}/data/{OF_SEED}manifest.json"
+TOKENS = f"{RESULTS}/tokens/{OF_SEED}manifest.json"
 QUESTIONS = f"{RESULTS}/questions/manifest.json"
 SCHEDULER = f"{RESULTS}/scheduler/seed{{seed}}/weights/manifest.json"
 PRETRAINING = STUDY.pretrain.policy if STUDY.pretrain else "none"
@@ -37,6 +39,8 @@ FIGURES = ["learning_curves", "selection", "difficulty", "noise", "cost"]
 CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
 
 PROCESSES = processes(STUDY.launch, gpus_here())
+# One process needs no torchrun, whose own start costs as much as the worker's.
+TRAIN = "python" if PROCESSES == 1 else f"python -m torch.distributed.run --standalone --nproc-per-node {PROCESSES}"
 GPUS = gpus_wanted(STUDY.launch, gpus_here())
 set_job_environment(STUDY, workflow.basedir)
 
@@ -97,6 +101,11 @@ def scores():
         seed=STUDY.seeds,
         benchmark=benchmarks(),
     )
+
+
+def chosen_runs():
+    """The runs that the study's methods are chosen from."""
+    return [run for runs in STUDY.chosen.runs.values() for run in runs] if STUDY.chosen else []
 
 
 def training_figures():
@@ -218,7 +227,7 @@ def tokens_of_export(wildcards):
     """Token ids, whose tokenizer a trained or fresh model goes with; a model from elsewhere has its own."""
     if wildcards.method not in STUDY.trained_methods and STUDY.model_of(wildcards.method).path is not None:
         return []
-    return TOKENS
+    return TOKENS.format(seed=wildcards.seed)
 
 
 def tokens_option(wildcards, input):

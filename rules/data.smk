@@ -21,9 +21,9 @@ rule prepare_data:
         preflight=ancient(rules.preflight.output.found),
         files=data_files(),
     output:
-        manifest=f"{RESULTS}/data/manifest.json",
+        manifest=DATA,
     log:
-        f"{LOGS}/prepare_data.log",
+        f"{LOGS}/prepare_data/{OF_SEED}log" if OF_SEED else f"{LOGS}/prepare_data.log",
     conda:
         "../envs/sams.yaml"
     params:
@@ -71,11 +71,11 @@ rule prepare_questions:
 # Trains or loads the tokenizer and turns the data into token ids.
 rule tokenise:
     input:
-        data=rules.prepare_data.output.manifest,
+        data=DATA,
     output:
-        manifest=f"{RESULTS}/tokens/manifest.json",
+        manifest=TOKENS,
     log:
-        f"{LOGS}/tokenise.log",
+        f"{LOGS}/tokenise/{OF_SEED}log" if OF_SEED else f"{LOGS}/tokenise.log",
     conda:
         "../envs/sams.yaml"
     params:

@@ -24,7 +24,7 @@ rule compute_reference:
         model=subpath(input.model, parent=True),
         out=subpath(output.manifest, parent=True),
     shell:
-        "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+        "{TRAIN}"
         " -m sams.training.reference"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"

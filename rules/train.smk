@@ -31,7 +31,7 @@ rule train_sft:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/sft/seed{{seed}}",
     shell:
-        "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+        "{TRAIN}"
         " -m sams.training.sft"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"
@@ -69,7 +69,7 @@ if PRETRAINING == "frozen":
             out=subpath(output.metrics, parent=True),
             checkpoints=f"{CHECKPOINTS}/scheduler/seed{{seed}}",
         shell:
-            "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+            "{TRAIN}"
             " -m sams.training.pretrain_scheduler"
             " --recipe {params.recipe:q}"
             " --tokens {params.tokens:q}"
@@ -111,7 +111,7 @@ rule train_crossfit:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}-half{{half}}",
     shell:
-        "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+        "{TRAIN}"
         " -m sams.training.crossfit"
         " --recipe {params.recipe:q}"
         " --half {wildcards.half}"
@@ -157,7 +157,7 @@ rule train_preference:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}",
     shell:
-        "python -m torch.distributed.run --standalone --nproc-per-node {resources.processes}"
+        "{TRAIN}"
         " -m sams.training.preference"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"

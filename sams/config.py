@@ -25,6 +25,7 @@ from sams.settings import (
     Settings,
     Sft,
     Training,
+    WorldAccuracy,
 )
 from sams.settings.scheduling import PRESETS
 
@@ -60,6 +61,25 @@ class Grid(Settings):
         description="Whether the method's own values are a published choice."
     )
     note: str = Field("", description="Where the values are published, or why they are these.")
+
+
+class Chosen(Settings):
+    """Methods whose settings and length are chosen on validation pairs (docs/studies.md, `chosen`)."""
+
+    runs: dict[Name, list[Name]] = Field(
+        description="For each method its runs, which are methods of the study: one for each point of its grid."
+    )
+    base: Name = Field(description="The method that the others are held against.")
+    accuracy: WorldAccuracy = Field(WorldAccuracy(), description="How answers of what is chosen are graded.")
+
+    @model_validator(mode="after")
+    def _fair(self) -> "Chosen":
+        if self.base not in self.runs:
+            raise ValueError(f"`base` '{self.base}' is not among `runs`")
+        if len({len(runs) for runs in self.runs.values()}) > 1:
+            found = ", ".join(f"{method} {len(runs)}" for method, runs in self.runs.items())
+            raise ValueError(f"every method needs the same number of runs, or the choice is unfair: {found}")
+        return self
 
 
 class Study(Settings):
@@ -99,6 +119,9 @@ class Study(Settings):
     tuning_budget: Count | None = Field(
         None, description="Points of each grid that are tried, the same number for every method; null: all."
     )
+    chosen: Chosen | None = Field(
+        None, description="Methods that are chosen of several runs by validation pairs; null: none."
+    )
     on_policy: OnPolicy | None = Field(
         None,
         description="Pairs of a model's own answers, for target `on_policy`; no other target needs them.",
@@ -127,6 +150,7 @@ class Study(Settings):
                 raise ValueError(f"`method_settings.{method}.model` takes {{path: ...}}, and not for `sft`")
             self.model_of(method)
         self._check_grids()
+        self._check_chosen()
         scored = self.benchmarks.alpaca_eval or self.benchmarks.mt_bench
         if self.data.world is None and self.benchmarks.judge.kind == "local" and scored:
             raise ValueError(
@@ -163,6 +187,21 @@ class Study(Settings):
                 raise ValueError(
                     f"`grids.{method}` has {points} points, fewer than `tuning_budget` {self.tuning_budget}"
                 )
+
+    def _check_chosen(self) -> None:
+        """See that what is chosen from is trained, evaluated on validation pairs, and evaluated equally often."""
+        world = self.data.world
+        validated = [method for method in self.preference_methods if self.preference_of(method).validated]
+        if validated and not (world and world.validation_pairs):
+            raise ValueError(f"method '{validated[0]}' is `validated`: set `data.world.validation_pairs`")
+        runs = [run for runs in self.chosen.runs.values() for run in runs] if self.chosen else []
+        for run in runs:
+            if run not in validated:
+                raise ValueError(f"`chosen.runs` names '{run}', which is no method that is `validated`")
+        if len({(own.evaluations, own.epochs) for own in map(self.preference_of, runs)}) > 1:
+            raise ValueError(
+                "`chosen.runs` need the same `epochs` and `evaluations`, or the choice is unfair"
+            )
 
     def _check_point(self, method: str, point: dict[str, float], where: str) -> None:
         merged = {**self.preference, **self._own(method)}
