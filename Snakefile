@@ -31,7 +31,7 @@ rule all:
     default_target: True
     input:
         rules.tables.input,
-        per_run("{method}/seed{seed}/model/manifest.json", [m for m in STUDY.methods if m not in chosen_runs()]),
+        per_run("{method}/seed{seed}/model/manifest.json", STUDY.exported_methods),
 
 
 # The three scripts of the paper's release, one after the other.

@@ -5,7 +5,7 @@ if STUDY.chosen:
 
     rule choose:
         input:
-            curves=per_run("{method}/seed{seed}/train.jsonl", chosen_runs()),
+            curves=per_run("{method}/seed{seed}/train.jsonl", STUDY.chosen_runs),
         output:
             choice=f"{RESULTS}/chosen/choice.json",
         log:
@@ -26,7 +26,9 @@ if STUDY.chosen:
     rule assess:
         input:
             choice=rules.choose.output.choice,
-            trained=expand(f"{RESULTS}/{{method}}/seed{{{{seed}}}}/trained/manifest.json", method=chosen_runs()),
+            trained=expand(
+                f"{RESULTS}/{{method}}/seed{{{{seed}}}}/trained/manifest.json", method=STUDY.chosen_runs
+            ),
             start=f"{RESULTS}/sft/seed{{seed}}/model/manifest.json",
             data=DATA,
             tokens=TOKENS,

@@ -40,7 +40,11 @@ CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
 
 PROCESSES = processes(STUDY.launch, gpus_here())
 # One process needs no torchrun, whose own start costs as much as the worker's.
-TRAIN = "python" if PROCESSES == 1 else f"python -m torch.distributed.run --standalone --nproc-per-node {PROCESSES}"
+TRAIN = (
+    "python"
+    if PROCESSES == 1
+    else f"python -m torch.distributed.run --standalone --nproc-per-node {PROCESSES}"
+)
 GPUS = gpus_wanted(STUDY.launch, gpus_here())
 set_job_environment(STUDY, workflow.basedir)
 
@@ -79,7 +83,7 @@ def results_folder(wildcards):
 
 def per_seed(pattern):
     """One file per seed."""
-    return expand(f"{RESULTS}/{pattern}", seed=STUDY.seeds)
+    return sorted(set(expand(f"{RESULTS}/{pattern}", seed=STUDY.seeds)))
 
 
 def per_run(pattern, methods):
@@ -101,11 +105,6 @@ def scores():
         seed=STUDY.seeds,
         benchmark=benchmarks(),
     )
-
-
-def chosen_runs():
-    """The runs that the study's methods are chosen from."""
-    return [run for runs in STUDY.chosen.runs.values() for run in runs] if STUDY.chosen else []
 
 
 def training_figures():

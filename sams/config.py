@@ -194,7 +194,7 @@ class Study(Settings):
         validated = [method for method in self.preference_methods if self.preference_of(method).validated]
         if validated and not (world and world.validation_pairs):
             raise ValueError(f"method '{validated[0]}' is `validated`: set `data.world.validation_pairs`")
-        runs = [run for runs in self.chosen.runs.values() for run in runs] if self.chosen else []
+        runs = self.chosen_runs
         for run in runs:
             if run not in validated:
                 raise ValueError(f"`chosen.runs` names '{run}', which is no method that is `validated`")
@@ -233,6 +233,16 @@ class Study(Settings):
         """The methods that a training job makes: not finished models, nor the start of a study without SFT."""
         start = [BASE_METHOD] if self.sft is not None and BASE_METHOD in self.methods else []
         return [*start, *self.preference_methods]
+
+    @property
+    def chosen_runs(self) -> list[str]:
+        """The runs that methods are chosen from."""
+        return [run for runs in self.chosen.runs.values() for run in runs] if self.chosen else []
+
+    @property
+    def exported_methods(self) -> list[str]:
+        """The methods whose models are written as Hugging Face folders: all but runs to choose from."""
+        return [method for method in self.methods if method not in self.chosen_runs]
 
     @property
     def selective_methods(self) -> list[str]:

@@ -271,7 +271,7 @@ def _assess(study: Study, seed: int) -> AssessRecipe:
         model=study.model,
         world=wanted(_data(study, seed).world, "data.world"),
         accuracy=chosen.accuracy,
-        runs={run: study.preference_of(run) for runs in chosen.runs.values() for run in runs},
+        runs={run: study.preference_of(run) for run in study.chosen_runs},
     )
 
 
