@@ -23,7 +23,7 @@ rule prepare_data:
     output:
         manifest=DATA,
     log:
-        f"{LOGS}/prepare_data/{OF_SEED}log" if OF_SEED else f"{LOGS}/prepare_data.log",
+        f"{LOGS}/{OF_SEED}prepare_data.log",
     conda:
         "../envs/sams.yaml"
     params:
@@ -75,7 +75,7 @@ rule tokenise:
     output:
         manifest=TOKENS,
     log:
-        f"{LOGS}/tokenise/{OF_SEED}log" if OF_SEED else f"{LOGS}/tokenise.log",
+        f"{LOGS}/{OF_SEED}tokenise.log",
     conda:
         "../envs/sams.yaml"
     params:

@@ -7,9 +7,9 @@ start of all (`sft`) is assessed too; it has no preference accuracy, being the r
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from sams.chosen.choose import LIMITS
+from sams.chosen.choose import place, points
+from sams.config import BASE_METHOD
 from sams.data.grading import grade, grade_follow_up
 from sams.data.records import Message
 from sams.files import read_json, whole_file, write_json
@@ -26,7 +26,6 @@ from sams.training.tuning import tune
 
 log = logging.getLogger(__name__)
 
-START = "sft"
 SCORING_ITEMS = 64
 
 
@@ -48,8 +47,8 @@ def main(
 
     settings = read_recipe(recipe, AssessRecipe)
     prompts = read_prompts(data, settings.accuracy.instructions)
-    start = results / START / f"seed{settings.seed}" / "model"
-    figures = {START: answer_accuracies(start, settings, prompts)}
+    start = results / BASE_METHOD / f"seed{settings.seed}" / "model"
+    figures = {BASE_METHOD: answer_accuracies(start, settings, prompts)}
     launch = current_job().launch
     workers = Workers(
         device=launch.device,
@@ -72,17 +71,6 @@ def main(
     with whole_file(out) as part:
         write_json(part, figures)
     workers.leave()
-
-
-def points(choice: dict[str, Any]) -> list[tuple[str, int]]:
-    """The different points that were chosen, as (run, step)."""
-    chosen = [found[limit] for found in choice["methods"].values() for limit in LIMITS]
-    return list(dict.fromkeys((point["run"], point["step"]) for point in chosen))
-
-
-def place(run: str, step: int) -> str:
-    """Name of a point in the figures."""
-    return f"{run}/step{step}"
 
 
 def read_prompts(data: Path, count: int) -> list[list[Message]]:

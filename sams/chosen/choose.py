@@ -117,15 +117,9 @@ def _best(members: dict[str, Sequence[Sequence[Evaluation]]], most: float) -> di
     }
 
 
-def main(
-    study_config: Annotated[str, typer.Option(help="Study, as JSON or a JSON file.")],
-    results: Annotated[Path, typer.Option(help="Folder of the study's setting: results/<study>/<setting>.")],
-    out: Annotated[Path, typer.Option(help="The choice, as JSON.")],
-) -> None:
-    """Choose each method's run and length by the metric logs."""
-    study = read_recipe(study_config, Study)
-    chosen = wanted(study.chosen, "chosen")
-    found = choice(
+def chosen_of(study: Study, results: Path) -> dict[str, Any]:
+    """The choice by the metric logs below the folder of the study's setting."""
+    return choice(
         {
             method: {
                 name: [
@@ -134,9 +128,29 @@ def main(
                 ]
                 for name in members
             }
-            for method, members in chosen.runs.items()
+            for method, members in wanted(study.chosen, "chosen").runs.items()
         }
     )
+
+
+def points(choice: dict[str, Any]) -> list[tuple[str, int]]:
+    """The different points that were chosen, as (run, step)."""
+    chosen = [found[limit] for found in choice["methods"].values() for limit in LIMITS]
+    return list(dict.fromkeys((point["run"], point["step"]) for point in chosen))
+
+
+def place(run: str, step: int) -> str:
+    """Name of a point in the figures."""
+    return f"{run}/step{step}"
+
+
+def main(
+    study_config: Annotated[str, typer.Option(help="Study, as JSON or a JSON file.")],
+    results: Annotated[Path, typer.Option(help="Folder of the study's setting: results/<study>/<setting>.")],
+    out: Annotated[Path, typer.Option(help="The choice, as JSON.")],
+) -> None:
+    """Choose each method's run and length by the metric logs."""
+    found = chosen_of(read_recipe(study_config, Study), results)
     with whole_file(out) as part:
         write_json(part, found)
 

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sams.chosen.assess import START, place
-from sams.chosen.choose import LIMITS
-from sams.config import Study
+from sams.chosen.choose import LIMITS, place
+from sams.config import BASE_METHOD, Study
 from sams.files import read_json, whole_file
 from sams.recipes import wanted
 from sams.stage import read_recipe, run
@@ -39,10 +38,10 @@ def chosen_table(study: Study, choice: dict[str, Any], figures: list[dict[str, A
     rows = []
     for limit in LIMITS:
         base = choice["methods"][chosen.base][limit]
-        for method in [START, *chosen.runs]:
+        for method in [BASE_METHOD, *chosen.runs]:
             row: dict[str, Any] = {"method": method, "limit": limit}
-            name = START
-            if method != START:
+            name = BASE_METHOD
+            if method != BASE_METHOD:
                 point = choice["methods"][method][limit]
                 name = place(point["run"], point["step"])
                 row |= {
@@ -67,6 +66,11 @@ def chosen_table(study: Study, choice: dict[str, Any], figures: list[dict[str, A
                     row[f"{score}_p_t"], row[f"{score}_p_sign_flip"] = found.p_t, found.p_sign_flip
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def read_figures(study: Study, results: Path) -> list[dict[str, Any]]:
+    """What stage `assess` wrote, for each seed."""
+    return [read_json(results / "chosen" / f"seed{seed}" / "figures.json") for seed in study.seeds]
 
 
 def _pairs_of_an_epoch(study: Study, point: dict[str, Any]) -> int:
@@ -144,8 +148,7 @@ def main(
     """Write the table of a study's chosen methods."""
     study = read_recipe(study_config, Study)
     choice = read_json(results / "chosen" / "choice.json")
-    figures = [read_json(results / "chosen" / f"seed{seed}" / "figures.json") for seed in study.seeds]
-    table = chosen_table(study, choice, figures)
+    table = chosen_table(study, choice, read_figures(study, results))
     with whole_file(out_csv) as part:
         table.to_csv(part, index=False)
     title = f"Study {study.study}, {study.setting}: methods chosen on validation pairs"

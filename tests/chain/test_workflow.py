@@ -66,8 +66,8 @@ def jobs(output: str) -> dict[str, int]:
     return found
 
 
-# A dry run takes seconds: two studies and a rehearsal stand for the others, which load in tests/test_studies.py.
-QUICK = ((None, False), ("own_data", False), ("table1_gemma_v02", True))
+# A dry run takes seconds: three studies and a rehearsal stand for the others, which load in tests/test_studies.py.
+QUICK = ((None, False), ("own_data", False), ("noise", False), ("table1_gemma_v02", True))
 
 
 @pytest.mark.parametrize(
