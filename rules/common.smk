@@ -39,7 +39,7 @@ FIGURES = ["learning_curves", "selection", "difficulty", "noise", "cost"]
 CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
 
 PROCESSES = processes(STUDY.launch, gpus_here())
-# One process needs no torchrun, whose own start costs as much as the worker's.
+# One process needs no torchrun, whose start costs a CPU second of its own.
 TRAIN = (
     "python"
     if PROCESSES == 1
