@@ -38,7 +38,9 @@ def chosen_table(study: Study, choice: dict[str, Any], figures: list[dict[str, A
     rows = []
     for limit in LIMITS:
         base = choice["methods"][chosen.base][limit]
-        for method in [BASE_METHOD, *chosen.runs]:
+        # Recipes travel as canonical JSON, whose keys are sorted: the study's order is that of its methods.
+        ordered = sorted(chosen.runs, key=lambda method: study.methods.index(chosen.runs[method][0]))
+        for method in [BASE_METHOD, *ordered]:
             row: dict[str, Any] = {"method": method, "limit": limit}
             name = BASE_METHOD
             if method != BASE_METHOD:
