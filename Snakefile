@@ -23,6 +23,7 @@ include: "rules/train.smk"
 include: "rules/reference.smk"
 include: "rules/generate.smk"
 include: "rules/score.smk"
+include: "rules/chosen.smk"
 include: "rules/tables.smk"
 
 
@@ -30,7 +31,7 @@ rule all:
     default_target: True
     input:
         rules.tables.input,
-        per_run("{method}/seed{seed}/model/manifest.json", STUDY.methods),
+        per_run("{method}/seed{seed}/model/manifest.json", STUDY.exported_methods),
 
 
 # The three scripts of the paper's release, one after the other.

@@ -33,7 +33,9 @@ RESULTS = STUDY.results.as_posix()
 LOGS = f"results/{STUDY.study}/logs/{STUDY.setting}"
 COSTS = f"results/{STUDY.study}/benchmarks/{STUDY.setting}"
 TABLES = f"results/{STUDY.study}/tables"
-TOKENS = f"{RESULTS}/tokens/manifest.json"
+OF_SEED = "seed{seed}/" if STUDY.data.world and STUDY.data.world.per_seed else ""
+DATA = f"{RESULTS}/data/{OF_SEED}manifest.json"
+TOKENS = f"{RESULTS}/tokens/{OF_SEED}manifest.json"
 QUESTIONS = f"{RESULTS}/questions/manifest.json"
 SCHEDULER = f"{RESULTS}/scheduler/seed{{seed}}/weights/manifest.json"
 PRETRAINING = STUDY.pretrain.policy if STUDY.pretrain else "none"
@@ -102,7 +104,7 @@ def results_folder(wildcards):
 
 def per_seed(pattern):
     """One file per seed."""
-    return expand(f"{RESULTS}/{pattern}", seed=STUDY.seeds)
+    return sorted(set(expand(f"{RESULTS}/{pattern}", seed=STUDY.seeds)))
 
 
 def per_run(pattern, methods):
@@ -269,7 +271,7 @@ def tokens_of_export(wildcards):
     """Token ids, whose tokenizer a trained or fresh model goes with; a model from elsewhere has its own."""
     if wildcards.method not in STUDY.trained_methods and STUDY.model_of(wildcards.method).path is not None:
         return []
-    return TOKENS
+    return TOKENS.format(seed=wildcards.seed)
 
 
 def tokens_option(wildcards, input):

@@ -23,9 +23,9 @@ rule prepare_data:
         preflight=ancient(rules.preflight.output.found),
         files=data_files(),
     output:
-        manifest=f"{RESULTS}/data/manifest.json",
+        manifest=DATA,
     log:
-        f"{LOGS}/prepare_data.log",
+        f"{LOGS}/{OF_SEED}prepare_data.log",
     conda:
         "../envs/sams.yaml"
     resources:
@@ -81,12 +81,12 @@ rule prepare_questions:
 # Trains or loads the tokenizer and turns the data into token ids.
 rule tokenise:
     input:
-        data=rules.prepare_data.output.manifest,
+        data=DATA,
         tokenizer=tokenizer_files(),
     output:
-        manifest=f"{RESULTS}/tokens/manifest.json",
+        manifest=TOKENS,
     log:
-        f"{LOGS}/tokenise.log",
+        f"{LOGS}/{OF_SEED}tokenise.log",
     conda:
         "../envs/sams.yaml"
     resources:

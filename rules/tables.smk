@@ -4,7 +4,7 @@
 
 rule main_table:
     input:
-        data=rules.prepare_data.output.manifest,
+        data=per_seed(f"data/{OF_SEED}manifest.json"),
         curves=training_figures(),
         scores=scores(),
     output:
@@ -44,7 +44,7 @@ if STUDY.paper:
     # The study's figures beside those that the paper reports.
     rule compare_with_paper:
         input:
-            data=rules.prepare_data.output.manifest,
+            data=per_seed(f"data/{OF_SEED}manifest.json"),
             curves=training_figures(),
             scores=scores(),
             reported=f"{workflow.basedir}/sams/tables/paper/{STUDY.paper.table}.yaml",
@@ -152,7 +152,7 @@ rule show_answers:
 
 rule draw_figures:
     input:
-        data=rules.prepare_data.output.manifest,
+        data=per_seed(f"data/{OF_SEED}manifest.json"),
         curves=training_figures(),
     output:
         png=expand(f"{TABLES}/{{figure}}.png", figure=FIGURES),
@@ -211,5 +211,6 @@ rule tables:
         rules.main_table.output,
         rules.compare_with_paper.output if STUDY.paper else [],
         rules.compare_methods.output,
+        rules.chosen_table.output if STUDY.chosen else [],
         answer_pages(),
         rules.draw_figures.output,

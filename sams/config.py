@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -28,6 +28,7 @@ from sams.settings import (
 )
 from sams.settings.problems import first_problem
 from sams.settings.scheduling import PRESETS
+from sams.settings.tuning import Chosen, Grid
 
 if TYPE_CHECKING:
     import yaml
@@ -49,25 +50,6 @@ class Tracking(Settings):
     enabled: bool = Field(
         True, description="Mirror metrics to MLflow; the JSONL files are written in any case."
     )
-
-
-class Axis(Settings):
-    """One setting of a tuning grid."""
-
-    values: list[float] = Field(min_length=1, description="What is tried.")
-    source: Literal["published", "ours"] = Field(description="Who chose these values.")
-
-
-class Grid(Settings):
-    """What is tried for one method, and where the values that it has in the study come from."""
-
-    axes: dict[str, Axis] = Field(
-        min_length=1, description="By key of the method: learning_rate, beta, loss_settings.alpha, ..."
-    )
-    default: Literal["published", "ours"] = Field(
-        description="Whether the method's own values are a published choice."
-    )
-    note: str = Field("", description="Where the values are published, or why they are these.")
 
 
 class Study(Settings):
@@ -107,6 +89,9 @@ class Study(Settings):
     tuning_budget: Count | None = Field(
         None, description="Points of each grid that are tried, the same number for every method; null: all."
     )
+    chosen: Chosen | None = Field(
+        None, description="Methods that are chosen of several runs by validation pairs; null: none."
+    )
     on_policy: OnPolicy | None = Field(
         None,
         description="Pairs of a model's own answers, for target `on_policy`; no other target needs them.",
@@ -144,6 +129,7 @@ class Study(Settings):
                 raise ValueError(f"`method_settings.{method}.model` takes {{path: ...}}, and not for `sft`")
             self.model_of(method)
         self._check_grids()
+        self._check_chosen()
         scored = self.benchmarks.alpaca_eval or self.benchmarks.mt_bench
         if self.data.world is None and self.benchmarks.judge.kind == "local" and scored:
             raise ValueError(
@@ -181,6 +167,21 @@ class Study(Settings):
                     f"`grids.{method}` has {points} points, fewer than `tuning_budget` {self.tuning_budget}"
                 )
 
+    def _check_chosen(self) -> None:
+        """See that what is chosen from is trained, evaluated on validation pairs, and evaluated equally often."""
+        world = self.data.world
+        validated = [method for method in self.preference_methods if self.preference_of(method).validated]
+        if validated and not (world and world.validation_pairs):
+            raise ValueError(f"method '{validated[0]}' is `validated`: set `data.world.validation_pairs`")
+        runs = self.chosen_runs
+        for run in runs:
+            if run not in validated:
+                raise ValueError(f"`chosen.runs` names '{run}', which is no method that is `validated`")
+        if len({(own.evaluations, own.epochs) for own in map(self.preference_of, runs)}) > 1:
+            raise ValueError(
+                "`chosen.runs` need the same `epochs` and `evaluations`, or the choice is unfair"
+            )
+
     def _check_point(self, method: str, point: dict[str, float], where: str) -> None:
         merged = {**self.preference, **self._own(method)}
         _part(Preference, with_point(merged, point), where)
@@ -213,6 +214,16 @@ class Study(Settings):
         """The methods that a training job makes: not finished models, nor the start of a study without SFT."""
         start = [BASE_METHOD] if self.sft is not None and BASE_METHOD in self.methods else []
         return [*start, *self.preference_methods]
+
+    @property
+    def chosen_runs(self) -> list[str]:
+        """The runs that methods are chosen from."""
+        return [run for runs in self.chosen.runs.values() for run in runs] if self.chosen else []
+
+    @property
+    def exported_methods(self) -> list[str]:
+        """The methods whose models are written as Hugging Face folders: all but runs to choose from."""
+        return [method for method in self.methods if method not in self.chosen_runs]
 
     @property
     def selective_methods(self) -> list[str]:

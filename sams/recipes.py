@@ -33,6 +33,7 @@ from sams.settings import (
     Sft,
     Share,
     World,
+    WorldAccuracy,
 )
 from sams.settings.scheduling import NETWORK_KEYS
 
@@ -140,6 +141,16 @@ class OnPolicyRecipe(Settings):
     reward_batch_size: Count = Field(8, description="Answers that the reward model scores together.")
 
 
+class AssessRecipe(Settings):
+    """Stage `assess`: what the chosen weights of one seed are worth."""
+
+    seed: int
+    model: Model
+    world: World
+    accuracy: WorldAccuracy
+    runs: dict[Name, Preference]
+
+
 class ScoreRecipe(Settings):
     """Stages `score_alpaca_eval`, `score_mt_bench` and `make_difficulty`."""
 
@@ -183,7 +194,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         )
     stages: dict[str, Callable[[], Settings]] = {
         "job": lambda: job_of(study),
-        "prepare_data": lambda: DataRecipe(data=study.data),
+        "prepare_data": lambda: DataRecipe(data=_data(study, seed)),
         "prepare_questions": lambda: QuestionsRecipe(
             world=study.data.world,
             alpaca_eval=study.benchmarks.alpaca_eval,
@@ -220,6 +231,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             decoding=wanted(study.on_policy, "on_policy").decoding,
             reward_batch_size=wanted(study.on_policy, "on_policy").reward_batch_size,
         ),
+        "assess": lambda: _assess(study, seed),
         "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
     }
     if stage not in stages:
@@ -245,6 +257,25 @@ def _preference(study: Study, method: str, seed: int) -> PreferenceRecipe:
         model=study.model,
         training=training,
         scheduler=study.scheduler_of(method) if training.selector in ("sams", "reward") else None,
+    )
+
+
+def _data(study: Study, seed: int) -> Data:
+    """The study's data, or with `per_seed` that of one seed."""
+    world = study.data.world
+    if world is None or not world.per_seed:
+        return study.data
+    return study.data.model_copy(update={"world": world.model_copy(update={"seed": world.seed + seed})})
+
+
+def _assess(study: Study, seed: int) -> AssessRecipe:
+    chosen = wanted(study.chosen, "chosen")
+    return AssessRecipe(
+        seed=seed,
+        model=study.model,
+        world=wanted(_data(study, seed).world, "data.world"),
+        accuracy=chosen.accuracy,
+        runs={run: study.preference_of(run) for run in study.chosen_runs},
     )
 
 

@@ -33,8 +33,10 @@ CONTROL_TOKENS = {
     "gemma2": ["<start_of_turn>", "<end_of_turn>"],
 }
 
-# The label noise of a study is that of its methods, so the world's own pairs are clean.
-WORLD = {"sft_examples": 384, "train_pairs": 384, "test_pairs": 96, "flipped_share": 0.0}
+# The label noise of a study is that of its methods, so the world's own pairs are clean, unless settings are chosen on
+# pairs as noisy.
+WORLD: dict[str, Any] = {"sft_examples": 384, "train_pairs": 384, "test_pairs": 96, "flipped_share": 0.0}
+VALIDATION_PAIRS = 96
 LENGTHS = {"max_length": 192, "max_prompt_length": 144}
 VOCABULARY = 640
 
@@ -101,7 +103,11 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
     if form == "auto" and not given.get("world"):
         form = "messages"
     kept: dict[str, Any] = {key: given[key] for key in ("broken_rows", "shared_prompts") if key in given}
-    return {"world": WORLD, "form": form, **kept, **LENGTHS}
+    own = given.get("world") or {}
+    world = WORLD | {"per_seed": own.get("per_seed", False)}
+    if own.get("validation_pairs"):
+        world |= {"validation_pairs": VALIDATION_PAIRS, "flipped_share": own.get("flipped_share", 0.0)}
+    return {"world": world, "form": form, **kept, **LENGTHS}
 
 
 def _quick(training: dict[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,12 @@ def read_log(path: Path) -> "pd.DataFrame":
     return numeric
 
 
+def data_reports(setting: Path) -> list[dict[str, Any]]:
+    """What `prepare_data` counted, those that exist: of the study's data, or of each seed's own."""
+    files = [setting / "data" / "report.json", *sorted((setting / "data").glob("seed*/report.json"))]
+    return [_read_object(file) for file in files if file.is_file()]
+
+
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sams.chosen.choose import chosen_of
+from sams.chosen.table import chosen_table, read_figures
 from sams.config import BASE_METHOD, Study
 from sams.errors import UserError
 from sams.files import MANIFEST, canonical_json, manifest_digest, read_json, sha256_of
@@ -178,6 +180,8 @@ def _place_of(setting: Path, folder: Path, name: str) -> Path:
         return folder / "crossfit" / f"half{name.removeprefix('crossfit')}" / "losses"
     if name == "trained":
         return folder.parent / "trained"
+    if (own := setting / name / seed).is_dir() and seed and name in ("data", "tokens"):
+        return own  # each seed has data of its own
     places = {"model": f"{BASE_METHOD}/{seed}/model", "reference": f"reference/{seed}"}
     return setting / places.get(name, f"scheduler/{seed}/weights" if name == "scheduler" else name)
 
@@ -239,6 +243,12 @@ def _tables(root: Path, study: Study) -> Iterator[Finding]:
     made = {"main.csv": main_table(cells, study.methods, study.seeds)}
     if study.paper is not None:
         made["paper.csv"] = paper_table(study, setting, cells)
+    if study.chosen is not None and (setting / "chosen" / "choice.json").is_file():
+        choice = chosen_of(study, setting)
+        same = canonical_json(choice) == canonical_json(read_json(setting / "chosen" / "choice.json"))
+        told = "follows from the metric logs" if same else "is not what follows from the metric logs"
+        yield Finding("choice", f"{study.setting}/chosen/choice.json", same, told)
+        made["chosen.csv"] = chosen_table(study, choice, read_figures(study, setting))
     for name, table in made.items():
         if (file := root / "tables" / name).is_file():
             same = file.read_text(encoding="utf-8") == table.to_csv(index=False)

@@ -44,7 +44,7 @@ def test_every_study_of_the_paper_is_there() -> None:
     names = {path.stem for path in STUDIES}
     assert names >= {"table1_mistral_instruct", "table1_llama3_instruct", "table1_llama3_instruct_v02"}
     assert names >= {"table1_gemma_v02", "table2_hh", "table2_shp", "figure3_noise_hh", "figure3_noise_shp"}
-    assert names >= {"table3_selective", "table7_ablation", "beyond", "own_data", "checkpoints"}
+    assert names >= {"table3_selective", "table7_ablation", "beyond", "own_data", "checkpoints", "noise"}
 
 
 @pytest.mark.parametrize("rehearse", [False, True], ids=["study", "rehearsal"])
@@ -187,6 +187,27 @@ def test_the_ablations_beyond_the_paper_start_from_the_pretrained_scheduler_wher
         for s in (0.2, 0.4)
     ]
     assert selectors[0] == selectors[1] and len(selectors[0]) == 10, "every selector there is"
+
+
+def test_the_noise_study_gives_every_method_the_same_grid_and_each_seed_its_own_data() -> None:
+    made = study("noise")
+    assert made.chosen is not None and len(made.seeds) >= 5
+    assert {"dpo", "cdpo", "robust", "ipo", "random", "sams", "oracle"} <= set(made.chosen.runs)
+    tried = []
+    for runs in made.chosen.runs.values():
+        grid = [made.preference_of(run) for run in runs]
+        tried.append([own.learning_rate for own in grid])
+        others = [own.model_copy(update={"learning_rate": 1.0}) for own in grid]
+        assert all(other == others[0] for other in others), (
+            "runs of a method differ in the learning rate alone"
+        )
+        assert all(own.schedule == "constant" for own in grid), "a prefix of a run stands for a shorter one"
+    assert all(rates == tried[0] for rates in tried)
+    recipes = [recipe_of(made, "prepare_data", seed=seed) for seed in made.seeds]
+    assert len({recipe.model_dump_json() for recipe in recipes}) == len(made.seeds)
+    assert recipe_of(made, "assess", seed=3).world.seed == 3  # type: ignore[attr-defined]
+    world = made.data.world
+    assert world is not None and world.validation_pairs and world.test_pairs == 5000
 
 
 def test_checkpoints_are_scored_and_not_trained() -> None:

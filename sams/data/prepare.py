@@ -23,12 +23,13 @@ log = logging.getLogger(__name__)
 
 PART_ROWS = 5000
 SPLITS = ("sft", "train", "test")
+VALIDATION = "validation"
 
 Record = Example | Pair
 
 
 def main(recipe: str, out: Path) -> None:
-    """Write sft.parquet, train.parquet, test.parquet and report.json.
+    """Write sft.parquet, train.parquet, test.parquet, of a world with validation pairs theirs, and report.json.
 
     Raises:
         UserError: naming source, row and key; nothing is left at `out` then.
@@ -73,6 +74,9 @@ def splits(data: Data, rows: Path) -> dict[str, tuple[Iterator[Any], forms.Readi
             "sft": world.supervised_examples(data.world),
             "train": world.train_pairs(data.world),
         }
+        if data.world.validation_pairs:
+            records[VALIDATION] = world.validation_pairs(data.world)
+            readings[VALIDATION] = forms.Reading()
         return {split: (found, readings[split]) for split, found in records.items()}
     train, test = data.train, data.test
     if data.world is not None:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RESPONSES = {"sft": ("response",), "train": ("chosen", "rejected"), "test": ("chosen", "rejected")}
+RESPONSES = {
+    "sft": ("response",),
+    "train": ("chosen", "rejected"),
+    "test": ("chosen", "rejected"),
+    "validation": ("chosen", "rejected"),
+}
 COUNTED = ("read", "kept", "dropped_empty", "dropped_equal", "prompt_cut", "response_cut")
 READ_ROWS = 1000
 
@@ -34,7 +39,7 @@ Row = dict[str, Any]
 
 
 def main(recipe: str, data: Path, out: Path) -> None:
-    """Write tokenizer/, sft/, train/, test/ and report.json.
+    """Write tokenizer/, sft/, train/, test/, validation/ where the data has it, and report.json.
 
     Raises:
         UserError: tokenizer, template or model cannot be had or do not fit together; too little is left of a split.
@@ -47,6 +52,8 @@ def main(recipe: str, data: Path, out: Path) -> None:
     with whole_folder(out, upstream={"data": manifest_digest(data)}) as part:
         tokenizer.save_pretrained(part / "tokenizer")
         for split in RESPONSES:
+            if split == "validation" and not (data / f"{split}.parquet").is_file():
+                continue
             report[split] = tokenise_split(
                 data / f"{split}.parquet", split, tokenizer, settings, part / split
             )

@@ -2,9 +2,10 @@
 
 Each product draws from a random stream of its own, so that a changed share in one does not move another. What
 is for evaluation is drawn first and never used again: no first question of an AlpacaEval instruction, an MT-Bench
-question or a test pair occurs in training.
+question, a test or a validation pair occurs in training.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,7 @@ __all__ = [
     "supervised_examples",
     "test_pairs",
     "train_pairs",
+    "validation_pairs",
 ]
 
 ALPACA_EVAL_INSTRUCTIONS = 805
@@ -265,6 +267,15 @@ def test_pairs(world: World) -> Iterator[Pair]:
         yield _fresh(partial(draw, False), _first_question, seen)
 
 
+def validation_pairs(world: World) -> Iterator[Pair]:
+    """Pairs as noisy as the training pairs, whose first questions differ and occur nowhere else."""
+    draw = _pair_drawer(world, "validation", set())
+    rng = _stream(world, "validation flips")
+    seen = _evaluation_instructions(world) | {_first_question(pair) for pair in test_pairs(world)}
+    for _ in range(world.validation_pairs):
+        yield _fresh(partial(draw, rng.random() < world.flipped_share), _first_question, seen)
+
+
 def _id(record: Example | Pair) -> str:
     return record.id
 
@@ -275,7 +286,8 @@ def _first_question(pair: Pair) -> str:
 
 def _held_out(world: World) -> set[str]:
     """Every instruction that training must not see."""
-    return _evaluation_instructions(world) | {_first_question(pair) for pair in test_pairs(world)}
+    pairs = itertools.chain(test_pairs(world), validation_pairs(world))
+    return _evaluation_instructions(world) | {_first_question(pair) for pair in pairs}
 
 
 # --- the AlpacaEval baseline, and answerers to measure difficulty with ----------------------------

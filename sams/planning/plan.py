@@ -182,9 +182,10 @@ class Planner:
     def stages(self) -> list[Stage]:
         """All jobs but the small ones: inputs of the benchmarks, tables, figures."""
         study = self.study
-        stages = [Stage("prepare_data", 1)]
+        sets = self.seeds if study.data.world is not None and study.data.world.per_seed else 1
+        stages = [Stage("prepare_data", sets)]
         if study.trained_methods:
-            stages.append(Stage("tokenise", 1))
+            stages.append(Stage("tokenise", sets))
         if study.sft is not None:
             watching = recipe_of(study, "train_sft").watching  # type: ignore[attr-defined]
             told = None if watching is None else (watching.scheduler, watching.ratio)
@@ -208,8 +209,10 @@ class Planner:
             work = count.preference(training, self.facts, settings, packed=self.packed)
             costs = self._scheduler(method) if training.selector == "sams" else None
             stages.append(self._stage(f"train_preference {method}", self.seeds, work, costs))
-        models = len(study.methods) * self.seeds
+        models = len(study.exported_methods) * self.seeds
         stages.append(Stage("export_model", models))
+        if study.chosen is not None:
+            stages.append(Stage("assess", self.seeds))
         for name in self.benchmarks:
             stages.append(self._generation(name, getattr(study.benchmarks, name).decoding, models))
             stages.append(Stage(f"score_{name}", models))
@@ -435,7 +438,13 @@ class Planner:
         exported = 2 if study.model.precision == "bfloat16" else 4
         if trained:
             found.append(Disk("trained weights, float32", trained * self.seeds, 4.0 * sizes.total))
-        found.append(Disk("exported models", len(study.methods) * self.seeds, exported * sizes.total))
+        if kept := sum(
+            own.validated * own.evaluations for own in map(study.preference_of, study.preference_methods)
+        ):
+            found.append(Disk("weights of evaluations, float32", kept * self.seeds, 4.0 * sizes.total))
+        found.append(
+            Disk("exported models", len(study.exported_methods) * self.seeds, exported * sizes.total)
+        )
         if study.model.path is not None and not Path(study.model.path).is_dir():
             found.append(
                 Disk("the model in the hub's cache", 1 + len(self.study.finished_methods), 2.0 * sizes.total)

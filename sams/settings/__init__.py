@@ -10,6 +10,7 @@ from sams.settings.benchmarks import (
     MtBench,
     OnPolicy,
     OnPolicyDecoding,
+    WorldAccuracy,
 )
 from sams.settings.data import Data, Form, World
 from sams.settings.model import Model
@@ -45,4 +46,5 @@ __all__ = [
     "Share",
     "Training",
     "World",
+    "WorldAccuracy",
 ]

@@ -98,6 +98,17 @@ class MtBench(Settings):
     decoding: MtBenchDecoding = Field(MtBenchDecoding(), description="Decode settings.")
 
 
+class WorldAccuracy(Settings):
+    """Share of right answers to held-out instructions of the synthetic world, sampled and greedy; no judge."""
+
+    instructions: Count = Field(
+        1000, description="Prompts of the test pairs that are answered, the first ones."
+    )
+    decoding: Decoding = Field(
+        Decoding(max_new_tokens=48, batch_size=500), description="Decode settings of the sampled answers."
+    )
+
+
 class Prices(Settings):
     """What a judge's tokens cost."""
 

@@ -13,11 +13,19 @@ class World(Settings):
     """The synthetic world of short instructions with checkable answers."""
 
     seed: int = Field(0, ge=0, description="Seed of every example.")
+    per_seed: bool = Field(
+        False, description="Each seed of the study has data of its own: that of world `seed` + seed."
+    )
     sft_examples: Count = Field(32_768, description="Supervised examples.")
     imperfect_share: Share = Field(0.4, description="Share of the supervised answers that are wrong.")
     train_pairs: Count = Field(4096, description="Preference pairs to train on.")
     test_pairs: Count = Field(1000, description="Clean preference pairs to test on.")
-    flipped_share: Share = Field(0.3, description="Share of training pairs whose labels are swapped.")
+    validation_pairs: int = Field(
+        0, ge=0, description="Pairs to choose settings by, with as many flips as the training pairs."
+    )
+    flipped_share: Share = Field(
+        0.3, description="Share of training and validation pairs whose labels are swapped."
+    )
     verbose_share: Share = Field(0.3, description="Share of answers given in a full sentence.")
     reference_error_share: Share = Field(
         0.4, description="Share of wrong answers in the AlpacaEval baseline."
@@ -66,6 +74,8 @@ class Data(Settings):
             raise ValueError(
                 "`world` and files exclude each other: set `world: null`, or `train`, `test` and `sft` to null"
             )
+        if self.world is not None and self.world.validation_pairs and self.form != "auto":
+            raise ValueError("`world.validation_pairs` are not written in another form: set `form: auto`")
         if self.max_prompt_length >= self.max_length:
             raise ValueError("`max_prompt_length` must be below `max_length`, to leave room for a response")
         return self

@@ -146,6 +146,11 @@ class Preference(Training):
     end_after: int | None = Field(
         None, ge=1, description="Round after which training is plain, on full batches without scoring."
     )
+    validated: bool = Field(
+        False,
+        description="Evaluate the validation pairs in place of the test pairs, and keep the weights of each "
+        "evaluation: settings and length of the run are chosen afterwards (docs/studies.md, `chosen`).",
+    )
     followed_pairs: int = Field(
         16, ge=0, description="Pairs whose losses are followed through the run (the paper's Figure 1a)."
     )
@@ -185,6 +190,11 @@ class Preference(Training):
     def preselected(self) -> float | None:
         """Share of the pairs chosen before the training, by cross-fitted losses; None without such a choice."""
         return self.ratios[0] if self.selector == "selective" else self.easiest
+
+    @property
+    def evaluated_split(self) -> Literal["validation", "test"]:
+        """The split that is evaluated in the run and at its end."""
+        return "validation" if self.validated else "test"
 
     @property
     def needs_reference(self) -> bool:

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sams.config import Study
-from sams.files import read_json
-from sams.results import Cell
+from sams.results import Cell, data_reports
 from sams.tables import render
 from sams.tables.repeats import least_p
 from sams.tables.reported import Reported, read_reported
@@ -183,10 +182,10 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
 
 def leak_notes(setting: Path) -> list[str]:
     """Whether prompts of the training pairs are among the test pairs, as `prepare_data` counted them."""
-    report = setting / "data" / "report.json"
-    found = read_json(report).get("leak") if report.is_file() else None
-    if found is None:
+    leaks = [report["leak"] for report in data_reports(setting) if "leak" in report]
+    if not leaks:
         return []
+    found = {key: sum(leak[key] for leak in leaks) for key in ("prompts", "test_pairs")}
     if not found["prompts"]:
         return ["Leaks: no prompt of the training pairs is among the test pairs."]
     return [

@@ -8,7 +8,7 @@ import typer
 
 from sams.config import BASE_METHOD, Study
 from sams.files import canonical_json, read_json
-from sams.results import Cell, read_cells, read_log
+from sams.results import Cell, data_reports, read_cells, read_log
 from sams.stage import read_recipe, run
 from sams.tables.main_table import Cells, main_table
 from sams.tables.panels import COLOURS, LINES, MARKERS, SEEN, draw, finish, legend, panels, save, smoothed
@@ -270,9 +270,9 @@ def _points(axis: "Axes", place: int, method: str, points: Sequence[tuple[float,
 def label_noise(setting: Path, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, Noise]:
     """Label noise by method: flips that the data came with, as `prepare_data` counted them, and those that the
     method's recipe asks for."""
-    report = setting / "data" / "report.json"
-    counts = read_json(report)["train"] if report.is_file() else {}
-    before = counts.get("flipped", 0) / counts["written"] if counts.get("written") else 0.0
+    counts = [report["train"] for report in data_reports(setting)]
+    written = sum(count.get("written", 0) for count in counts)
+    before = sum(count.get("flipped", 0) for count in counts) / written if written else 0.0
     found = {}
     for method in methods:
         files = [setting / method / f"seed{seed}" / "recipe.json" for seed in seeds]

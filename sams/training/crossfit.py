@@ -52,7 +52,8 @@ def main(
     ) as job:
         loaded = load_model(model, settings.model)
         policy = job.wrap(loaded, training)
-        task, test = (read_task(tokens, reference, split, settings) for split in ("train", "test"))
+        splits = ("train", training.evaluated_split)
+        task, test = (read_task(tokens, reference, split, settings) for split in splits)
         halves = torch.randperm(len(task.ids), generator=seeded("crossfit", settings.seed)).chunk(2)
         mine, others = halves[half].tolist(), halves[1 - half].tolist()
 

@@ -109,11 +109,13 @@ class TrainingJob:
             compile_blocks(model)
         return self.workers.wrap(Policy(model))
 
-    def publish(self, policy: nn.Module, model: PreTrainedModel, training: Training) -> None:
-        """Write the trained weights as `trained/` in the results."""
+    def publish(
+        self, policy: nn.Module, model: PreTrainedModel, training: Training, name: str = "trained"
+    ) -> None:
+        """Write the trained weights as a folder of this name in the results."""
         self.workers.watch.at("writing the weights")
         lora = None if training.lora is None else training.lora.model_dump()
-        self.checkpoints.publish(policy, self.out / "trained", config=model.config, lora=lora)
+        self.checkpoints.publish(policy, self.out / name, config=model.config, lora=lora)
 
     def open_run(self, offset: int | None) -> Any:
         """Start or resume the metric log; processes other than rank 0 get a silent one."""

@@ -49,6 +49,7 @@ def train(
     order: list[int] | None = None,
     gate: Callable[[list[int], Items], None] | None = None,
     followed: int = 0,
+    keep: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], Items]:
     """Train the policy on what the selector chooses of each global batch.
 
@@ -66,6 +67,7 @@ def train(
         gate: shown what the untrained policy says of the first batch, once and never after a resume; raises to
             stop the run.
         followed: items, drawn once, whose losses are logged through the run.
+        keep: called after each evaluation with its step, to keep the weights that were evaluated.
 
     Returns:
         What the run took (steps, pairs_seen, pairs_trained, tokens_seen, train_seconds, ...), and the last
@@ -193,6 +195,8 @@ def train(
             test.begin(whole, figures)
             evaluated = scored(test, whole, what="evaluation")[0]
             metrics |= {f"eval/{name}": value for name, value in means(evaluated).items()}
+            if keep is not None:
+                keep(step)
         logged = step % training.log_every == 0 or step in evaluate_at
         watch.at("log")
         if logged:

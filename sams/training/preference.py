@@ -11,6 +11,7 @@ Only `selective` reads `--crossfit` (once per half of the data): see `sams.train
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -34,11 +35,13 @@ from sams.training.tasks import Items, PreferenceTask, Scored, read_reference, r
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedModel
 
     from sams.recipes import PreferenceRecipe
     from sams.settings import Preference
 
 LABELS = "labels.parquet"
+EVALUATED = "evaluated"
 
 
 def main(
@@ -53,7 +56,8 @@ def main(
 ) -> None:
     """Train one method with one seed; leaves trained/, train.jsonl and train_metrics.json in `out`.
 
-    Under controlled noise (`flipped_share`) it leaves labels.parquet too.
+    Under controlled noise (`flipped_share`) it leaves labels.parquet too, and with `validated` the weights of each
+    evaluation in evaluated/.
     """
     from sams.recipes import PreferenceRecipe, current_job
     from sams.stage import read_recipe
@@ -78,7 +82,8 @@ def main(
     ) as job:
         loaded = load_model(model, settings.model)
         policy = job.wrap(loaded, training)
-        task, test = (read_task(tokens, reference, split, settings) for split in ("train", "test"))
+        splits = ("train", training.evaluated_split)
+        task, test = (read_task(tokens, reference, split, settings) for split in splits)
         if training.flipped_share and job.workers.is_main:
             write_labels(task, out)
 
@@ -89,6 +94,11 @@ def main(
         selector = build_selector(
             training, settings.scheduler, selection, model=loaded, job=job, pretrained=scheduler
         )
+        keep = None
+        if training.validated:
+            keep = partial(keep_weights, job, policy, loaded, training)
+            if job.workers.is_main and not job.checkpoints.steps():
+                shutil.rmtree(out / EVALUATED, ignore_errors=True)
         gate = None
         if reference is not None and starts_from(reference, job.upstream["model"]):
             gate = partial(refuse_foreign_reference, task, precision=settings.model.precision)
@@ -105,11 +115,12 @@ def main(
             order=order,
             gate=gate,
             followed=training.followed_pairs,
+            keep=keep,
         )
         job.publish(policy, loaded, training)
         prepared = [*(crossfit or []), *([] if scheduler is None else [scheduler])]
         figures["preparation_seconds"] = sum(seconds_of(folder) for folder in prepared)
-        job.finish(figures | final_figures(evaluated))
+        job.finish(figures | final_figures(evaluated, training.evaluated_split))
 
 
 def read_task(tokens: Path, reference: Path | None, split: str, settings: PreferenceRecipe) -> PreferenceTask:
@@ -127,7 +138,7 @@ def read_task(tokens: Path, reference: Path | None, split: str, settings: Prefer
         raise UserError(
             "one test pair has no standard error", where=f"{tokens}/test", remedy="give two or more"
         )
-    flipped = flip(data, training) if split == "train" else set()
+    flipped = flip(data, training) if split != "test" else set()
     if not loss.needs_reference:
         return PreferenceTask(data, loss=loss, reference=None)
     if reference is None:
@@ -213,6 +224,18 @@ def score_all(policy: nn.Module, task: PreferenceTask, items: list[int], job: Tr
     return scored(task, items)
 
 
+def keep_weights(
+    job: TrainingJob, policy: nn.Module, model: PreTrainedModel, training: Preference, step: int
+) -> None:
+    """Write the weights that were just evaluated, beside those of earlier evaluations."""
+    job.publish(policy, model, training, evaluated_at(step))
+
+
+def evaluated_at(step: int) -> str:
+    """Where the weights of the evaluation at this step are, below the folder of the run."""
+    return f"{EVALUATED}/step{step:06d}"
+
+
 def seconds_of(prepared: Path) -> float:
     """Training seconds of a stage that prepared the selection: the cost of a method is not its last job's alone."""
     for folder in (prepared, prepared.parent):
@@ -221,11 +244,11 @@ def seconds_of(prepared: Path) -> float:
     return 0.0
 
 
-def final_figures(found: Items) -> dict[str, float]:
-    """What a table says of the trained policy on the test split, with standard errors over its pairs."""
+def final_figures(found: Items, split: str) -> dict[str, float]:
+    """What a table says of the trained policy on the evaluated split, with standard errors over its pairs."""
     figures = {}
     for name, values in (
-        ("test_accuracy", 100 * found["rewards/accuracies"]),
+        (f"{split}_accuracy", 100 * found["rewards/accuracies"]),
         ("chosen_reward", found["rewards/chosen"]),
         ("chosen_logp", found["logps/chosen"]),
     ):

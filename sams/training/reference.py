@@ -21,7 +21,9 @@ MOST_ITEMS = 32
 
 
 def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
-    """Write train.parquet and test.parquet with columns id, chosen, rejected (summed log-probs, float32).
+    """Write train.parquet, test.parquet and, where there is the split, validation.parquet.
+
+    Their columns are id, chosen, rejected (summed log-probs, float32).
 
     With `mismatched` in the recipe there is a third, of the completions that KTO's KL term is estimated on.
     """
@@ -46,7 +48,7 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
     try:
         policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
         tables, tuning = {}, None
-        for split in ("train", "test"):
+        for split in ("train", "test", *(["validation"] if (tokens / "validation").is_dir() else [])):
             data = read_tokens(tokens, split)
             tasks: list[Scored] = [PairTask(data)]
             if settings.mismatched:

@@ -66,8 +66,8 @@ def jobs(output: str) -> dict[str, int]:
     return found
 
 
-# A dry run takes seconds: two studies and a rehearsal stand for the others, which load in tests/test_studies.py.
-QUICK = ((None, False), ("own_data", False), ("table1_gemma_v02", True))
+# A dry run takes seconds: three studies and a rehearsal stand for the others, which load in tests/test_studies.py.
+QUICK = ((None, False), ("own_data", False), ("noise", False), ("table1_gemma_v02", True))
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,13 @@ def test_dry_run_of_every_study_needs_no_gpu_no_key_and_no_network(
     arguments = ["--configfile", str(study)] if study else []
     counts = jobs(snakemake(tmp_path, "-n", *arguments, "--config", f"rehearse={str(rehearse).lower()}"))
     assert counts["preflight"] == 1
-    assert counts.get("train_preference", 0) == len(made.preference_methods)
+    seeds = len(made.seeds)
+    assert counts.get("train_preference", 0) == len(made.preference_methods) * seeds
     assert counts.get("train_crossfit", 0) == 2 * len(made.selective_methods)
-    assert counts.get("compute_reference", 0) == bool(made.preference_methods)
-    assert counts["export_model"] == len(made.methods)
-    assert counts.get("train_sft", 0) == (made.sft is not None)
+    assert counts.get("compute_reference", 0) == bool(made.preference_methods) * seeds
+    assert counts["export_model"] == len(made.exported_methods) * seeds
+    assert counts.get("train_sft", 0) == (made.sft is not None) * seeds
+    assert counts.get("assess", 0) == (made.chosen is not None) * seeds
     scored = made.benchmarks.alpaca_eval is not None
     assert counts.get("score_alpaca_eval", 0) == scored * len(made.methods)
     assert counts.get("show_answers", 0) == scored * (2 * len(made.methods) - 3)

@@ -194,3 +194,15 @@ def test_a_world_that_is_used_up_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(UserError, match=r"data\.world: .* no more than \d+ different .*lower `sft_examples`"):
         for _ in made.test_pairs(World(test_pairs=20_000)):
             pass
+
+
+def test_validation_pairs_are_as_noisy_as_training_and_in_no_other_split() -> None:
+    world = WORLD.model_copy(update={"validation_pairs": 500, "flipped_share": 0.4})
+    validation = list(made.validation_pairs(world))
+    questions = first_questions(validation)
+    assert len(validation) == len(questions) == 500
+    assert statistics.fmean(bool(pair.flipped) for pair in validation) == pytest.approx(0.4, abs=0.07)
+    assert list(made.test_pairs(world)) == TEST, "the test pairs do not depend on them"
+    for others in (TEST, list(made.train_pairs(world)), list(made.supervised_examples(world))):
+        assert not questions & first_questions(others)
+    assert not questions & set(INSTRUCTIONS)

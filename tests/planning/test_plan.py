@@ -44,6 +44,7 @@ def planner(settings: Study, results: Path, gpu: Gpu = GPUS["H100"], **more: Any
         # A dry run takes 4 s.
         pytest.param("table1_llama3_instruct", marks=pytest.mark.slow),
         pytest.param("table2_hh", marks=pytest.mark.slow),
+        pytest.param("noise", marks=pytest.mark.slow),
     ],
 )
 def test_the_jobs_are_those_of_the_workflow(tmp_path: Path, name: str) -> None:

@@ -370,3 +370,66 @@ def test_a_reference_of_other_pairs_is_refused(prepared: dict[str, Path], tmp_pa
         UserError, match=r"train.parquet: reference log-probs do not belong .*80 pairs, 64 cached"
     ):
         run({**prepared, "tokens": other}, tmp_path / "o")
+
+
+@pytest.fixture
+def with_validation(prepared: dict[str, Path], tmp_path: Path) -> dict[str, Path]:
+    """The inputs of a run, whose data has validation pairs too (here the test pairs, under another name)."""
+    made = {}
+    for name, file in (("tokens", "test"), ("reference", "test.parquet")):
+        made[name] = tmp_path / name
+        shutil.copytree(prepared[name], made[name])
+        source = made[name] / file
+        target = source.with_name(file.replace("test", "validation"))
+        shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
+        facts = {k: v for k, v in read_json(prepared[name] / "manifest.json").items() if k == "upstream"}
+        write_manifest(made[name], **facts)
+        shutil.rmtree(source) if source.is_dir() else source.unlink()
+    return prepared | made
+
+
+def test_the_weights_of_each_evaluation_are_kept_and_a_resumed_run_keeps_the_same(
+    with_validation: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test pairs are not even there."""
+    how: dict[str, Any] = {"validated": True, "evaluations": 4}
+    (whole := tmp_path / "whole" / "evaluated").mkdir(parents=True)
+    (whole / "step000099").mkdir()
+    run(with_validation, whole.parent, **how)
+    places = [f"step{step:06d}" for step in (1, 2, 3, 4)]
+    assert sorted(path.name for path in whole.iterdir()) == places, "what an earlier run left is gone"
+    kept = [weights_at(whole / name) for name in places]
+    last = weights(whole.parent)
+    assert all(torch.equal(kept[3][name], last[name]) for name in last)
+    assert not any(torch.equal(kept[1][name], last[name]) for name in last if name.endswith("proj.weight"))
+    figures = read_json(whole.parent / "train_metrics.json")
+    assert "validation_accuracy" in figures and "test_accuracy" not in figures
+
+    # Evaluation 2 is exactly what a run of the same course has after two steps.
+    cut = tmp_path / "cut"
+    interrupt_after(2, monkeypatch)
+    with pytest.raises(SystemExit):
+        run(with_validation, cut, **how)
+    monkeypatch.undo()
+    run(with_validation, cut, **how)
+    for name, before in zip(places, kept, strict=True):
+        after = weights_at(cut / "evaluated" / name)
+        assert all(torch.equal(before[key], after[key]) for key in before), name
+    assert (cut / "train.jsonl").read_text() == (whole.parent / "train.jsonl").read_text()
+
+
+def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGTERM, as the loop sees it, after so many steps of this process."""
+    seen = itertools.count(1)
+    monkeypatch.setattr(loop, "on_sigterm", lambda: lambda: next(seen) == step)
+
+
+def weights_at(folder: Path) -> dict[str, torch.Tensor]:
+    """Weights of one evaluation."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint import FileSystemReader
+
+    metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
+    state: dict[str, Any] = {name: torch.empty(entry.size) for name, entry in metadata.items()}
+    dcp.load(state, checkpoint_id=folder)
+    return state
