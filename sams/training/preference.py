@@ -21,12 +21,13 @@ from sams.data.tokens import Swapped
 from sams.errors import UserError
 from sams.files import read_json, whole_file
 from sams.losses import build_loss
-from sams.policy.model import load_model
+from sams.policy.policy import bare
 from sams.scheduling.selection import Selection, selected
 from sams.training.batches import count_rounds
 from sams.training.crossfit_losses import easiest_first, read_losses
 from sams.training.gates import refuse_foreign_reference
 from sams.training.job import METRICS, TrainingJob, mean_and_error
+from sams.training.loading import load_policy
 from sams.training.loop import train
 from sams.training.passes import score
 from sams.training.selectors import build_selector
@@ -76,8 +77,7 @@ def main(
         checkpoints=checkpoints,
         upstream=upstream,
     ) as job:
-        loaded = load_model(model, settings.model)
-        policy = job.wrap(loaded, training)
+        policy = load_policy(model, settings.model, job.workers, training=training)
         task, test = (read_task(tokens, reference, split, settings) for split in ("train", "test"))
         if training.flipped_share and job.workers.is_main:
             write_labels(task, out)
@@ -87,7 +87,12 @@ def main(
             order = easiest_first(task.ids, read_losses(crossfit or []), training.preselected)
         selection = select(task, training, order)
         selector = build_selector(
-            training, settings.scheduler, selection, model=loaded, job=job, pretrained=scheduler
+            training,
+            settings.scheduler,
+            selection,
+            model=bare(policy).model,
+            job=job,
+            pretrained=scheduler,
         )
         gate = None
         if reference is not None and starts_from(reference, job.upstream["model"]):
@@ -106,7 +111,7 @@ def main(
             gate=gate,
             followed=training.followed_pairs,
         )
-        job.publish(policy, loaded, training)
+        job.publish(policy, training)
         prepared = [*(crossfit or []), *([] if scheduler is None else [scheduler])]
         figures["preparation_seconds"] = sum(seconds_of(folder) for folder in prepared)
         job.finish(figures | final_figures(evaluated))
