@@ -22,11 +22,12 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import DeviceMesh
 
 from sams.planning.models import build
+from sams.planning.traffic import CountTraffic, Traffic
 from sams.policy.model import checkpoint_activations
 from sams.policy.packing import SEGMENTS
 from sams.policy.policy import Policy
 from sams.policy.rows import Item, Rows, pack_rows, pad_rows
-from sams.training.distribution import shard
+from sams.training.distribution import mesh_of, shard
 
 if TYPE_CHECKING:
     from sams.settings import Model
@@ -66,6 +67,7 @@ class Simulation:
         world: processes.
         sharded: FSDP2; otherwise each process holds the policy whole, as alone or with DDP.
         max_length: longest prompt and completion in tokens.
+        replicas: of the policy, each sharded over a part of the processes (HSDP).
     """
 
     config: dict[str, Any]
@@ -73,21 +75,34 @@ class Simulation:
     world: int
     sharded: bool
     max_length: int
+    replicas: int = 1
 
     def peak(self, passes: Passes) -> int:
         """Bytes at the peak of one process: weights, and of what is trained gradients and AdamW's moments too."""
+        with self._made(passes) as (policy, rows):
+            return self._run(policy, rows, passes)
+
+    def traffic(self, passes: Passes) -> Traffic:
+        """What one process sends in a step of one micro-batch, or in one pass of scoring."""
+        with self._made(passes) as (policy, rows), CountTraffic() as counted:
+            with torch.set_grad_enabled(passes.trained):
+                logps = policy(rows).logps
+            if passes.trained:
+                logps.mean().backward()
+        return counted.traffic
+
+    @contextlib.contextmanager
+    def _made(self, passes: Passes) -> Iterator[tuple[Policy, Rows]]:
         rows = longest_rows(passes, self.max_length, packed=self.model.packing)
-        with (
-            fake_processes(self.world if self.sharded else 1) as mesh,
-            FakeTensorMode(allow_non_fake_inputs=True),
-        ):
+        world = self.world if self.sharded else 1
+        with fake_processes(world, self.replicas) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
             policy = on_cpu(build(self.config, self.model.attention))
             policy.pack(SEGMENTS if self.model.packing else None)
             if passes.checkpointing:
                 checkpoint_activations(policy.model)
             if self.sharded and self.world > 1:
                 shard(policy, mesh, self.model.precision)
-            return self._run(policy, rows, passes)
+            yield policy, rows
 
     def _run(self, policy: Policy, rows: Rows, passes: Passes) -> int:
         optimiser = _with_moments(policy) if passes.trained else None
@@ -148,12 +163,12 @@ def _with_moments(policy: Policy) -> torch.optim.Optimizer:
 
 
 @contextlib.contextmanager
-def fake_processes(world: int) -> Iterator[DeviceMesh]:
+def fake_processes(world: int, replicas: int = 1) -> Iterator[DeviceMesh]:
     """A process group of which this is rank 0. The others are not there, and nothing is waited for."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     try:
-        yield dist.init_device_mesh("cpu", (world,))
+        yield mesh_of("cpu", world, world // replicas)
     finally:
         dist.destroy_process_group()

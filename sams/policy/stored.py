@@ -8,25 +8,26 @@ is being written. Names in files are those that transformers writes and reads.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 import transformers
 from accelerate import init_empty_weights
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from safetensors.torch import save_file
 from torch import nn
-from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint import HuggingFaceStorageReader, StorageReader
 from transformers.core_model_loading import revert_weight_conversion
 
 from sams.errors import UserError
+from sams.files import write_json
 from sams.policy.model import without_dropout
-
-if TYPE_CHECKING:
-    from sams.settings import Model
 
 FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
 """What is fetched of a hub model: some hold their weights a second time, under other names."""
+FILE_SIZE = 2_000_000_000
+"""Most bytes of a file that is written, one larger tensor apart: a file is in memory before it is on disk."""
 
 
 def files_of(path: str | Path, revision: str | None = None) -> Path:
@@ -74,9 +75,11 @@ def without_weights(folder: Path, attention: str) -> transformers.PreTrainedMode
 def names_in_files(model: transformers.PreTrainedModel) -> dict[str, str] | None:
     """Weight of the model -> its name in files that transformers writes; tied weights under one name.
 
-    None where files hold other tensors than the model does (stacked experts, for example).
+    None where files hold other tensors than these (stacked experts, or buffers, for example).
     """
     weights = dict(model.named_parameters())
+    if set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}:
+        return None
     named: dict[str, Any] = {name: torch.empty(0) for name in weights}
     written = {id(tensor): name for name, tensor in revert_weight_conversion(model, dict(named)).items()}
     if len(written) != len(weights) or not all(id(tensor) in written for tensor in named.values()):
@@ -92,7 +95,7 @@ def found_in(model: transformers.PreTrainedModel, folder: Path) -> dict[str, str
     names = names_in_files(model)
     if names is None:
         return None
-    there = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    there: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     aliases = model.all_tied_weights_keys
     found = {}
     for name, weight in model.named_parameters():
@@ -126,3 +129,43 @@ def fill(model: transformers.PreTrainedModel, folder: Path, found: dict[str, str
         found[name]: weight.detach() for name, weight in model.named_parameters() if name in found
     }
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
+
+
+def write(
+    model: transformers.PreTrainedModel,
+    reader: StorageReader,
+    keys: dict[str, str],
+    out: Path,
+    dtype: torch.dtype,
+    file_size: int = FILE_SIZE,
+) -> None:
+    """Write a model's config and weights as `save_pretrained` does, one file in memory at a time.
+
+    Args:
+        model: without its weights.
+        reader: of where these are.
+        keys: weight -> its key there.
+        out: the folder.
+        dtype: of the weights in the files.
+        file_size: most bytes of a file.
+    """
+    names = names_in_files(model)
+    assert names is not None
+    model.to(dtype).save_pretrained(out, state_dict={})  # the configs
+    weights = {names[name]: (keys[name], weight) for name, weight in model.named_parameters()}
+    split = split_torch_state_dict_into_shards(
+        {name: weight.detach() for name, (_, weight) in weights.items()},
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=file_size,
+    )
+    for file, inside in split.filename_to_tensors.items():
+        state: dict[str, Any] = {}
+        for name in inside:
+            key, weight = weights[name]
+            state[key] = torch.empty(weight.shape, dtype=dtype)
+        dcp.load(state, storage_reader=reader, no_dist=True)
+        save_file({name: state[weights[name][0]] for name in inside}, out / file, {"format": "pt"})
+    if split.is_sharded:
+        metadata = {"total_parameters": model.num_parameters(), **split.metadata}
+        index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
+        write_json(out / "model.safetensors.index.json", index)

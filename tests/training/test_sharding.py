@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-from sams.policy.model import build_model
-from sams.policy.stored import found_in, without_weights
+from sams.files import read_json
+from sams.policy.model import build_model, load_model
+from sams.policy.stored import found_in, without_weights, write
 from sams.recipes import Job
 from tests import tiny
 from tests.conftest import ROOT
@@ -36,8 +40,6 @@ def test_processes_that_read_their_own_shards_hold_what_they_would_of_the_whole(
 
 
 def test_files_that_lack_a_weight_or_hold_another_size_are_left_to_transformers(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     build_model(tiny.settings(), tiny.tokenizer(), seed=0).save_pretrained(tmp_path)
     model = without_weights(tmp_path, "sdpa")
     assert found_in(model, tmp_path) is not None
@@ -83,3 +85,36 @@ def test_two_nodes_that_are_replicas_of_two_shards_equal_one_process(
     ours, theirs = weights(out), weights(tmp_path / "one")
     for name, value in theirs.items():
         assert (ours[name] - value).norm() <= 1e-5 * value.norm(), name
+
+
+@pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
+def test_what_is_written_file_by_file_is_what_transformers_writes(tmp_path: Path, kind: str) -> None:
+    folder, limit = stored(tmp_path / "start", kind), 30_000
+    settings = tiny.settings(kind)
+    load_model(folder, settings).to(torch.bfloat16).save_pretrained(tmp_path / "whole", max_shard_size=limit)
+    model = without_weights(folder, settings.attention)
+    found = found_in(model, folder)
+    assert found is not None
+    model.config.use_cache = True
+    write(model, HuggingFaceStorageReader(str(folder)), found, tmp_path / "ours", torch.bfloat16, limit)
+
+    weights = []
+    for made in ("whole", "ours"):
+        files = sorted((tmp_path / made).glob("*.safetensors"))
+        assert len(files) > 1 and all(file.stat().st_size < 2 * limit for file in files)
+        weights.append({name: tensor for file in files for name, tensor in load_file(file).items()})
+        # Loaded by transformers, nothing is missing.
+        loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / made, output_loading_info=True
+        )
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        assert loaded.dtype == torch.bfloat16
+    whole, ours = weights
+    assert whole.keys() == ours.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in whole.items())
+    names = {path.name for path in (tmp_path / "whole").iterdir()}
+    assert names == {path.name for path in (tmp_path / "ours").iterdir()}
+    for name in ("config.json", "generation_config.json"):
+        assert read_json(tmp_path / "ours" / name) == read_json(tmp_path / "whole" / name), name
+    theirs, mine = (read_json(tmp_path / made / "model.safetensors.index.json") for made in ("whole", "ours"))
+    assert mine["metadata"] == theirs["metadata"] and mine["weight_map"].keys() == theirs["weight_map"].keys()
