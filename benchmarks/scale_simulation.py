@@ -1,8 +1,9 @@
 """Memory and traffic of large policies on many GPUs, without one: python -m benchmarks.scale_simulation.
 
-Each row is a run of the trainer's own sharded policy in a fake process group, on tensors that have a shape and no data:
-what torch's tracker counts at the peak of one process, and what its collectives send in a step. Prints the table of
-docs/scale.md and writes results/bench/scale_simulation.json, row by row.
+Each row is a step of the trainer's own sharded policy in a fake process group, on tensors that have a shape and no
+data: what torch's tracker counts at the peak of one process, and what its collectives send in a step. Prints the table of
+docs/scale.md and writes results/bench/scale_simulation.json, row by row. With `--quick` the model is cut to 4 and to 8
+blocks, and what a block adds is extrapolated.
 """
 
 import time
@@ -16,7 +17,7 @@ from sams.files import read_json, write_json
 from sams.planning.gpus import GPUS
 from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
 from sams.planning.models import build, config_of
-from sams.planning.traffic import expected
+from sams.planning.traffic import Traffic, expected
 from sams.policy.model import blocks
 from sams.settings import Model
 
@@ -25,25 +26,37 @@ MODELS = {"8B": "meta-llama/Meta-Llama-3-8B-Instruct", "70B": "meta-llama/Meta-L
 CASES = [
     # model, processes, replicas, pairs of a micro-batch, micro-batches
     ("8B", 8, 1, 1, 1),
-    ("8B", 8, 1, 4, 1),
-    ("8B", 8, 1, 1, 4),
-    ("8B", 64, 1, 1, 1),
-    ("8B", 64, 8, 1, 1),
     ("70B", 64, 1, 1, 1),
+    ("8B", 8, 1, 1, 4),
+    ("8B", 64, 8, 1, 1),
     ("70B", 64, 8, 1, 1),
+    ("8B", 64, 1, 1, 1),
+    ("8B", 8, 1, 4, 1),
 ]
 MAX_LENGTH = 1024
+QUICK = (4, 8)
 
 
-def simulate(name: str, world: int, replicas: int, pairs: int, micro_batches: int) -> dict[str, Any]:
+def simulate(
+    name: str, world: int, replicas: int, pairs: int, micro_batches: int, *, quick: bool
+) -> dict[str, Any]:
     """One row."""
     started = time.monotonic()
     model = Model(path=MODELS[name], precision="bfloat16", activation_checkpointing=True)
     config = config_of(model)
-    simulation = Simulation(config, model, world, True, MAX_LENGTH, replicas)
     passes = Passes(pairs, 2, micro_batches, True, True)
-    peak = simulation.peak(passes)
-    traffic = simulation.traffic(Passes(pairs, checkpointing=True))
+
+    def step(cut: dict[str, int]) -> tuple[float, Traffic]:
+        return Simulation(config | cut, model, world, True, MAX_LENGTH, replicas).step(passes)
+
+    if quick:
+        (less, few), (more, many) = (step({"num_hidden_layers": layers}) for layers in QUICK)
+        further = (config["num_hidden_layers"] - QUICK[0]) / (QUICK[1] - QUICK[0])
+        peak = less + further * (more - less)
+        sent = {kind: few.sent[kind] + further * (many.sent[kind] - few.sent[kind]) for kind in few.sent}
+    else:
+        peak, traffic = step({})
+        sent = traffic.sent
     policy = build(config, model.attention)
     total = sum(weight.numel() for weight in policy.parameters())
     inner = sum(weight.numel() for weight in blocks(policy.model).parameters())
@@ -61,8 +74,9 @@ def simulate(name: str, world: int, replicas: int, pairs: int, micro_batches: in
         "peak_gib": peak / GIB,
         "taken_gib": taken / GIB,
         "fits": taken <= GPUS["H100"].memory,
-        "sent": traffic.sent,
+        "sent": sent,
         "sent_by_hand": hand.sent,
+        "extrapolated": quick,
         "seconds": round(time.monotonic() - started, 1),
     }
 
@@ -70,8 +84,8 @@ def simulate(name: str, world: int, replicas: int, pairs: int, micro_batches: in
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
-        "| model | processes | sharded over | micro-batches x pairs | weights, gradients, moments | peak | taken | 80 GB "
-        "| all-gather | reduce-scatter | all-reduce |",
+        "| model | processes | sharded over | micro-batches × pairs | weights, gradients, moments | peak | taken "
+        "| 80 GB | all-gather | reduce-scatter | all-reduce |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -87,13 +101,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=MODELS, help="one of the models")
+    parser.add_argument("--quick", action="store_true", help="extrapolate from 4 and 8 blocks")
     parser.add_argument("--out", type=Path, default=Path("results/bench/scale_simulation.json"))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     for case in CASES:
         if chosen.only in (None, case[0]):
-            rows.append(simulate(*case))
+            rows.append(simulate(*case, quick=chosen.quick))
             write_json(chosen.out, rows)
             print(rows[-1], flush=True)
     print(table(read_json(chosen.out)))

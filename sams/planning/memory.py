@@ -79,20 +79,10 @@ class Simulation:
 
     def peak(self, passes: Passes) -> int:
         """Bytes at the peak of one process: weights, and of what is trained gradients and AdamW's moments too."""
-        with self._made(passes) as (policy, rows):
-            return self._run(policy, rows, passes)
+        return self.step(passes)[0]
 
-    def traffic(self, passes: Passes) -> Traffic:
-        """What one process sends in a step of one micro-batch, or in one pass of scoring."""
-        with self._made(passes) as (policy, rows), CountTraffic() as counted:
-            with torch.set_grad_enabled(passes.trained):
-                logps = policy(rows).logps
-            if passes.trained:
-                logps.mean().backward()
-        return counted.traffic
-
-    @contextlib.contextmanager
-    def _made(self, passes: Passes) -> Iterator[tuple[Policy, Rows]]:
+    def step(self, passes: Passes) -> tuple[int, Traffic]:
+        """The peak, and what one process sends: in a step of one or two micro-batches, or in one pass of scoring."""
         rows = longest_rows(passes, self.max_length, packed=self.model.packing)
         world = self.world if self.sharded else 1
         with fake_processes(world, self.replicas) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
@@ -102,9 +92,9 @@ class Simulation:
                 checkpoint_activations(policy.model)
             if self.sharded and self.world > 1:
                 shard(policy, mesh, self.model.precision)
-            yield policy, rows
+            return self._run(policy, rows, passes)
 
-    def _run(self, policy: Policy, rows: Rows, passes: Passes) -> int:
+    def _run(self, policy: Policy, rows: Rows, passes: Passes) -> tuple[int, Traffic]:
         optimiser = _with_moments(policy) if passes.trained else None
         sharded = self.sharded and self.world > 1
         tracker: Any = FSDPMemTracker(policy, optimiser) if sharded else MemTracker()  # type: ignore[arg-type]
@@ -113,7 +103,7 @@ class Simulation:
         compute = partial(
             torch.autocast, "cpu", torch.bfloat16, enabled=not sharded and self.model.precision == "bfloat16"
         )
-        with tracker, torch.set_grad_enabled(passes.trained):
+        with tracker, CountTraffic() as counted, torch.set_grad_enabled(passes.trained):
             # What a second micro-batch adds, further ones do not.
             for left in reversed(range(min(2, passes.micro_batches))):
                 tracker.reset_mod_stats()  # each pass is the tracker's first
@@ -125,7 +115,8 @@ class Simulation:
                     logps.mean().backward()
             if optimiser is not None:
                 optimiser.step()
-        return max(int(found["Total"]) for found in tracker.get_tracker_snapshot("peak").values())
+        peak = max(int(found["Total"]) for found in tracker.get_tracker_snapshot("peak").values())
+        return peak, counted.traffic
 
 
 def longest_rows(passes: Passes, max_length: int, *, packed: bool) -> Rows:

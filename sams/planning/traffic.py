@@ -22,8 +22,8 @@ class Traffic:
     """Bytes that one process sends, by collective; ring algorithms, which no other sends less than.
 
     Attributes:
-        sent: kind of collective -> bytes: (n - 1) / n of the whole tensor for an all-gather or a reduce-scatter over n
-            processes, twice that for an all-reduce.
+        sent: kind of collective -> bytes: (n - 1) / n of the whole tensor for an all-gather or a reduce-scatter over
+            n processes, twice that for an all-reduce.
         calls: kind -> how many.
     """
 
@@ -66,8 +66,8 @@ def _bytes(tensor: Tensor) -> int:
 def expected(blocks: int, others: int, *, processes: int, replicas: int, compute: torch.dtype) -> Traffic:
     """The same for a step of one micro-batch by hand, of the trainer's FSDP2.
 
-    Weights are gathered in the compute type, those of the blocks once more for the backward pass; gradients are reduced
-    in float32, and what is left of them on a process once more over the replicas.
+    Weights are gathered in the compute type, those of the blocks once more for the backward pass; gradients are
+    reduced in float32, and what is left of them on a process once more over the replicas.
 
     Args:
         blocks: weights in the blocks.

@@ -96,8 +96,8 @@ def test_traffic_of_a_step_is_what_sharding_costs_by_hand(replicas: int) -> None
     total = sum(weight.numel() for weight in policy.parameters())
     inner = sum(weight.numel() for weight in blocks(policy.model).parameters())
     hand = expected(inner, total - inner, processes=8 // replicas, replicas=replicas, compute=torch.bfloat16)
-    assert simulation.traffic(Passes(1, checkpointing=True)).sent == hand.sent
-    scored = simulation.traffic(Passes(1, trained=False)).sent
+    assert simulation.step(Passes(1, checkpointing=True))[1].sent == hand.sent
+    scored = simulation.step(Passes(1, trained=False))[1].sent
     shards = 8 // replicas
     assert scored == {"all_gather": 2 * total * (shards - 1) / shards}
 
