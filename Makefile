@@ -1,7 +1,7 @@
 # Every target works in .venv, which `env` makes from the lock and leaves alone where it is up to date.
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all mutations bench bench-scale lint mlflow lock
+.PHONY: help env demo test test-all test-gpu mutations bench bench-scale lint mlflow lock
 
 BIN := .venv/bin
 # The first Python that fits; a name on the PATH can be that of one that does not run.
@@ -26,6 +26,9 @@ test: env ## the tests
 
 test-all: env ## the tests, the slow ones too
 	$(PYTEST) -m "not gpu"
+
+test-gpu: env ## the tests that need an NVIDIA GPU; without one they are skipped
+	$(BIN)/pytest -m gpu -rs tests/gpu
 
 mutations: env ## deliberate faults, each of which must fail a test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
