@@ -1,9 +1,9 @@
 """Memory and traffic of large policies on many GPUs, without one: python -m benchmarks.scale_simulation.
 
 Each row is a step of the trainer's own sharded policy in a fake process group, on tensors that have a shape and no
-data: what torch's tracker counts at the peak of one process, and what its collectives send in a step. Prints the table of
-docs/scale.md and writes results/bench/scale_simulation.json, row by row. With `--quick` the model is cut to 4 and to 8
-blocks, and what a block adds is extrapolated.
+data: what torch's tracker counts at the peak of one process, and what its collectives send in a step. Prints the
+table of docs/scale.md and writes results/bench/scale_simulation.json, row by row. With `--quick` the model is cut to
+4 and to 8 blocks, and what a block adds is extrapolated.
 """
 
 import time

@@ -83,8 +83,10 @@ rule tokenise:
         code=code_digest("sams.data.tokenise"),
         data=subpath(input.data, parent=True),
         out=subpath(output.manifest, parent=True),
+    threads: 8
     shell:
         "python -m sams.data.tokenise"
+        " --processes {threads}"
         " --recipe {params.recipe:q}"
         " --data {params.data:q}"
         " --out {params.out:q}"
