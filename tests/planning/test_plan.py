@@ -12,6 +12,7 @@ from sams.config import Study, load_study, read_settings
 from sams.errors import UserError
 from sams.planning.data import facts_of
 from sams.planning.gpus import GPUS, Gpu, gpu_named
+from sams.planning.memory import Passes, Simulation
 from sams.planning.plan import GIB, Planner
 from sams.planning.show import print_plan
 from tests.conftest import ROOT
@@ -151,3 +152,11 @@ def test_the_command_finds_that_llama_8b_fits_8_gpus_of_80_gb() -> None:
     command += ["--study", "table1_llama3_instruct", "--gpu", "H100", "--gpus", "8"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert "8 H100" in shown and "dpo-sams" in shown and "NO" not in shown and "will not fit" not in shown
+
+
+def test_a_deep_model_takes_what_two_shallow_ones_say(tmp_path: Path) -> None:
+    deep = {**SMALL, "model": {"precision": "bfloat16", "architecture": {"num_hidden_layers": 14}}}
+    peaks = planner(study("", **deep), tmp_path).peaks
+    for passes in (Passes(1, checkpointing=True), Passes(2), Passes(2, trained=False)):
+        whole = Simulation(peaks.config, peaks.study.model, 8, True, 64).peak(passes)
+        assert peaks.peak(passes) == pytest.approx(whole, rel=0.01)
