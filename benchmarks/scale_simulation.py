@@ -57,11 +57,18 @@ def simulate(
     else:
         peak, traffic = step({})
         sent = traffic.sent
+    # Two micro-batches are run of more, which gather as much each.
+    sent["all_gather"] *= micro_batches / min(2, micro_batches)
     policy = build(config, model.attention)
     total = sum(weight.numel() for weight in policy.parameters())
     inner = sum(weight.numel() for weight in blocks(policy.model).parameters())
     hand = expected(
-        inner, total - inner, processes=world // replicas, replicas=replicas, compute=torch.bfloat16
+        inner,
+        total - inner,
+        processes=world // replicas,
+        replicas=replicas,
+        compute=torch.bfloat16,
+        micro_batches=micro_batches,
     )
     taken = SPARE * peak + RESERVE
     return {

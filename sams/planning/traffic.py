@@ -63,11 +63,14 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def expected(blocks: int, others: int, *, processes: int, replicas: int, compute: torch.dtype) -> Traffic:
-    """The same for a step of one micro-batch by hand, of the trainer's FSDP2.
+def expected(
+    blocks: int, others: int, *, processes: int, replicas: int, compute: torch.dtype, micro_batches: int = 1
+) -> Traffic:
+    """The same for a step by hand, of the trainer's FSDP2.
 
-    Weights are gathered in the compute type, those of the blocks once more for the backward pass; gradients are
-    reduced in float32, and what is left of them on a process once more over the replicas.
+    For each micro-batch weights are gathered in the compute type, those of the blocks once more for the backward
+    pass; after the last one gradients are reduced in float32, and what is left of them on a process once more over
+    the replicas.
 
     Args:
         blocks: weights in the blocks.
@@ -75,9 +78,10 @@ def expected(blocks: int, others: int, *, processes: int, replicas: int, compute
         processes: that a replica is sharded over.
         replicas: of the policy.
         compute: compute type.
+        micro_batches: of a step.
     """
     found = Traffic()
-    found.add("all_gather", compute.itemsize * (2 * blocks + others), processes)
+    found.add("all_gather", micro_batches * compute.itemsize * (2 * blocks + others), processes)
     found.add("reduce_scatter", 4 * (blocks + others), processes)
     if replicas > 1:
         found.add("all_reduce", 4 * (blocks + others) / processes, replicas)
