@@ -163,7 +163,6 @@ def test_rows_read_in_many_parts_give_the_same_ids(
 def test_processes_that_share_the_batches_write_the_same_bytes(
     world_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a mistake that one of them meets, the line comes through."""
     monkeypatch.setattr(tokenise, "READ_ROWS", 33)
     recipe = {"model": {**FRESH, "tokenizer": "words"}, "max_length": 128, "max_prompt_length": 96}
     for out, processes, least in (("one", 1, 0), ("three", 3, 0), ("few", 3, 10**6)):
@@ -171,15 +170,23 @@ def test_processes_that_share_the_batches_write_the_same_bytes(
         tokenise.main(json.dumps(recipe), world_data, tmp_path / out, processes=processes)
     digests = {manifest_digest(tmp_path / out) for out in ("one", "three", "few")}
     assert len(digests) == 1
-    strict = tmp_path / "strict.jinja"
-    strict.write_text(
-        "{% if messages|length > 0 %}{{ raise_exception('too long') }}{% endif %}" + PLAIN_TEMPLATE
+
+
+def test_a_mistake_that_another_process_meets_is_an_error_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "strict.jinja"
+    file.write_text(
+        "{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}" + PLAIN_TEMPLATE
     )
+    dialogue = "\n\nHuman: why\n\nAssistant: so\n\nHuman: why\n\nAssistant:"
+    data = own_data(tmp_path, ("why", "a", "b"), (dialogue, "a", "b"))
     monkeypatch.setattr(tokenise, "WORTH_PROCESSES", 0)
-    refusing = recipe | {"model": {**FRESH, "tokenizer": "words", "chat_template": str(strict)}}
-    with pytest.raises(UserError, match="too long"):
-        tokenise.main(json.dumps(refusing), world_data, tmp_path / "refused", processes=2)
-    assert not (tmp_path / "refused").exists()
+    recipe = {"model": {**FRESH, "tokenizer": "words", "chat_template": str(file)}}
+    recipe |= {"max_length": 128, "max_prompt_length": 96}
+    with pytest.raises(UserError, match=r"refuses the roles .*: too long"):
+        tokenise.main(json.dumps(recipe), data, tmp_path / "tokens", processes=2)
+    assert not (tmp_path / "tokens").exists()
 
 
 def test_long_prompts_lose_their_beginning_and_long_responses_their_end(tmp_path: Path) -> None:
