@@ -1,7 +1,7 @@
 # Every target works in .venv, which `env` makes from the lock and leaves alone where it is up to date.
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-slurm demo test test-all faults soak test-slurm test-hosts mutations bench bench-scale lint audit mlflow lock
+.PHONY: help env env-slurm demo test test-all test-gpu faults soak test-slurm test-hosts mutations bench bench-scale lint audit mlflow lock
 
 BIN := .venv/bin
 # The first Python that fits; a name on the PATH can be that of one that does not run.
@@ -43,6 +43,9 @@ faults: env ## faults made to happen: kills, signals, hangs, two workflows, bad 
 
 soak: env ## 100,000 steps of a very small model, killed once: nothing grows, no record is lost
 	SAMS_SOAK_STEPS=100000 OMP_NUM_THREADS=1 $(BIN)/pytest -m faults -s tests/faults/test_soak.py
+
+test-gpu: env ## the tests that need an NVIDIA GPU; without one they are skipped
+	$(BIN)/pytest -m gpu -rs tests/gpu
 
 mutations: env ## deliberate faults, each of which must fail a test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations

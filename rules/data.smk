@@ -89,6 +89,7 @@ rule tokenise:
         f"{LOGS}/{OF_SEED}tokenise.log",
     conda:
         "../envs/sams.yaml"
+    threads: 8
     resources:
         **resources.plain(STUDY, "tokenise"),
     params:
@@ -98,6 +99,7 @@ rule tokenise:
         out=subpath(output.manifest, parent=True),
     shell:
         "python -m sams.data.tokenise"
+        " --processes {threads}"
         " --recipe {params.recipe:q}"
         " --data {params.data:q}"
         " --out {params.out:q}"

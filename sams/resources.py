@@ -23,7 +23,7 @@ ASSUMED_WEIGHTS = 8.0e9
 TRAINING_BYTES = 16
 """Float32 weights, gradient and AdamW's two moments, of each weight."""
 LOADING_BYTES = 4
-"""Float32 weights, which every process holds before they go to its GPU."""
+"""Float32 weights, which a process holds before they go to its GPU: all of them, or under FSDP2 its shard."""
 CHECKPOINT_BYTES = 3 * 12
 """Float32 weights and moments, of each weight: two checkpoints that are kept, and the one being written."""
 
@@ -58,7 +58,10 @@ def training(study: Study, gpus: int) -> dict[str, Any]:
     """
     launch, weights = study.launch, weights_of(study.model)
     each, on_gpus = processes(launch, gpus), gpus_wanted(launch, gpus)
-    per_weight = LOADING_BYTES if on_gpus else TRAINING_BYTES
+    per_weight: float = LOADING_BYTES if on_gpus else TRAINING_BYTES
+    trainings = [study.sft, *(study.preference_of(method) for method in study.preference_methods)]
+    if launch.strategy == "fsdp2" and not any(training is not None and training.lora for training in trainings):
+        per_weight /= each
     asked = {
         **_gpus(study, on_gpus),
         "nodes": launch.nodes,

@@ -1,11 +1,14 @@
 """Stage `tokenise`: from prepared records to token ids, once for all methods."""
 
+import contextlib
 import itertools
 import logging
+import multiprocessing
 import random
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +37,22 @@ RESPONSES = {
 }
 COUNTED = ("read", "kept", "dropped_empty", "dropped_equal", "prompt_cut", "response_cut")
 READ_ROWS = 1000
+"""Rows of a batch, which one process encodes."""
+WORTH_PROCESSES = 20_000
+"""Rows from which on other processes are worth their start."""
 
 Row = dict[str, Any]
+Columns = dict[str, list[Any]]
 
 
-def main(recipe: str, data: Path, out: Path) -> None:
+def main(recipe: str, data: Path, out: Path, processes: int = 1) -> None:
     """Write tokenizer/, sft/, train/, test/, validation/ where the data has it, and report.json.
+
+    Args:
+        recipe: the stage's recipe.
+        data: prepared records.
+        out: folder of the results.
+        processes: that encode batches side by side; what is written does not depend on it.
 
     Raises:
         UserError: tokenizer, template or model cannot be had or do not fit together; too little is left of a split.
@@ -51,13 +64,13 @@ def main(recipe: str, data: Path, out: Path) -> None:
     report: dict[str, Any] = {"vocabulary": len(tokenizer)}
     with whole_folder(out, upstream={"data": manifest_digest(data)}) as part:
         tokenizer.save_pretrained(part / "tokenizer")
-        for split in RESPONSES:
-            if split == "validation" and not (data / f"{split}.parquet").is_file():
-                continue
-            report[split] = tokenise_split(
-                data / f"{split}.parquet", split, tokenizer, settings, part / split
-            )
-            log.info("%s: %s", split, report[split])
+        with encoding_processes(tokenizer, settings, processes) as pool:
+            for split in RESPONSES:
+                file = data / f"{split}.parquet"
+                if split == "validation" and not file.is_file():
+                    continue
+                report[split] = tokenise_split(file, split, tokenizer, settings, part / split, pool)
+                log.info("%s: %s", split, report[split])
         if (study := current_study()) is not None:
             check_rounds(study, {split: report[split]["kept"] for split in RESPONSES})
         write_json(part / "report.json", report)
@@ -75,11 +88,17 @@ def texts(data: Path) -> Iterator[str]:
 
 
 def tokenise_split(
-    file: Path, split: str, tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe, out: Path
+    file: Path,
+    split: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    settings: TokeniseRecipe,
+    out: Path,
+    pool: "Pool | None" = None,
 ) -> dict[str, Any]:
     """Tokenise one split into an Arrow data set; return what was kept, cut and dropped, and the lengths.
 
-    Memory does not grow with the data: rows are read, encoded and written a batch at a time.
+    Memory does not grow with the data: rows are read, encoded and written a batch at a time, of a pool some batches.
+    Each batch is encoded by itself, and they are written in order, whoever encodes them.
 
     Raises:
         UserError: when nothing is left.
@@ -88,27 +107,19 @@ def tokenise_split(
     names = ["id", "prompt_ids", *(f"{name}_ids" for name in responses)]
     names += ["flipped"] if split != "sft" else []
     unknown = tokenizer.unk_token_id
-    encode = CompletionEncoder(tokenizer)
     counts = Counter(dict.fromkeys(COUNTED, 0))
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         mismatching = settings.mismatched and len(responses) == 2
         first = Path(folder) / split if mismatching else out
         with token_writer(first, names, unknown=unknown) as writer:
-            for batch in read_batches(file, split):
-                columns: dict[str, list[Any]] = {name: [] for name in names}
-                prompts = encode_prompts(tokenizer, [row["prompt"] for row in batch])
-                answers = [encode([row[name] for row in batch]) for name in responses]
-                for row, prompt, *ids in zip(batch, prompts, *answers, strict=True):
-                    counts["read"] += 1
-                    fitted = fit(prompt, ids, settings, tokenizer.bos_token_id, counts)
-                    if any(len(response) <= len(encode.end) for response in ids):
-                        counts["dropped_empty"] += 1
-                    elif len(ids) == 2 and fitted[1] == fitted[2]:
-                        counts["dropped_equal"] += 1
-                    else:
-                        counts["kept"] += 1
-                        for name, value in zip(names, (row["id"], *fitted, row.get("flipped")), strict=False):
-                            columns[name].append(value)
+            batches = read_batches(file, split)
+            if pool is not None and rows_of(file) >= WORTH_PROCESSES:
+                encoded: Iterable[tuple[Columns, Counter[str]]] = pool.encode(batches, names)
+            else:
+                encoder = Encoder(tokenizer, settings)
+                encoded = (encoder(batch, names) for batch in batches)
+            for columns, counted in encoded:
+                counts.update(counted)
                 writer.write(columns)
         if not counts["kept"]:
             raise UserError(
@@ -121,6 +132,87 @@ def tokenise_split(
                 for table in mismatched(first, counts["kept"], settings.max_length):
                     writer.write(table)
     return {**counts, **writer.report()}
+
+
+class Encoder:
+    """Turns batches of records into columns of token ids."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe) -> None:
+        self._tokenizer, self._settings = tokenizer, settings
+        self._encode = CompletionEncoder(tokenizer)
+
+    def __call__(self, batch: list[Row], names: list[str]) -> tuple[Columns, Counter[str]]:
+        """The columns `names` of what is kept, and counts of what was."""
+        counts: Counter[str] = Counter()
+        columns: Columns = {name: [] for name in names}
+        responses = [name.removesuffix("_ids") for name in names[2:] if name.endswith("_ids")]
+        prompts = encode_prompts(self._tokenizer, [row["prompt"] for row in batch])
+        answers = [self._encode([row[name] for row in batch]) for name in responses]
+        for row, prompt, *ids in zip(batch, prompts, *answers, strict=True):
+            counts["read"] += 1
+            fitted = fit(prompt, ids, self._settings, self._tokenizer.bos_token_id, counts)
+            if any(len(response) <= len(self._encode.end) for response in ids):
+                counts["dropped_empty"] += 1
+            elif len(ids) == 2 and fitted[1] == fitted[2]:
+                counts["dropped_equal"] += 1
+            else:
+                counts["kept"] += 1
+                for name, value in zip(names, (row["id"], *fitted, row.get("flipped")), strict=False):
+                    columns[name].append(value)
+        return columns, counts
+
+
+class Pool:
+    """Processes that encode batches."""
+
+    def __init__(self, executor: ProcessPoolExecutor, processes: int) -> None:
+        self._executor, self._most = executor, 2 * processes
+
+    def encode(
+        self, batches: Iterable[list[Row]], names: list[str]
+    ) -> Iterator[tuple[Columns, Counter[str]]]:
+        """Encoded batches in their order; only a few are under way at any time."""
+        waiting: deque[Future[tuple[Columns, Counter[str]]]] = deque()
+        for batch in batches:
+            waiting.append(self._executor.submit(_encode_here, batch, names))
+            if len(waiting) == self._most:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def encoding_processes(
+    tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe, processes: int
+) -> Iterator[Pool | None]:
+    """So many processes, started when the first batch comes; None for one."""
+    if processes < 2:
+        yield None
+        return
+    # Not forked: Arrow's threads are at work in this process.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, _begin_here, (tokenizer, settings)) as executor:
+        yield Pool(executor, processes)
+
+
+_encoder: Encoder | None = None
+
+
+def _begin_here(tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe) -> None:
+    global _encoder
+    _encoder = Encoder(tokenizer, settings)
+
+
+def _encode_here(batch: list[Row], names: list[str]) -> tuple[Columns, Counter[str]]:
+    assert _encoder is not None
+    return _encoder(batch, names)
+
+
+def rows_of(file: Path) -> int:
+    """Records of a prepared Parquet file."""
+    from pyarrow import parquet
+
+    return int(parquet.read_metadata(file).num_rows)
 
 
 def fit(

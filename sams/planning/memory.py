@@ -22,11 +22,12 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import DeviceMesh
 
 from sams.planning.models import build
+from sams.planning.traffic import CountTraffic, Traffic
 from sams.policy.model import checkpoint_activations
 from sams.policy.packing import SEGMENTS
 from sams.policy.policy import Policy
 from sams.policy.rows import Item, Rows, pack_rows, pad_rows
-from sams.training.distribution import shard
+from sams.training.distribution import mesh_of, shard
 
 if TYPE_CHECKING:
     from sams.settings import Model
@@ -66,6 +67,7 @@ class Simulation:
         world: processes.
         sharded: FSDP2; otherwise each process holds the policy whole, as alone or with DDP.
         max_length: longest prompt and completion in tokens.
+        replicas: of the policy, each sharded over a part of the processes (HSDP).
     """
 
     config: dict[str, Any]
@@ -73,14 +75,17 @@ class Simulation:
     world: int
     sharded: bool
     max_length: int
+    replicas: int = 1
 
     def peak(self, passes: Passes) -> int:
         """Bytes at the peak of one process: weights, and of what is trained gradients and AdamW's moments too."""
+        return self.step(passes)[0]
+
+    def step(self, passes: Passes) -> tuple[int, Traffic]:
+        """The peak, and what one process sends: in a step of one or two micro-batches, or in one pass of scoring."""
         rows = longest_rows(passes, self.max_length, packed=self.model.packing)
-        with (
-            fake_processes(self.world if self.sharded else 1) as mesh,
-            FakeTensorMode(allow_non_fake_inputs=True),
-        ):
+        world = self.world if self.sharded else 1
+        with fake_processes(world, self.replicas) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
             policy = on_cpu(build(self.config, self.model.attention))
             policy.pack(SEGMENTS if self.model.packing else None)
             if passes.checkpointing:
@@ -89,7 +94,7 @@ class Simulation:
                 shard(policy, mesh, self.model.precision)
             return self._run(policy, rows, passes)
 
-    def _run(self, policy: Policy, rows: Rows, passes: Passes) -> int:
+    def _run(self, policy: Policy, rows: Rows, passes: Passes) -> tuple[int, Traffic]:
         optimiser = _with_moments(policy) if passes.trained else None
         sharded = self.sharded and self.world > 1
         tracker: Any = FSDPMemTracker(policy, optimiser) if sharded else MemTracker()  # type: ignore[arg-type]
@@ -98,7 +103,7 @@ class Simulation:
         compute = partial(
             torch.autocast, "cpu", torch.bfloat16, enabled=not sharded and self.model.precision == "bfloat16"
         )
-        with tracker, torch.set_grad_enabled(passes.trained):
+        with tracker, CountTraffic() as counted, torch.set_grad_enabled(passes.trained):
             # What a second micro-batch adds, further ones do not.
             for left in reversed(range(min(2, passes.micro_batches))):
                 tracker.reset_mod_stats()  # each pass is the tracker's first
@@ -110,7 +115,8 @@ class Simulation:
                     logps.mean().backward()
             if optimiser is not None:
                 optimiser.step()
-        return max(int(found["Total"]) for found in tracker.get_tracker_snapshot("peak").values())
+        peak = max(int(found["Total"]) for found in tracker.get_tracker_snapshot("peak").values())
+        return peak, counted.traffic
 
 
 def longest_rows(passes: Passes, max_length: int, *, packed: bool) -> Rows:
@@ -148,12 +154,12 @@ def _with_moments(policy: Policy) -> torch.optim.Optimizer:
 
 
 @contextlib.contextmanager
-def fake_processes(world: int) -> Iterator[DeviceMesh]:
+def fake_processes(world: int, replicas: int = 1) -> Iterator[DeviceMesh]:
     """A process group of which this is rank 0. The others are not there, and nothing is waited for."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     try:
-        yield dist.init_device_mesh("cpu", (world,))
+        yield mesh_of("cpu", world, world // replicas)
     finally:
         dist.destroy_process_group()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
@@ -16,8 +15,10 @@ from sams.model_configs import config_of
 from sams.planning import work as count
 from sams.planning.data import Facts
 from sams.planning.gpus import Gpu
-from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
+from sams.planning.memory import RESERVE, SPARE
 from sams.planning.models import Sizes, sizes_of
+from sams.planning.parts import Disk, Judged, Plan, Stage
+from sams.planning.peaks import Memory, Peaks, together
 from sams.planning.work import SchedulerCosts, Work, scheduler_costs
 from sams.recipes import recipe_of, scheduler_is_pretrained
 from sams.scoring.judge_store import USUAL_ANSWER_TOKENS, Tokens
@@ -25,10 +26,9 @@ from sams.tables.render import number
 from sams.training.checkpoints import KEPT
 from sams.training.costs import PEAK_FLOPS
 from sams.training.reference import MOST_ITEMS
-from sams.training.tuning import ADAM_BYTES, MEMORY_SHARE, WAITING_BYTES
 
 if TYPE_CHECKING:
-    from sams.settings import Decoding, MicroBatch, Training
+    from sams.settings import Decoding, MicroBatch, Preference
 
 QUESTIONS = {"alpaca_eval": 805, "mt_bench": 80}
 TURNS = {"alpaca_eval": 1, "mt_bench": 2}
@@ -45,86 +45,6 @@ STEP_SECONDS = 0.03
 SCHEDULER_RATE = 0.5
 """TensorFloat-32, in which the scheduler computes, against bfloat16."""
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Jobs of one kind.
-
-    Attributes:
-        name: the rule, and the method where it has one job each.
-        jobs: how many.
-        rounds: of one job; 0 where there are none.
-        tokens: that the policy meets, of all jobs.
-        gpu_hours: of all jobs; None for CPU jobs, and where no GPU is planned for.
-    """
-
-    name: str
-    jobs: int
-    rounds: int = 0
-    tokens: float = 0.0
-    gpu_hours: float | None = None
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Peak of one process of a stage, in bytes.
-
-    Attributes:
-        stages: those of the same passes.
-        passes: the largest of them: `4 x 1 pair` are four micro-batches of one.
-        policy: weights, gradients, moments, activations, as torch's tracker counts them.
-        scheduler: weights, gradients, moments.
-        taken: with what the tracker does not see.
-        fits: whether the GPU, or this machine's share for the process, holds it; None where it is not known.
-        accumulated: bytes of it that are gradients waiting, unsharded, for the last micro-batch.
-    """
-
-    stages: str
-    passes: str
-    checkpointing: bool
-    policy: float
-    scheduler: float
-    taken: float
-    fits: bool | None
-    accumulated: float = 0.0
-
-
-@dataclass(frozen=True)
-class Disk:
-    """Bytes that stay, or that are there while a job runs."""
-
-    what: str
-    count: int
-    each: float
-    stays: bool = True
-
-    @property
-    def bytes(self) -> float:
-        """Of all."""
-        return self.count * self.each
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Calls of a judge for one benchmark, over all models."""
-
-    benchmark: str
-    calls: int
-    tokens: Tokens
-    dollars: float | None
-
-
-@dataclass
-class Plan:
-    """What is printed."""
-
-    stages: list[Stage]
-    memory: list[Memory]
-    disk: list[Disk]
-    judge: list[Judged]
-    notes: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
 
 
 class Planner:
@@ -157,13 +77,19 @@ class Planner:
         self.config = config_of(study.model)
         self.sharded = study.launch.strategy == "fsdp2" and world > 1
         self.seeds = len(study.seeds)
-        self._peaks: dict[tuple[Passes, int | None], int] = {}
         self._schedulers: dict[str, SchedulerCosts] = {}
 
     @cached_property
     def sizes(self) -> Sizes:
         """Weights of the policy."""
         return sizes_of(self.config)
+
+    @cached_property
+    def peaks(self) -> Peaks:
+        """Peak memory of its processes."""
+        return Peaks(
+            self.study, self.config, self.sizes, gpu=self.gpu, world=self.world, sharded=self.sharded
+        )
 
     @cached_property
     def packed(self) -> bool:
@@ -279,29 +205,29 @@ class Planner:
         if study.sft is not None:
             watching = study.pretrain is not None and study.pretrain.policy == "moving"
             costs = self._scheduler("", train_encoder=True) if watching else None
-            found.append(self._trained("train_sft", study.sft, study.sft.batch_size, 1, costs))
+            found.append(self.peaks.trained("train_sft", study.sft, study.sft.batch_size, 1, costs))
         if self.needs_reference:
             micro = recipe_of(study, "compute_reference").micro_batch_size  # type: ignore[attr-defined]
-            found.append(self._scored("compute_reference", micro, MOST_ITEMS, 2))
+            found.append(self.peaks.scored("compute_reference", micro, MOST_ITEMS, 2))
         if self.pretrains:
             assert study.pretrain is not None
             share = -(-study.pretrain.batch_size // self.world)
             micro = study.pretrain.scoring_micro_batch_size
             costs = self._scheduler("", train_encoder=True)
-            found.append(self._scored("pretrain_scheduler", micro, share, 1, costs))
+            found.append(self.peaks.scored("pretrain_scheduler", micro, share, 1, costs))
         for method in study.preference_methods:
             training = study.preference_of(method)
             if method in study.selective_methods:
-                found.append(self._trained(f"train_crossfit {method}", training, training.batch_size, 2))
+                found.append(self.peaks.trained(f"train_crossfit {method}", training, training.batch_size, 2))
             largest = count.course(training, self.facts).largest
             costs = self._scheduler(method) if training.selector == "sams" else None
-            found.append(self._trained(method, training, largest, 2, costs))
-        found = _together(found)
+            found.append(self.peaks.trained(method, training, largest, 2, costs))
+        found = together(found)
         decodings = [getattr(study.benchmarks, name).decoding for name in self.benchmarks]
         if decodings and self.gpu is not None:
             largest_cache = max(decoding.batch_size * self._positions(decoding) for decoding in decodings)
             held = 2.0 * self.sizes.total + self.sizes.cache * largest_cache
-            found.append(self._row("generate (one GPU each)", "longest answers", False, held, 0))
+            found.append(self.peaks.row("generate (one GPU each)", "longest answers", False, held, 0))
         return found
 
     def _positions(self, decoding: Decoding) -> int:
@@ -310,122 +236,6 @@ class Planner:
                 self.study.data.max_prompt_length + decoding.max_new_tokens,
                 self.config["max_position_embeddings"],
             )
-        )
-
-    def _trained(
-        self,
-        stage: str,
-        training: Training,
-        items: int,
-        completions: int,
-        scheduler: SchedulerCosts | None = None,
-    ) -> Memory:
-        """The largest passes of a stage that trains on so many items of a global batch."""
-        share = max(1, -(-items // self.world))
-        held = 0 if scheduler is None else scheduler.bytes
-        # Frozen weights have no gradients and moments; the adapters themselves are small.
-        frozen = 0.0 if training.lora is None else self._state
-        checkpointing = self._checkpointing(completions, scheduler, frozen)
-        wanted = training.micro_batch_size
-        size = self._fitting(completions, checkpointing, scheduler, frozen) if wanted == "auto" else wanted
-        size = max(1, min(share, size))
-        batches = -(-share // size)
-        waiting = self.sharded and batches > 1 and training.lora is None
-        passes = Passes(-(-share // batches), completions, 2 if waiting else 1, True, checkpointing)
-        peak = self._peak(passes) - frozen
-        accumulated = 4.0 * self.sizes.total if waiting else 0.0
-        told = f"{batches} x {passes.items}"
-        # Scoring passes meet gradients and moments too.
-        scoring = training.scoring_micro_batch_size
-        most = -(-training.batch_size // self.world)
-        seen = Passes(most if scoring == "auto" else scoring, completions, trained=False)
-        if (scored := self._peak(seen) + self._state - frozen) > peak:
-            peak, told, accumulated = scored, f"scoring {seen.items}", 0.0
-        return self._row(stage, told, checkpointing, peak, held, accumulated)
-
-    @property
-    def _state(self) -> float:
-        """Bytes of gradients and two moments of all weights, on one process."""
-        return float(ADAM_BYTES * self.sizes.total) / (self.world if self.sharded else 1)
-
-    def _scored(
-        self,
-        stage: str,
-        micro_batch: MicroBatch,
-        most: int,
-        completions: int,
-        scheduler: SchedulerCosts | None = None,
-    ) -> Memory:
-        """A stage of scoring passes alone."""
-        items = most if micro_batch == "auto" else micro_batch
-        peak = self._peak(Passes(items, completions, trained=False))
-        held = 0 if scheduler is None else scheduler.bytes
-        return self._row(stage, f"scoring {items}", False, peak, held)
-
-    def _row(
-        self,
-        stage: str,
-        passes: str,
-        checkpointing: bool,
-        policy: float,
-        scheduler: float,
-        accumulated: float = 0.0,
-    ) -> Memory:
-        # FSDP2 shards what the GPU already holds whole.
-        start = (
-            4.0 * self.sizes.total * (1 + 1 / self.world) if self.sharded and "generate" not in stage else 0.0
-        )
-        if start > policy + scheduler:
-            passes, policy, scheduler, accumulated = "before sharding", start, 0.0, 0.0
-        taken = self._taken(policy + scheduler)
-        return Memory(stage, passes, checkpointing, policy, scheduler, taken, taken <= self.room, accumulated)
-
-    def _taken(self, tensors: float) -> float:
-        return SPARE * tensors + (RESERVE if self.gpu is not None else 0)
-
-    @cached_property
-    def room(self) -> float:
-        """Bytes of a GPU, or of a process's share of this machine."""
-        return self.gpu.memory if self.gpu is not None else psutil.virtual_memory().total / self.world
-
-    def _peak(self, passes: Passes, layers: int | None = None) -> int:
-        """Peak of a process, of the model cut to so many layers."""
-        if not passes.trained and passes.items > 2:  # no activation stays, so items add up
-            one, two = (self._peak(replace(passes, items=items), layers) for items in (1, 2))
-            return one + (passes.items - 1) * (two - one)
-        if (passes, layers) not in self._peaks:
-            study = self.study
-            cut = {} if layers is None else {"num_hidden_layers": layers}
-            simulation = Simulation(
-                self.config | cut, study.model, self.world, self.sharded, study.data.max_length
-            )
-            self._peaks[passes, layers] = simulation.peak(passes)
-        return self._peaks[passes, layers]
-
-    def _added(self, completions: int, checkpointing: bool) -> float:
-        """Bytes that one more of the longest items adds to the peak; from two and four layers, since it is linear."""
-        few, more = (
-            self._peak(Passes(2, completions, 1, True, checkpointing), layers)
-            - self._peak(Passes(1, completions, 1, True, checkpointing), layers)
-            for layers in (2, 4)
-        )
-        return max(1.0, few + (self.config["num_hidden_layers"] - 2) / 2 * (more - few))
-
-    def _checkpointing(self, completions: int, scheduler: SchedulerCosts | None, frozen: float) -> bool:
-        """As set; `auto`: where the longest item would not fit otherwise."""
-        wanted = self.study.model.activation_checkpointing
-        return wanted if wanted != "auto" else not self._fitting(completions, False, scheduler, frozen)
-
-    def _fitting(
-        self, completions: int, checkpointing: bool, scheduler: SchedulerCosts | None, frozen: float
-    ) -> int:
-        """The most of the longest items that fit in a micro-batch, by the rule of `sams.training.tuning`."""
-        shards = self.world if self.sharded else 1
-        free = self.room - (RESERVE if self.gpu is not None else 0) - 4.0 * self.sizes.total / shards
-        free -= 0 if scheduler is None else scheduler.bytes
-        waiting = WAITING_BYTES * self.sizes.total if self.sharded and not frozen else 0
-        return int(
-            MEMORY_SHARE * (free - (self._state - frozen) - waiting) / self._added(completions, checkpointing)
         )
 
     # --- disk and judge ---------------------------------------------------------------------------
@@ -508,7 +318,7 @@ class Planner:
         notes.append(
             f"Memory: rows of the longest pairs, {self.study.data.max_length} tokens a side. `taken` is {SPARE} "
             f"times the tensors{unseen}: the rest is for fragmentation and what else torch's tracker does not see. "
-            f"{room} has {self.room / GIB:.1f} GiB."
+            f"{room} has {self.peaks.room / GIB:.1f} GiB."
         )
         if any(row.accumulated for row in made.memory):
             notes.append(
@@ -527,15 +337,18 @@ class Planner:
             )
 
     def _micro_batches(self) -> list[MicroBatch]:
-        trainings = [self.study.preference_of(method) for method in self.study.preference_methods]
-        return [training.micro_batch_size for training in trainings]
+        return [training.micro_batch_size for training in self._preferences]
+
+    @property
+    def _preferences(self) -> list[Preference]:
+        return [self.study.preference_of(method) for method in self.study.preference_methods]
 
     def _warn(self, made: Plan) -> None:
         warnings = made.warnings
         for row in made.memory:
             if row.fits is False:
                 warnings.append(
-                    f"{row.stages} will not fit: {row.taken / GIB:.1f} GiB of {self.room / GIB:.1f} GiB "
+                    f"{row.stages} will not fit: {row.taken / GIB:.1f} GiB of {self.peaks.room / GIB:.1f} GiB "
                     f"({self._remedy(row)})."
                 )
         stays = sum(part.bytes for part in made.disk if part.stays)
@@ -550,7 +363,7 @@ class Planner:
         host, here = self.host_bytes, psutil.virtual_memory().total
         if self.gpu is not None and here < host:
             warnings.append(
-                f"This machine has {here / 1e9:.0f} GB of memory; {self.world} processes that each load the weights "
+                f"This machine has {here / 1e9:.0f} GB of memory; {self.world} processes that each load all weights "
                 f"in float32, before they go to the GPUs, take {host / 1e9:.0f} GB."
             )
         gpus = gpus_here()
@@ -559,8 +372,12 @@ class Planner:
 
     @property
     def host_bytes(self) -> float:
-        """Memory of the machine while a job starts."""
-        return 4.0 * self.sizes.total * self.world
+        """Memory of the machine while a job starts. Shards are read a tensor at a time, which is not counted."""
+        study = self.study
+        adapted = any(training.lora is not None for training in [study.sft, *self._preferences] if training)
+        fresh = study.sft is not None and study.model.path is None
+        whole = not self.sharded or adapted or fresh
+        return 4.0 * self.sizes.total * self.world if whole else 0.0
 
     def _remedy(self, row: Memory) -> str:
         if not self.sharded and self.world > 1:
@@ -581,12 +398,3 @@ def on_cpus(study: Study) -> bool:
     """Whether the study would run on CPUs as it is launched here."""
     launch = study.launch
     return launch.device == "cpu" or (launch.nproc_per_node == "auto" and not gpus_here())
-
-
-def _together(rows: list[Memory]) -> list[Memory]:
-    """Rows that differ in their stage alone, as one."""
-    grouped: dict[Any, list[str]] = {}
-    for row in rows:
-        key = (row.passes, row.checkpointing, row.policy, row.scheduler, row.taken, row.fits, row.accumulated)
-        grouped.setdefault(key, []).append(row.stages)
-    return [Memory(", ".join(names), *key) for key, names in grouped.items()]

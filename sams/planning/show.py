@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from sams.planning.data import facts_of
 from sams.planning.gpus import gpu_named
-from sams.planning.plan import GIB, Plan, Planner, on_cpus, world_of
+from sams.planning.parts import Plan
+from sams.planning.plan import GIB, Planner, on_cpus, world_of
 from sams.tables.render import MISSING, Readable, number, terminal
 
 if TYPE_CHECKING:

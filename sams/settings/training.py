@@ -221,6 +221,11 @@ class Launch(Settings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if there are any.")
     strategy: Literal["ddp", "fsdp2"] = Field("ddp", description="Replicate or shard the policy.")
+    shard_over: Literal["all", "node"] = Field(
+        "all",
+        description="With fsdp2, over which processes the policy is sharded: all, or those of each node, which are "
+        "then replicas of one another (HSDP): more memory, and only gradients cross between nodes.",
+    )
     deterministic: bool = Field(
         False, description="Deterministic kernels only, so that a GPU run is bitwise the same when resumed."
     )

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from sams.files import whole_folder
-from sams.policy.model import load_model
+from sams.policy.policy import bare
 from sams.training.crossfit_losses import LOSSES
 from sams.training.distribution import seeded
 from sams.training.job import TrainingJob
+from sams.training.loading import load_policy
 from sams.training.loop import train
 from sams.training.preference import read_task, score_all, select
 from sams.training.selectors import build_selector
@@ -50,15 +51,16 @@ def main(
         upstream=upstream,
         part=f"half{half}",
     ) as job:
-        loaded = load_model(model, settings.model)
-        policy = job.wrap(loaded, training)
+        policy = load_policy(model, settings.model, job.workers, training=training)
         splits = ("train", training.evaluated_split)
         task, test = (read_task(tokens, reference, split, settings) for split in splits)
         halves = torch.randperm(len(task.ids), generator=seeded("crossfit", settings.seed)).chunk(2)
         mine, others = halves[half].tolist(), halves[1 - half].tolist()
 
         selection = select(task, training, mine)
-        selector = build_selector(training, None, selection, model=loaded, job=job, pretrained=None)
+        selector = build_selector(
+            training, None, selection, model=bare(policy).model, job=job, pretrained=None
+        )
         figures, _ = train(
             policy, task, test, selector, selection, training, updates="selected", job=job, order=mine
         )

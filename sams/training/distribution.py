@@ -41,6 +41,8 @@ class Workers:
     Args:
         device: auto, cpu or cuda.
         strategy: ddp or fsdp2.
+        shard_over: FSDP2 shards over `all` processes, or over those of each `node`, which then are replicas of one
+            another (HSDP).
         precision: float32 or bfloat16, the compute type.
         threads: CPU threads of each process.
         timeout_minutes: a job in which nothing moves for so long ends, while it is watched (`begin_watch`).
@@ -58,6 +60,7 @@ class Workers:
         precision: str,
         threads: int,
         timeout_minutes: float,
+        shard_over: str = "all",
         deterministic: bool = False,
     ) -> None:
         end_with_parent()
@@ -92,6 +95,16 @@ class Workers:
         self.world: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
         self.watch = Watch(self.rank, self.world, 60 * timeout_minutes)
+        self.shards = 0
+        if strategy == "fsdp2" and self.world > 1:
+            self.shards = local if shard_over == "node" else self.world
+
+        if self.shards and self.world % self.shards:
+            raise UserError(
+                f"{self.world} processes are not so many nodes of {self.shards}",
+                where="launch.shard_over",
+                remedy="start as many processes on every node, or set it to all",
+            )
 
     @property
     def is_main(self) -> bool:
@@ -111,10 +124,14 @@ class Workers:
         self.watch.start(folder)
 
     def wrap(self, policy: Policy, *, trained: bool = True) -> nn.Module:
-        """Move the policy to the device and replicate (DDP) or shard (FSDP2) it."""
-        if self.strategy == "fsdp2" and self.world > 1:
-            mesh = dist.init_device_mesh(self.device.type, (self.world,))
-            return shard(policy.to(self.device), mesh, self.precision)
+        """Move the policy to the device and replicate (DDP) or shard (FSDP2) it.
+
+        One to be sharded may be on the meta device, and stays there.
+        """
+        if self.shards:
+            empty = any(parameter.is_meta for parameter in policy.parameters())
+            mesh = mesh_of(self.device.type, self.world, self.shards)
+            return shard(policy if empty else policy.to(self.device), mesh, self.precision)
         if not trained:
             policy.requires_grad_(False)
         # DDP refuses a module without gradients; scoring alone needs no exchange of them either.
@@ -138,11 +155,14 @@ class Workers:
         Raises:
             RuntimeError: naming the processes' checksums.
         """
-        if self.world == 1 or isinstance(policy, FSDPModule):
+        # Process r holds the shard of process r % shards; unsharded, all hold the same.
+        shards = self.shards or 1
+        if self.world == shards:
             return
-        checksum = sum(parameter.detach().double().sum() for parameter in policy.parameters())
+        held = (local_part(parameter.detach()) for parameter in policy.parameters())
+        checksum = sum(part.double().sum() for part in held)
         sums = [part.item() for part in self.all_gather(torch.as_tensor(checksum, device=self.device))]
-        if len(set(sums)) > 1:
+        if any(found != sums[rank % shards] for rank, found in enumerate(sums)):
             raise RuntimeError(f"the processes' replicas of the policy have drifted apart: {sums}")
 
     def clip(self, policy: nn.Module, max_norm: float) -> float:
@@ -215,6 +235,19 @@ class Workers:
         self.barrier()
         if self.world > 1:
             end_worker(0)
+
+
+def mesh_of(device: str, world: int, shards: int) -> DeviceMesh:
+    """The processes as FSDP2 takes them: in one row, or in rows of `shards` that are replicas of one another."""
+    if shards == world:
+        return dist.init_device_mesh(device, (world,))
+    names = ("replicate", "shard")
+    return dist.init_device_mesh(device, (world // shards, shards), mesh_dim_names=names)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard(policy: Policy, mesh: DeviceMesh, precision: str) -> Policy:

@@ -1,24 +1,29 @@
 """Export a trained policy as a Hugging Face folder: safetensors, config, tokenizer with its chat template.
 
-One process. The start of a study without SFT, and a finished model, are exported the same way, from their hub id
-or folder, so that every later stage reads the same kind of folder. A study that starts from a fresh model, as a
-rehearsal does, has it built here.
+One process, which holds one file of weights at a time. The start of a study without SFT, and a finished model, are
+exported the same way, from their hub id or folder, so that every later stage reads the same kind of folder. A study
+that starts from a fresh model, as a rehearsal does, has it built here. What needs all weights at once is held whole:
+adapters that are merged, a fresh model, files that are not laid out as the model is.
 """
 
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from sams.errors import UserError
 from sams.files import read_json, whole_folder
 from sams.policy.model import add_lora, build_model, check_vocabulary, load_model
 from sams.policy.policy import Policy
+from sams.policy.stored import files_of, found_in, materialise, names_in_files, without_weights, write
 from sams.training.checkpoints import LORA
 from sams.training.job import digest_of
-from sams.training.sharded import load_sharded
+from sams.training.sharded import ShardReader, load_sharded
 
 FRESH_SEED = 0
+KEY = "policy.model."
+"""What stands before the name of a weight in `trained/`."""
 
 
 def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | None = None) -> None:
@@ -46,31 +51,52 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
     upstream = {"tokens": digest_of(tokens)} if tokens else {}
     if trained is not None:
         upstream |= {"trained": digest_of(trained)}
-        config = AutoConfig.from_pretrained(trained, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        model.to_empty(device="cpu")
-        model.tie_weights()
-        adapted = None
-        if (trained / LORA).is_file():
-            from sams.settings import Lora
-
-            adapted = add_lora(model, Lora.model_validate(read_json(trained / LORA)))
-        policy = Policy(model)
-        state = {"policy": policy.state_dict()}
-        load_sharded(state, trained)
-        policy.load_state_dict(state["policy"])
-        if adapted is not None:
-            model = adapted.merge_and_unload()
-    elif settings.path is not None:
-        model = load_model(settings.path, settings, revision=settings.revision)
-        check_vocabulary(model, tokenizer, settings.path)
-    else:
-        model = build_model(settings, tokenizer, FRESH_SEED)
-    model.config.use_cache = True
     with whole_folder(out, upstream=upstream, recipe=settings.model_dump(mode="json")) as part:
-        model.to(dtype).save_pretrained(part)
+        if trained is not None:
+            export_trained(trained, settings.attention, part, dtype)
+        elif settings.path is not None:
+            folder = files_of(settings.path, settings.revision)
+            model = without_weights(folder, settings.attention)
+            check_vocabulary(model, tokenizer, settings.path)
+            if (folder / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(folder)
+            found = found_in(model, folder)
+            if found is None:
+                save(load_model(settings.path, settings, revision=settings.revision), part, dtype)
+            else:
+                model.config.use_cache = True
+                write(model, HuggingFaceStorageReader(str(folder)), found, part, dtype)
+        else:
+            save(build_model(settings, tokenizer, FRESH_SEED), part, dtype)
         tokenizer.save_pretrained(part)
+
+
+def export_trained(trained: Path, attention: str, out: Path, dtype: torch.dtype) -> None:
+    """Write the sharded weights of a trained policy."""
+    model = without_weights(trained, attention)
+    adapted = (trained / LORA).is_file()
+    names = names_in_files(model)
+    if names is not None and not adapted:
+        model.config.use_cache = True
+        write(model, ShardReader(trained), {name: KEY + name for name in names}, out, dtype)
+        return
+    materialise(model, model, torch.device("cpu"))
+    merging = None
+    if adapted:
+        from sams.settings import Lora
+
+        merging = add_lora(model, Lora.model_validate(read_json(trained / LORA)))
+    policy = Policy(model)
+    state = {"policy": policy.state_dict()}
+    load_sharded(state, trained)
+    policy.load_state_dict(state["policy"])
+    save(model if merging is None else merging.merge_and_unload(), out, dtype)
+
+
+def save(model: PreTrainedModel, out: Path, dtype: torch.dtype) -> None:
+    """Write a model that is held whole."""
+    model.config.use_cache = True
+    model.to(dtype).save_pretrained(out)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from sams.errors import UserError
 from sams.faults import is_out_of_memory
 from sams.files import MANIFEST, canonical_json, manifest_digest, refuse_damage, sha256_of, write_json
-from sams.policy.model import add_lora, compile_blocks
-from sams.policy.policy import Policy
+from sams.policy.policy import bare
 from sams.provenance import ENVIRONMENT, code_digest, made_on
 from sams.training.checkpoints import Checkpoints, fingerprint
 from sams.training.distribution import WORKER, Workers
@@ -85,6 +83,7 @@ class TrainingJob:
             strategy=launch.strategy,
             precision=self.recipe["model"]["precision"],
             threads=launch.threads_per_process,
+            shard_over=launch.shard_over,
             timeout_minutes=launch.timeout_minutes,
             deterministic=launch.deterministic,
         )
@@ -101,21 +100,11 @@ class TrainingJob:
                 remedy=f"change what it names, or delete {failed} to try once more",
             )
 
-    def wrap(self, model: PreTrainedModel, training: Training) -> nn.Module:
-        """The model as a policy to train: adapters where they are asked for, replicated or sharded."""
-        if training.lora is not None:
-            add_lora(model, training.lora)
-        if self.settings.model.compile:
-            compile_blocks(model)
-        return self.workers.wrap(Policy(model))
-
-    def publish(
-        self, policy: nn.Module, model: PreTrainedModel, training: Training, name: str = "trained"
-    ) -> None:
+    def publish(self, policy: nn.Module, training: Training, name: str = "trained") -> None:
         """Write the trained weights as a folder of this name in the results."""
         self.workers.watch.at("writing the weights")
         lora = None if training.lora is None else training.lora.model_dump()
-        self.checkpoints.publish(policy, self.out / name, config=model.config, lora=lora)
+        self.checkpoints.publish(policy, self.out / name, config=bare(policy).model.config, lora=lora)
 
     def open_run(self, offset: int | None) -> Any:
         """Start or resume the metric log; processes other than rank 0 get a silent one."""

@@ -22,12 +22,13 @@ from sams.data.tokens import Swapped
 from sams.errors import UserError
 from sams.files import read_json, whole_file
 from sams.losses import build_loss
-from sams.policy.model import load_model
+from sams.policy.policy import bare
 from sams.scheduling.selection import Selection, selected
 from sams.training.batches import count_rounds
 from sams.training.crossfit_losses import easiest_first, read_losses
 from sams.training.gates import refuse_foreign_reference
 from sams.training.job import METRICS, TrainingJob, mean_and_error
+from sams.training.loading import load_policy
 from sams.training.loop import train
 from sams.training.passes import score
 from sams.training.selectors import build_selector
@@ -35,7 +36,6 @@ from sams.training.tasks import Items, PreferenceTask, Scored, read_reference, r
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
 
     from sams.recipes import PreferenceRecipe
     from sams.settings import Preference
@@ -80,8 +80,7 @@ def main(
         checkpoints=checkpoints,
         upstream=upstream,
     ) as job:
-        loaded = load_model(model, settings.model)
-        policy = job.wrap(loaded, training)
+        policy = load_policy(model, settings.model, job.workers, training=training)
         splits = ("train", training.evaluated_split)
         task, test = (read_task(tokens, reference, split, settings) for split in splits)
         if training.flipped_share and job.workers.is_main:
@@ -92,11 +91,16 @@ def main(
             order = easiest_first(task.ids, read_losses(crossfit or []), training.preselected)
         selection = select(task, training, order)
         selector = build_selector(
-            training, settings.scheduler, selection, model=loaded, job=job, pretrained=scheduler
+            training,
+            settings.scheduler,
+            selection,
+            model=bare(policy).model,
+            job=job,
+            pretrained=scheduler,
         )
         keep = None
         if training.validated:
-            keep = partial(keep_weights, job, policy, loaded, training)
+            keep = partial(keep_weights, job, policy, training)
             if job.workers.is_main and not job.checkpoints.steps():
                 shutil.rmtree(out / EVALUATED, ignore_errors=True)
         gate = None
@@ -117,7 +121,7 @@ def main(
             followed=training.followed_pairs,
             keep=keep,
         )
-        job.publish(policy, loaded, training)
+        job.publish(policy, training)
         prepared = [*(crossfit or []), *([] if scheduler is None else [scheduler])]
         figures["preparation_seconds"] = sum(seconds_of(folder) for folder in prepared)
         job.finish(figures | final_figures(evaluated, training.evaluated_split))
@@ -224,11 +228,9 @@ def score_all(policy: nn.Module, task: PreferenceTask, items: list[int], job: Tr
     return scored(task, items)
 
 
-def keep_weights(
-    job: TrainingJob, policy: nn.Module, model: PreTrainedModel, training: Preference, step: int
-) -> None:
+def keep_weights(job: TrainingJob, policy: nn.Module, training: Preference, step: int) -> None:
     """Write the weights that were just evaluated, beside those of earlier evaluations."""
-    job.publish(policy, model, training, evaluated_at(step))
+    job.publish(policy, training, evaluated_at(step))
 
 
 def evaluated_at(step: int) -> str:

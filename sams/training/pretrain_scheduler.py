@@ -8,11 +8,11 @@ With a moving policy the scheduler learns during SFT: see `sams.training.sft`.
 
 from pathlib import Path
 
-from sams.policy.model import load_model
-from sams.policy.policy import Policy
+from sams.policy.policy import bare
 from sams.scheduling.selection import Selection
 from sams.training.batches import count_rounds
 from sams.training.job import TrainingJob
+from sams.training.loading import load_policy
 from sams.training.loop import train
 from sams.training.selectors import build_sams, save_scheduler
 from sams.training.tasks import SftTask, read_tokens
@@ -34,8 +34,7 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
         checkpoints=checkpoints,
         upstream={"tokens": tokens, "model": model},
     ) as job:
-        loaded = load_model(model, settings.model)
-        policy = job.workers.wrap(Policy(loaded), trained=False)
+        policy = load_policy(model, settings.model, job.workers)
         task = SftTask(read_tokens(tokens, "train"), response="chosen_ids")
 
         selection = Selection(
@@ -45,7 +44,7 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
             settings.scheduler,
             selection,
             gamma=training.gamma or 0.0,
-            model=loaded,
+            model=bare(policy).model,
             job=job,
             train_encoder=True,
         )

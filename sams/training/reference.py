@@ -8,10 +8,9 @@ import shutil
 from pathlib import Path
 
 from sams.files import whole_folder
-from sams.policy.model import load_model
-from sams.policy.policy import Policy
 from sams.training.distribution import Workers
 from sams.training.job import digest_of
+from sams.training.loading import load_policy
 from sams.training.passes import score
 from sams.training.tasks import Items, MismatchedTask, PairTask, Scored, read_tokens
 from sams.training.tuning import tune
@@ -41,12 +40,13 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
         strategy=launch.strategy,
         precision=settings.model.precision,
         threads=launch.threads_per_process,
+        shard_over=launch.shard_over,
         timeout_minutes=launch.timeout_minutes,
     )
     positions = out.with_name(f".{out.name}.positions")
     workers.begin_watch(positions)
     try:
-        policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
+        policy = load_policy(model, settings.model, workers)
         tables, tuning = {}, None
         for split in ("train", "test", *(["validation"] if (tokens / "validation").is_dir() else [])):
             data = read_tokens(tokens, split)

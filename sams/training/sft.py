@@ -12,11 +12,13 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from sams.errors import UserError
-from sams.policy.model import build_model, load_model
+from sams.policy.model import build_model
+from sams.policy.policy import bare
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors import All, Sams, Selector
 from sams.training.batches import count_rounds
 from sams.training.job import TrainingJob
+from sams.training.loading import load_policy, wrap
 from sams.training.loop import train
 from sams.training.selectors import build_sams, save_scheduler
 from sams.training.tasks import SftTask, read_tokens
@@ -46,10 +48,16 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
     ) as job:
         if settings.model.path is None:
             tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", trust_remote_code=False)
-            model = build_model(settings.model, tokenizer, settings.seed)
+            built = build_model(settings.model, tokenizer, settings.seed)
+            policy = wrap(built, settings.model, job.workers, training)
         else:
-            model = load_model(settings.model.path, settings.model, revision=settings.model.revision)
-        policy = job.wrap(model, training)
+            policy = load_policy(
+                settings.model.path,
+                settings.model,
+                job.workers,
+                revision=settings.model.revision,
+                training=training,
+            )
         task = SftTask(read_tokens(tokens, "sft"))
         test = SftTask(read_tokens(tokens, "test"), response="chosen_ids")
 
@@ -64,7 +72,7 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
                 watching.scheduler,
                 selection,
                 gamma=watching.gamma,
-                model=model,
+                model=bare(policy).model,
                 job=job,
                 train_encoder=True,
             )
@@ -73,7 +81,7 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
         if scheduler is not None:
             assert isinstance(selector, Sams)
             save_scheduler(selector, scheduler, job)
-        job.publish(policy, model, training)
+        job.publish(policy, training)
         job.finish(figures)
 
 

@@ -39,10 +39,12 @@ def load_sharded(state: dict[str, Any], folder: Path) -> None:
     Raises:
         CheckpointException: the folder asks for anything but tensors and plain values, or is damaged.
     """
-    dcp.load(state, storage_reader=_Reader(folder), planner=_Planner())
+    dcp.load(state, storage_reader=ShardReader(folder), planner=_Planner())
 
 
-class _Reader(FileSystemReader):
+class ShardReader(FileSystemReader):
+    """Reads what `torch.distributed.checkpoint.save` wrote; `.metadata` may hold what torch writes, no more."""
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         file = Path(self._get_metadata_path(kwargs.get("rank")))
         metadata: Metadata = _Unpickler(io.BytesIO(file.read_bytes())).load()

@@ -18,14 +18,13 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from sams.errors import UserError
 from sams.policy.model import blocks, checkpoint_activations
 from sams.policy.packing import SEGMENTS, VARLEN
 from sams.policy.policy import Scores, bare
 from sams.policy.rows import Item, pack_rows, pad_rows
-from sams.training.distribution import Workers
+from sams.training.distribution import Workers, local_part
 from sams.training.gates import OUTLIER, TOLERANCE
 from sams.training.tasks import Scored
 
@@ -265,7 +264,7 @@ def items_within(policy: nn.Module, task: Scored, tokens: float) -> int:
 def local_weights(policy: nn.Module) -> int:
     """Trained weights that this process holds."""
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    return sum((part.to_local() if isinstance(part, DTensor) else part).numel() for part in trained)
+    return sum(local_part(part).numel() for part in trained)
 
 
 def waiting_bytes(policy: nn.Module) -> int:

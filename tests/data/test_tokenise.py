@@ -162,6 +162,35 @@ def test_rows_read_in_many_parts_give_the_same_ids(
         assert split(tmp_path / "tokens", name).to_dict() == split(world_tokens, name).to_dict()
 
 
+def test_processes_that_share_the_batches_write_the_same_bytes(
+    world_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenise, "READ_ROWS", 33)
+    recipe = {"model": {**FRESH, "tokenizer": "words"}, "max_length": 128, "max_prompt_length": 96}
+    for out, processes, least in (("one", 1, 0), ("three", 3, 0), ("few", 3, 10**6)):
+        monkeypatch.setattr(tokenise, "WORTH_PROCESSES", least)
+        tokenise.main(json.dumps(recipe), world_data, tmp_path / out, processes=processes)
+    digests = {manifest_digest(tmp_path / out) for out in ("one", "three", "few")}
+    assert len(digests) == 1
+
+
+def test_a_mistake_that_another_process_meets_is_an_error_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "strict.jinja"
+    file.write_text(
+        "{% if messages|length > 2 %}{{ raise_exception('too long') }}{% endif %}" + PLAIN_TEMPLATE
+    )
+    dialogue = "\n\nHuman: why\n\nAssistant: so\n\nHuman: why\n\nAssistant:"
+    data = own_data(tmp_path, ("why", "a", "b"), (dialogue, "a", "b"))
+    monkeypatch.setattr(tokenise, "WORTH_PROCESSES", 0)
+    recipe = {"model": {**FRESH, "tokenizer": "words", "chat_template": str(file)}}
+    recipe |= {"max_length": 128, "max_prompt_length": 96}
+    with pytest.raises(UserError, match=r"refuses the roles .*: too long"):
+        tokenise.main(json.dumps(recipe), data, tmp_path / "tokens", processes=2)
+    assert not (tmp_path / "tokens").exists()
+
+
 def test_long_prompts_lose_their_beginning_and_long_responses_their_end(tmp_path: Path) -> None:
     words = " ".join(f"w{number}" for number in range(40))
     data = own_data(tmp_path, (words, "a b", "c d"), ("w0", words, "d"), ("w0 w1 w2 w3 w4 w5", words, "d"))

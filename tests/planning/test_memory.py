@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from sams.model_configs import config_of
 from sams.planning.memory import Passes, Simulation
-from sams.planning.models import sizes_of
+from sams.planning.models import build, sizes_of
+from sams.planning.traffic import expected
+from sams.policy.model import blocks
 from sams.settings import Model
 from tests.conftest import ROOT
 
@@ -85,3 +88,25 @@ def test_llama_8b_takes_on_8_processes_what_it_is_known_to() -> None:
     assert checkpointed == pytest.approx(20.3, abs=0.2)  # an independent simulation of the same setting
     added_up = simulation.peak(Passes(1, micro_batches=4, checkpointing=True)) / 2**30
     assert checkpointed + 4 * sizes_of(config).total / 2**30 * 7 / 8 < added_up < 60
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_traffic_of_a_step_is_what_sharding_costs_by_hand(replicas: int) -> None:
+    simulation = Simulation(TINY, settings(TINY, precision="bfloat16"), 8, True, LENGTH, replicas)
+    policy = build(TINY, "sdpa")
+    total = sum(weight.numel() for weight in policy.parameters())
+    inner = sum(weight.numel() for weight in blocks(policy.model).parameters())
+    hand = expected(inner, total - inner, processes=8 // replicas, replicas=replicas, compute=torch.bfloat16)
+    assert simulation.step(Passes(1, checkpointing=True))[1].sent == hand.sent
+    scored = simulation.step(Passes(1, trained=False))[1].sent
+    shards = 8 // replicas
+    assert scored == {"all_gather": 2 * total * (shards - 1) / shards}
+
+
+def test_replicas_of_fewer_shards_hold_more() -> None:
+    one, two = (
+        Simulation(TINY, settings(TINY, precision="bfloat16"), 8, True, 16, replicas).peak(Passes(1))
+        for replicas in (1, 2)
+    )
+    state = 16 * sizes_of(TINY).total
+    assert two - one == pytest.approx(state / 4 - state / 8, rel=0.25)

@@ -13,6 +13,7 @@ from sams.settings import Model
 PUBLISHED = {
     "mistralai/Mistral-7B-Instruct-v0.2": 7.24e9,
     "meta-llama/Meta-Llama-3-8B-Instruct": 8.03e9,
+    "meta-llama/Meta-Llama-3-70B-Instruct": 70.55e9,
     "google/gemma-2-9b-it": 9.24e9,
     "EleutherAI/pythia-2.8b": 2.78e9,
 }

@@ -12,6 +12,7 @@ from sams.config import Study, load_study, read_settings
 from sams.errors import UserError
 from sams.planning.data import facts_of
 from sams.planning.gpus import GPUS, Gpu, gpu_named
+from sams.planning.memory import Passes, Simulation
 from sams.planning.plan import GIB, Planner
 from sams.planning.show import print_plan
 from tests.conftest import ROOT
@@ -122,7 +123,9 @@ def test_disk_holds_weights_models_and_checkpoints(tmp_path: Path) -> None:
     assert found["trained weights, float32"].bytes == 11 * 4 * made.sizes.total
     assert found["exported models"].bytes == 12 * 2 * made.sizes.total
     assert found["checkpoints of the job that runs"].bytes > 3 * 12 * made.sizes.total
-    assert made.host_bytes == 8 * 4 * made.sizes.total
+    assert made.host_bytes == 0
+    replicated = planner(study("table1_llama3_instruct", launch={"strategy": "ddp"}), tmp_path)
+    assert replicated.host_bytes == 8 * 4 * made.sizes.total
 
 
 def test_the_data_that_is_there_counts_before_what_is_assumed(tmp_path: Path) -> None:
@@ -150,3 +153,11 @@ def test_the_command_finds_that_llama_8b_fits_8_gpus_of_80_gb() -> None:
     command += ["--study", "table1_llama3_instruct", "--gpu", "H100", "--gpus", "8"]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
     assert "8 H100" in shown and "dpo-sams" in shown and "NO" not in shown and "will not fit" not in shown
+
+
+def test_a_deep_model_takes_what_two_shallow_ones_say(tmp_path: Path) -> None:
+    deep = {**SMALL, "model": {"precision": "bfloat16", "architecture": {"num_hidden_layers": 14}}}
+    peaks = planner(study("", **deep), tmp_path).peaks
+    for passes in (Passes(1, checkpointing=True), Passes(2), Passes(2, trained=False)):
+        whole = Simulation(peaks.config, peaks.study.model, 8, True, 64).peak(passes)
+        assert peaks.peak(passes) == pytest.approx(whole, rel=0.01)

@@ -1,0 +1,125 @@
+"""Memory and traffic of large policies on many GPUs, without one: python -m benchmarks.scale_simulation.
+
+Each row is a step of the trainer's own sharded policy in a fake process group, on tensors that have a shape and no
+data: what torch's tracker counts at the peak of one process, and what its collectives send in a step. Prints the
+table of docs/scale.md and writes results/bench/scale_simulation.json, row by row. With `--quick` the model is cut to
+4 and to 8 blocks, and what a block adds is extrapolated.
+"""
+
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sams.files import read_json, write_json
+from sams.planning.gpus import GPUS
+from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
+from sams.planning.models import build, config_of
+from sams.planning.traffic import Traffic, expected
+from sams.policy.model import blocks
+from sams.settings import Model
+
+GIB = 2**30
+MODELS = {"8B": "meta-llama/Meta-Llama-3-8B-Instruct", "70B": "meta-llama/Meta-Llama-3-70B-Instruct"}
+CASES = [
+    # model, processes, replicas, pairs of a micro-batch, micro-batches
+    ("8B", 8, 1, 1, 1),
+    ("70B", 64, 1, 1, 1),
+    ("8B", 8, 1, 1, 4),
+    ("8B", 64, 8, 1, 1),
+    ("70B", 64, 8, 1, 1),
+    ("8B", 64, 1, 1, 1),
+    ("8B", 8, 1, 4, 1),
+]
+MAX_LENGTH = 1024
+QUICK = (4, 8)
+
+
+def simulate(
+    name: str, world: int, replicas: int, pairs: int, micro_batches: int, *, quick: bool
+) -> dict[str, Any]:
+    """One row."""
+    started = time.monotonic()
+    model = Model(path=MODELS[name], precision="bfloat16", activation_checkpointing=True)
+    config = config_of(model)
+    passes = Passes(pairs, 2, micro_batches, True, True)
+
+    def step(cut: dict[str, int]) -> tuple[float, Traffic]:
+        return Simulation(config | cut, model, world, True, MAX_LENGTH, replicas).step(passes)
+
+    if quick:
+        (less, few), (more, many) = (step({"num_hidden_layers": layers}) for layers in QUICK)
+        further = (config["num_hidden_layers"] - QUICK[0]) / (QUICK[1] - QUICK[0])
+        peak = less + further * (more - less)
+        sent = {kind: few.sent[kind] + further * (many.sent[kind] - few.sent[kind]) for kind in few.sent}
+    else:
+        peak, traffic = step({})
+        sent = traffic.sent
+    # Two micro-batches are run of more, which gather as much each.
+    sent["all_gather"] *= micro_batches / min(2, micro_batches)
+    policy = build(config, model.attention)
+    total = sum(weight.numel() for weight in policy.parameters())
+    inner = sum(weight.numel() for weight in blocks(policy.model).parameters())
+    hand = expected(
+        inner,
+        total - inner,
+        processes=world // replicas,
+        replicas=replicas,
+        compute=torch.bfloat16,
+        micro_batches=micro_batches,
+    )
+    taken = SPARE * peak + RESERVE
+    return {
+        "model": name,
+        "weights": total,
+        "processes": world,
+        "sharded_over": world // replicas,
+        "micro_batches": f"{micro_batches} x {pairs}",
+        "state_gib": 16 * total * replicas / world / GIB,
+        "peak_gib": peak / GIB,
+        "taken_gib": taken / GIB,
+        "fits": taken <= GPUS["H100"].memory,
+        "sent": sent,
+        "sent_by_hand": hand.sent,
+        "extrapolated": quick,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        "| model | processes | sharded over | micro-batches × pairs | weights, gradients, moments | peak | taken "
+        "| 80 GB | all-gather | reduce-scatter | all-reduce |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        sent = [row["sent"].get(kind, 0) / 1e9 for kind in ("all_gather", "reduce_scatter", "all_reduce")]
+        memory = [f"{row[name]:.1f}" for name in ("state_gib", "peak_gib", "taken_gib")]
+        words = [row["model"], row["processes"], row["sharded_over"], row["micro_batches"].replace("x", "×")]
+        words += [*memory, "fits" if row["fits"] else "**no**"]
+        words += [f"{gigabytes:.1f}" if gigabytes else "–" for gigabytes in sent]
+        lines.append("| " + " | ".join(map(str, words)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=MODELS, help="one of the models")
+    parser.add_argument("--quick", action="store_true", help="extrapolate from 4 and 8 blocks")
+    parser.add_argument("--out", type=Path, default=Path("results/bench/scale_simulation.json"))
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for case in CASES:
+        if chosen.only in (None, case[0]):
+            rows.append(simulate(*case, quick=chosen.quick))
+            write_json(chosen.out, rows)
+            print(rows[-1], flush=True)
+    print(table(read_json(chosen.out)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""Peak memory of the processes of a study's stages, on one kind of machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from sams.planning.gpus import Gpu
+from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
+from sams.planning.models import Sizes
+from sams.planning.work import SchedulerCosts
+from sams.training.tuning import ADAM_BYTES, MEMORY_SHARE, WAITING_BYTES
+
+if TYPE_CHECKING:
+    from sams.config import Study
+    from sams.settings import MicroBatch, Training
+
+DEPTHS = (4, 8)
+"""Blocks of the models that are run; what deeper ones take is extrapolated, since each block adds as much."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak of one process of a stage, in bytes.
+
+    Attributes:
+        stages: those of the same passes.
+        passes: the largest of them: `4 x 1 pair` are four micro-batches of one.
+        policy: weights, gradients, moments, activations, as torch's tracker counts them.
+        scheduler: weights, gradients, moments.
+        taken: with what the tracker does not see.
+        fits: whether the GPU, or this machine's share for the process, holds it; None where it is not known.
+        accumulated: bytes of it that are gradients waiting, unsharded, for the last micro-batch.
+    """
+
+    stages: str
+    passes: str
+    checkpointing: bool
+    policy: float
+    scheduler: float
+    taken: float
+    fits: bool | None
+    accumulated: float = 0.0
+
+
+class Peaks:
+    """Peaks of one study on one kind of machine.
+
+    Args:
+        study: the study.
+        config: transformers config of its policy.
+        sizes: weights of the policy.
+        gpu: None for processes on the CPUs of this machine.
+        world: processes of a training job.
+        sharded: whether they shard the policy.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        config: dict[str, Any],
+        sizes: Sizes,
+        *,
+        gpu: Gpu | None,
+        world: int,
+        sharded: bool,
+    ) -> None:
+        self.study, self.config, self.sizes = study, config, sizes
+        self.gpu, self.world, self.sharded = gpu, world, sharded
+        self._peaks: dict[tuple[Passes, int], int] = {}
+
+    def trained(
+        self,
+        stage: str,
+        training: Training,
+        items: int,
+        completions: int,
+        scheduler: SchedulerCosts | None = None,
+    ) -> Memory:
+        """The largest passes of a stage that trains on so many items of a global batch."""
+        share = max(1, -(-items // self.world))
+        held = 0 if scheduler is None else scheduler.bytes
+        # Frozen weights have no gradients and moments; the adapters themselves are small.
+        frozen = 0.0 if training.lora is None else self._state
+        checkpointing = self._checkpointing(completions, scheduler, frozen)
+        wanted = training.micro_batch_size
+        size = self._fitting(completions, checkpointing, scheduler, frozen) if wanted == "auto" else wanted
+        size = max(1, min(share, size))
+        batches = -(-share // size)
+        waiting = self.sharded and batches > 1 and training.lora is None
+        passes = Passes(-(-share // batches), completions, 2 if waiting else 1, True, checkpointing)
+        peak = self.peak(passes) - frozen
+        accumulated = 4.0 * self.sizes.total if waiting else 0.0
+        told = f"{batches} x {passes.items}"
+        # Scoring passes meet gradients and moments too.
+        scoring = training.scoring_micro_batch_size
+        most = -(-training.batch_size // self.world)
+        seen = Passes(most if scoring == "auto" else scoring, completions, trained=False)
+        if (scored := self.peak(seen) + self._state - frozen) > peak:
+            peak, told, accumulated = scored, f"scoring {seen.items}", 0.0
+        # These processes hold all weights before they shard them.
+        whole = training.lora is not None or (stage == "train_sft" and self.study.model.path is None)
+        return self.row(stage, told, checkpointing, peak, held, accumulated, whole=whole)
+
+    @property
+    def _state(self) -> float:
+        """Bytes of gradients and two moments of all weights, on one process."""
+        return float(ADAM_BYTES * self.sizes.total) / (self.world if self.sharded else 1)
+
+    def scored(
+        self,
+        stage: str,
+        micro_batch: MicroBatch,
+        most: int,
+        completions: int,
+        scheduler: SchedulerCosts | None = None,
+    ) -> Memory:
+        """A stage of scoring passes alone."""
+        items = most if micro_batch == "auto" else micro_batch
+        peak = self.peak(Passes(items, completions, trained=False))
+        held = 0 if scheduler is None else scheduler.bytes
+        return self.row(stage, f"scoring {items}", False, peak, held)
+
+    def row(
+        self,
+        stage: str,
+        passes: str,
+        checkpointing: bool,
+        policy: float,
+        scheduler: float,
+        accumulated: float = 0.0,
+        *,
+        whole: bool = False,
+    ) -> Memory:
+        """What such a process takes; `whole`: it loads the policy whole before it shards it."""
+        start = 4.0 * self.sizes.total * (1 + 1 / self.world) if self.sharded and whole else 0.0
+        if start > policy + scheduler:
+            passes, policy, scheduler, accumulated = "before sharding", start, 0.0, 0.0
+        taken = self._taken(policy + scheduler)
+        return Memory(stage, passes, checkpointing, policy, scheduler, taken, taken <= self.room, accumulated)
+
+    def _taken(self, tensors: float) -> float:
+        return SPARE * tensors + (RESERVE if self.gpu is not None else 0)
+
+    @cached_property
+    def room(self) -> float:
+        """Bytes of a GPU, or of a process's share of this machine."""
+        return self.gpu.memory if self.gpu is not None else psutil.virtual_memory().total / self.world
+
+    def peak(self, passes: Passes) -> float:
+        """Peak of a process."""
+        return self._extrapolated(lambda depth: self._peak_at(passes, depth))
+
+    def _peak_at(self, passes: Passes, depth: int) -> int:
+        """Peak of the model cut to so many blocks."""
+        if not passes.trained and passes.items > 2:  # no activation stays, so items add up
+            one, two = (self._peak_at(replace(passes, items=items), depth) for items in (1, 2))
+            return one + (passes.items - 1) * (two - one)
+        if (passes, depth) not in self._peaks:
+            study = self.study
+            config = self.config | {"num_hidden_layers": depth}
+            simulation = Simulation(config, study.model, self.world, self.sharded, study.data.max_length)
+            self._peaks[passes, depth] = simulation.peak(passes)
+        return self._peaks[passes, depth]
+
+    def _extrapolated(self, at: Callable[[int], float]) -> float:
+        """A value of the whole model from its values at two depths; of a shallow model the value itself."""
+        whole, (few, more) = self.config["num_hidden_layers"], DEPTHS
+        if whole <= more:
+            return at(whole)
+        return at(few) + (whole - few) / (more - few) * (at(more) - at(few))
+
+    def _added(self, completions: int, checkpointing: bool) -> float:
+        """Bytes that one more of the longest items adds to the peak."""
+        one, two = (Passes(items, completions, 1, True, checkpointing) for items in (1, 2))
+        return max(
+            1.0, self._extrapolated(lambda depth: self._peak_at(two, depth) - self._peak_at(one, depth))
+        )
+
+    def _checkpointing(self, completions: int, scheduler: SchedulerCosts | None, frozen: float) -> bool:
+        """As set; `auto`: where the longest item would not fit otherwise."""
+        wanted = self.study.model.activation_checkpointing
+        return wanted if wanted != "auto" else not self._fitting(completions, False, scheduler, frozen)
+
+    def _fitting(
+        self, completions: int, checkpointing: bool, scheduler: SchedulerCosts | None, frozen: float
+    ) -> int:
+        """The most of the longest items that fit in a micro-batch, by the rule of `sams.training.tuning`."""
+        shards = self.world if self.sharded else 1
+        free = self.room - (RESERVE if self.gpu is not None else 0) - 4.0 * self.sizes.total / shards
+        free -= 0 if scheduler is None else scheduler.bytes
+        waiting = WAITING_BYTES * self.sizes.total if self.sharded and not frozen else 0
+        return int(
+            MEMORY_SHARE * (free - (self._state - frozen) - waiting) / self._added(completions, checkpointing)
+        )
+
+
+def together(rows: list[Memory]) -> list[Memory]:
+    """Rows that differ in their stage alone, as one."""
+    grouped: dict[Any, list[str]] = {}
+    for row in rows:
+        key = (row.passes, row.checkpointing, row.policy, row.scheduler, row.taken, row.fits, row.accumulated)
+        grouped.setdefault(key, []).append(row.stages)
+    return [Memory(", ".join(names), *key) for key, names in grouped.items()]

@@ -1,0 +1,171 @@
+"""Weights in safetensors files, read or written a tensor at a time: no process holds a model whole for it.
+
+`from_pretrained` and `save_pretrained` of transformers hold all weights. Here a model is built without data, and
+torch's distributed checkpoint reads what a process needs of every tensor: its own shard, or one tensor of a file that
+is being written. Names in files are those that transformers writes and reads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+import transformers
+from accelerate import init_empty_weights
+from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, StorageReader
+from transformers.core_model_loading import revert_weight_conversion
+
+from sams.errors import UserError
+from sams.files import write_json
+from sams.policy.model import without_dropout
+
+FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
+"""What is fetched of a hub model: some hold their weights a second time, under other names."""
+FILE_SIZE = 2_000_000_000
+"""Most bytes of a file that is written, one larger tensor apart: a file is in memory before it is on disk."""
+
+
+def files_of(path: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model: `path` itself, or where its files of the hub are kept.
+
+    Raises:
+        UserError: when there are none.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        return Path(snapshot_download(str(path), revision=revision, allow_patterns=FILES))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot find the model's files: {str(error).splitlines()[0]}",
+            where=str(path),
+            remedy="give a folder with config.json and safetensors, or a hub id that this machine can reach",
+        ) from error
+
+
+def without_weights(folder: Path, attention: str) -> transformers.PreTrainedModel:
+    """The model of a folder's config.json, float32 and without dropout, its weights on the meta device.
+
+    Buffers hold their values: they are computed from the config, and no file has them.
+
+    Raises:
+        UserError: when it cannot be built.
+    """
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=attention
+            )
+        model.tie_weights()  # what was tied inside has been taken apart by the meta device
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot build the model: {str(error).splitlines()[0]}",
+            where=str(folder),
+            remedy="give a folder with the config.json of a causal language model",
+        ) from error
+    return without_dropout(model)
+
+
+def names_in_files(model: transformers.PreTrainedModel) -> dict[str, str] | None:
+    """Weight of the model -> its name in files that transformers writes; tied weights under one name.
+
+    None where files hold other tensors than these (stacked experts, or buffers, for example).
+    """
+    weights = dict(model.named_parameters())
+    if set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}:
+        return None
+    named: dict[str, Any] = {name: torch.empty(0) for name in weights}
+    written = {id(tensor): name for name, tensor in revert_weight_conversion(model, dict(named)).items()}
+    if len(written) != len(weights) or not all(id(tensor) in written for tensor in named.values()):
+        return None
+    return {name: written[id(tensor)] for name, tensor in named.items()}
+
+
+def found_in(model: transformers.PreTrainedModel, folder: Path) -> dict[str, str] | None:
+    """Weight of the model -> its name in the safetensors of a folder.
+
+    None where they are not all there, each once and of its size: then `from_pretrained` must see what can be done.
+    """
+    names = names_in_files(model)
+    if names is None:
+        return None
+    there: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    aliases = model.all_tied_weights_keys
+    found = {}
+    for name, weight in model.named_parameters():
+        # Files from before a renaming have the model's own name, and either name of tied weights may be stored.
+        others = [alias for alias, source in aliases.items() if source == name]
+        stored = [key for key in dict.fromkeys([names[name], name, *others]) if key in there]
+        if len(stored) != 1 or there[stored[0]].size != weight.shape:
+            return None
+        found[name] = stored[0]
+    return found
+
+
+def materialise(module: nn.Module, model: transformers.PreTrainedModel, device: torch.device) -> None:
+    """Give the weights of `module`, which holds the model, memory on the device; tied ones stay tied."""
+    buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
+    module.to_empty(device=device)
+    model.tie_weights()
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def fill(model: transformers.PreTrainedModel, folder: Path, found: dict[str, str]) -> None:
+    """Read a model's weights, or of sharded ones this process's shards, from a folder. A collective call.
+
+    Args:
+        model: with memory for its weights.
+        folder: of safetensors.
+        found: weight -> its name there.
+    """
+    state: dict[str, Any] = {
+        found[name]: weight.detach() for name, weight in model.named_parameters() if name in found
+    }
+    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
+
+
+def write(
+    model: transformers.PreTrainedModel,
+    reader: StorageReader,
+    keys: dict[str, str],
+    out: Path,
+    dtype: torch.dtype,
+    file_size: int = FILE_SIZE,
+) -> None:
+    """Write a model's config and weights as `save_pretrained` does, one file in memory at a time.
+
+    Args:
+        model: without its weights.
+        reader: of where these are.
+        keys: weight -> its key there.
+        out: the folder.
+        dtype: of the weights in the files.
+        file_size: most bytes of a file.
+    """
+    names = names_in_files(model)
+    assert names is not None
+    model.to(dtype).save_pretrained(out, state_dict={})  # the configs
+    weights = {names[name]: (keys[name], weight) for name, weight in model.named_parameters()}
+    split = split_torch_state_dict_into_shards(
+        {name: weight.detach() for name, (_, weight) in weights.items()},
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=file_size,
+    )
+    for file, inside in split.filename_to_tensors.items():
+        state: dict[str, Any] = {}
+        for name in inside:
+            key, weight = weights[name]
+            state[key] = torch.empty(weight.shape, dtype=dtype)
+        dcp.load(state, storage_reader=reader, no_dist=True)
+        save_file({name: state[weights[name][0]] for name in inside}, out / file, {"format": "pt"})
+    if split.is_sharded:
+        metadata = {"total_parameters": model.num_parameters(), **split.metadata}
+        index = {"metadata": metadata, "weight_map": split.tensor_to_filename}
+        write_json(out / "model.safetensors.index.json", index)

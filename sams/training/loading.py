@@ -1,0 +1,68 @@
+"""The policy of a job: loaded, given adapters, compiled, replicated or sharded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from sams.policy.model import add_lora, compile_blocks, load_model
+from sams.policy.policy import Policy
+from sams.policy.stored import files_of, fill, found_in, materialise, without_weights
+from sams.training.distribution import Workers
+
+if TYPE_CHECKING:
+    from sams.settings import Model, Training
+
+log = logging.getLogger(__name__)
+
+
+def load_policy(
+    path: str | Path,
+    settings: Model,
+    workers: Workers,
+    *,
+    revision: str | None = None,
+    training: Training | None = None,
+) -> nn.Module:
+    """The model of a folder or a hub id as a policy. A collective call.
+
+    Sharded, it is built without data, and each process reads its own shards: none holds it whole. With adapters, or
+    where the files hold other tensors than the model does, each process loads all of it before it is sharded.
+
+    Args:
+        path: folder or hub id.
+        settings: of the policy.
+        workers: the processes.
+        revision: of the hub id.
+        training: of the stage that trains it; None for a policy that is only scored.
+
+    Raises:
+        UserError: when the model is not there or cannot be read.
+    """
+    if not workers.shards or (training is not None and training.lora is not None):
+        return wrap(load_model(path, settings, revision=revision), settings, workers, training)
+    folder = files_of(path, revision)
+    model = without_weights(folder, settings.attention)
+    found = found_in(model, folder)
+    if found is None:
+        log.warning("the files of %s are not laid out as the model is: every process loads all of them", path)
+        return wrap(load_model(path, settings, revision=revision), settings, workers, training)
+    policy = wrap(model, settings, workers, training)
+    materialise(policy, model, workers.device)
+    fill(model, folder, found)
+    return policy
+
+
+def wrap(
+    model: PreTrainedModel, settings: Model, workers: Workers, training: Training | None = None
+) -> nn.Module:
+    """A model as a policy: adapters where they are asked for, replicated or sharded."""
+    if training is not None and training.lora is not None:
+        add_lora(model, training.lora)
+    if training is not None and settings.compile:
+        compile_blocks(model)
+    return workers.wrap(Policy(model), trained=training is not None)
