@@ -126,7 +126,7 @@ def pages(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
         server = subprocess.Popen(
             [sys.executable, "-c", "from sams.cli import main; main()", "mlflow", "--port", str(port)],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": ""},
             stdout=log,
             stderr=log,
         )
