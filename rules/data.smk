@@ -78,12 +78,12 @@ rule tokenise:
         f"{LOGS}/tokenise.log",
     conda:
         "../envs/sams.yaml"
+    threads: 8
     params:
         recipe=recipe("tokenise"),
         code=code_digest("sams.data.tokenise"),
         data=subpath(input.data, parent=True),
         out=subpath(output.manifest, parent=True),
-    threads: 8
     shell:
         "python -m sams.data.tokenise"
         " --processes {threads}"
