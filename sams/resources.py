@@ -60,7 +60,9 @@ def training(study: Study, gpus: int) -> dict[str, Any]:
     each, on_gpus = processes(launch, gpus), gpus_wanted(launch, gpus)
     per_weight: float = LOADING_BYTES if on_gpus else TRAINING_BYTES
     trainings = [study.sft, *(study.preference_of(method) for method in study.preference_methods)]
-    if launch.strategy == "fsdp2" and not any(training is not None and training.lora for training in trainings):
+    if launch.strategy == "fsdp2" and not any(
+        training is not None and training.lora for training in trainings
+    ):
         per_weight /= each
     asked = {
         **_gpus(study, on_gpus),

@@ -72,7 +72,7 @@ def main(recipe: str, data: Path, out: Path, processes: int = 1) -> None:
                 report[split] = tokenise_split(file, split, tokenizer, settings, part / split, pool)
                 log.info("%s: %s", split, report[split])
         if (study := current_study()) is not None:
-            check_rounds(study, {split: report[split]["kept"] for split in RESPONSES})
+            check_rounds(study, {split: report[split]["kept"] for split in RESPONSES if split in report})
         write_json(part / "report.json", report)
 
 
