@@ -90,8 +90,10 @@ def test_resources_of_several_nodes_are_what_slurms_plugin_needs() -> None:
         "gres": "gpu:h100:8",
         "gpu": None,
     }
-    # 8 processes that each load 8 billion float32 weights.
-    assert 8 * 30_600 < made["mem_mb"] < 8 * 35_000
+    # 8 processes, of which each reads its shard of 8 billion float32 weights.
+    assert 30_600 < made["mem_mb"] - 8 * resources.PROCESS_MB < 31_000
+    copies = study(gpu_model="h100", strategy="ddp")
+    assert 8 * 30_600 < resources.training(copies, gpus=0)["mem_mb"] < 8 * 35_000
     one = resources.training(study(gpu_model="h100"), gpus=0)
     assert (one["gpu"], one["gpu_model"], one["nodes"]) == (8, "h100", 1)
     assert not {"tasks", "mpi", "gres"} & set(one)
@@ -214,8 +216,8 @@ def test_one_process_needs_no_torchrun(tmp_path: Path) -> None:
 
 
 def test_torchrun_that_hangs_after_its_workers_is_ended(tmp_path: Path) -> None:
-    watched = launch(tmp_path, 0.1, "time.sleep(600)", LOOK_EVERY=0.2, LEFT_SECONDS=1.0)
-    _, told = watched.communicate(timeout=30)
+    watched = launch(tmp_path, 2, "time.sleep(600)", LOOK_EVERY=0.2, LEFT_SECONDS=1.0)
+    _, told = watched.communicate(timeout=60)
     assert watched.returncode == 128 + signal.SIGKILL
     assert "waits for a node that does not answer" in told
 

@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +21,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from sams import mlflow_mirror, stage
+from sams import mlflow_pages, stage
 from sams.bundle import unpacked
-from sams.config import read_settings
 from sams.data import fetch
 from sams.data.forms import read_pairs
 from sams.errors import UserError
@@ -32,7 +32,7 @@ from sams.tables import render
 from sams.training.sharded import load_sharded
 from tests.conftest import ROOT
 from tests.test_bad_input_models import Trap
-from tests.test_config import DEFAULT, tiny_study
+from tests.test_config import tiny_study
 
 SOURCES = sorted((ROOT / "sams").rglob("*.py"))
 RULES = sorted((ROOT / "rules").glob("*.smk"))
@@ -62,9 +62,9 @@ def said(call: ast.Call, name: str) -> str | None:
 
 def test_no_code_that_comes_with_a_model_is_run() -> None:
     """And from_pretrained finds it said in so many words at each call, or in the options that it is given."""
-    loaders = [
-        (where, call) for where, name, call in calls() if name.endswith((".from_pretrained", ".from_config"))
-    ]
+    loading = (".from_pretrained", ".from_config")
+    loaders = [(where, call) for where, name, call in calls() if name.endswith(loading)]
+    loaders = [(where, call) for where, call in loaders if "GenerationConfig" not in ast.unparse(call.func)]
     assert len(loaders) >= 10
     told = {where: said(call, "trust_remote_code") for where, call in loaders}
     assert set(told.values()) <= {"False", "**"}, told
@@ -84,7 +84,8 @@ def test_weights_are_safetensors_and_torch_loads_no_more_than_weights() -> None:
             expected = "None if settings.allow_pickle else True" if "policy/model.py" in where else "True"
             assert said(call, "use_safetensors") == expected, where
         assert name not in ("pickle.load", "pickle.loads", "eval", "exec", "dcp.load", "joblib.load") or (
-            name == "dcp.load" and "training/sharded.py" in where
+            name == "dcp.load"
+            and where.split(":")[0] in ("sams/training/sharded.py", "sams/policy/stored.py")
         ), where
         if name == "yaml.load":
             assert ast.unparse(call.args[1]) == "_loader()", where
@@ -141,7 +142,7 @@ def test_names_are_plain_words(name: str) -> None:
 def test_rules_quote_what_they_put_into_a_shell() -> None:
     # Options that helpers have quoted, and numbers.
     own = {"params.scheduler", "params.reference", "params.crossfit", "params.difficulty", "params.tokens"}
-    own |= {"params.trained", "resources.processes", "wildcards.half"}
+    own |= {"params.trained", "resources.nodes", "resources.processes", "threads", "wildcards.half"}
     found = 0
     for file in RULES:
         for command in re.findall(r"\n {4,8}shell:\n((?: {8,}[\"'].*\n)+)", file.read_text(encoding="utf-8")):
@@ -165,13 +166,6 @@ def test_no_process_is_started_through_a_shell() -> None:
 
 
 # --- paths stay where they belong -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["../up.yaml", "/etc/passwd", "config/../../up.yaml"])
-def test_a_study_extends_files_of_the_source_tree_alone(name: str, tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(f"extends: {name}\n")
-    with pytest.raises(UserError, match="key 'extends': lies outside the source tree"):
-        read_settings([DEFAULT, tmp_path / "mine.yaml"])
 
 
 @pytest.mark.parametrize("name", ["../out.txt", "/tmp/sams-out.txt", "study/../../out.txt"])
@@ -249,9 +243,12 @@ def test_servers_listen_on_loopback_with_limits(monkeypatch: pytest.MonkeyPatch,
         assert server.MAX_REQUEST_BYTES <= 4 << 20 and 0 < server._Handler.timeout <= 300
     started: list[str] = []
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(os, "execv", lambda program, words: started.extend(words))
+    server = SimpleNamespace(wait=lambda: 0)
+    monkeypatch.setattr(mlflow_pages.child, "start", lambda words: started.extend(words) or server)
+    monkeypatch.setattr(mlflow_pages.child, "end", lambda _: None)
+    monkeypatch.setattr(mlflow_pages, "stop_on_signals", lambda: None)
     (tmp_path / "mlflow.db").touch()
-    mlflow_mirror.open_ui(tmp_path)
+    mlflow_pages.open_ui(tmp_path)
     assert started[started.index("--host") + 1] == "127.0.0.1"
     assert fetch.MOST_BYTES <= 1 << 26 and fetch.WAIT_SECONDS <= 60
 

@@ -265,7 +265,7 @@ def test_a_rehearsal_keeps_methods_losses_selectors_and_ratios() -> None:
 @pytest.mark.parametrize("text", ["true", "True", True])
 def test_rehearse_is_understood_as_snakemake_gives_it(text: Any) -> None:
     assert study("table2_hh", rehearse=text).rehearse
-    with pytest.raises(UserError, match="expected true or false, found 'perhaps'"):
+    with pytest.raises(UserError, match="expected a boolean, found 'perhaps'; set it to true or false"):
         study("table2_hh", rehearse="perhaps")
 
 

@@ -60,7 +60,7 @@ def without_weights(folder: Path, attention: str) -> transformers.PreTrainedMode
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
             model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation=attention
+                config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
             )
         model.tie_weights()  # what was tied inside has been taken apart by the meta device
     except (OSError, ValueError, KeyError) as error:

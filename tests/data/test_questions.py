@@ -50,10 +50,15 @@ def test_a_benchmark_that_is_left_out_has_no_files(tmp_path: Path) -> None:
     assert {file.name for file in run(tmp_path / "a", world={}, alpaca_eval={}).iterdir()} == {
         "alpaca_eval.json",
         "source.json",
+        "environment.json",
         "manifest.json",
     }
     assert not (run(tmp_path / "b", world={}, mt_bench={}) / "alpaca_eval.json").exists()
-    assert {file.name for file in run(tmp_path / "c").iterdir()} == {"source.json", "manifest.json"}
+    assert {file.name for file in run(tmp_path / "c").iterdir()} == {
+        "source.json",
+        "environment.json",
+        "manifest.json",
+    }
 
 
 def test_files_are_taken_as_they_are(tmp_path: Path) -> None:

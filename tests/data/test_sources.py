@@ -201,9 +201,12 @@ def test_memory_does_not_grow_with_the_file(opening: str, tmp_path: Path) -> Non
     assert peaks[1] < 1.5 * peaks[0] + 2**20
 
 
-@pytest.mark.parametrize("read", [tokenise.read_batches, lambda file: numbered_rows(str(file), "train")])
+@pytest.mark.parametrize(
+    "reading",
+    [lambda file: tokenise.read_batches(file, "train"), lambda file: numbered_rows(str(file), "train")],
+)
 def test_a_parquet_file_is_not_held_to_its_end(
-    read: Callable[[Path], Iterator[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reading: Callable[[Path], Iterator[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "BATCH_ROWS", 1)
     monkeypatch.setattr(tokenise, "READ_ROWS", 1)
@@ -213,6 +216,6 @@ def test_a_parquet_file_is_not_held_to_its_end(
         for _ in range(20):
             writer.write_table(pa.table({"text": [draw.randbytes(size // 2).hex()]}))
     before = pa.total_allocated_bytes()
-    held = [pa.total_allocated_bytes() - before for _ in read(file)]
+    held = [pa.total_allocated_bytes() - before for _ in reading(file)]
     assert len(held) == 20
     assert held[-1] < 6 * size, "not 20 times, as if it were read ahead"

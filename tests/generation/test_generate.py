@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sams.errors import UserError
-from sams.files import write_manifest
+from sams.files import manifest_digest, write_manifest
 from sams.generation import decode
 from sams.generation.facts import model_digest, parts_path
 from sams.generation.generate import generate_answers
@@ -111,9 +111,10 @@ def test_a_model_is_known_by_its_files(model: Path, tmp_path: Path) -> None:
     (copy / "config.json").write_text("{}")
     assert model_digest(copy) != model_digest(model)
     write_manifest(copy)
-    sealed = model_digest(copy)
+    assert model_digest(copy) == manifest_digest(copy)  # a sealed folder's manifest stands for it
     (copy / "model.safetensors").write_bytes(b"")
-    assert model_digest(copy) == sealed  # a sealed folder's manifest stands for it
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        model_digest(copy)
 
 
 @pytest.mark.parametrize(

@@ -383,8 +383,8 @@ def with_validation(prepared: dict[str, Path], tmp_path: Path) -> dict[str, Path
         target = source.with_name(file.replace("test", "validation"))
         shutil.copytree(source, target) if source.is_dir() else shutil.copy(source, target)
         facts = {k: v for k, v in read_json(prepared[name] / "manifest.json").items() if k == "upstream"}
-        write_manifest(made[name], **facts)
         shutil.rmtree(source) if source.is_dir() else source.unlink()
+        write_manifest(made[name], **facts)
     return prepared | made
 
 
@@ -421,7 +421,7 @@ def test_the_weights_of_each_evaluation_are_kept_and_a_resumed_run_keeps_the_sam
 def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM, as the loop sees it, after so many steps of this process."""
     seen = itertools.count(1)
-    monkeypatch.setattr(loop, "on_sigterm", lambda: lambda: next(seen) == step)
+    monkeypatch.setattr(loop, "on_request", lambda: lambda: next(seen) == step)
 
 
 def weights_at(folder: Path) -> dict[str, torch.Tensor]:

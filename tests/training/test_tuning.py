@@ -174,7 +174,7 @@ def test_a_found_size_is_kept_in_the_result_and_a_resumed_run_takes_it_over(
         return lambda: True
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("sams.training.loop.on_sigterm", interrupted)
+        patch.setattr("sams.training.loop.on_request", interrupted)
         run(prepared, tmp_path / "parts", **sizes)
     monkeypatch.setattr("sams.training.tuning.fastest", lambda *_, **__: 1)
     run(prepared, tmp_path / "parts", **sizes)
