@@ -367,8 +367,10 @@ class Planner:
                 f"in float32, before they go to the GPUs, take {host / 1e9:.0f} GB."
             )
         gpus = gpus_here()
-        if self.gpu is not None and gpus < self.world:
-            warnings.append(f"This machine has {gpus or 'no'} GPUs; the study takes {self.world}.")
+        nodes = self.study.launch.nodes
+        if self.gpu is not None and gpus * nodes < self.world:
+            where = f" on {nodes} nodes" if nodes > 1 else ""
+            warnings.append(f"This machine has {gpus or 'no'} GPUs; the study takes {self.world}{where}.")
 
     @property
     def host_bytes(self) -> float:
@@ -391,7 +393,7 @@ class Planner:
 
 def world_of(study: Study, gpus: int | None) -> int:
     """Processes of a training job: as asked for, else as the study says, else as it would be here."""
-    return gpus or processes(study.launch, gpus_here())
+    return gpus or study.launch.nodes * processes(study.launch, gpus_here())
 
 
 def on_cpus(study: Study) -> bool:
