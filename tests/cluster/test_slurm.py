@@ -37,7 +37,14 @@ TIMES = ["train_seconds", "preparation_seconds", "peak_memory_mb"]
 STARTED: list["subprocess.Popen[str]"] = []
 SFT = "results/cluster/world/sft/seed0"
 TRAINED = f"{SFT}/trained/manifest.json"
-QUICK = ["--slurm-init-seconds-before-status-checks", "3", "--seconds-between-status-checks", "3"]
+QUICK = [
+    "--slurm-init-seconds-before-status-checks",
+    "3",
+    "--seconds-between-status-checks",
+    "3",
+    "--set-threads",
+    "tokenise=2",
+]
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ STUDY: dict[str, Any] = {
 
 # What differs from start to start by its nature: times, memory, costs, what they are drawn in, when it was.
 TIMES = re.compile(
-    r"seconds|memory|tokens_per_second|mfu|padding_share|busiest|n_resumed|disk_bytes|when|date"
+    r"time|tstamp|seconds|memory|tokens_per_second|mfu|padding_share|busiest|n_resumed|disk_bytes|when|date"
 )
 NOT_COMPARED = re.compile(r"/(logs|benchmarks)/|/costs\.jsonl$|/cost\.|/\.lock$|/tables/main\.(md|html|tex)$")
 
@@ -141,6 +141,9 @@ def digest(path: Path) -> str:
     """What a file says, without times."""
     if path.suffix == ".json" and path.name != "manifest.json":
         return json.dumps(without_times(json.loads(path.read_text())), sort_keys=True)
+    if path.name == "judgments.jsonl":
+        rows = map(json.loads, path.read_text().splitlines())
+        return "\n".join(json.dumps(without_times(row), sort_keys=True) for row in rows)
     if path.name == "manifest.json":
         told = json.loads(path.read_text())
         return json.dumps({**without_times(told), "files": sorted(told["files"])}, sort_keys=True)
