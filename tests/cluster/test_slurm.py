@@ -42,8 +42,7 @@ QUICK = [
     "3",
     "--seconds-between-status-checks",
     "3",
-    "--set-threads",
-    "tokenise=2",
+    "--set-threads=tokenise=2",
 ]
 
 
