@@ -16,7 +16,7 @@ if STUDY.chosen:
         resources:
             **resources.plain(STUDY, "tables"),
         params:
-            study=recipe_json(STUDY),
+            study=STUDY_SETTINGS,
             results=results_folder,
             code=code_digest("sams.chosen.choose"),
         shell:
@@ -86,7 +86,7 @@ if STUDY.chosen:
         resources:
             **resources.plain(STUDY, "tables"),
         params:
-            study=recipe_json(STUDY),
+            study=STUDY_SETTINGS,
             results=results_folder,
             code=code_digest("sams.chosen.table"),
         shell:

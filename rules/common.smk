@@ -14,8 +14,9 @@ from sams.launch import gpus_here, set_job_environment
 from sams.preflight import benchmark_sources
 from sams.provenance import code_digest
 from sams.recipes import recipe_json, recipe_of, scheduler_is_pretrained
+from sams.settings import Launch
 from sams.tables.side_by_side import pairs
-from sams.workflow import hold, leave_if_stopped, stop_jobs_on_signals
+from sams.workflow import forget_unfinished, hold, leave_if_stopped, stop_jobs_on_signals
 
 try:
     for file in workflow.config_settings.configfiles:
@@ -43,11 +44,15 @@ FIGURES = ["learning_curves", "selection", "difficulty", "noise", "cost"]
 CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
 
 GPUS_HERE = gpus_here()
+# What tables are made of. How jobs are launched changes no figure, and so no table.
+STUDY_SETTINGS = recipe_json(STUDY.model_copy(update={"launch": Launch()}))
 TRAINING = resources.training(STUDY, GPUS_HERE)
 PROCESSES = TRAINING["processes"]
 set_job_environment(STUDY, workflow.basedir)
 
 stop_jobs_on_signals()
+if workflow.is_main_process:
+    forget_unfinished(Path("results") / STUDY.study / "preflight.json")
 
 
 onstart:

@@ -25,7 +25,7 @@ rule main_table:
     resources:
         **resources.plain(STUDY, "tables"),
     params:
-        study=recipe_json(STUDY),
+        study=STUDY_SETTINGS,
         results=results_folder,
         code=code_digest("sams.tables.main_table"),
     shell:
@@ -66,7 +66,7 @@ if STUDY.paper:
         resources:
             **resources.plain(STUDY, "tables"),
         params:
-            study=recipe_json(STUDY),
+            study=STUDY_SETTINGS,
             results=results_folder,
             code=code_digest("sams.tables.paper_table"),
         shell:
@@ -101,7 +101,7 @@ rule compare_methods:
     resources:
         **resources.plain(STUDY, "tables"),
     params:
-        study=recipe_json(STUDY),
+        study=STUDY_SETTINGS,
         results=results_folder,
         code=code_digest("sams.tables.comparisons"),
     shell:
@@ -137,7 +137,7 @@ rule show_answers:
     resources:
         **resources.plain(STUDY, "tables"),
     params:
-        study=recipe_json(STUDY),
+        study=STUDY_SETTINGS,
         results=results_folder,
         code=code_digest("sams.tables.side_by_side"),
     shell:
@@ -194,7 +194,7 @@ rule draw_figures:
     resources:
         **resources.plain(STUDY, "tables"),
     params:
-        study=recipe_json(STUDY),
+        study=STUDY_SETTINGS,
         results=results_folder,
         code=code_digest("sams.tables.figures"),
         out=subpath(output.cost, parent=True),

@@ -1,5 +1,6 @@
 """What the process of a workflow sees to itself: one at a time on a study's results, and an end that saves."""
 
+import base64
 import fcntl
 import json
 import os
@@ -45,6 +46,28 @@ def hold(folder: Path) -> None:
     holder = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%F %T")}
     os.ftruncate(lock, 0)
     os.write(lock, json.dumps(holder).encode())
+
+
+def forget_unfinished(found: Path) -> None:
+    """Delete a file that a killed job of rule `preflight` may have left, which no file of results is made from.
+
+    All jobs wait for it, as an `ancient` input. Where Snakemake makes such a file again, because the job that wrote it
+    did not end, it forgets all jobs that come after (9.27), and would end with status 0 and nothing done.
+    """
+    marker = Path(".snakemake/incomplete") / base64.urlsafe_b64encode(str(found).encode()).decode()
+    if marker.is_file() and not _is_held(found.parent):
+        found.unlink(missing_ok=True)
+
+
+def _is_held(folder: Path) -> bool:
+    try:
+        with (folder / LOCK).open("rb+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _told(place: Path) -> str:

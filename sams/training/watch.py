@@ -71,6 +71,7 @@ class Watch:
         """Look at the position from now on; `folder` is empty and the same for all processes."""
         self.at(self._position.phase)
         self._over.clear()
+        self._tell(folder, answered=False)  # a process may be stopped before its first look
         self._thread = threading.Thread(target=self._follow, args=(folder,), name="watch", daemon=True)
         self._thread.start()
 

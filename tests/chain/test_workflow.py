@@ -1,5 +1,6 @@
 """The workflow as people run it: dry runs of every study, and the whole chain in miniature."""
 
+import base64
 import json
 import os
 import shutil
@@ -104,6 +105,18 @@ def test_dry_run_of_every_study_needs_no_gpu_no_key_and_no_network(
     assert counts.get("score_alpaca_eval", 0) == scored * len(made.methods)
     assert counts.get("show_answers", 0) == scored * (2 * len(made.methods) - 3)
     assert counts.get("fetch_benchmark_inputs", 0) == (5 if scored and made.data.world is None else 0)
+
+
+def test_a_workflow_killed_in_its_first_job_goes_on_with_all_others(tmp_path: Path) -> None:
+    """Snakemake alone would make the unfinished file again, and nothing else, and end with status 0."""
+    found = tmp_path / "results/tiny/preflight.json"
+    found.parent.mkdir(parents=True)
+    found.write_text("{}")
+    marker = base64.urlsafe_b64encode(b"results/tiny/preflight.json").decode()
+    (tmp_path / ".snakemake/incomplete").mkdir(parents=True)
+    (tmp_path / ".snakemake/incomplete" / marker).touch()
+    counts = jobs(snakemake(tmp_path, "-n", "sft"))
+    assert counts["preflight"] == counts["prepare_data"] == counts["train_sft"] == 1
 
 
 @pytest.mark.parametrize(

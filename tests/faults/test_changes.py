@@ -120,7 +120,8 @@ def test_a_touched_result_runs_what_is_made_from_it(
     folder, _ = undisturbed
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.log"))
-    (copy / "results/faults/world/reference/seed0/manifest.json").touch()
+    manifest = copy / "results/faults/world/reference/seed0/manifest.json"
+    manifest.write_text(manifest.read_text() + "\n")
     found = set(rerun(copy, tmp_path, STUDY))
     assert "train_preference" in found and not (DATA | START) & found
 
