@@ -51,8 +51,8 @@ def hold(folder: Path) -> None:
 def forget_unfinished(found: Path) -> None:
     """Delete a file that a killed job of rule `preflight` may have left, which no file of results is made from.
 
-    All jobs wait for it, as an `ancient` input. Where Snakemake makes such a file again, because the job that wrote it
-    did not end, it forgets all jobs that come after (9.27), and would end with status 0 and nothing done.
+    All jobs wait for it, as an `ancient` input. Where Snakemake makes such a file again, because the job that wrote
+    it did not end, it forgets all jobs that come after (9.27), and would end with status 0 and nothing done.
     """
     marker = Path(".snakemake/incomplete") / base64.urlsafe_b64encode(str(found).encode()).decode()
     if marker.is_file() and not _is_held(found.parent):
