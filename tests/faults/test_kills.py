@@ -21,7 +21,7 @@ RULES = (
     "pretrain_scheduler train_preference generate_alpaca_eval generate_mt_bench make_difficulty "
     "score_alpaca_eval score_mt_bench main_table"
 ).split()
-# Killed in addition, after the workflow was: the words tell it from the other processes of the workflow.
+# Killed in addition, before the workflow is: the words tell it from the other processes of the workflow.
 PARTS = {
     "compute_reference": ("torchrun", "sams.torchrun"),
     "train_preference": ("a rank", "sams.training.preference"),
@@ -68,14 +68,14 @@ def test_a_workflow_killed_in_every_rule_ends_bitwise_where_an_undisturbed_one_e
                 rule = begun[seen]
                 seen += 1
                 delay = chance.random() * took[rule]
-                if rule in whole:
+                if rule in parts and kill_part(run, parts[rule][1], took[rule], chance):
+                    told.append(f"{parts.pop(rule)[0]}, {rule}")
+                elif rule in whole:
                     time.sleep(delay)
-                    group = len(told) % 2 == 1
+                    group = len(whole) % 2 == 0
                     run.kill(group=group)
                     whole.remove(rule)
                     told.append(f"workflow{' and its group' if group else ''}, {rule}, after {delay:.1f} s")
-                elif rule in parts and kill_part(run, parts[rule][1], took[rule], chance):
-                    told.append(f"{parts.pop(rule)[0]}, {rule}")
             assert not all_gone(run), "a process outlives its workflow"
             if run.process.returncode == 0:
                 break
