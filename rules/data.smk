@@ -83,6 +83,7 @@ rule tokenise:
     input:
         data=DATA,
         tokenizer=tokenizer_files(),
+        start=start_files,
     output:
         manifest=TOKENS,
     log:

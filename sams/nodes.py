@@ -25,6 +25,8 @@ from sams.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS, WORKFLOW, end_with_wo
 
 STOP_SECONDS = 290.0
 """Longest wait for workers told to stop. profiles/slurm has SIGTERM sent 300 s before a job's time is up."""
+CLOSING_SECONDS = 90
+"""Longest wait of torchrun for its other workers once one has ended."""
 LEFT_SECONDS = 60.0
 """Longest wait for torchrun after its last worker. One whose peers cannot be reached was seen to wait for ever."""
 JOIN_SECONDS = 600
@@ -32,6 +34,7 @@ JOIN_SECONDS = 600
 LOOK_EVERY = 2.0
 
 ON_A_NODE = "SAMS_ON_A_NODE"
+EXIT_USER_ERROR = 2
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,7 +64,11 @@ def main(arguments: Sequence[str]) -> int:
                 remedy="run with --profile profiles/slurm, or start each node with --endpoint and --node-rank",
             )
         if ON_A_NODE not in os.environ:
-            return ended(subprocess.call(on_all_nodes(options.nodes, options.cpus, arguments)))
+            command = on_all_nodes(options.nodes, options.cpus, arguments)
+            step = subprocess.Popen(command)
+            for number in STOP_SIGNALS:  # srun passes it on to the nodes; what they say decides here
+                signal.signal(number, lambda _number, _frame: step.send_signal(signal.SIGTERM))
+            return ended(step.wait())
         options.node_rank, options.endpoint, options.local_addr = place_in_job()
     status = watch(
         [
@@ -136,7 +143,9 @@ def watch(command: Sequence[str], where: str) -> int:
     told: list[float] = []
     for number in STOP_SIGNALS:
         signal.signal(number, lambda _number, _frame: told.append(time.monotonic()))
-    torchrun = subprocess.Popen(command, preexec_fn=end_with_parent)
+    # torchrun ends the others when one worker has ended with 75: those that still write get longer than its 30 s.
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(CLOSING_SECONDS), **os.environ}
+    torchrun = subprocess.Popen(command, env=environment, preexec_fn=end_with_parent)
     asked = False
     seen_workers = False
     left = None
@@ -206,4 +215,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)

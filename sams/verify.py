@@ -33,6 +33,7 @@ ANSWERS = {
 }
 LAST = {
     "test_accuracy": ("eval/rewards/accuracies", 100.0),
+    "validation_accuracy": ("eval/rewards/accuracies", 100.0),
     "chosen_reward": ("eval/rewards/chosen", 1.0),
     "chosen_logp": ("eval/logps/chosen", 1.0),
 }

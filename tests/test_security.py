@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+import transformers
 from torch.distributed.checkpoint.api import CheckpointException
 
 from sams import mlflow_pages, stage
@@ -29,6 +30,7 @@ from sams.errors import UserError
 from sams.files import write_for_no_others, write_json
 from sams.scoring import judge_proxy, local_judge
 from sams.tables import render
+from sams.training.export import KEY, export_trained
 from sams.training.sharded import load_sharded
 from tests.conftest import ROOT
 from tests.test_bad_input_models import Trap
@@ -108,6 +110,28 @@ def test_sharded_weights_run_nothing(place: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointException, match=r"no business|[Ww]eights.only"):
         load_sharded(found, tmp_path / "ck")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_an_export_runs_nothing_that_stands_for_a_weight(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=16, **sizes))
+    (trained := tmp_path / "trained").mkdir()
+    (out := tmp_path / "out").mkdir()
+    model.config.save_pretrained(trained)
+    state: dict[str, Any] = {f"{KEY}{name}": weight.detach() for name, weight in model.named_parameters()}
+    dcp.save(state, checkpoint_id=trained)
+    export_trained(trained, "sdpa", out, torch.float32)
+
+    state[f"{KEY}model.norm.weight"] = Trap(str(tmp_path / "sprung"))
+    dcp.save(state, checkpoint_id=trained)
+    with pytest.raises(UserError, match=r"trained: weight .*model\.norm\.weight is no tensor"):
+        export_trained(trained, "sdpa", out, torch.float32)
+    assert not (tmp_path / "sprung").exists()
+
+    state[f"{KEY}model.norm.weight"] = torch.full((8,), torch.nan)
+    dcp.save(state, checkpoint_id=trained)
+    with pytest.raises(UserError, match=r"model\.norm\.weight holds NaN or infinity"):
+        export_trained(trained, "sdpa", out, torch.float32)
 
 
 # --- no shell is built from what users write ----------------------------------------------------------

@@ -18,13 +18,15 @@ from huggingface_hub import snapshot_download, split_torch_state_dict_into_shard
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, StorageReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers.core_model_loading import revert_weight_conversion
 
 from sams.errors import UserError
 from sams.files import write_json
 from sams.policy.model import without_dropout
+from sams.policy.weights import INDEX, WHOLE, refuse_not_finite
 
-FILES = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
+FILES = ["config.json", "generation_config.json", WHOLE, "model-*.safetensors", INDEX]
 """What is fetched of a hub model: some hold their weights a second time, under other names."""
 FILE_SIZE = 2_000_000_000
 """Most bytes of a file that is written, one larger tensor apart: a file is in memory before it is on disk."""
@@ -102,7 +104,7 @@ def found_in(model: transformers.PreTrainedModel, folder: Path) -> dict[str, str
         # Files from before a renaming have the model's own name, and either name of tied weights may be stored.
         others = [alias for alias, source in aliases.items() if source == name]
         stored = [key for key in dict.fromkeys([names[name], name, *others]) if key in there]
-        if len(stored) != 1 or there[stored[0]].size != weight.shape:
+        if len(stored) != 1 or there[stored[0]].size != weight.shape or len(there[stored[0]].chunks) != 1:
             return None
         found[name] = stored[0]
     return found
@@ -137,6 +139,7 @@ def write(
     keys: dict[str, str],
     out: Path,
     dtype: torch.dtype,
+    source: Path,
     file_size: int = FILE_SIZE,
 ) -> None:
     """Write a model's config and weights as `save_pretrained` does, one file in memory at a time.
@@ -147,7 +150,11 @@ def write(
         keys: weight -> its key there.
         out: the folder.
         dtype: of the weights in the files.
+        source: of the weights, for an error.
         file_size: most bytes of a file.
+
+    Raises:
+        UserError: a weight is no tensor, or holds NaN or infinity.
     """
     names = names_in_files(model)
     assert names is not None
@@ -158,13 +165,20 @@ def write(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=file_size,
     )
+    there = reader.read_metadata().state_dict_metadata
+    for key in keys.values():
+        # torch unpickles what is said to be no tensor.
+        if not isinstance(there.get(key), TensorStorageMetadata):
+            raise UserError(f"weight {key} is no tensor", where=str(source), remedy="make the folder again")
     for file, inside in split.filename_to_tensors.items():
         state: dict[str, Any] = {}
         for name in inside:
             key, weight = weights[name]
             state[key] = torch.empty(weight.shape, dtype=dtype)
         dcp.load(state, storage_reader=reader, no_dist=True)
-        save_file({name: state[weights[name][0]] for name in inside}, out / file, {"format": "pt"})
+        written = {name: state[weights[name][0]] for name in inside}
+        refuse_not_finite(written.items(), str(source))
+        save_file(written, out / file, {"format": "pt"})
     if split.is_sharded:
         metadata = {"total_parameters": model.num_parameters(), **split.metadata}
         index = {"metadata": metadata, "weight_map": split.tensor_to_filename}

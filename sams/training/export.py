@@ -17,6 +17,7 @@ from sams.files import read_json, whole_folder
 from sams.policy.model import add_lora, build_model, check_vocabulary, load_model
 from sams.policy.policy import Policy
 from sams.policy.stored import files_of, found_in, materialise, names_in_files, without_weights, write
+from sams.policy.weights import check_weights, refuse_not_finite
 from sams.training.checkpoints import LORA
 from sams.training.job import digest_of
 from sams.training.sharded import ShardReader, load_sharded
@@ -56,6 +57,7 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
             export_trained(trained, settings.attention, part, dtype)
         elif settings.path is not None:
             folder = files_of(settings.path, settings.revision)
+            check_weights(folder, allow_pickle=settings.allow_pickle)
             model = without_weights(folder, settings.attention)
             check_vocabulary(model, tokenizer, settings.path)
             if (folder / "generation_config.json").is_file():
@@ -65,7 +67,7 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
                 save(load_model(settings.path, settings, revision=settings.revision), part, dtype)
             else:
                 model.config.use_cache = True
-                write(model, HuggingFaceStorageReader(str(folder)), found, part, dtype)
+                write(model, HuggingFaceStorageReader(str(folder)), found, part, dtype, folder)
         else:
             save(build_model(settings, tokenizer, FRESH_SEED), part, dtype)
         tokenizer.save_pretrained(part)
@@ -78,7 +80,7 @@ def export_trained(trained: Path, attention: str, out: Path, dtype: torch.dtype)
     names = names_in_files(model)
     if names is not None and not adapted:
         model.config.use_cache = True
-        write(model, ShardReader(trained), {name: KEY + name for name in names}, out, dtype)
+        write(model, ShardReader(trained), {name: KEY + name for name in names}, out, dtype, trained)
         return
     materialise(model, model, torch.device("cpu"))
     merging = None
@@ -95,6 +97,7 @@ def export_trained(trained: Path, attention: str, out: Path, dtype: torch.dtype)
 
 def save(model: PreTrainedModel, out: Path, dtype: torch.dtype) -> None:
     """Write a model that is held whole."""
+    refuse_not_finite(model.named_parameters(), "the model to export")
     model.config.use_cache = True
     model.to(dtype).save_pretrained(out)
 

@@ -89,9 +89,9 @@ class TrainingJob:
         )
         self.run: Any = None
         self.tuning: Tuning | None = None
-        start = [] if "model" in upstream else stamps_of(self.recipe["model"]["path"])
+        start = "" if "model" in upstream else self.start_digest(self.recipe["model"]["path"])
         settings = canonical_json(without_micro_batches(self.recipe))
-        run = fingerprint(settings, self.code, canonical_json(self.upstream), part, *map(str, start))
+        run = fingerprint(settings, self.code, canonical_json(self.upstream), part, start)
         self.checkpoints = Checkpoints(checkpoints, run, self.workers)
         failed = self.checkpoints.folder / FAILED
         if failed.is_file():
@@ -99,6 +99,10 @@ class TrainingJob:
                 f"this run has failed before, and would fail again: {failed.read_text(encoding='utf-8')}",
                 remedy=f"change what it names, or delete {failed} to try once more",
             )
+
+    def start_digest(self, model: str | None) -> str:
+        """What a local model's config and weights are, by their content, which rank 0 reads for all."""
+        return self.workers.gather(digest_of_start(model) if self.workers.is_main else "")[0]
 
     def publish(self, policy: nn.Module, training: Training, name: str = "trained") -> None:
         """Write the trained weights as a folder of this name in the results."""
@@ -244,12 +248,14 @@ def digest_of(path: Path) -> str:
     )
 
 
-def stamps_of(model: str | None) -> list[tuple[str, int, int]]:
-    """Name, size and time of each file of a local model, which says when one was replaced; its weights are large."""
+def digest_of_start(model: str | None) -> str:
+    """Sixteen hex digits for config and weights of a local model; empty for one of a hub or a fresh one."""
     if model is None or not Path(model).is_dir():
-        return []
-    files = [file for file in sorted(Path(model).iterdir()) if file.is_file()]
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return ""
+    files = sorted(
+        file for pattern in ("config.json", "*.safetensors", "*.bin") for file in Path(model).glob(pattern)
+    )
+    return fingerprint(*(f"{file.name} {sha256_of(file)}" for file in files))
 
 
 def run_id_of(path: Path) -> str:

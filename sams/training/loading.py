@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel
 
+from sams.files import MANIFEST
 from sams.policy.model import add_lora, compile_blocks, load_model
 from sams.policy.policy import Policy
 from sams.policy.stored import files_of, fill, found_in, materialise, without_weights
+from sams.policy.weights import check_weights
 from sams.training.distribution import Workers
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def load_policy(
     if not workers.shards or (training is not None and training.lora is not None):
         return wrap(load_model(path, settings, revision=revision), settings, workers, training)
     folder = files_of(path, revision)
+    if workers.is_main and not (folder / MANIFEST).is_file():  # an export has been looked into
+        check_weights(folder, allow_pickle=settings.allow_pickle)
     model = without_weights(folder, settings.attention)
     found = found_in(model, folder)
     if found is None:

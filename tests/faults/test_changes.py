@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sams.training.job import stamps_of
+from sams.training.job import digest_of_start
 from tests.chain.test_workflow import jobs
 from tests.conftest import ROOT
 from tests.faults.study import STUDY, Workflow, overlay
@@ -127,9 +127,10 @@ def test_a_touched_result_runs_what_is_made_from_it(
 
 
 def test_a_model_whose_files_were_replaced_is_another_start(tmp_path: Path) -> None:
-    assert stamps_of(None) == stamps_of("some/hub-id") == []
+    assert digest_of_start(None) == digest_of_start("some/hub-id") == ""
     (tmp_path / "model.safetensors").write_bytes(b"1234")
-    before = stamps_of(str(tmp_path))
-    assert before == stamps_of(str(tmp_path)) != []
+    before = digest_of_start(str(tmp_path))
+    (tmp_path / "model.safetensors").touch()
+    assert before == digest_of_start(str(tmp_path)) != "", "the time of a file is no change"
     (tmp_path / "model.safetensors").write_bytes(b"5678 ")
-    assert stamps_of(str(tmp_path)) != before
+    assert digest_of_start(str(tmp_path)) != before

@@ -96,7 +96,9 @@ def test_what_is_written_file_by_file_is_what_transformers_writes(tmp_path: Path
     found = found_in(model, folder)
     assert found is not None
     model.config.use_cache = True
-    write(model, HuggingFaceStorageReader(str(folder)), found, tmp_path / "ours", torch.bfloat16, limit)
+    write(
+        model, HuggingFaceStorageReader(str(folder)), found, tmp_path / "ours", torch.bfloat16, folder, limit
+    )
 
     weights = []
     for made in ("whole", "ours"):
