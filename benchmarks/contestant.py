@@ -150,7 +150,7 @@ class Ours:
         from sams.scheduling.pool import ReplayPool
         from sams.scheduling.scheduler import Scheduler, context_width
         from sams.scheduling.selectors import Sams
-        from sams.settings import Scheduler as Settings
+        from sams.study.settings import Scheduler as Settings
 
         settings = Settings()
         self.folder = tempfile.TemporaryDirectory()

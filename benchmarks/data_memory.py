@@ -25,10 +25,10 @@ from typing import Annotated, Any
 import typer
 
 from sams.data.sources import Row, numbered_rows
-from sams.files import read_json, write_json
-from sams.recipes import DataRecipe, TokeniseRecipe, recipe_json
-from sams.settings import Data, Model
-from sams.stage import run
+from sams.runtime.files import read_json, write_json
+from sams.runtime.stage import run
+from sams.study.recipes import DataRecipe, TokeniseRecipe, recipe_json
+from sams.study.settings import Data, Model
 
 DIGITS = "zero one two three four five six seven eight nine".split()
 OTHER_ROWS = 500

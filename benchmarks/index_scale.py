@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sams.data.tokens import TokenLists
-from sams.files import write_json
+from sams.runtime.files import write_json
 from sams.training.batches import deal, rounds
 from sams.training.tasks import PairTask
 

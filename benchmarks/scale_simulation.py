@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from sams.files import read_json, write_json
-from sams.planning.gpus import GPUS
 from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
 from sams.planning.models import build, config_of
 from sams.planning.traffic import Traffic, expected
 from sams.policy.model import blocks
-from sams.settings import Model
+from sams.runtime.files import read_json, write_json
+from sams.runtime.gpus import GPUS
+from sams.study.settings import Model
 
 GIB = 2**30
 MODELS = {"8B": "meta-llama/Meta-Llama-3-8B-Instruct", "70B": "meta-llama/Meta-Llama-3-70B-Instruct"}

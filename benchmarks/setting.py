@@ -17,7 +17,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sams.policy.model import without_dropout
-from sams.settings import Model
+from sams.study.settings import Model
 
 VOCABULARY = 4096
 BOS, EOS = 1, 2

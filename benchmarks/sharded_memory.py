@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from sams.files import write_json
+from sams.runtime.files import write_json
 
 SIZES = {
     "model_type": "llama",
@@ -72,7 +72,7 @@ def load(how: str, folder: Path, trained: Path | None) -> dict[str, Any]:
     """Load as shards one way or the other; leave the weights as a training job does."""
     from sams.policy.model import load_model
     from sams.policy.policy import bare
-    from sams.settings import Model, Preference
+    from sams.study.settings import Model, Preference
     from sams.training import loading
     from sams.training.checkpoints import Checkpoints
     from sams.training.distribution import Workers

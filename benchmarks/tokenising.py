@@ -18,10 +18,10 @@ from pathlib import Path
 
 from sams.data import prepare, tokenise
 from sams.data.tokeniser import build_tokenizer
-from sams.files import write_json
-from sams.recipes import DataRecipe, TokeniseRecipe, recipe_json
-from sams.settings import Data, Model
-from sams.stage import run
+from sams.runtime.files import write_json
+from sams.runtime.stage import run
+from sams.study.recipes import DataRecipe, TokeniseRecipe, recipe_json
+from sams.study.settings import Data, Model
 
 MODEL = Model.model_validate(
     {"architecture": {"model_type": "llama"}, "tokenizer": "bpe", "vocab_size": 4096}

@@ -18,9 +18,9 @@ if STUDY.chosen:
         params:
             study=STUDY_SETTINGS,
             results=results_folder,
-            code=code_digest("sams.chosen.choose"),
+            code=code_digest("sams.tables.choose"),
         shell:
-            "python -m sams.chosen.choose"
+            "python -m sams.tables.choose"
             " --study-config {params.study:q}"
             " --results {params.results:q}"
             " --out {output.choice:q}"
@@ -48,13 +48,13 @@ if STUDY.chosen:
             **resources.generation(STUDY, GPUS_HERE),
         params:
             recipe=recipe("assess"),
-            code=code_digest("sams.chosen.assess"),
+            code=code_digest("sams.generation.assess"),
             results=results_folder,
             data=subpath(input.data, parent=True),
             tokens=subpath(input.tokens, parent=True),
             reference=subpath(input.reference, parent=True),
         shell:
-            "python -m sams.chosen.assess"
+            "python -m sams.generation.assess"
             " --recipe {params.recipe:q}"
             " --choice {input.choice:q}"
             " --results {params.results:q}"
@@ -88,9 +88,9 @@ if STUDY.chosen:
         params:
             study=STUDY_SETTINGS,
             results=results_folder,
-            code=code_digest("sams.chosen.table"),
+            code=code_digest("sams.tables.chosen_table"),
         shell:
-            "python -m sams.chosen.table"
+            "python -m sams.tables.chosen_table"
             " --study-config {params.study:q}"
             " --results {params.results:q}"
             " --out-csv {output.csv:q}"

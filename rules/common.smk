@@ -6,17 +6,17 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from sams import resources
-from sams.config import load_study, read_file, read_settings, resolved
-from sams.data.fetch import PUBLISHED, published
-from sams.errors import UserError
-from sams.launch import gpus_here, set_job_environment
-from sams.preflight import benchmark_sources
-from sams.provenance import code_digest
-from sams.recipes import recipe_json, recipe_of, scheduler_is_pretrained
-from sams.settings import Launch
+from sams.launch.machine import resources
+from sams.study.config import load_study, read_file, read_settings, resolved
+from sams.scoring.fetch import PUBLISHED, published
+from sams.runtime.errors import UserError
+from sams.launch.machine import gpus_here, set_job_environment
+from sams.launch.preflight import benchmark_sources
+from sams.runtime.provenance import code_digest
+from sams.study.recipes import recipe_json, recipe_of, scheduler_is_pretrained
+from sams.study.settings import Launch
 from sams.tables.side_by_side import pairs
-from sams.workflow import forget_unfinished, hold, leave_if_stopped, stop_jobs_on_signals
+from sams.launch.workflow import forget_unfinished, hold, leave_if_stopped, stop_jobs_on_signals
 
 try:
     for file in workflow.config_settings.configfiles:

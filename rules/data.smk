@@ -14,7 +14,7 @@ rule preflight:
     resources:
         **resources.checking(STUDY, GPUS_HERE),
     shell:
-        'python -m sams.preflight --study "$SAMS_STUDY" --out {output.found:q} > {log:q} 2>&1'
+        'python -m sams.launch.preflight --study "$SAMS_STUDY" --out {output.found:q} > {log:q} 2>&1'
 
 
 # Reads, checks and identifies every example and pair.
@@ -54,7 +54,7 @@ rule fetch_benchmark_inputs:
     params:
         sha256=lambda wildcards: PUBLISHED[wildcards.published].sha256,
     shell:
-        "python -m sams.data.fetch --out {output.file:q} > {log:q} 2>&1"
+        "python -m sams.scoring.fetch --out {output.file:q} > {log:q} 2>&1"
 
 
 # Collects questions, references, judge prompts and the baseline's answers.
@@ -72,10 +72,10 @@ rule prepare_questions:
         **resources.plain(STUDY, "prepare_questions"),
     params:
         recipe=recipe("prepare_questions"),
-        code=code_digest("sams.data.questions"),
+        code=code_digest("sams.scoring.questions"),
         out=subpath(output.manifest, parent=True),
     shell:
-        "python -m sams.data.questions --recipe {params.recipe:q} --out {params.out:q} > {log:q} 2>&1"
+        "python -m sams.scoring.questions --recipe {params.recipe:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 # Trains or loads the tokenizer and turns the data into token ids.

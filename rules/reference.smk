@@ -23,7 +23,7 @@ rule compute_reference:
         model=subpath(input.model, parent=True),
         out=subpath(output.manifest, parent=True),
     shell:
-        "exec python -m sams.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
+        "exec python -m sams.launch.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
         " -m sams.training.reference"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"

@@ -31,7 +31,7 @@ rule train_sft:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/sft/seed{{seed}}",
     shell:
-        "exec python -m sams.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
+        "exec python -m sams.launch.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
         " -m sams.training.sft"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"
@@ -68,7 +68,7 @@ if PRETRAINING == "frozen":
             out=subpath(output.metrics, parent=True),
             checkpoints=f"{CHECKPOINTS}/scheduler/seed{{seed}}",
         shell:
-            "exec python -m sams.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
+            "exec python -m sams.launch.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
             " -m sams.training.pretrain_scheduler"
             " --recipe {params.recipe:q}"
             " --tokens {params.tokens:q}"
@@ -109,7 +109,7 @@ rule train_crossfit:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}-half{{half}}",
     shell:
-        "exec python -m sams.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
+        "exec python -m sams.launch.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
         " -m sams.training.crossfit"
         " --recipe {params.recipe:q}"
         " --half {wildcards.half}"
@@ -154,7 +154,7 @@ rule train_preference:
         out=subpath(output.metrics, parent=True),
         checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}",
     shell:
-        "exec python -m sams.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
+        "exec python -m sams.launch.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
         " -m sams.training.preference"
         " --recipe {params.recipe:q}"
         " --tokens {params.tokens:q}"

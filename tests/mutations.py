@@ -66,9 +66,9 @@ TUNING = "training/test_tuning.py::test_"
 BATCHES = "training/test_batches.py::test_"
 RUNS = "training/test_runs.py::test_"
 OPTIONS = "training/test_options.py::test_"
-LOSSES = "test_losses.py::test_"
+LOSSES = "losses/test_losses.py::test_"
 PAPER = "tables/test_paper_table.py"
-VERIFY = "test_verify.py"
+VERIFY = "tables/test_verify.py"
 TRAJECTORY = "training/test_trajectory.py::test_fifty_rounds_follow_the_reference_implementation"
 RESUMED = f"{RUNS}sigterm_saves_and_the_same_command_ends_bitwise_where_an_undisturbed_run_ends[preference]"
 
@@ -444,7 +444,7 @@ FAULTS = [
     # Losses.
     Fault(
         "the reference is left out of the loss",
-        "losses.py",
+        "losses/__init__.py",
         "chosen, rejected = chosen - logps.reference_chosen, rejected - logps.reference_rejected",
         "chosen, rejected = chosen - 0, rejected - 0",
         (
@@ -454,14 +454,14 @@ FAULTS = [
     ),
     Fault(
         "robust DPO is not divided by 1 - 2 eps",
-        "losses.py",
+        "losses/__init__.py",
         "return mixed / (1 - 2 * self.label_smoothing)",
         "return mixed",
         (f"{LOSSES}robust_is_dpo_under_clean_labels_on_average_over_flips",),
     ),
     Fault(
         "R-DPO has the wrong sign",
-        "losses.py",
+        "losses/__init__.py",
         "+ self.alpha * extra_tokens",
         "- self.alpha * extra_tokens",
         (f"{LOSSES}r_dpo_is_lowest_at_the_best_policy_for_reward_less_alpha_per_token",),
@@ -469,10 +469,10 @@ FAULTS = [
     # Resume and gates.
     Fault(
         "the metric log is not cut back on resume",
-        "tracking.py",
+        "tracking/log.py",
         "stream.truncate(resume_at or 0)",
         "stream.seek(0, 2)",
-        ("test_tracking.py::test_resume_cuts_the_log_back_to_the_checkpoint",),
+        ("tracking/test_tracking.py::test_resume_cuts_the_log_back_to_the_checkpoint",),
     ),
     Fault(
         "a resumed run begins the epoch anew",
@@ -547,28 +547,28 @@ FAULTS = [
     ),
     Fault(
         "verify: an added file is let pass",
-        "verify.py",
+        "tables/verify.py",
         "extra = sorted(found - expected.keys())",
         "extra: list[str] = []",
         (VERIFY,),
     ),
     Fault(
         "verify: what a result was made from is not looked at",
-        "verify.py",
+        "tables/verify.py",
         "elif manifest_digest(place) != digest:",
         "elif not digest:",
         (VERIFY,),
     ),
     Fault(
         "verify: an edited checkout is let pass",
-        "verify.py",
+        "tables/verify.py",
         'get("git_dirty") == "true"',
         'get("git_dirty") == "yes"',
         (VERIFY,),
     ),
     Fault(
         "verify: a bundle depends on when its files were written",
-        "bundle.py",
+        "tables/bundle.py",
         "entry = zipfile.ZipInfo(name)  # 1980-01-01",
         "entry = zipfile.ZipInfo.from_file(contents.get(name, part), name)",
         (VERIFY,),
@@ -589,10 +589,10 @@ FAULTS = [
     ),
     Fault(
         "compare: scores of different judges are compared",
-        "compare.py",
+        "tables/compare.py",
         'return "" if judges[0] == judges[1] else',
         'return "" if judges else',
-        ("test_compare.py",),
+        ("tables/test_compare.py",),
     ),
     Fault(
         "figure: flipped pairs kept are not held against chance",

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sams.recipes import PreferenceRecipe
+from sams.study.recipes import PreferenceRecipe
 from tests.conftest import ROOT
 
 

@@ -22,19 +22,21 @@ import torch.distributed.checkpoint as dcp
 import transformers
 from torch.distributed.checkpoint.api import CheckpointException
 
-from sams import mlflow_pages, stage
-from sams.bundle import unpacked
-from sams.data import fetch
 from sams.data.forms import read_pairs
-from sams.errors import UserError
-from sams.files import write_for_no_others, write_json
-from sams.scoring import judge_proxy, local_judge
+from sams.judge import proxy as judge_proxy
+from sams.runtime import stage
+from sams.runtime.errors import UserError
+from sams.runtime.files import write_for_no_others, write_json
+from sams.scoring import fetch
 from sams.tables import render
+from sams.tables.bundle import unpacked
+from sams.tracking import pages as mlflow_pages
 from sams.training.export import KEY, export_trained
 from sams.training.sharded import load_sharded
+from sams.world import local_judge
+from tests.bad_input.test_bad_input_models import Trap
 from tests.conftest import ROOT
-from tests.test_bad_input_models import Trap
-from tests.test_config import tiny_study
+from tests.study.test_config import tiny_study
 
 SOURCES = sorted((ROOT / "sams").rglob("*.py"))
 RULES = sorted((ROOT / "rules").glob("*.smk"))

@@ -8,8 +8,8 @@ import datasets
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from sams.files import write_manifest
-from sams.settings import Model
+from sams.runtime.files import write_manifest
+from sams.study.settings import Model
 
 WORDS = [f"w{number}" for number in range(40)]
 SPECIAL = ["<pad>", "<bos>", "<eos>"]

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from sams.data.records import Example, Message, Pair
 from sams.data.sources import Row, numbered_rows
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 
 T = TypeVar("T")
 

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from sams.data import forms, world
+from sams.data import forms
 from sams.data.published import published_pairs, rendered, sft_targets
 from sams.data.records import Example, Pair, prompt_digest
 from sams.data.seen import Digests, Seen
-from sams.errors import UserError
-from sams.files import canonical_json, sha256_of, whole_folder, write_json
-from sams.progress import progress
-from sams.recipes import DataRecipe
-from sams.settings import Data, Form
-from sams.stage import read_recipe, run
+from sams.runtime.errors import UserError
+from sams.runtime.files import canonical_json, sha256_of, whole_folder, write_json
+from sams.runtime.progress import progress
+from sams.runtime.stage import read_recipe, run
+from sams.study.recipes import DataRecipe
+from sams.study.settings import Data, Form
+from sams.world import examples as world
 
 log = logging.getLogger(__name__)
 

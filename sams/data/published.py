@@ -20,8 +20,8 @@ from typing import Any
 from sams.data.forms import Reading, read_pairs, text_of, value_of
 from sams.data.records import Example, Message, Pair
 from sams.data.sources import Row, numbered_rows
-from sams.errors import UserError
-from sams.settings import Form
+from sams.runtime.errors import UserError
+from sams.study.settings import Form
 
 LEAST_SCORE_RATIO = 2.0
 BELOW_RATIO = "left_out_score_ratio"

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
-from sams.files import canonical_json
+from sams.runtime.files import canonical_json
 
 Message = dict[str, str]
 

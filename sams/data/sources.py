@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from sams.errors import UserError, first_line, nearest
+from sams.runtime.errors import UserError, first_line, nearest
 
 Row = dict[str, Any]
 

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sams.data.records import Message
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

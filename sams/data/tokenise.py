@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sams.data import tokens
-from sams.data.rounds import check_rounds, current_study
 from sams.data.templates import CompletionEncoder, encode_prompts
 from sams.data.tokeniser import build_tokenizer
 from sams.data.tokens import token_writer
-from sams.errors import UserError
-from sams.files import manifest_digest, refuse_damage, whole_folder, write_json
 from sams.policy.model import check_model
-from sams.progress import Progress
-from sams.recipes import TokeniseRecipe
-from sams.stage import read_recipe, run
+from sams.runtime.errors import UserError
+from sams.runtime.files import manifest_digest, refuse_damage, whole_folder, write_json
+from sams.runtime.progress import Progress
+from sams.runtime.stage import read_recipe, run
+from sams.study.recipes import TokeniseRecipe
+from sams.study.rounds import check_rounds, current_study
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.data.templates import PLAIN_TEMPLATE
-from sams.errors import UserError, first_line
-from sams.settings import Model
+from sams.runtime.errors import UserError, first_line
+from sams.study.settings import Model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

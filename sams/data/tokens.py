@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sams.errors import UserError
-from sams.files import read_json, write_json
+from sams.runtime.errors import UserError
+from sams.runtime.files import read_json, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.data.records import Message
-from sams.errors import UserError
-from sams.files import canonical_json, whole_file
 from sams.generation.facts import sample_label
+from sams.runtime.errors import UserError
+from sams.runtime.files import canonical_json, whole_file
 from sams.scoring.inputs import Row, read_json_lines, read_json_rows, text_of
 
 if TYPE_CHECKING:

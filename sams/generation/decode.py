@@ -11,12 +11,12 @@ from transformers import AutoTokenizer
 
 from sams.data.records import Message
 from sams.data.templates import encode_prompt
-from sams.errors import UserError, first_line
-from sams.faults import suggesting
 from sams.generation.engines import derived_seed, open_engine
 from sams.generation.shards import Shards
-from sams.progress import Progress
-from sams.settings import Decoding
+from sams.runtime.errors import UserError, first_line
+from sams.runtime.faults import suggesting
+from sams.runtime.progress import Progress
+from sams.study.settings import Decoding
 
 log = logging.getLogger("generate")
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from sams.settings import Decoding
+from sams.study.settings import Decoding
 
 
 class Engine(Protocol):

@@ -5,11 +5,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sams.errors import UserError
-from sams.files import MANIFEST, canonical_json, manifest_digest, refuse_damage, sha256_of
-from sams.provenance import code_digest
+from sams.runtime.errors import UserError
+from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, refuse_damage, sha256_of
+from sams.runtime.provenance import code_digest
 from sams.scoring.inputs import versions
-from sams.settings import Decoding
+from sams.study.settings import Decoding
 
 
 def made_with(decoding: Decoding, module: str) -> dict[str, Any]:

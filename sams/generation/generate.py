@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sams.files import sha256_of, write_json
 from sams.generation.answers import (
     answer_instructions,
     answer_questions,
@@ -26,10 +25,11 @@ from sams.generation.answers import (
 )
 from sams.generation.facts import made_with, model_digest, parts_path
 from sams.generation.shards import Shards
-from sams.provenance import made_on
-from sams.recipes import GenerateRecipe
+from sams.runtime.files import sha256_of, write_json
+from sams.runtime.provenance import made_on
+from sams.runtime.stage import read_recipe, run
 from sams.scoring.inputs import meta_path
-from sams.stage import read_recipe, run
+from sams.study.recipes import GenerateRecipe
 
 log = logging.getLogger("generate")
 

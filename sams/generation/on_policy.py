@@ -22,15 +22,15 @@ import typer
 
 from sams.data.forms import prompt_of
 from sams.data.sources import numbered_rows
-from sams.errors import UserError
-from sams.files import canonical_json, sha256_of, write_json
 from sams.generation.answers import write_json_lines
 from sams.generation.facts import made_with, model_digest, parts_path, sample_label
 from sams.generation.shards import Shards
-from sams.provenance import made_on
-from sams.recipes import OnPolicyRecipe
+from sams.runtime.errors import UserError
+from sams.runtime.files import canonical_json, sha256_of, write_json
+from sams.runtime.provenance import made_on
+from sams.runtime.stage import read_recipe, run
 from sams.scoring.inputs import meta_path
-from sams.stage import read_recipe, run
+from sams.study.recipes import OnPolicyRecipe
 
 log = logging.getLogger("generate")
 

@@ -11,10 +11,10 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from sams.data.records import Message
-from sams.errors import UserError, first_line
-from sams.files import sha256_of
 from sams.generation.engines import quiet_loading
-from sams.progress import Progress
+from sams.runtime.errors import UserError, first_line
+from sams.runtime.files import sha256_of
+from sams.runtime.progress import Progress
 
 log = logging.getLogger("generate")
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sams.files import canonical_json, whole_file
+from sams.runtime.files import canonical_json, whole_file
 
 log = logging.getLogger("generate")
 

@@ -30,7 +30,7 @@ from sams.policy.rows import Item, Rows, pack_rows, pad_rows
 from sams.training.distribution import mesh_of, shard
 
 if TYPE_CHECKING:
-    from sams.settings import Model
+    from sams.study.settings import Model
 
 RESERVE = 2 * 2**30
 """Bytes of a GPU taken by its context and by NCCL. An assumption."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sams.judge.store import Tokens
 from sams.planning.peaks import Memory
-from sams.scoring.judge_store import Tokens
 
 
 @dataclass(frozen=True)

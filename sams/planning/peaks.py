@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from sams.planning.gpus import Gpu
 from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
 from sams.planning.models import Sizes
 from sams.planning.work import SchedulerCosts
+from sams.runtime.gpus import Gpu
 from sams.training.tuning import ADAM_BYTES, MEMORY_SHARE, WAITING_BYTES
 
 if TYPE_CHECKING:
-    from sams.config import Study
-    from sams.settings import MicroBatch, Training
+    from sams.study.config import Study
+    from sams.study.settings import MicroBatch, Training
 
 DEPTHS = (4, 8)
 """Blocks of the models that are run; what deeper ones take is extrapolated, since each block adds as much."""

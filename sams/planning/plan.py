@@ -9,26 +9,26 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from sams.config import Study
-from sams.launch import gpus_here, processes
-from sams.model_configs import config_of
+from sams.judge.store import USUAL_ANSWER_TOKENS, Tokens
+from sams.launch.machine import gpus_here, processes
 from sams.planning import work as count
 from sams.planning.data import Facts
-from sams.planning.gpus import Gpu
 from sams.planning.memory import RESERVE, SPARE
 from sams.planning.models import Sizes, sizes_of
 from sams.planning.parts import Disk, Judged, Plan, Stage
 from sams.planning.peaks import Memory, Peaks, together
 from sams.planning.work import SchedulerCosts, Work, scheduler_costs
-from sams.recipes import recipe_of, scheduler_is_pretrained
-from sams.scoring.judge_store import USUAL_ANSWER_TOKENS, Tokens
+from sams.runtime.gpus import Gpu
+from sams.study.architectures import config_of
+from sams.study.config import Study
+from sams.study.recipes import recipe_of, scheduler_is_pretrained
 from sams.tables.render import number
 from sams.training.checkpoints import KEPT
 from sams.training.costs import PEAK_FLOPS
 from sams.training.reference import MOST_ITEMS
 
 if TYPE_CHECKING:
-    from sams.settings import Decoding, MicroBatch, Preference
+    from sams.study.settings import Decoding, MicroBatch, Preference
 
 QUESTIONS = {"alpaca_eval": 805, "mt_bench": 80}
 TURNS = {"alpaca_eval": 1, "mt_bench": 2}

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.planning.data import facts_of
-from sams.planning.gpus import gpu_named
 from sams.planning.parts import Plan
 from sams.planning.plan import GIB, Planner, on_cpus, world_of
+from sams.runtime.gpus import gpu_named
 from sams.tables.render import MISSING, Readable, number, terminal
 
 if TYPE_CHECKING:
-    from sams.config import Study
+    from sams.study.config import Study
 
 DEFAULT_GPU = "H100"
 WIDTH = 38

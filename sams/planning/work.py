@@ -20,7 +20,7 @@ from sams.training.batches import count_rounds
 
 if TYPE_CHECKING:
     from sams.planning.data import Facts
-    from sams.settings import Preference, Pretrain, Ratio, Scheduler, Sft
+    from sams.study.settings import Preference, Pretrain, Ratio, Scheduler, Sft
 
 UNSEEN = ("all", "random", "selective")
 """Selectors that choose without a scoring pass."""

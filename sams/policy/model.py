@@ -11,13 +11,13 @@ import torch
 import transformers
 from torch import nn
 
-from sams.errors import UserError, first_line, nearest
 from sams.policy.weights import check_weights, refuse_not_finite
+from sams.runtime.errors import UserError, first_line, nearest
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from sams.settings import Lora, Model
+    from sams.study.settings import Lora, Model
 
 log = logging.getLogger(__name__)
 

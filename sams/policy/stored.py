@@ -21,10 +21,10 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, StorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers.core_model_loading import revert_weight_conversion
 
-from sams.errors import UserError
-from sams.files import write_json
 from sams.policy.model import without_dropout
 from sams.policy.weights import INDEX, WHOLE, refuse_not_finite
+from sams.runtime.errors import UserError
+from sams.runtime.files import write_json
 
 FILES = ["config.json", "generation_config.json", WHOLE, "model-*.safetensors", INDEX]
 """What is fetched of a hub model: some hold their weights a second time, under other names."""

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sams.errors import UserError, first_line
+from sams.runtime.errors import UserError, first_line
 
 log = logging.getLogger(__name__)
 

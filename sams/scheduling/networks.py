@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sams.settings import Scheduler
+    from sams.study.settings import Scheduler
 
 MINILM = "all-MiniLM-L6-v2"
 MINILM_HEADS = 12

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 
 log = logging.getLogger(__name__)
 

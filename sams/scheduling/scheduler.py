@@ -11,7 +11,7 @@ from sams.scheduling.networks import Exploitation, Exploration
 from sams.scheduling.pool import Arms, ReplayPool
 
 if TYPE_CHECKING:
-    from sams.settings import Scheduler as Settings
+    from sams.study.settings import Scheduler as Settings
 
 
 def merge_contexts(contexts: Tensor, how: str) -> Tensor:

@@ -17,16 +17,16 @@ from typing import Annotated, Any
 
 import typer
 
-from sams.errors import UserError
-from sams.files import whole_file, write_json
-from sams.recipes import ScoreRecipe
+from sams.judge.endpoint import DEFAULT_MODEL, STORE, judge_name, key_withheld, open_judge
+from sams.judge.proxy import DryRun
+from sams.runtime.errors import UserError
+from sams.runtime.files import whole_file, write_json
+from sams.runtime.stage import read_recipe, run
 from sams.scoring.alpaca_eval_run import ANNOTATOR, Key, Result, key_of, run_alpaca_eval
 from sams.scoring.difficulty_table import check_reference, check_table, read_table
 from sams.scoring.inputs import Row, doubled, input_hashes, read_json_rows, some_of, text_of, versions
-from sams.scoring.judge import DEFAULT_MODEL, STORE, judge_name, key_withheld, open_judge
-from sams.scoring.judge_proxy import DryRun
 from sams.scoring.tracked import scoring_run
-from sams.stage import read_recipe, run
+from sams.study.recipes import ScoreRecipe
 
 log = logging.getLogger("alpaca_eval")
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sams import child
-from sams.errors import UserError
-from sams.files import read_json, sha256_of, write_json
+from sams.judge.endpoint import DEFAULT_MODEL, Endpoint
+from sams.runtime import child
+from sams.runtime.errors import UserError
+from sams.runtime.files import read_json, sha256_of, write_json
 from sams.scoring.inputs import Row, read_text, some_of
-from sams.scoring.judge import DEFAULT_MODEL, Endpoint
 
 if TYPE_CHECKING:  # the child is started by name; imported here, its code counts as part of this one's
     import sams.scoring.alpaca_eval_child  # noqa: F401
@@ -147,10 +147,10 @@ def _make_hub_cache(hub: Path, difficulty: Path) -> None:
 def _environment(folder: Path, endpoint: Endpoint | None) -> dict[str, str]:
     clients = folder / "clients.yaml"
     # The package builds a client for every call; ours is one per process.
-    client: dict[str, Any] = {"client_class": "sams.scoring.judge.no_judge"}
+    client: dict[str, Any] = {"client_class": "sams.judge.endpoint.no_judge"}
     if endpoint is not None:
         client = {
-            "client_class": "sams.scoring.judge.judge_client",
+            "client_class": "sams.judge.endpoint.judge_client",
             "base_url": endpoint.base_url,
             "token": endpoint.token,
         }

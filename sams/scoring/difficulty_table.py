@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sams.errors import UserError
-from sams.files import canonical_json, whole_file
+from sams.runtime.errors import UserError
+from sams.runtime.files import canonical_json, whole_file
 from sams.scoring.inputs import read_text
 
 COLUMNS = ("preference", "index", "std_delta_len", "instruction_difficulty", "not_gamed_baseline", "model")
@@ -101,7 +101,7 @@ def read_table(path: Path) -> list[TableRow]:
         raise UserError(
             f"has no column {', '.join(absent)}",
             where=str(path),
-            remedy="give AlpacaEval's df_gamed.csv, or the table of `python -m sams.scoring.difficulty`",
+            remedy="give AlpacaEval's df_gamed.csv, or the table of `python -m sams.world.difficulty`",
         )
     return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(reader, start=2)]
 

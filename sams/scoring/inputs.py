@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sams.errors import UserError
-from sams.files import MANIFEST, read_json, read_manifest, sha256_of
+from sams.runtime.errors import UserError
+from sams.runtime.files import MANIFEST, read_json, read_manifest, sha256_of
 
 Row = dict[str, Any]
 

@@ -21,18 +21,18 @@ from typing import Annotated, Any
 
 import typer
 
-from sams.errors import UserError
-from sams.files import whole_file, write_json
-from sams.progress import progress
-from sams.recipes import ScoreRecipe
+from sams.judge.endpoint import STORE, Endpoint, client, judge_name, key_withheld, open_judge
+from sams.judge.proxy import ATTEMPT_HEADER, DryRun
+from sams.runtime.errors import UserError
+from sams.runtime.files import whole_file, write_json
+from sams.runtime.progress import progress
+from sams.runtime.stage import read_recipe, run
 from sams.scoring import fastchat_judge as fastchat
 from sams.scoring.fastchat_judge import ERROR, FAILED, Grading, Messages
 from sams.scoring.inputs import Row, input_hashes, read_json_lines, some_of, text_of, versions
-from sams.scoring.judge import STORE, Endpoint, client, judge_name, key_withheld, open_judge
-from sams.scoring.judge_proxy import ATTEMPT_HEADER, DryRun
 from sams.scoring.mt_bench_inputs import TURNS, read_answers, read_prompts, read_questions, read_references
 from sams.scoring.tracked import scoring_run
-from sams.stage import read_recipe, run
+from sams.study.recipes import ScoreRecipe
 
 log = logging.getLogger("mt_bench")
 

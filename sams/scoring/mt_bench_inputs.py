@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 from sams.scoring.fastchat_judge import needs_reference
 from sams.scoring.inputs import Row, doubled, read_json_lines, some_of, text_of
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from sams.files import write_json
-from sams.provenance import ENVIRONMENT, code_digest, made_on
-from sams.recipes import ScoreRecipe, current_job
-from sams.tracking import Run, Stage, start
+from sams.runtime.files import write_json
+from sams.runtime.provenance import ENVIRONMENT, code_digest, made_on
+from sams.study.recipes import ScoreRecipe, current_job
+from sams.tracking.log import Run, Stage, start
 
 RUN_ID = "mlflow_run_id"
 

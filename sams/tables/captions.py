@@ -4,11 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sams.config import Study
-from sams.results import Cell, data_reports
+from sams.study.config import Study
 from sams.tables import render
 from sams.tables.repeats import least_p
 from sams.tables.reported import Reported, read_reported
+from sams.tables.results import Cell, data_reports
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from sams.config import BASE_METHOD, Study
-from sams.errors import UserError
-from sams.files import whole_file
-from sams.results import Cell, read_cells
-from sams.stage import read_recipe, run
+from sams.runtime.errors import UserError
+from sams.runtime.files import whole_file
+from sams.runtime.stage import read_recipe, run
+from sams.study.config import BASE_METHOD, Study
 from sams.tables.main_table import SCORES, Cells, main_table, seeds_of
 from sams.tables.repeats import Repeats, over_repeats
+from sams.tables.results import Cell, read_cells
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from sams.config import BASE_METHOD, Study
-from sams.files import canonical_json, read_json
-from sams.results import Cell, data_reports, read_cells, read_log
-from sams.stage import read_recipe, run
+from sams.runtime.files import canonical_json, read_json
+from sams.runtime.stage import read_recipe, run
+from sams.study.config import BASE_METHOD, Study
 from sams.tables.main_table import Cells, main_table
 from sams.tables.panels import COLOURS, LINES, MARKERS, SEEN, draw, finish, legend, panels, save, smoothed
+from sams.tables.results import Cell, data_reports, read_cells, read_log
 
 if TYPE_CHECKING:
     import pandas as pd

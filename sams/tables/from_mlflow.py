@@ -5,10 +5,10 @@ No rule reads this: files are the interface, MLflow is the notebook.
 
 from typing import TYPE_CHECKING
 
-from sams.config import Study
-from sams.results import Cell
+from sams.study.config import Study
 from sams.tables.main_table import main_table
-from sams.tracking import tracking_uri
+from sams.tables.results import Cell
+from sams.tracking.log import tracking_uri
 
 if TYPE_CHECKING:
     import pandas as pd

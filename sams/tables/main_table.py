@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from sams.config import Study
-from sams.errors import UserError
-from sams.files import whole_file
-from sams.results import Cell, read_cells
-from sams.stage import read_recipe, run
+from sams.runtime.errors import UserError
+from sams.runtime.files import whole_file
+from sams.runtime.stage import read_recipe, run
+from sams.study.config import Study
+from sams.tables.results import Cell, read_cells
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def main_table(cells: Cells, methods: list[str], seeds: list[int]) -> "pd.DataFr
     """The main table, of COLUMNS; an empty cell is NaN.
 
     Args:
-        cells: contents of the metrics files, from `sams.results.read_cells` or from MLflow.
+        cells: contents of the metrics files, from `sams.tables.results.read_cells` or from MLflow.
         methods: rows, in this order. A method without any file keeps its row, with `n_seeds` 0.
         seeds: seeds that count; `n_seeds` is how many of them have any file.
     """

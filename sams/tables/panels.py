@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sams.files import whole_file
+from sams.runtime.files import whole_file
 
 if TYPE_CHECKING:
     import pandas as pd

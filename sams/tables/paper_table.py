@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from sams.config import BASE_METHOD, Study
-from sams.errors import UserError
-from sams.files import whole_file
-from sams.mlflow_mirror import run_id
-from sams.results import Cell, read_cells
-from sams.settings import Paper
-from sams.stage import read_recipe, run
+from sams.runtime.errors import UserError
+from sams.runtime.files import whole_file
+from sams.runtime.stage import read_recipe, run
+from sams.study.config import BASE_METHOD, Study
+from sams.study.settings import Paper
 from sams.tables.main_table import SCORES, Cells, main_table, seeds_of
 from sams.tables.reported import Reported, read_reported
+from sams.tables.results import Cell, read_cells
+from sams.tracking.mirror import run_id
 
 if TYPE_CHECKING:
     import pandas as pd

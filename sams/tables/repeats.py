@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 
 MOST = 20  # 2^20 patterns of signs
 

@@ -17,15 +17,15 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from sams.config import BASE_METHOD, Study
-from sams.errors import UserError
-from sams.files import whole_file
-from sams.results import Cell, read_cells
+from sams.runtime.errors import UserError
+from sams.runtime.files import whole_file
+from sams.runtime.stage import read_recipe, run
 from sams.scoring.inputs import read_json_lines, read_json_rows, some_of
-from sams.stage import read_recipe, run
+from sams.study.config import BASE_METHOD, Study
 from sams.tables import captions
 from sams.tables.comparisons import alpaca_eval_items, mt_bench_items, paired_difference
 from sams.tables.render import number
+from sams.tables.results import Cell, read_cells
 
 # Preferences are probabilities, in percent: less than a point is no difference to a reader.
 ALPACA_EVAL_TIE = 1.0

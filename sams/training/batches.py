@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 from sams.training.distribution import seeded
 
 if TYPE_CHECKING:
-    from sams.settings import Training
+    from sams.study.settings import Training
 
 
 def rounds(items: int | Sequence[int], batch: int, epochs: int, seed: int) -> Iterator[tuple[int, list[int]]]:

@@ -13,9 +13,9 @@ from torch import nn
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
 
-from sams.errors import UserError
-from sams.faults import full_disk, is_disk_full
-from sams.files import read_json, sha256_of, write_json, write_manifest
+from sams.runtime.errors import UserError
+from sams.runtime.faults import full_disk, is_disk_full
+from sams.runtime.files import read_json, sha256_of, write_json, write_manifest
 from sams.training.distribution import Workers
 from sams.training.sharded import load_sharded
 

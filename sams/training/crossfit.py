@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from sams.files import whole_folder
 from sams.policy.policy import bare
+from sams.runtime.files import whole_folder
 from sams.training.crossfit_losses import LOSSES
 from sams.training.distribution import seeded
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy
 from sams.training.loop import train
 from sams.training.preference import read_task, score_all, select
-from sams.training.selectors import build_selector
+from sams.training.selector import build_selector
 
 
 def main(
@@ -35,8 +35,8 @@ def main(
     import pyarrow as pa
     from pyarrow import parquet
 
-    from sams.recipes import PreferenceRecipe, current_job
-    from sams.stage import read_recipe
+    from sams.runtime.stage import read_recipe
+    from sams.study.recipes import PreferenceRecipe, current_job
 
     settings = read_recipe(recipe, PreferenceRecipe)
     training = settings.training
@@ -73,6 +73,6 @@ def main(
 
 
 if __name__ == "__main__":
-    from sams.stage import run
+    from sams.runtime.stage import run
 
     run(main)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 
 LOSSES = "losses.parquet"
 

@@ -24,10 +24,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from sams.errors import UserError
 from sams.policy.model import blocks
 from sams.policy.policy import Policy
-from sams.training.watch import Watch
+from sams.runtime.errors import UserError
+from sams.runtime.watch import Watch
 
 T = TypeVar("T")
 

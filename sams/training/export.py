@@ -12,12 +12,12 @@ import torch
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from sams.errors import UserError
-from sams.files import read_json, whole_folder
 from sams.policy.model import add_lora, build_model, check_vocabulary, load_model
 from sams.policy.policy import Policy
 from sams.policy.stored import files_of, found_in, materialise, names_in_files, without_weights, write
 from sams.policy.weights import check_weights, refuse_not_finite
+from sams.runtime.errors import UserError
+from sams.runtime.files import read_json, whole_folder
 from sams.training.checkpoints import LORA
 from sams.training.job import digest_of
 from sams.training.sharded import ShardReader, load_sharded
@@ -36,8 +36,8 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
         tokens: tokenised data, whose tokenizer goes with the model; without it, the model's own does.
         trained: sharded weights.
     """
-    from sams.recipes import ExportRecipe
-    from sams.stage import read_recipe
+    from sams.runtime.stage import read_recipe
+    from sams.study.recipes import ExportRecipe
 
     settings = read_recipe(recipe, ExportRecipe).model
     dtype = getattr(torch, settings.precision)
@@ -85,7 +85,7 @@ def export_trained(trained: Path, attention: str, out: Path, dtype: torch.dtype)
     materialise(model, model, torch.device("cpu"))
     merging = None
     if adapted:
-        from sams.settings import Lora
+        from sams.study.settings import Lora
 
         merging = add_lora(model, Lora.model_validate(read_json(trained / LORA)))
     policy = Policy(model)
@@ -103,6 +103,6 @@ def save(model: PreTrainedModel, out: Path, dtype: torch.dtype) -> None:
 
 
 if __name__ == "__main__":
-    from sams.stage import run
+    from sams.runtime.stage import run
 
     run(main)

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 from sams.training.tasks import Items, PreferenceTask, Task
 
 

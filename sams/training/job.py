@@ -14,20 +14,20 @@ import psutil
 import torch
 from torch import nn
 
-from sams.errors import UserError
-from sams.faults import is_out_of_memory
-from sams.files import MANIFEST, canonical_json, manifest_digest, refuse_damage, sha256_of, write_json
 from sams.policy.policy import bare
-from sams.provenance import ENVIRONMENT, code_digest, made_on
+from sams.runtime.errors import UserError
+from sams.runtime.faults import is_out_of_memory
+from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, refuse_damage, sha256_of, write_json
+from sams.runtime.provenance import ENVIRONMENT, code_digest, made_on
 from sams.training.checkpoints import Checkpoints, fingerprint
 from sams.training.distribution import WORKER, Workers
 from sams.training.gates import TrainingFailure
 from sams.training.tuning import Tuning
 
 if TYPE_CHECKING:
-    from sams.recipes import Job
-    from sams.settings import Settings, Training
-    from sams.tracking import Stage
+    from sams.study.recipes import Job
+    from sams.study.settings import Settings, Training
+    from sams.tracking.log import Stage
 
 LOG = "train.jsonl"
 COSTS = "costs.jsonl"
@@ -112,7 +112,7 @@ class TrainingJob:
 
     def open_run(self, offset: int | None) -> Any:
         """Start or resume the metric log; processes other than rank 0 get a silent one."""
-        from sams import tracking
+        from sams.tracking import log as tracking
 
         if not self.workers.is_main:
             self.run = tracking.Quiet()

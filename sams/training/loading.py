@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel
 
-from sams.files import MANIFEST
 from sams.policy.model import add_lora, compile_blocks, load_model
 from sams.policy.policy import Policy
 from sams.policy.stored import files_of, fill, found_in, materialise, without_weights
 from sams.policy.weights import check_weights
+from sams.runtime.files import MANIFEST
 from sams.training.distribution import Workers
 
 if TYPE_CHECKING:
-    from sams.settings import Model, Training
+    from sams.study.settings import Model, Training
 
 log = logging.getLogger(__name__)
 

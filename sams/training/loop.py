@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sams.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
-from sams.progress import progress
+from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
+from sams.runtime.progress import progress
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors import Selector
 from sams.training.batches import rounds
@@ -28,7 +28,7 @@ from sams.training.tasks import Items, Scored, Task
 from sams.training.tuning import Tuning, tune
 
 if TYPE_CHECKING:
-    from sams.settings import Training
+    from sams.study.settings import Training
 
 log = logging.getLogger(__name__)
 

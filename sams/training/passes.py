@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from sams.faults import suggesting
 from sams.policy.policy import Scores, bare
 from sams.policy.rows import pack_rows, pad_rows
-from sams.progress import Progress
+from sams.runtime.faults import suggesting
+from sams.runtime.progress import Progress
 from sams.training.batches import deal
 from sams.training.costs import Tally
 from sams.training.distribution import Workers

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from sams.data.records import is_flipped
 from sams.data.tokens import Swapped
-from sams.errors import UserError
-from sams.files import read_json, whole_file
 from sams.losses import build_loss
 from sams.policy.policy import bare
+from sams.runtime.errors import UserError
+from sams.runtime.files import read_json, whole_file
 from sams.scheduling.selection import Selection, selected
 from sams.training.batches import count_rounds
 from sams.training.crossfit_losses import easiest_first, read_losses
@@ -31,14 +31,14 @@ from sams.training.job import METRICS, TrainingJob, mean_and_error
 from sams.training.loading import load_policy
 from sams.training.loop import train
 from sams.training.passes import score
-from sams.training.selectors import build_selector
+from sams.training.selector import build_selector
 from sams.training.tasks import Items, PreferenceTask, Scored, read_reference, read_tokens
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from sams.recipes import PreferenceRecipe
-    from sams.settings import Preference
+    from sams.study.recipes import PreferenceRecipe
+    from sams.study.settings import Preference
 
 LABELS = "labels.parquet"
 EVALUATED = "evaluated"
@@ -59,8 +59,8 @@ def main(
     Under controlled noise (`flipped_share`) it leaves labels.parquet too, and with `validated` the weights of each
     evaluation in evaluated/.
     """
-    from sams.recipes import PreferenceRecipe, current_job
-    from sams.stage import read_recipe
+    from sams.runtime.stage import read_recipe
+    from sams.study.recipes import PreferenceRecipe, current_job
 
     settings = read_recipe(recipe, PreferenceRecipe)
     training = settings.training
@@ -259,6 +259,6 @@ def final_figures(found: Items, split: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    from sams.stage import run
+    from sams.runtime.stage import run
 
     run(main)

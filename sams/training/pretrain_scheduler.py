@@ -14,14 +14,14 @@ from sams.training.batches import count_rounds
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy
 from sams.training.loop import train
-from sams.training.selectors import build_sams, save_scheduler
+from sams.training.selector import build_sams, save_scheduler
 from sams.training.tasks import SftTask, read_tokens
 
 
 def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -> None:
     """Pretrain the scheduler of one seed; leaves weights/, train.jsonl and train_metrics.json in `out`."""
-    from sams.recipes import PretrainRecipe, current_job
-    from sams.stage import read_recipe
+    from sams.runtime.stage import read_recipe
+    from sams.study.recipes import PretrainRecipe, current_job
 
     settings = read_recipe(recipe, PretrainRecipe)
     training = settings.training
@@ -55,6 +55,6 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
 
 
 if __name__ == "__main__":
-    from sams.stage import run
+    from sams.runtime.stage import run
 
     run(main)

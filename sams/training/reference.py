@@ -7,7 +7,7 @@
 import shutil
 from pathlib import Path
 
-from sams.files import whole_folder
+from sams.runtime.files import whole_folder
 from sams.training.distribution import Workers
 from sams.training.job import digest_of
 from sams.training.loading import load_policy
@@ -29,8 +29,8 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    from sams.recipes import ReferenceRecipe, current_job
-    from sams.stage import read_recipe
+    from sams.runtime.stage import read_recipe
+    from sams.study.recipes import ReferenceRecipe, current_job
 
     settings = read_recipe(recipe, ReferenceRecipe)
     launch = current_job().launch
@@ -85,6 +85,6 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    from sams.stage import run
+    from sams.runtime.stage import run
 
     run(main)

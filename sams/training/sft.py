@@ -11,23 +11,23 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from sams.errors import UserError
 from sams.policy.model import build_model
 from sams.policy.policy import bare
+from sams.runtime.errors import UserError
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors import All, Sams, Selector
 from sams.training.batches import count_rounds
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy, wrap
 from sams.training.loop import train
-from sams.training.selectors import build_sams, save_scheduler
+from sams.training.selector import build_sams, save_scheduler
 from sams.training.tasks import SftTask, read_tokens
 
 
 def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Path | None = None) -> None:
     """Train the SFT model of one seed; leaves trained/, train.jsonl and train_metrics.json in `out`."""
-    from sams.recipes import SftRecipe, current_job
-    from sams.stage import read_recipe
+    from sams.runtime.stage import read_recipe
+    from sams.study.recipes import SftRecipe, current_job
 
     settings = read_recipe(recipe, SftRecipe)
     training, watching = settings.training, settings.watching
@@ -86,6 +86,6 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
 
 
 if __name__ == "__main__":
-    from sams.stage import run
+    from sams.runtime.stage import run
 
     run(main)

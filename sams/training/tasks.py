@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sams.data.tokens import lengths_of, read_columns
-from sams.errors import UserError
 from sams.losses import Loss, PairLogps
 from sams.policy.policy import Scores
 from sams.policy.rows import Item
+from sams.runtime.errors import UserError
 from sams.scheduling.selectors import View
 
 ROUNDING = 1e-6

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from sams.errors import UserError
 from sams.policy.model import blocks, checkpoint_activations
 from sams.policy.packing import SEGMENTS, VARLEN
 from sams.policy.policy import Scores, bare
 from sams.policy.rows import Item, pack_rows, pad_rows
+from sams.runtime.errors import UserError
 from sams.training.distribution import Workers, local_part
 from sams.training.gates import OUTLIER, TOLERANCE
 from sams.training.tasks import Scored
 
 if TYPE_CHECKING:
-    from sams.settings import MicroBatch, Model, Training
+    from sams.study.settings import MicroBatch, Model, Training
 
 log = logging.getLogger(__name__)
 

@@ -18,15 +18,15 @@ import yaml
 from pyarrow import parquet
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from sams.data import world
-from sams.data.judge_prompts import judge_prompts
 from sams.data.published import rendered
-from sams.files import read_json
-from sams.settings import Form, World
+from sams.runtime.files import read_json
+from sams.study.settings import Form, World
 from sams.training.tasks import read_tokens
+from sams.world import examples as world
+from sams.world.judge_prompts import judge_prompts
 from tests.chain.test_workflow import snakemake
 from tests.conftest import ROOT
-from tests.scoring.endpoint import KEY, Endpoint, serving
+from tests.judge.endpoint import KEY, Endpoint, serving
 
 WORLD = World(sft_examples=64, train_pairs=256, test_pairs=64, flipped_share=0.0)
 

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from sams.config import load_study, read_settings
-from sams.files import read_json
-from sams.results import Cell, read_cells
+from sams.runtime.files import read_json
+from sams.study.config import load_study, read_settings
+from sams.tables.results import Cell, read_cells
 from tests.chain.test_workflow import snakemake
 from tests.conftest import ROOT
 

@@ -15,9 +15,9 @@ import transformers
 import yaml
 from pyarrow import parquet
 
-from sams.config import load_study, read_settings
 from sams.data.forms import read_pairs
-from sams.verify import verify
+from sams.study.config import load_study, read_settings
+from sams.tables.verify import verify
 from tests.conftest import ROOT
 
 STUDIES = sorted((ROOT / "config" / "studies").glob("*.yaml"))
@@ -67,7 +67,7 @@ def jobs(output: str) -> dict[str, int]:
     return found
 
 
-# A dry run takes seconds: three studies and a rehearsal stand for the others, which load in tests/test_studies.py.
+# A dry run takes seconds: three studies and a rehearsal stand for the others (tests/study/test_studies.py).
 QUICK = ((None, False), ("own_data", False), ("noise", False), ("table1_gemma_v02", True))
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from sams.files import sha256_of
-from sams.nodes import LEFT_SECONDS
-from sams.recipes import Job, SftRecipe
-from sams.settings import Sft
+from sams.launch.nodes import LEFT_SECONDS
+from sams.runtime.files import sha256_of
+from sams.study.recipes import Job, SftRecipe
+from sams.study.settings import Sft
 from tests import tiny
 from tests.conftest import ROOT
 
@@ -109,7 +109,7 @@ def start(folder: Path, tokens: Path, out: str, number: int, *, nodes: int = 2, 
     with log.open("ab") as stream:
         process = subprocess.Popen(
             [
-                *("ip", "netns", "exec", HOSTS[number], sys.executable, "-m", "sams.nodes"),
+                *("ip", "netns", "exec", HOSTS[number], sys.executable, "-m", "sams.launch.nodes"),
                 *("--nodes", str(nodes), "--processes", str(processes)),
                 *([*place, "--local-addr", f"10.77.0.{number + 1}"] if nodes > 1 else []),
                 *("-m", "sams.training.sft", "--recipe", RECIPE.model_dump_json(), "--tokens", str(tokens)),

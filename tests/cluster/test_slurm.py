@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from sams.files import read_json, sha256_of
+from sams.runtime.files import read_json, sha256_of
 from tests.cluster.slurm import Slurm, refuse
 from tests.conftest import ROOT
 

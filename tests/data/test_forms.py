@@ -8,7 +8,7 @@ import pytest
 
 from sams.data.forms import read_examples, read_pairs
 from sams.data.records import Example, Pair
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 
 USER = {"role": "user", "content": "Why is the sky blue?"}
 ANSWER = {"role": "assistant", "content": "It scatters light."}

@@ -9,8 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from sams.data import prepare
-from sams.errors import UserError
-from sams.files import read_json
+from sams.runtime.errors import UserError
+from sams.runtime.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ import pytest
 from sams.data.forms import Reading
 from sams.data.published import published_pairs, rendered, sft_targets
 from sams.data.records import Pair, is_flipped
-from sams.errors import UserError
-from sams.settings import Form
+from sams.runtime.errors import UserError
+from sams.study.settings import Form
 
 
 def write(folder: Path, *rows: Any) -> str:

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from sams.data import sources, tokenise
 from sams.data.sources import numbered_rows
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 
 ROWS = [{"prompt": f"Größe {number}?", "response": "x" * number} for number in range(1, 40)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()

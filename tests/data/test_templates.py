@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from sams.data.templates import PLAIN_TEMPLATE, CompletionEncoder, encode_prompt, encode_prompts
 from sams.data.tokeniser import train_tokenizer
-from sams.errors import UserError
-from sams.settings import Model
+from sams.runtime.errors import UserError
+from sams.study.settings import Model
 
 # The templates of the paper's models, as published with them.
 LLAMA_3 = (

@@ -9,13 +9,14 @@ import datasets
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from sams.data import prepare, tokenise, world
+from sams.data import prepare, tokenise
 from sams.data.templates import PLAIN_TEMPLATE, encode_prompt
 from sams.data.tokeniser import build_tokenizer, train_tokenizer
-from sams.errors import UserError
-from sams.files import manifest_digest, read_json
 from sams.policy.model import build_model
-from sams.settings import Model, World
+from sams.runtime.errors import UserError
+from sams.runtime.files import manifest_digest, read_json
+from sams.study.settings import Model, World
+from sams.world import examples as world
 from tests import tiny
 
 FRESH: dict[str, Any] = {"architecture": {"model_type": "llama"}}

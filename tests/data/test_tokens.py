@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from sams.data.tokens import TokenLists, lengths_of, read_columns, token_writer
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 from sams.training.tasks import MismatchedTask, PairTask, SftTask, read_tokens
 from tests import tiny
 

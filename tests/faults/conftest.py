@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from sams.recipes import PreferenceRecipe
-from sams.settings import Preference, Scheduler
+from sams.study.recipes import PreferenceRecipe
+from sams.study.settings import Preference, Scheduler
 from sams.training import preference
 from sams.training.checkpoints import Checkpoints
 from tests import tiny
 from tests.faults.study import Workflow, overlay
-from tests.test_tracking import workplace
+from tests.tracking.test_tracking import workplace
 from tests.training.conftest import prepared
 from tests.training.test_runs import here
 

@@ -25,8 +25,8 @@ KILLED = "killed"
 
 def recipe(steps: int) -> Any:
     """SamS on a very small model; its replay pool is full nearly all the time, and its file is written anew."""
-    from sams.recipes import PreferenceRecipe
-    from sams.settings import Model, Preference, Scheduler
+    from sams.study.recipes import PreferenceRecipe
+    from sams.study.settings import Model, Preference, Scheduler
 
     architecture = {
         "model_type": "llama",
@@ -61,7 +61,7 @@ def recipe(steps: int) -> Any:
 
 def prepare(folder: Path, steps: int) -> None:
     """Token ids, a fresh model and its reference log-probs."""
-    from sams.recipes import ExportRecipe, ReferenceRecipe
+    from sams.study.recipes import ExportRecipe, ReferenceRecipe
     from sams.training import export, reference
     from tests import tiny
 
@@ -110,7 +110,7 @@ def train(folder: Path, steps: int) -> None:
 
 def run(folder: Path, steps: int) -> None:
     """Prepare, train until the kill, and train to the end, each in a process of its own."""
-    from sams.recipes import Job
+    from sams.study.recipes import Job
 
     job = Job.model_validate({"study": "soak", "setting": "s", "tracking": True, "launch": {"device": "cpu"}})
     environment = os.environ | {

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
-from sams.files import sha256_of
+from sams.runtime.files import sha256_of
 from tests.conftest import ROOT
 
 MARK = "SAMS_FAULTS_RUN"

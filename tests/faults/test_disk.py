@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from sams.errors import UserError
-from sams.faults import explained
-from sams.files import read_json
 from sams.generation.shards import Shards
-from sams.recipes import DataRecipe, ExportRecipe, recipe_json
+from sams.judge.store import Store
+from sams.runtime.errors import UserError
+from sams.runtime.faults import explained
+from sams.runtime.files import read_json
 from sams.scheduling.pool import Arms, ReplayPool
-from sams.scoring.judge_store import Store
-from sams.settings import Data, World
+from sams.study.recipes import DataRecipe, ExportRecipe, recipe_json
+from sams.study.settings import Data, World
 from sams.training import export
 from tests import tiny
 from tests.faults.conftest import Disk, assert_same, before_save, train
@@ -136,7 +136,7 @@ def test_no_room_for_the_database_of_runs_stops_no_training(
 ) -> None:
     from mlflow.tracking import MlflowClient
 
-    from sams import tracking
+    from sams.tracking import log as tracking
 
     uri = f"sqlite:///{disk.folder}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

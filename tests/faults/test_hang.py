@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sams.recipes import Job
-from sams.training.watch import EXIT_HUNG
+from sams.runtime.watch import EXIT_HUNG
+from sams.study.recipes import Job
 from tests.conftest import ROOT
 from tests.training.test_runs import preference_recipe
 
@@ -18,7 +18,7 @@ from tests.training.test_runs import preference_recipe
 RANK = """
 import sys, time
 from pathlib import Path
-from sams.training.watch import Watch
+from sams.runtime.watch import Watch
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
 watch = Watch(rank, 2, limit=1.5)
@@ -100,7 +100,7 @@ def hang(self, *args):
 
 PreferenceTask.begin = hang
 if __name__ == "__main__":
-    from sams.stage import run
+    from sams.runtime.stage import run
     run(preference.main)
 """
 
@@ -119,7 +119,15 @@ def test_a_training_with_a_rank_that_hangs_ends_and_names_every_rank(
     recipe = preference_recipe(max_steps=None, epochs=50)
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "sams.torchrun", "--standalone", "--nproc-per-node", "2", str(script)),
+            *(
+                sys.executable,
+                "-m",
+                "sams.launch.torchrun",
+                "--standalone",
+                "--nproc-per-node",
+                "2",
+                str(script),
+            ),
             *("--recipe", recipe.model_dump_json()),
             *(word for name, path in paths.items() for word in (f"--{name}", str(path))),
         ],

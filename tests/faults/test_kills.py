@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sams.verify import verify
+from sams.tables.verify import verify
 from tests.faults.study import STUDY, Workflow, all_gone, final_files, overlay
 
 pytestmark = pytest.mark.faults
@@ -23,10 +23,10 @@ RULES = (
 ).split()
 # Killed in addition, before the workflow is: the words tell it from the other processes of the workflow.
 PARTS = {
-    "compute_reference": ("torchrun", "sams.torchrun"),
+    "compute_reference": ("torchrun", "sams.launch.torchrun"),
     "train_preference": ("a rank", "sams.training.preference"),
-    "score_alpaca_eval": ("the judge", "sams.scoring.local_judge"),
-    "score_mt_bench": ("the judge", "sams.scoring.local_judge"),
+    "score_alpaca_eval": ("the judge", "sams.world.local_judge"),
+    "score_mt_bench": ("the judge", "sams.world.local_judge"),
 }
 SECONDS = 3600
 
@@ -39,7 +39,7 @@ def victim(run: Workflow, words: str) -> psutil.Process | None:
         except psutil.Error:
             continue
         if "python" in command[0] and words in command and "torch.distributed.run" not in command:
-            if words.startswith("sams.training") and "sams.torchrun" in command:
+            if words.startswith("sams.training") and "sams.launch.torchrun" in command:
                 continue
             return process
     return None

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from sams.errors import UserError
-from sams.faults import explained
-from sams.recipes import ReferenceRecipe
+from sams.runtime.errors import UserError
+from sams.runtime.faults import explained
+from sams.study.recipes import ReferenceRecipe
 from sams.training import passes, reference
 from tests import tiny
 from tests.conftest import ROOT
@@ -93,7 +93,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 import psutil
-from sams.stage import run
+from sams.runtime.stage import run
 from sams.training import preference
 from sams.training.checkpoints import Checkpoints
 save = Checkpoints.save

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sams.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
-from sams.recipes import Job
+from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
+from sams.study.recipes import Job
 from sams.training import preference
 from tests.conftest import ROOT
 from tests.faults.study import STUDY, Workflow, all_gone, overlay
@@ -22,7 +22,7 @@ SECONDS = 30.0
 STAGE = """
 import sys, time
 from pathlib import Path
-from sams.stage import run
+from sams.runtime.stage import run
 
 def main(place: Path) -> None:
     try:
@@ -96,7 +96,7 @@ def test_torchrun_passes_it_on_and_ends_with_75(
     paths = {**prepared, "out": tmp_path / "out", "checkpoints": tmp_path / "c"}
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "sams.torchrun", "--standalone", "--nproc-per-node", "2"),
+            *(sys.executable, "-m", "sams.launch.torchrun", "--standalone", "--nproc-per-node", "2"),
             *("-m", "sams.training.preference", "--recipe", recipe.model_dump_json()),
             *(word for name, path in paths.items() for word in (f"--{name}", str(path))),
         ],

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sams import tracking
+from sams.tracking import log as tracking
 from tests.faults import soak
 
 pytestmark = pytest.mark.faults

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from sams.data import tokenise
-from sams.errors import UserError
-from sams.files import write_manifest
 from sams.generation.shards import Shards
-from sams.recipes import DataRecipe, ExportRecipe, TokeniseRecipe, recipe_json
+from sams.judge.store import Store
+from sams.runtime.errors import UserError
+from sams.runtime.files import write_manifest
 from sams.scoring.inputs import meta_path, read_json_rows
-from sams.scoring.judge_store import Store
-from sams.settings import Data, World
+from sams.study.recipes import DataRecipe, ExportRecipe, TokeniseRecipe, recipe_json
+from sams.study.settings import Data, World
 from sams.training import export
 from sams.training.checkpoints import Checkpoints
 from sams.training.distribution import Workers
@@ -170,7 +170,7 @@ def test_a_damaged_answer_of_the_judge_is_named(tmp_path: Path) -> None:
 def test_damaged_answers_and_questions_are_not_scored(tmp_path: Path) -> None:
     for name in ("answers.json", "questions.json"):
         (tmp_path / name).write_text('[{"instruction": "1", "output": "2"}]')
-    from sams.files import sha256_of, write_json
+    from sams.runtime.files import sha256_of, write_json
 
     write_json(meta_path(tmp_path / "answers.json"), {"sha256": sha256_of(tmp_path / "answers.json")})
     write_manifest(tmp_path)

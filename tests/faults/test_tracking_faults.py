@@ -15,10 +15,12 @@ from typing import Any
 import psutil
 import pytest
 
-from sams import mlflow_mirror, mlflow_unsent, tracking
-from sams.files import read_json
+from sams.runtime.files import read_json
+from sams.tracking import log as tracking
+from sams.tracking import mirror as mlflow_mirror
+from sams.tracking import unsent as mlflow_unsent
 from tests.conftest import ROOT
-from tests.test_tracking import client, lines, start, steps
+from tests.tracking.test_tracking import client, lines, start, steps
 
 UNSENT = Path("results") / mlflow_unsent.FOLDER
 LATER: dict[str, Any] = {"name": "world/later/seed0"}

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from sams.errors import UserError
-from sams.workflow import hold
+from sams.launch.workflow import hold
+from sams.runtime.errors import UserError
 from tests.conftest import ROOT
 from tests.faults.study import STUDY, Workflow, all_gone, overlay
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sams.workflow import hold
+from sams.launch.workflow import hold
 
 hold(Path(sys.argv[1]))
 print("held", flush=True)

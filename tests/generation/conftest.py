@@ -9,8 +9,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from sams.data.world import baseline_outputs, mt_bench_questions
-from sams.settings import World
+from sams.study.settings import World
+from sams.world.examples import baseline_outputs, mt_bench_questions
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<user>", "<assistant>"]
 TEMPLATE = (

@@ -15,7 +15,7 @@ from typing import Any
 
 from sams.generation import decode, generate
 from sams.generation.shards import Shards
-from sams.recipes import GenerateRecipe
+from sams.study.recipes import GenerateRecipe
 
 
 def run(recipe: str, paths: dict[str, str], batches: int) -> None:

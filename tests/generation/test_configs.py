@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from fastchat.llm_judge.common import temperature_config
 
-from sams.config import load_study, read_settings
-from sams.recipes import GenerateRecipe, recipe_of
+from sams.study.config import load_study, read_settings
+from sams.study.recipes import GenerateRecipe, recipe_of
 from tests.conftest import ROOT
 
 FASTCHAT = {category: value for category, value in temperature_config.items() if category != "arena-hard-200"}

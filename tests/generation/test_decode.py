@@ -6,11 +6,11 @@ import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
 
-from sams.errors import UserError
 from sams.generation.decode import Decoder, make_batches
 from sams.generation.engines import derived_seed, vllm_sampling
 from sams.generation.facts import made_with, sample_label
-from sams.settings import Decoding
+from sams.runtime.errors import UserError
+from sams.study.settings import Decoding
 from tests.generation.conftest import TEMPLATE, make_model
 
 TEXTS = ["sort this list", "what is a", "which word does not belong", "reverse a b c a b c a b c", "a"]

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from sams.errors import UserError
-from sams.files import manifest_digest, write_manifest
 from sams.generation import decode
 from sams.generation.facts import model_digest, parts_path
 from sams.generation.generate import generate_answers
-from sams.recipes import GenerateRecipe
+from sams.runtime.errors import UserError
+from sams.runtime.files import manifest_digest, write_manifest
 from sams.scoring.inputs import meta_path
-from sams.settings import Decoding
+from sams.study.recipes import GenerateRecipe
+from sams.study.settings import Decoding
 
 
 def recipe(benchmark: str, **decoding: Any) -> GenerateRecipe:

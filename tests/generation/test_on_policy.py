@@ -10,13 +10,13 @@ import torch
 import transformers
 
 from sams.data.forms import read_pairs
-from sams.errors import UserError
 from sams.generation.decode import Decoder
 from sams.generation.facts import parts_path, sample_label
 from sams.generation.on_policy import best_and_worst, make_pairs
 from sams.generation.reward import RewardModel
-from sams.recipes import OnPolicyRecipe
+from sams.runtime.errors import UserError
 from sams.scoring.inputs import meta_path
+from sams.study.recipes import OnPolicyRecipe
 from tests.generation.conftest import make_tokenizer
 
 PROMPTS: list[Any] = [

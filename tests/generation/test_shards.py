@@ -13,9 +13,9 @@ from sams.generation.engines import TransformersEngine
 from sams.generation.facts import parts_path
 from sams.generation.generate import generate_answers
 from sams.generation.shards import Shards
-from sams.recipes import GenerateRecipe, recipe_json
 from sams.scoring.inputs import meta_path
-from sams.settings import Decoding
+from sams.study.recipes import GenerateRecipe, recipe_json
+from sams.study.settings import Decoding
 from tests.conftest import ROOT
 
 # Batches of an undisturbed run, of which the killed one finishes all but the torn one.

@@ -58,7 +58,7 @@ def test_greedy_answers_of_a_padded_batch_are_those_of_prompts_alone() -> None:
     from pathlib import Path
 
     from sams.generation.engines import TransformersEngine
-    from sams.settings import Decoding
+    from sams.study.settings import Decoding
 
     with tempfile.TemporaryDirectory() as folder:
         model().save_pretrained(folder)

@@ -8,12 +8,12 @@ import sys
 import pytest
 import torch
 
-from sams.model_configs import config_of
 from sams.planning.memory import Passes, Simulation
 from sams.planning.models import build, sizes_of
 from sams.planning.traffic import expected
 from sams.policy.model import blocks
-from sams.settings import Model
+from sams.study.architectures import config_of
+from sams.study.settings import Model
 from tests.conftest import ROOT
 
 # 5.3 million weights.

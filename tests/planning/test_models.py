@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from sams.errors import UserError
-from sams.model_configs import config_of
 from sams.planning.models import sizes_of
-from sams.settings import Model
+from sams.runtime.errors import UserError
+from sams.study.architectures import config_of
+from sams.study.settings import Model
 
 PUBLISHED = {
     "mistralai/Mistral-7B-Instruct-v0.2": 7.24e9,

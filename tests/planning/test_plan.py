@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from sams.config import Study, load_study, read_settings
-from sams.errors import UserError
 from sams.planning.data import facts_of
-from sams.planning.gpus import GPUS, Gpu, gpu_named
 from sams.planning.memory import Passes, Simulation
 from sams.planning.plan import GIB, Planner
 from sams.planning.show import print_plan
+from sams.runtime.errors import UserError
+from sams.runtime.gpus import GPUS, Gpu, gpu_named
+from sams.study.config import Study, load_study, read_settings
 from tests.conftest import ROOT
 
 STUDIES = ROOT / "config" / "studies"

@@ -12,7 +12,7 @@ from sams.planning.models import Sizes, sizes_of
 from sams.planning.work import Work, scheduler_costs
 from sams.policy.packing import SEGMENTS
 from sams.scheduling.networks import Exploitation, Exploration
-from sams.settings import Preference, Pretrain, Scheduler, Sft
+from sams.study.settings import Preference, Pretrain, Scheduler, Sft
 from sams.training.costs import Tally, weights_of
 from sams.training.distribution import Workers
 from sams.training.passes import accumulate_gradient, score

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 from sams.scheduling import pool as module
 from sams.scheduling.pool import KEPT, Arms, ReplayPool
 

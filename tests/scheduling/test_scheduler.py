@@ -13,7 +13,7 @@ from torch import Tensor
 from sams.scheduling.networks import Exploitation, LayerEncoder, minilm_folder
 from sams.scheduling.pool import Arms, ReplayPool
 from sams.scheduling.scheduler import Scheduler, context_width, merge_contexts
-from sams.settings import Scheduler as Settings
+from sams.study.settings import Scheduler as Settings
 
 LAYERS, WIDTH = 3, 16
 SCRATCH = tempfile.TemporaryDirectory(prefix="pools")

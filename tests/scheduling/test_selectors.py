@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 from sams.scheduling.rewards import batch_reward, reward, sample_reward
 from sams.scheduling.scheduler import merge_contexts
 from sams.scheduling.selectors import (

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sams.errors import UserError
-from sams.recipes import ScoreRecipe
+from sams.runtime.errors import UserError
 from sams.scoring.alpaca_eval import align, lc_obstacle, read_outputs, score_alpaca_eval
 from sams.scoring.alpaca_eval_run import Result, _check_coverage
+from sams.study.recipes import ScoreRecipe
 
 Rows = list[dict[str, Any]]
 OPENAI = ScoreRecipe.model_validate_json('{"judge": {"kind": "openai"}, "world": null}')

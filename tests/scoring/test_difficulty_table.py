@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 from sams.scoring.difficulty_table import (
     OFFICIAL_BASELINE,
     TableRow,

@@ -21,13 +21,13 @@ from typing import Any
 import psutil
 import pytest
 
-from sams.data.tasks import read_instruction
-from sams.data.world import alpaca_eval_instructions, mt_bench_questions, mt_bench_references
-from sams.recipes import ScoreRecipe, recipe_json
 from sams.scoring import alpaca_eval, mt_bench
-from sams.settings import Judge, World
+from sams.study.recipes import ScoreRecipe, recipe_json
+from sams.study.settings import Judge, World
+from sams.world.examples import alpaca_eval_instructions, mt_bench_questions, mt_bench_references
+from sams.world.tasks import read_instruction
 from tests.conftest import ROOT
-from tests.scoring.endpoint import KEY, Endpoint, always, many_faults, serving
+from tests.judge.endpoint import KEY, Endpoint, always, many_faults, serving
 
 INSTRUCTIONS = 40
 QUESTIONS = 20

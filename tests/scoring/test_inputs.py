@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 from sams.scoring.inputs import read_json_lines, read_json_rows, some_of
 
 ROWS = [{"a": 1}, {"a": "ü"}]

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from sams.data.world import mt_bench_questions, mt_bench_references
-from sams.errors import UserError
-from sams.recipes import ScoreRecipe
+from sams.runtime.errors import UserError
 from sams.scoring import mt_bench
 from sams.scoring.mt_bench import score_mt_bench
-from sams.settings import Judge, World
+from sams.study.recipes import ScoreRecipe
+from sams.study.settings import Judge, World
+from sams.world.examples import mt_bench_questions, mt_bench_references
 
 Rows = list[dict[str, Any]]
 LOCAL = ScoreRecipe(judge=Judge(), world=World())

@@ -19,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from sams.errors import UserError
-from sams.recipes import ScoreRecipe, recipe_json
+from sams.runtime.errors import UserError
 from sams.scoring.alpaca_eval import score_alpaca_eval
-from sams.settings import Judge
+from sams.study.recipes import ScoreRecipe, recipe_json
+from sams.study.settings import Judge
 
 Rows = list[dict[str, Any]]
 Metrics = dict[str, Any]

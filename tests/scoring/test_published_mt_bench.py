@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 from sams.scoring import fastchat_judge as fastchat
 from sams.scoring.mt_bench import score_mt_bench
 from sams.scoring.mt_bench_inputs import read_answers, read_prompts, read_questions, read_references

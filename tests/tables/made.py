@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sams.config import Study, load_study
+from sams.study.config import Study, load_study
 
 
 def study(methods: list[str], seeds: list[int], **changes: Any) -> Study:

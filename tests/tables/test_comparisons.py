@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sams.errors import UserError
-from sams.results import read_cells
+from sams.runtime.errors import UserError
 from sams.tables import comparisons
+from sams.tables.results import read_cells
 from tests.tables.made import alpaca_eval, train, write
 
 

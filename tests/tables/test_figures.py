@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from sams.results import read_cells
 from sams.tables import figures
+from sams.tables.results import read_cells
 from tests.tables.made import study, train, write
 
 NAMES = ["loss", "rewards/margins", "rewards/accuracies", "logps/chosen"]

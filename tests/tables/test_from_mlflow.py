@@ -5,13 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from sams import tracking
-from sams.files import read_json
-from sams.results import METRICS, read_cells
+from sams.runtime.files import read_json
 from sams.tables.from_mlflow import main_from_mlflow
 from sams.tables.main_table import main_table
+from sams.tables.results import METRICS, read_cells
+from sams.tracking import log as tracking
 from tests.tables.made import alpaca_eval, mt_bench, study, train, write
-from tests.test_tracking import workplace
+from tests.tracking.test_tracking import workplace
 
 __all__ = ["workplace"]  # a fixture
 

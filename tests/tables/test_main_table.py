@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from sams.errors import UserError
-from sams.results import read_cells
+from sams.runtime.errors import UserError
 from sams.tables import captions, main_table, render
 from sams.tables.main_table import COLUMNS
+from sams.tables.results import read_cells
 from tests.tables.made import alpaca_eval, mt_bench, study, train, write
 
 REPOSITORY = Path(main_table.__file__).parents[2]

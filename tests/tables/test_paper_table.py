@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from sams.config import Study
-from sams.errors import UserError
-from sams.results import read_cells
-from sams.settings import Paper
+from sams.runtime.errors import UserError
+from sams.study.config import Study
+from sams.study.settings import Paper
 from sams.tables import captions, paper_table, render
 from sams.tables.reported import FOLDER, read_reported
+from sams.tables.results import read_cells
 from tests.tables.made import alpaca_eval, mt_bench, study, train, write
 
 GPT = "gpt-4-1106-preview"

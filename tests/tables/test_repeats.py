@@ -5,7 +5,7 @@ import random
 import pytest
 from scipy import stats
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 from sams.tables.repeats import least_p, over_repeats
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from markupsafe import escape
 
-from sams.config import Study
-from sams.errors import UserError
+from sams.runtime.errors import UserError
+from sams.study.config import Study
 from sams.tables.side_by_side import page, pairs
 from tests.tables import made
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sams.recipes import ExportRecipe, PretrainRecipe, ReferenceRecipe, SftRecipe
-from sams.settings import Pretrain, Scheduler, Sft
+from sams.study.recipes import ExportRecipe, PretrainRecipe, ReferenceRecipe, SftRecipe
+from sams.study.settings import Pretrain, Scheduler, Sft
 from sams.training import export, pretrain_scheduler, reference, sft
 from tests import tiny
 from tests.training.test_runs import TRAINING, here

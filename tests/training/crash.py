@@ -115,7 +115,13 @@ def serve() -> None:
     import transformers
 
     mains = {stage: pkgutil.resolve_name(f"sams.training.{stage}:main") for stage in STAGES}
-    for module in ("sams.recipes", "sams.tracking", "sams.stage", "datasets", "pyarrow.parquet"):
+    for module in (
+        "sams.study.recipes",
+        "sams.tracking.log",
+        "sams.runtime.stage",
+        "datasets",
+        "pyarrow.parquet",
+    ):
         pkgutil.resolve_name(module)
     _ = transformers.LlamaForCausalLM, transformers.PreTrainedTokenizerFast
     for line in sys.stdin:

@@ -13,7 +13,7 @@ from sams.policy.model import load_model
 from sams.policy.policy import bare
 from sams.policy.rows import pad_rows
 from sams.policy.stored import found_in
-from sams.settings import Preference
+from sams.study.settings import Preference
 from sams.training import loading
 from sams.training.distribution import Workers, local_part
 from tests import tiny

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sams.errors import UserError
-from sams.settings import Training
+from sams.runtime.errors import UserError
+from sams.study.settings import Training
 from sams.training.batches import count_rounds, deal, rounds
 
 

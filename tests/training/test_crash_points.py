@@ -15,8 +15,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
-from sams.recipes import ExportRecipe, PreferenceRecipe, PretrainRecipe, ReferenceRecipe, SftRecipe
-from sams.settings import Preference, Pretrain, Scheduler, Settings, Sft
+from sams.study.recipes import ExportRecipe, PreferenceRecipe, PretrainRecipe, ReferenceRecipe, SftRecipe
+from sams.study.settings import Preference, Pretrain, Scheduler, Settings, Sft
 from tests import tiny
 from tests.training.crash import Point, Runs
 
@@ -45,7 +45,7 @@ PER_START = {
 }
 """Figures of train_metrics.json that are times, memory, or medians over the steps of the last start."""
 
-LOG = "sams.tracking.Run.log"
+LOG = "sams.tracking.log.Run.log"
 LEARN = "sams.scheduling.scheduler.Scheduler.learn"
 BACKWARD = "accelerate.Accelerator.backward"
 ADAMW = "torch.optim.AdamW.step"
@@ -96,7 +96,7 @@ EVERYWHERE = {
     "right-after-the-first-save": crash(2, Point(f"{CHECKPOINTS}.save")),
     "right-after-the-last-save": crash(10, Point(f"{CHECKPOINTS}.save", 5)),
     # On the way back.
-    "again-when-the-log-is-cut": crash(6, Point(LOG, 7, before=True), Point("sams.tracking._open_log")),
+    "again-when-the-log-is-cut": crash(6, Point(LOG, 7, before=True), Point("sams.tracking.log._open_log")),
     "again-in-the-save-that-failed": crash(
         4, Point(RENAME, before=True, about=r"\.step-00000006\.part$"), Point("torch.save", about="loop.pt$")
     ),

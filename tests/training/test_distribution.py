@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sams.files import read_json
 from sams.policy.packing import SEGMENTS
-from sams.recipes import Job, ReferenceRecipe
+from sams.runtime.files import read_json
+from sams.study.recipes import Job, ReferenceRecipe
 from sams.training import preference, reference
 from tests import tiny
 from tests.conftest import ROOT
@@ -78,7 +78,7 @@ def test_a_process_that_raises_ends_all_in_seconds(prepared: dict[str, Path], tm
         """
 import os, time
 from pathlib import Path
-from sams.stage import run
+from sams.runtime.stage import run
 from sams.training import loop, preference
 
 begin = loop.refuse_non_finite

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sams.losses import build_loss
 from sams.policy.model import build_model
 from sams.policy.policy import Policy
-from sams.settings import Preference
+from sams.study.settings import Preference
 from sams.training.distribution import Workers
 from sams.training.loop import adamw
 from sams.training.passes import accumulate_gradient, score

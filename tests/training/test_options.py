@@ -12,11 +12,11 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from sams.data.records import is_flipped
-from sams.errors import UserError
-from sams.files import read_json, write_manifest
 from sams.losses import build_loss
-from sams.recipes import ExportRecipe, ReferenceRecipe, SftRecipe, Watching
-from sams.settings import Preference, Scheduler, Sft
+from sams.runtime.errors import UserError
+from sams.runtime.files import read_json, write_manifest
+from sams.study.recipes import ExportRecipe, ReferenceRecipe, SftRecipe, Watching
+from sams.study.settings import Preference, Scheduler, Sft
 from sams.training import crossfit, export, preference, reference, sft
 from sams.training.gates import TrainingFailure, refuse_foreign_reference
 from sams.training.preference import read_task

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import datasets
 
-from sams.files import write_manifest
-from sams.recipes import ReferenceRecipe
+from sams.runtime.files import write_manifest
+from sams.study.recipes import ReferenceRecipe
 from sams.training import reference
 from tests import tiny
 from tests.training.test_runs import here, run

@@ -16,11 +16,11 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from sams.errors import UserError
-from sams.files import read_json, write_manifest
-from sams.recipes import Job, PreferenceRecipe, PretrainRecipe, SftRecipe
+from sams.runtime.errors import UserError
+from sams.runtime.files import read_json, write_manifest
 from sams.scheduling.selectors import Random
-from sams.settings import Preference, Pretrain, Scheduler, Settings, Sft
+from sams.study.recipes import Job, PreferenceRecipe, PretrainRecipe, SftRecipe
+from sams.study.settings import Preference, Pretrain, Scheduler, Settings, Sft
 from sams.training import loop, preference, pretrain_scheduler, sft
 from sams.training.batches import rounds
 from sams.training.checkpoints import Checkpoints

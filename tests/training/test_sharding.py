@@ -12,10 +12,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-from sams.files import read_json
 from sams.policy.model import build_model, load_model
 from sams.policy.stored import found_in, without_weights, write
-from sams.recipes import Job
+from sams.runtime.files import read_json
+from sams.study.recipes import Job
 from tests import tiny
 from tests.conftest import ROOT
 from tests.training.test_runs import finish, losses, preference_recipe, run, weights

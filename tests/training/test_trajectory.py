@@ -9,13 +9,13 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from sams.files import write_manifest
-from sams.recipes import PreferenceRecipe, ReferenceRecipe
+from sams.runtime.files import write_manifest
 from sams.scheduling.networks import RANDOM_HEADS
 from sams.scheduling.pool import ReplayPool
 from sams.scheduling.scheduler import Scheduler
-from sams.settings import Preference
-from sams.settings import Scheduler as Settings
+from sams.study.recipes import PreferenceRecipe, ReferenceRecipe
+from sams.study.settings import Preference
+from sams.study.settings import Scheduler as Settings
 from sams.training import preference, reference
 from sams.training.batches import rounds
 from tests import reference_sams, tiny

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from sams.errors import UserError
-from sams.files import read_json
 from sams.planning.memory import fake_processes
 from sams.policy.model import build_model
 from sams.policy.packing import SEGMENTS
 from sams.policy.policy import Policy, Scores
 from sams.policy.rows import pack_rows
-from sams.settings import Model
+from sams.runtime.errors import UserError
+from sams.runtime.files import read_json
+from sams.study.settings import Model
 from sams.training import tuning
 from sams.training.distribution import Workers, shard
 from sams.training.tasks import PairTask

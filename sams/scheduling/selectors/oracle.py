@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sams.errors import UserError
+from sams.runtime.errors import UserError
 from sams.scheduling.selectors.base import View
 from sams.scheduling.selectors.random import Random
 

@@ -1,0 +1,137 @@
+"""Stage `assess`: what the chosen weights of one seed are worth, on test pairs and held-out instructions.
+
+One job for all methods of a seed: they share data and reference, and a start costs more than an assessment. The
+start of all (`sft`) is assessed too; it has no preference accuracy, being the reference.
+"""
+
+import logging
+import tempfile
+from pathlib import Path
+
+from sams.data.records import Message
+from sams.generation.decode import Decoder
+from sams.policy.model import load_model
+from sams.policy.policy import Policy
+from sams.runtime.files import read_json, whole_file, write_json
+from sams.study.config import BASE_METHOD
+from sams.study.recipes import AssessRecipe, ExportRecipe, PreferenceRecipe, current_job, recipe_json
+from sams.study.settings import WorldAccuracy
+from sams.tables.choose import place, points
+from sams.training import export
+from sams.training.distribution import Workers
+from sams.training.passes import score
+from sams.training.preference import evaluated_at, read_task
+from sams.training.tuning import tune
+from sams.world.grading import grade, grade_follow_up
+
+log = logging.getLogger(__name__)
+
+SCORING_ITEMS = 64
+
+
+def main(
+    recipe: str, choice: Path, results: Path, data: Path, tokens: Path, reference: Path, out: Path
+) -> None:
+    """Write the figures of every chosen point, by `<run>/step<steps>`, and of the start.
+
+    Args:
+        recipe: AssessRecipe.
+        choice: what stage `choose` wrote.
+        results: folder of the study's setting.
+        data: prepared data, for the text of the prompts.
+        tokens: tokenised data.
+        reference: log-probs of the reference.
+        out: JSON of figures, in percent.
+    """
+    from sams.runtime.stage import read_recipe
+
+    settings = read_recipe(recipe, AssessRecipe)
+    prompts = read_prompts(data, settings.accuracy.instructions)
+    start = results / BASE_METHOD / f"seed{settings.seed}" / "model"
+    figures = {BASE_METHOD: answer_accuracies(start, settings, prompts)}
+    launch = current_job().launch
+    workers = Workers(
+        device=launch.device,
+        strategy="ddp",
+        precision=settings.model.precision,
+        threads=launch.threads_per_process,
+        timeout_minutes=launch.timeout_minutes,
+    )
+    for run, step in points(read_json(choice)):
+        weights = results / run / f"seed{settings.seed}" / evaluated_at(step)
+        with tempfile.TemporaryDirectory() as folder:
+            model = Path(folder) / "model"
+            export.main(
+                recipe_json(ExportRecipe(model=settings.model)), model, tokens=tokens, trained=weights
+            )
+            found = answer_accuracies(model, settings, prompts)
+            found["test_accuracy"] = test_accuracy(model, settings, run, tokens, reference, workers)
+        figures[place(run, step)] = found
+        log.info("%s step %d: %s", run, step, found)
+    with whole_file(out) as part:
+        write_json(part, figures)
+    workers.leave()
+
+
+def read_prompts(data: Path, count: int) -> list[list[Message]]:
+    """The first prompts of the test pairs, whose right answers the world knows."""
+    from pyarrow import parquet
+
+    return list(parquet.read_table(data / "test.parquet", columns=["prompt"])["prompt"][:count].to_pylist())
+
+
+def answer_accuracies(model: Path, settings: AssessRecipe, prompts: list[list[Message]]) -> dict[str, float]:
+    """Percent of right answers, sampled and greedy."""
+    wanted: WorldAccuracy = settings.accuracy
+    decoder = Decoder(model, settings.model.precision, wanted.decoding, settings.seed)
+    found = {}
+    for name, temperature in (("sampled", wanted.decoding.temperature), ("greedy", 0.0)):
+        answers = decoder.answer(prompts, [temperature] * len(prompts), name)
+        right = [is_right(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
+        found[name] = 100 * sum(right) / len(right)
+    return found
+
+
+def is_right(prompt: list[Message], answer: str) -> bool:
+    """Whether the answer to the last question earns the full mark."""
+    texts = [message["content"] for message in prompt]
+    if len(texts) == 1:
+        return grade(texts[0], answer) == 1.0
+    first, shown, second = texts
+    return grade_follow_up(first, shown, second, answer) == 1.0
+
+
+def test_accuracy(
+    model: Path, settings: AssessRecipe, run: str, tokens: Path, reference: Path, workers: Workers
+) -> float:
+    """Percent of the clean test pairs whose right answer has the larger implicit reward."""
+    training = settings.runs[run]
+    task = read_task(
+        tokens,
+        reference if training.needs_reference else None,
+        "test",
+        PreferenceRecipe(
+            seed=settings.seed, method=run, model=settings.model, training=training, scheduler=None
+        ),
+    )
+    policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
+    tuning = tune(
+        policy,
+        task,
+        workers,
+        settings.model,
+        micro_batch=1,
+        scoring_micro_batch=training.scoring_micro_batch_size,
+        items=0,
+        scored_items=SCORING_ITEMS,
+    )
+    tuning.apply(policy)
+    items = list(range(len(task.ids)))
+    found, _ = score(policy, task, items, workers, tuning.scoring_micro_batch)
+    return 100 * found["rewards/accuracies"].double().mean().item()
+
+
+if __name__ == "__main__":
+    from sams.runtime.stage import run
+
+    run(main)

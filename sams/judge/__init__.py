@@ -1,0 +1,1 @@
+"""Judges: endpoints, the caching proxy, calls and their retries, the store of answers."""

@@ -1,0 +1,326 @@
+"""A caching proxy on loopback between the benchmarks' packages and a judge's endpoint.
+
+The packages call it as they would call OpenAI, with a key that is good for nothing else. It answers from the
+store what was answered before, makes identical calls once, and leaves the rest to
+`sams.judge.upstream`. A scorer first rehearses: the proxy refuses each call and remembers it, so that
+what scoring will take is known before anything is paid (`Proxy.admit`).
+"""
+
+import contextlib
+import json
+import logging
+import secrets
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from http import HTTPStatus
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from sams.judge.store import Answer, Request, Store, Tokens, expected_tokens, key_of, tokens_of
+from sams.judge.upstream import CallFailed, Upstream, is_refusal
+from sams.runtime.errors import UserError
+from sams.runtime.json_handler import JsonHandler
+from sams.runtime.progress import Progress
+from sams.study.settings import Judge
+
+log = logging.getLogger(__name__)
+
+HOST = "127.0.0.1"
+MAX_REQUEST_BYTES = 4 << 20
+ATTEMPT_HEADER = "X-Sams-Attempt"
+# AlpacaEval leaves a prompt alone whose call is refused in these words; any other it would call again.
+NOT_AGAIN = "Please try again with a different prompt."
+
+
+class DryRun(Exception):
+    """What scoring would take has been said, and nothing is to be called."""
+
+
+class Proxy:
+    """The judge as the packages see it.
+
+    Args:
+        settings: prices and limits.
+        upstream: makes the calls.
+        store: keeps the answers.
+        dry_run: end with the estimate.
+    """
+
+    def __init__(self, settings: Judge, upstream: Upstream, store: Store, dry_run: bool) -> None:
+        self.token = secrets.token_hex(16)
+        self._settings = settings
+        self._upstream = upstream
+        self._store = store
+        self._dry_run = dry_run
+        self._lock = threading.Condition()
+        self._planned: dict[str, Request] | None = {}
+        self._calls: dict[str, Future[Answer]] = {}
+        self._answers: list[Answer] = []
+        self._cached = 0
+        self._in_flight = 0
+        self._progress: Progress | None = None
+
+    # --- before and after the calls ---
+
+    def admit(self) -> None:
+        """End the rehearsal: say what the calls will take, and let them pass from now on.
+
+        Raises:
+            UserError: they would cost too much, or the endpoint cannot be called.
+            DryRun: only this estimate was wanted.
+        """
+        planned, self._planned = self._planned or {}, None
+        kept = [answer for key in planned if (answer := self._store.get(key)) is not None]
+        missing = [request for key, request in planned.items() if self._store.get(key) is None]
+        expected, prices = expected_tokens(missing), self._settings.prices
+        cost = (self._tokens(kept).cost(prices) or 0.0) + (expected.cost(prices) or 0.0)
+        log.info(
+            "judge %s: %d calls, %d of them answered before; %d to make, with about %d prompt tokens "
+            "(characters / 4) and %d answer tokens%s",
+            self._settings.base_url,
+            len(planned),
+            len(kept),
+            len(missing),
+            expected.prompt,
+            expected.completion,
+            f"; ${cost:.2f} in all" if prices else "; cost unknown ('judge.prices' is not set)",
+        )
+        if self._dry_run:
+            raise DryRun
+        if missing and self._settings.max_cost is not None and cost > self._settings.max_cost:
+            raise UserError(
+                f"the judge would cost about ${cost:.2f}, more than {self._settings.max_cost:.2f}",
+                where="key 'judge.max_cost'",
+                remedy="raise it, or score less",
+            )
+        if missing:
+            self._upstream.check()
+        self._progress = Progress("judge", len(planned), "calls", cost=self._cost)
+
+    def _cost(self) -> str:
+        cost = self._tokens(self._answers).cost(self._settings.prices)
+        return "" if cost is None else f"${cost:.2f}"
+
+    def check(self) -> None:
+        """See that the endpoint can still be called.
+
+        Raises:
+            UserError: why it cannot.
+        """
+        if self._upstream.stopped is not None:
+            raise self._upstream.stopped
+
+    def check_complete(self) -> None:
+        """See that every call has an answer.
+
+        Raises:
+            UserError: how many have none, and why.
+        """
+        self.check()
+        failed = self._upstream.failed
+        if failed:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in failed.most_common())
+            raise UserError(
+                f"{failed.total()} of {len(self._calls)} calls of the judge failed after "
+                f"{self._settings.tries} tries each ({reasons})",
+                where=self._settings.base_url,
+                remedy="run it again; answers so far are kept",
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """What the judgments took: calls made and answered before, failed tries, tokens and dollars of all the
+        answers whenever they were paid, refusals and empty answers, and which model says that it answered."""
+        tokens = self._tokens(self._answers)
+        refused = sum(map(is_refusal, self._answers))
+        if refused:
+            log.warning("%d answers of the judge are refusals or empty; %s", refused, self._kept_where())
+        return {
+            "n_calls": len(self._answers) - self._cached,
+            "n_cached": self._cached,
+            "n_retried": self._upstream.retried.total(),
+            "n_refused": refused,
+            "prompt_tokens": tokens.prompt,
+            "completion_tokens": tokens.completion,
+            "cost": tokens.cost(self._settings.prices),
+            "models": _named(self._answers, "model"),
+            "system_fingerprints": _named(self._answers, "system_fingerprint"),
+        }
+
+    def _kept_where(self) -> str:
+        return f"they are kept in {self._store.path}" if self._store.path else "they are not kept"
+
+    def _tokens(self, answers: list[Answer]) -> Tokens:
+        return tokens_of([*(answer["usage"] for answer in answers), *self._upstream.wasted])
+
+    # --- the calls ---
+
+    def answer(self, request: Request, attempt: int) -> Answer:
+        """Answer a request, at once if it was answered before; wait for the same one if it is in flight.
+
+        Raises:
+            CallFailed: there is no answer.
+        """
+        key = key_of(request, attempt)
+        with self._lock:
+            if self._planned is not None:
+                self._planned[key] = request
+                raise CallFailed("a rehearsal")
+            call = self._calls.get(key)
+            if mine := call is None:
+                call = self._calls[key] = Future()
+        if mine:
+            try:
+                call.set_result(self._fetch(key, request))
+            except Exception as error:
+                call.set_exception(error)
+        return call.result()
+
+    def _fetch(self, key: str, request: Request) -> Answer:
+        answer = self._store.get(key)
+        cached = answer is not None
+        if answer is None:
+            answer = self._pay(key, request)
+        with self._lock:
+            self._cached += cached
+            self._answers.append(answer)
+            if self._progress is not None:
+                self._progress.add()
+        return answer
+
+    def _pay(self, key: str, request: Request) -> Answer:
+        with self._lock:
+            self._in_flight += 1
+            spent = self._tokens(self._answers).cost(self._settings.prices)
+        try:
+            limit = self._settings.max_cost
+            if spent is not None and limit is not None and spent >= limit:
+                self._upstream.stop(
+                    UserError(
+                        f"the judgments have cost ${spent:.2f}, and may cost {limit:.2f}",
+                        where="key 'judge.max_cost'",
+                        remedy="raise it and run it again; answers so far are kept",
+                    )
+                )
+            answer = self._upstream.ask(request)
+            try:
+                self._store.put(key, answer)
+            except OSError as error:
+                self._upstream.stop(
+                    UserError(
+                        f"cannot keep the judge's answers: {error.strerror}", where=str(self._store.path)
+                    )
+                )
+                raise CallFailed("an answer that could not be kept") from None
+            return answer
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+                self._lock.notify_all()
+
+    def finish(self) -> None:
+        """Begin no call any more, and wait for the answers that are on their way: they are paid."""
+        self._upstream.stop(UserError("the judge is no longer needed"))
+        with self._lock:
+            self._lock.wait_for(lambda: self._in_flight == 0, self._settings.timeout_seconds)
+            if self._progress is not None:
+                self._progress.close()
+
+
+def _named(answers: list[Answer], key: str) -> list[str]:
+    return sorted({str(answer[key]) for answer in answers if answer.get(key)})
+
+
+# --- the server -----------------------------------------------------------------------------------
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.proxy = proxy
+        super().__init__((HOST, 0), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a package that went away, as one does that is ended."""
+        log.debug("a connection to the judge's proxy broke", exc_info=True)
+
+
+class _Handler(JsonHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    timeout = 300.0  # seconds a connection may stay silent
+    server: _Server
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the proxy counts."""
+
+    def do_POST(self) -> None:
+        size = self.headers.get("Content-Length", "")
+        if not (size.isascii() and size.isdigit()):
+            return self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed")
+        if int(size) > MAX_REQUEST_BYTES:
+            return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_REQUEST_BYTES} bytes")
+        body = self.rfile.read(int(size))
+        given = self.headers.get("Authorization", "")
+        if not secrets.compare_digest(given.encode(), f"Bearer {self.server.proxy.token}".encode()):
+            # Others on this machine must not call on the user's account.
+            return self._refuse(HTTPStatus.UNAUTHORIZED, "this proxy serves its own scoring only")
+        if self.path != "/v1/chat/completions":
+            return self._refuse(HTTPStatus.NOT_FOUND, "only /v1/chat/completions")
+        attempt = self.headers.get(ATTEMPT_HEADER, "1")
+        request = _request(body)
+        if request is None or not attempt.isdecimal():
+            return self._refuse(HTTPStatus.BAD_REQUEST, "expected JSON with `model` and `messages`")
+        try:
+            answer = self.server.proxy.answer(request, int(attempt))
+        except CallFailed as error:
+            # A status that no client takes for a reason to call again.
+            return self._refuse(
+                HTTPStatus.FAILED_DEPENDENCY, f"the judge's call failed: {error}. {NOT_AGAIN}"
+            )
+        return self._send(HTTPStatus.OK, answer)
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        self.close_connection = status != HTTPStatus.FAILED_DEPENDENCY
+        self._send(status, {"error": {"message": message, "type": "judge_proxy"}})
+
+
+def _request(body: bytes) -> Request | None:
+    """A chat completion's request, or None for anything else."""
+    try:
+        request: Request = json.loads(body)
+        known = isinstance(request["model"], str) and all(
+            isinstance(message, dict) for message in request["messages"]
+        )
+    except (ValueError, KeyError, TypeError):
+        return None
+    return request if known else None
+
+
+@contextlib.contextmanager
+def judge_proxy(
+    settings: Judge, key: str | None, store: Path | None, dry_run: bool = False
+) -> Iterator[tuple[str, Proxy]]:
+    """Serve the judge of some settings until the block is left; yield the base URL and the proxy.
+
+    Args:
+        settings: the endpoint, its limits and prices.
+        key: the endpoint's key; None if nothing is to be called.
+        store: file of the answers; None keeps them for this process only.
+        dry_run: end with the estimate.
+    """
+    answers = Store(store)
+    proxy = Proxy(settings, Upstream(settings, key), answers, dry_run)
+    server = _Server(proxy)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    try:
+        yield f"http://{HOST}:{server.server_address[1]}/v1", proxy
+    finally:
+        proxy.finish()
+        server.shutdown()
+        server.server_close()
+        answers.close()

@@ -1,0 +1,1 @@
+"""Launching: checks of the machine, resources, nodes, torchrun, the workflow process."""

@@ -1,0 +1,298 @@
+"""The first job of a study: what depends on this machine is checked before anything is computed."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sams.data.sources import data_set_name, looks_like_file, similar_data_set, similar_file
+from sams.launch.machine import gpus_here, processes
+from sams.runtime.errors import UserError, first_line, nearest
+from sams.runtime.files import write_json
+from sams.scoring.fetch import FOLDER, PUBLISHED, check, published
+from sams.study.config import Study
+from sams.study.settings import Model
+
+log = logging.getLogger("preflight")
+
+DISK_BYTES = 2 * 2**30
+HUB_SECONDS = 30.0
+ENCODERS = ("random", "all-MiniLM-L6-v2")
+
+
+def main(study: str, out: Path, results: Path = Path("results")) -> None:
+    """Check GPUs, keys, paths and disk; prepare the MLflow database; write what was found to `out`."""
+    from sams.runtime.provenance import commit, environment
+    from sams.runtime.stage import read_recipe
+
+    settings = read_recipe(study, Study)
+    found: dict[str, Any] = {"gpus": check_gpus(settings), "disk_bytes": check_disk(results)}
+    check_judge(settings)
+    check_sources(settings)
+    found["commits"] = hub_commits(settings)
+    if settings.tracking.enabled:
+        from sams.tracking.log import prepare_database
+
+        prepare_database(results)
+    write_json(out, found | {"environment": environment(), "commit": commit()})
+    typer.echo(f"this machine is ready: {found}")
+
+
+def check_gpus(study: Study) -> int:
+    """See that there are as many GPUs as processes, or none and none wanted.
+
+    Raises:
+        UserError: naming the key and what to set it to.
+    """
+    gpus = gpus_here()
+    wanted = processes(study.launch, gpus)
+    where = "launch.nproc_per_node"
+    if study.launch.device == "cuda" and not gpus:
+        raise UserError(
+            "cuda, but this machine shows no GPU", where="launch.device", remedy="set auto or cpu"
+        )
+    if study.launch.device != "cpu" and isinstance(study.launch.nproc_per_node, int) and wanted > gpus:
+        raise UserError(
+            f"{wanted} processes, but this machine has {gpus} GPUs",
+            where=where,
+            remedy="set it to auto, or launch.device to cpu",
+        )
+    world = study.launch.nodes * wanted
+    for key, size in batch_sizes(study).items():
+        if size % world:
+            raise UserError(
+                f"{size} is not divisible by {world} processes", where=key, remedy=f"or set {where}"
+            )
+    return gpus
+
+
+def batch_sizes(study: Study) -> dict[str, int]:
+    """Global batch of every training stage, by config key."""
+    sizes = {
+        f"{method}.batch_size": study.preference_of(method).batch_size for method in study.preference_methods
+    }
+    if study.sft:
+        sizes["sft.batch_size"] = study.sft.batch_size
+    if study.pretrain:
+        sizes["pretrain.batch_size"] = study.pretrain.batch_size
+    return sizes
+
+
+def check_disk(results: Path) -> int:
+    """See that the results folder has room for anything at all.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(results).free
+    if free < DISK_BYTES:
+        raise UserError(
+            f"only {free / 2**30:.1f} GiB free", where=str(results), remedy="make room or move it"
+        )
+    return free
+
+
+def check_judge(study: Study) -> None:
+    """See that a judge behind an endpoint has its key, and answers one small call.
+
+    Raises:
+        UserError: naming the variable or the endpoint.
+    """
+    scored = study.benchmarks.alpaca_eval or study.benchmarks.mt_bench
+    judge = study.benchmarks.judge
+    if not scored or judge.kind != "openai":
+        return
+    key = os.environ.get("OPENAI_API_KEY")
+    if not key:
+        raise UserError(
+            "the judge needs a key",
+            where="environment variable OPENAI_API_KEY",
+            remedy="export it; it is never written anywhere",
+        )
+    from sams.judge.endpoint import DEFAULT_MODEL
+    from sams.judge.trial import try_out
+
+    try_out(judge, key, judge.model or DEFAULT_MODEL, log_probs=study.benchmarks.alpaca_eval is not None)
+
+
+def check_sources(study: Study) -> None:
+    """See that files exist and hub ids can be found, before hours are spent.
+
+    Raises:
+        UserError: naming the key.
+    """
+    named = {f"data.{split}": getattr(study.data, split) for split in ("train", "test", "sft")}
+    for key, source in named.items():
+        if source is not None and names_a_missing_path(source):
+            raise UserError(
+                f"no such file: {source}{similar_file(source)}",
+                where=key,
+                remedy="correct the path, or give a hub id",
+            )
+    for key, source in benchmark_sources(study).items():
+        file, known = Path(source), published(source)
+        if known is not None and file.is_file():
+            check(file, known)
+        elif known is None and not file.is_file():
+            raise UserError(
+                f"no such file: {source}{similar_file(source)}",
+                where=key,
+                remedy=f"correct the path; these are fetched: {', '.join(f'{FOLDER}/{name}' for name in PUBLISHED)}",
+            )
+    for key, model in models(study).items():
+        check_model_source(model, key)
+    encoder = study.scheduler.encoder
+    if encoder not in ENCODERS and not Path(encoder).is_dir():
+        raise UserError(
+            f"no such folder: {encoder}{nearest(encoder, list(ENCODERS))}",
+            where="scheduler.encoder",
+            remedy=f"set {' or '.join(ENCODERS)}, or name a folder",
+        )
+
+
+def check_model_source(model: Model, key: str) -> None:
+    """See that a model can be had, and that the weights in a folder are whole.
+
+    Raises:
+        UserError: naming the key, the file or the tensor.
+    """
+    if model.path is None:
+        return
+    if Path(model.path).is_dir():
+        from sams.policy.weights import check_weights
+
+        check_weights(Path(model.path), allow_pickle=model.allow_pickle)
+    elif looks_like_file(model.path) or Path(model.path).exists():
+        raise UserError(
+            f"no such folder: {model.path}{similar_file(model.path)}",
+            where=key,
+            remedy="correct it, or give a hub id",
+        )
+    else:
+        check_hub_model(model, key)
+
+
+def names_a_missing_path(source: str) -> bool:
+    """Whether a source of data is meant as a file or folder (`folder:split` too), and is not there."""
+    name, _ = data_set_name(source)
+    return looks_like_file(name) and not Path(source).exists() and not Path(name).is_dir()
+
+
+def models(study: Study) -> dict[str, Model]:
+    """The models that the study starts from or scores, by config key."""
+    finished = {
+        f"method_settings.{method}.model.path": study.model_of(method) for method in study.finished_methods
+    }
+    return {"model.path": study.model} | finished
+
+
+def hub_commits(study: Study) -> dict[str, str | None]:
+    """The commit that each hub id of the study stands for, by `id@revision`; null where the hub does not say.
+
+    A revision such as `main` moves: whoever repeats the study pins what stands here.
+
+    Raises:
+        UserError: the hub says that there is no such id or revision.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    asked = {
+        (model.path, model.revision or "main", "model")
+        for model in models(study).values()
+        if model.path is not None and not Path(model.path).exists()
+    }
+    for source in (study.data.train, study.data.test, study.data.sft):
+        name, revision = data_set_name(source or "")
+        if name and not looks_like_file(name) and not Path(name).exists() and not Path(source or "").exists():
+            asked.add((name, revision or "main", "dataset"))
+    commits: dict[str, str | None] = {}
+    for name, revision, kind in sorted(asked):
+        try:
+            found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_SECONDS)
+            commits[f"{name}@{revision}"] = found.sha
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            reason, remedy = hub_problem(error, revision)
+            near = similar_data_set(name) if kind == "dataset" else ""
+            raise UserError(f"{reason}{near}", where=f"{kind} {name}@{revision}", remedy=remedy) from None
+        except Exception as error:  # the hub's client lets the errors of its HTTP library through
+            commits[f"{name}@{revision}"] = None
+            log.warning("%s@%s: its commit is not known (%s)", name, revision, first_line(error))
+    return commits
+
+
+def benchmark_sources(study: Study) -> dict[str, str]:
+    """Files that the benchmarks' settings name, by key."""
+    groups = {"alpaca_eval": study.benchmarks.alpaca_eval, "mt_bench": study.benchmarks.mt_bench}
+    return {
+        f"benchmarks.{name}.{key}": value
+        for name, group in groups.items()
+        if group is not None
+        for key, value in group
+        if isinstance(value, str)
+    }
+
+
+def check_hub_model(model: Model, key: str = "model.path") -> None:
+    """See that a model's config can be had from the hub or its cache, and that its weights are no mere pickles.
+
+    Raises:
+        UserError: saying what the hub answered.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    name = str(model.path)
+    try:
+        hf_hub_download(name, "config.json", revision=model.revision, etag_timeout=HUB_SECONDS)
+    except Exception as error:  # the hub's client lets the errors of its HTTP library through
+        reason, remedy = hub_problem(error, model.revision)
+        raise UserError(f"{name} cannot be had: {reason}", where=key, remedy=remedy) from None
+    try:
+        found = HfApi().model_info(name, revision=model.revision, timeout=HUB_SECONDS)
+    except Exception as error:  # the config is in the cache: the weights may be, too
+        log.info("%s: its files are not known (%s)", name, first_line(error))
+        return
+    files = [file.rfilename for file in found.siblings or ()]
+    pickled = next((file for file in files if file.endswith((".bin", ".pt", ".pth"))), None)
+    if pickled and not any(file.endswith(".safetensors") for file in files) and not model.allow_pickle:
+        raise UserError(
+            f"{name} has pickled weights only ({pickled})",
+            where=key,
+            remedy="give a revision with safetensors, or set model.allow_pickle: true",
+        )
+
+
+def hub_problem(error: Exception, revision: str | None) -> tuple[str, str]:
+    """What the hub's client says, and what to do about it."""
+    from huggingface_hub import errors
+
+    token = "export HF_TOKEN" if not os.environ.get("HF_TOKEN") else "see to HF_TOKEN"
+    known: tuple[tuple[type[Exception], str, str], ...] = (
+        (errors.GatedRepoError, "it is gated", f"accept its terms on the hub, and {token}"),
+        (errors.RevisionNotFoundError, f"it has no revision {revision}", "correct the revision"),
+        (
+            errors.RepositoryNotFoundError,
+            "the hub has no such id, or it is private",
+            f"correct the id, or {token}",
+        ),
+        (
+            errors.LocalEntryNotFoundError,
+            "the hub cannot be reached, and it is not in the cache",
+            "check the network, or fetch it beforehand with `hf download`",
+        ),
+        (errors.EntryNotFoundError, "it has no config.json", "give a model in Hugging Face's form"),
+    )
+    for kind, reason, remedy in known:
+        if isinstance(error, kind):
+            return reason, remedy
+    return first_line(error), "check the id, the network, and HF_TOKEN for a gated model"
+
+
+if __name__ == "__main__":
+    from sams.runtime.stage import run
+
+    run(main)

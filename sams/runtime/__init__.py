@@ -1,0 +1,1 @@
+"""What every process uses: errors, files, progress, signals, provenance. Part of no code digest."""

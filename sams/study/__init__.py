@@ -1,0 +1,1 @@
+"""A study: its settings, typed; their files; the recipe of each stage."""

@@ -1,0 +1,31 @@
+"""A study's model by its config alone: from a local folder, config/models, or the study's own architecture."""
+
+from pathlib import Path
+from typing import Any
+
+from sams.runtime.errors import UserError
+from sams.runtime.files import read_json
+from sams.study.settings import Model
+
+FOLDER = Path(__file__).resolve().parents[2] / "config" / "models"
+
+
+def config_of(settings: Model) -> dict[str, Any]:
+    """The transformers config of a model, with its `model_type`; nothing is asked of a hub.
+
+    Raises:
+        UserError: when the model is neither built from scratch, nor in a folder, nor in config/models.
+    """
+    if settings.architecture is not None:
+        return {"vocab_size": settings.vocab_size, **settings.architecture}
+    assert settings.path is not None
+    for file in (Path(settings.path) / "config.json", FOLDER / f"{settings.path}.json"):
+        if file.is_file():
+            found: dict[str, Any] = read_json(file)
+            return found
+    known = sorted(str(file.relative_to(FOLDER).with_suffix("")) for file in FOLDER.rglob("*.json"))
+    raise UserError(
+        f"the architecture of {settings.path} is not known",
+        where="model.path",
+        remedy=f"put its config.json at config/models/{settings.path}.json (there are: {', '.join(known)})",
+    )

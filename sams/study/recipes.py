@@ -1,0 +1,337 @@
+"""The recipe of each stage: the slice of a study's settings that its result depends on.
+
+A stage never sees the whole study, so an unrelated setting does not run it again. How a job is launched
+(GPUs, processes, DDP or FSDP2) is part of no recipe: it must not change a result.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field
+
+from sams.runtime.errors import UserError, nearest
+from sams.runtime.files import canonical_json
+from sams.study.config import Study
+from sams.study.settings import (
+    AlpacaEval,
+    Count,
+    Data,
+    Decoding,
+    Judge,
+    Launch,
+    MicroBatch,
+    Model,
+    MtBench,
+    Name,
+    OnPolicyDecoding,
+    Preference,
+    Pretrain,
+    Ratio,
+    Scheduler,
+    Settings,
+    Sft,
+    Share,
+    World,
+    WorldAccuracy,
+)
+from sams.study.settings.scheduling import NETWORK_KEYS
+
+Part = TypeVar("Part", bound=Settings)
+
+
+class Job(Settings):
+    """What a job is part of and how it is launched; nothing here changes its result."""
+
+    study: Name = Field("adhoc", description="Study, the MLflow experiment.")
+    setting: Name = Field("adhoc", description="Setting of the study.")
+    tracking: bool = Field(False, description="Mirror metrics to MLflow.")
+    launch: Launch = Field(Launch(), description="Device, strategy, threads.")
+
+
+class DataRecipe(Settings):
+    """Stage `prepare_data`."""
+
+    data: Data
+
+
+class QuestionsRecipe(Settings):
+    """Stage `prepare_questions`: the benchmarks' inputs."""
+
+    world: World | None
+    alpaca_eval: AlpacaEval | None
+    mt_bench: MtBench | None
+
+
+class TokeniseRecipe(Settings):
+    """Stage `tokenise`: tokenizer and token ids."""
+
+    model: Model
+    max_length: Count
+    max_prompt_length: Count
+    mismatched: bool = Field(False, description="Give every pair a mismatched completion, for KTO's KL term.")
+
+
+class Watching(Settings):
+    """A scheduler that learns beside the policy during SFT; it chooses arms, the policy trains on all."""
+
+    scheduler: Scheduler
+    ratio: Ratio
+    gamma: Share
+
+
+class SftRecipe(Settings):
+    """Stage `train_sft`."""
+
+    seed: int
+    model: Model
+    training: Sft
+    watching: Watching | None = None
+
+
+class ReferenceRecipe(Settings):
+    """Stage `compute_reference`: log-probs of the reference model, by pair id."""
+
+    model: Model
+    micro_batch_size: MicroBatch
+    mismatched: bool = Field(False, description="Log-probs of the mismatched completions too.")
+
+
+class PretrainRecipe(Settings):
+    """Stage `pretrain_scheduler`."""
+
+    seed: int
+    model: Model
+    scheduler: Scheduler
+    training: Pretrain
+
+
+class PreferenceRecipe(Settings):
+    """Stages `train_preference` and `train_crossfit`. `scheduler` is null for selectors without its settings."""
+
+    seed: int
+    method: Name
+    model: Model
+    training: Preference
+    scheduler: Scheduler | None
+
+
+class ExportRecipe(Settings):
+    """Stage `export_model`."""
+
+    model: Model
+
+
+class GenerateRecipe(Settings):
+    """Stage `generate_answers` of one benchmark."""
+
+    seed: int
+    method: Name
+    benchmark: Literal["alpaca_eval", "mt_bench"]
+    precision: Literal["float32", "bfloat16"]
+    decoding: Decoding
+
+
+class OnPolicyRecipe(Settings):
+    """Stage `sample_pairs`: preference pairs of a model's own answers."""
+
+    seed: int
+    precision: Literal["float32", "bfloat16"]
+    decoding: OnPolicyDecoding = Field(OnPolicyDecoding(), description="How answers are sampled.")
+    reward_batch_size: Count = Field(8, description="Answers that the reward model scores together.")
+
+
+class AssessRecipe(Settings):
+    """Stage `assess`: what the chosen weights of one seed are worth."""
+
+    seed: int
+    model: Model
+    world: World
+    accuracy: WorldAccuracy
+    runs: dict[Name, Preference]
+
+
+class ScoreRecipe(Settings):
+    """Stages `score_alpaca_eval`, `score_mt_bench` and `make_difficulty`."""
+
+    judge: Judge
+    world: World | None
+
+
+def recipe_json(recipe: Settings) -> str:
+    """A recipe as canonical JSON: equal settings give equal text."""
+    return canonical_json(recipe.model_dump(mode="json"))
+
+
+def job_of(study: Study) -> Job:
+    """What every job of a study is part of."""
+    return Job(study=study.study, setting=study.setting, tracking=study.tracking.enabled, launch=study.launch)
+
+
+def current_job() -> Job:
+    """What this process's job is part of, as the workflow says it in SAMS_JOB; without it, an untracked run."""
+    from sams.runtime.stage import read_recipe
+
+    return read_recipe(os.environ.get("SAMS_JOB", "{}"), Job)
+
+
+def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benchmark: Any = "") -> Settings:
+    """Recipe of one job of a stage.
+
+    Args:
+        study: the study.
+        stage: name of the rule.
+        method: for stages with one job per method.
+        seed: for stages with one job per seed.
+        benchmark: alpaca_eval or mt_bench, for `generate_answers`.
+
+    Raises:
+        UserError: when the study has no such stage or method.
+    """
+    if method and method not in study.methods:
+        raise UserError(
+            f"no method '{method}'", where="--method", remedy=f"the study has {', '.join(study.methods)}"
+        )
+    stages: dict[str, Callable[[], Settings]] = {
+        "job": lambda: job_of(study),
+        "prepare_data": lambda: DataRecipe(data=_data(study, seed)),
+        "prepare_questions": lambda: QuestionsRecipe(
+            world=study.data.world,
+            alpaca_eval=study.benchmarks.alpaca_eval,
+            mt_bench=study.benchmarks.mt_bench,
+        ),
+        "tokenise": lambda: TokeniseRecipe(
+            model=study.model,
+            max_length=study.data.max_length,
+            max_prompt_length=study.data.max_prompt_length,
+            mismatched=study.needs_kl,
+        ),
+        "train_sft": lambda: SftRecipe(
+            seed=seed, model=study.model, training=wanted(study.sft, "sft"), watching=_watching(study)
+        ),
+        "compute_reference": lambda: ReferenceRecipe(
+            model=study.model, micro_batch_size=_reference_micro_batch(study), mismatched=study.needs_kl
+        ),
+        "pretrain_scheduler": lambda: PretrainRecipe(
+            seed=seed, model=study.model, scheduler=study.scheduler, training=_frozen_pretrain(study)
+        ),
+        "train_crossfit": lambda: _crossfit(study, method, seed),
+        "train_preference": lambda: _preference(study, method, seed),
+        "export_model": lambda: ExportRecipe(model=study.model_of(method) if method else study.model),
+        "generate_answers": lambda: GenerateRecipe(
+            seed=seed,
+            method=method,
+            benchmark=benchmark,
+            precision=study.model.precision,
+            decoding=wanted(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}").decoding,
+        ),
+        "sample_pairs": lambda: OnPolicyRecipe(
+            seed=seed,
+            precision=study.model.precision,
+            decoding=wanted(study.on_policy, "on_policy").decoding,
+            reward_batch_size=wanted(study.on_policy, "on_policy").reward_batch_size,
+        ),
+        "assess": lambda: _assess(study, seed),
+        "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
+    }
+    if stage not in stages:
+        raise UserError(
+            f"no stage '{stage}'{nearest(stage, list(stages))}",
+            where="stage",
+            remedy=f"choose one of {', '.join(stages)}",
+        )
+    return stages[stage]()
+
+
+def _preference(study: Study, method: str, seed: int) -> PreferenceRecipe:
+    if method not in study.preference_methods:
+        raise UserError(
+            f"'{method or 'none'}' is not trained on preferences",
+            where="--method",
+            remedy=f"choose one of {', '.join(study.preference_methods)}",
+        )
+    training = study.preference_of(method)
+    return PreferenceRecipe(
+        seed=seed,
+        method=method,
+        model=study.model,
+        training=training,
+        scheduler=study.scheduler_of(method) if training.selector in ("sams", "reward") else None,
+    )
+
+
+def _data(study: Study, seed: int) -> Data:
+    """The study's data, or with `per_seed` that of one seed."""
+    world = study.data.world
+    if world is None or not world.per_seed:
+        return study.data
+    return study.data.model_copy(update={"world": world.model_copy(update={"seed": world.seed + seed})})
+
+
+def _assess(study: Study, seed: int) -> AssessRecipe:
+    chosen = wanted(study.chosen, "chosen")
+    return AssessRecipe(
+        seed=seed,
+        model=study.model,
+        world=wanted(_data(study, seed).world, "data.world"),
+        accuracy=chosen.accuracy,
+        runs={run: study.preference_of(run) for run in study.chosen_runs},
+    )
+
+
+def _reference_micro_batch(study: Study) -> MicroBatch:
+    methods = study.preference_methods
+    sizes = [study.preference_of(method).scoring_micro_batch_size for method in methods]
+    return min((size for size in sizes if size != "auto"), default="auto")
+
+
+def _crossfit(study: Study, method: str, seed: int) -> PreferenceRecipe:
+    """Plain training of the method on half of the data."""
+    recipe = _preference(study, method, seed)
+    return recipe.model_copy(
+        update={
+            "training": recipe.training.model_copy(update={"selector": "all", "ratio": 1.0, "easiest": None})
+        }
+    )
+
+
+def _watching(study: Study) -> Watching | None:
+    pretrain = study.pretrain
+    if pretrain is None or pretrain.policy == "frozen":
+        return None
+    gamma = study.scheduler.gamma if pretrain.gamma is None else pretrain.gamma
+    return Watching(scheduler=study.scheduler, ratio=pretrain.ratio, gamma=gamma)
+
+
+def _frozen_pretrain(study: Study) -> Pretrain:
+    pretrain = wanted(study.pretrain, "pretrain")
+    if pretrain.policy == "moving":
+        raise UserError("the scheduler is pretrained beside SFT", remedy="take the recipe of train_sft")
+    return pretrain.model_copy(update={"gamma": pretrain.gamma or 0.0})
+
+
+def wanted(part: Part | None, key: str) -> Part:
+    """A part of the study that the stage cannot do without.
+
+    Raises:
+        UserError: when the study leaves it out.
+    """
+    if part is None:
+        raise UserError("the study leaves this stage out", where=key, remedy=f"set `{key}`")
+    return part
+
+
+def scheduler_is_pretrained(study: Study, method: str) -> bool:
+    """Whether a method starts from the pretrained scheduler.
+
+    Not one whose networks have other sizes than the study's, nor one that asks for a `fresh_scheduler`.
+    """
+    if (
+        study.pretrain is None
+        or method not in study.preference_methods
+        or study.preference_of(method).selector != "sams"
+        or study.method_settings[method].get("fresh_scheduler", False)
+    ):
+        return False
+    own, shared = study.scheduler_of(method), study.scheduler
+    return all(getattr(own, key) == getattr(shared, key) for key in NETWORK_KEYS)

@@ -1,0 +1,143 @@
+"""A study's rehearsal: the same jobs, losses, selectors, template, scoring and tables, in minutes and off-line.
+
+A tiny fresh model of the study's architecture class stands in for its model. The synthetic world, written in the
+form of the study's data and read back by the study's converter, stands in for its data, the world's own questions
+and the local judge for the benchmarks'. Methods, losses, selectors, ratios, global batches and seeds stay.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from sams.runtime.errors import UserError
+from sams.study.settings.scheduling import PRESETS
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "config" / "rehearsal"
+
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "max_position_embeddings": 512,
+}
+# What makes each architecture class itself; the control tokens are those that its template writes.
+CLASSES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 64},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 64},
+    "gpt_neox": {},
+}
+CONTROL_TOKENS = {
+    "llama": ["<|start_header_id|>", "<|end_header_id|>"],
+    "gemma2": ["<start_of_turn>", "<end_of_turn>"],
+}
+
+# The label noise of a study is that of its methods, so the world's own pairs are clean, unless settings are chosen on
+# pairs as noisy.
+WORLD: dict[str, Any] = {"sft_examples": 384, "train_pairs": 384, "test_pairs": 96, "flipped_share": 0.0}
+VALIDATION_PAIRS = 96
+LENGTHS = {"max_length": 192, "max_prompt_length": 144}
+VOCABULARY = 640
+
+# A tiny model hardly moves at the learning rates of a large one.
+LEARNING_RATE_FACTOR = 1000.0
+HIGHEST_LEARNING_RATE = 1.0e-3
+MOST_STEPS = 12
+MICRO_BATCHES = {"micro_batch_size": 16, "scoring_micro_batch_size": 64}
+DECODING = {"max_new_tokens": 12, "batch_size": 805, "stop_token_ids": []}
+
+
+def rehearsal_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a study's rehearsal; what is wrong with a study's own is left for its validation to find.
+
+    Args:
+        settings: a study's, resolved.
+
+    Raises:
+        UserError: the architecture class of the study's model is not known.
+    """
+    made = copy.deepcopy(settings)
+    made["study"] = f"rehearsal-{made.get('study', '')}"
+    made["model"] = _model(made.get("model") or {})
+    made["data"] = _data(made.get("data") or {})
+    for stage in ("sft", "preference"):
+        if made.get(stage):
+            made[stage] = {**_quick(made[stage]), **MICRO_BATCHES, "epochs": 1, "evaluations": 2}
+    if made.get("pretrain"):
+        made["pretrain"] |= MICRO_BATCHES
+    made["scheduler"] = _scheduler(made.get("scheduler") or {}) | {"preset": "small"}
+    made["method_settings"] = {
+        method: _method(own) for method, own in (made.get("method_settings") or {}).items()
+    }
+    made["benchmarks"] = _benchmarks(made.get("benchmarks") or {})
+    made["grids"], made["tuning_budget"] = {}, None
+    made["launch"] = {"nproc_per_node": 1, "device": "cpu"}
+    return made
+
+
+def _model(given: dict[str, Any]) -> dict[str, Any]:
+    architecture = given.get("architecture") or {}
+    kind = given.get("model_type") or architecture.get("model_type")
+    if kind not in CLASSES:
+        raise UserError(
+            f"a rehearsal knows no small model of class {kind!r}",
+            where="model.model_type",
+            remedy=f"name the architecture class of the model: {', '.join(CLASSES)}",
+        )
+    template = TEMPLATES / f"{kind}.jinja"
+    return {
+        "architecture": {"model_type": kind, **SIZES, **CLASSES[kind]},
+        "tokenizer": "bpe",
+        "vocab_size": VOCABULARY,
+        "control_tokens": CONTROL_TOKENS.get(kind, []),
+        # Models without a template of their own, as Pythia's, get the plain one here too.
+        "chat_template": given.get("chat_template") or (str(template) if template.is_file() else None),
+        "attention": "eager" if kind == "gemma2" else "sdpa",
+        "activation_checkpointing": given.get("activation_checkpointing", False),
+    }
+
+
+def _data(given: dict[str, Any]) -> dict[str, Any]:
+    form = given.get("form", "auto")
+    if form == "auto" and not given.get("world"):
+        form = "messages"
+    kept: dict[str, Any] = {key: given[key] for key in ("broken_rows", "shared_prompts") if key in given}
+    own = given.get("world") or {}
+    world = WORLD | {"per_seed": own.get("per_seed", False)}
+    if own.get("validation_pairs"):
+        world |= {"validation_pairs": VALIDATION_PAIRS, "flipped_share": own.get("flipped_share", 0.0)}
+    return {"world": world, "form": form, **kept, **LENGTHS}
+
+
+def _quick(training: dict[str, Any]) -> dict[str, Any]:
+    """The same settings of a training with a higher learning rate and a limit of steps."""
+    made = {key: value for key, value in training.items() if key not in MICRO_BATCHES}
+    if isinstance(rate := made.get("learning_rate"), float):
+        made["learning_rate"] = min(rate * LEARNING_RATE_FACTOR, HIGHEST_LEARNING_RATE)
+    if isinstance(most := made.get("max_steps"), int):
+        made["max_steps"] = min(most, MOST_STEPS)
+    return made
+
+
+def _scheduler(given: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's settings without its sizes."""
+    return {key: value for key, value in given.items() if key not in ("preset", *PRESETS["paper"])}
+
+
+def _method(own: dict[str, Any]) -> dict[str, Any]:
+    if "model" in own:
+        return {"model": {}}
+    made = _quick(own)
+    if "scheduler" in made:
+        made["scheduler"] = _scheduler(made["scheduler"])
+    return made
+
+
+def _benchmarks(given: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {"judge": {"kind": "local"}}
+    for name in ("alpaca_eval", "mt_bench"):
+        if given.get(name):
+            decoding = given[name].get("decoding") or {}
+            made[name] = {"decoding": {**decoding, **DECODING, "engine": "transformers"}}
+    return made

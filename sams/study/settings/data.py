@@ -1,0 +1,81 @@
+"""Examples and preference pairs: the synthetic world, or files and hub data sets."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sams.study.settings.base import Count, Settings, Share
+
+Form = Literal["auto", "hh", "messages", "shp", "stack_exchange"]
+
+
+class World(Settings):
+    """The synthetic world of short instructions with checkable answers."""
+
+    seed: int = Field(0, ge=0, description="Seed of every example.")
+    per_seed: bool = Field(
+        False, description="Each seed of the study has data of its own: that of world `seed` + seed."
+    )
+    sft_examples: Count = Field(32_768, description="Supervised examples.")
+    imperfect_share: Share = Field(0.4, description="Share of the supervised answers that are wrong.")
+    train_pairs: Count = Field(4096, description="Preference pairs to train on.")
+    test_pairs: Count = Field(1000, description="Clean preference pairs to test on.")
+    validation_pairs: int = Field(
+        0, ge=0, description="Pairs to choose settings by, with as many flips as the training pairs."
+    )
+    flipped_share: Share = Field(
+        0.3, description="Share of training and validation pairs whose labels are swapped."
+    )
+    verbose_share: Share = Field(0.3, description="Share of answers given in a full sentence.")
+    reference_error_share: Share = Field(
+        0.4, description="Share of wrong answers in the AlpacaEval baseline."
+    )
+
+
+class Data(Settings):
+    """Where examples and preference pairs come from: the synthetic world, or files and hub data sets."""
+
+    world: World | None = Field(None, description="Synthetic world; null when `train` and `test` name data.")
+    train: str | None = Field(
+        None, description="Preference pairs: file (JSONL, JSON or Parquet, gzip or not) or hub id."
+    )
+    test: str | None = Field(None, description="Held-out preference pairs, in the same forms.")
+    sft: str | None = Field(
+        None, description="Supervised examples; null takes the chosen responses of `train`."
+    )
+    form: Form = Field(
+        "auto",
+        description="Form of the pairs (docs/studies.md); auto tells by the first row. The world is written in it "
+        "and read back.",
+    )
+    broken_rows: Literal["refuse", "drop"] = Field(
+        "refuse", description="A row that cannot be read ends the stage, or is left out, counted and named."
+    )
+    shared_prompts: Literal["report", "drop"] = Field(
+        "report",
+        description="Training pairs and examples whose prompt is in `test` too: counted, or left out.",
+    )
+    published_rows: dict[Literal["train", "test"], Count] = Field(
+        {}, description="Rows that each split was published with."
+    )
+    other_row_counts: Literal["report", "refuse"] = Field(
+        "report", description="What a number of rows other than the published one does."
+    )
+    max_length: Count = Field(1024, description="Longest prompt and response together, in tokens.")
+    max_prompt_length: Count = Field(
+        512, description="Longest prompt in tokens; longer ones lose their beginning."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        if self.world is None and (self.train is None or self.test is None):
+            raise ValueError("give `train` and `test` (files or hub ids), or a synthetic `world`")
+        if self.world is not None and (self.train or self.test or self.sft):
+            raise ValueError(
+                "`world` and files exclude each other: set `world: null`, or `train`, `test` and `sft` to null"
+            )
+        if self.world is not None and self.world.validation_pairs and self.form != "auto":
+            raise ValueError("`world.validation_pairs` are not written in another form: set `form: auto`")
+        if self.max_prompt_length >= self.max_length:
+            raise ValueError("`max_prompt_length` must be below `max_length`, to leave room for a response")
+        return self

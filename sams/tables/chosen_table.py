@@ -1,0 +1,163 @@
+"""The table of chosen methods: accuracies, kept flips and differences to the base, at equal data and compute."""
+
+import math
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sams.runtime.files import read_json, whole_file
+from sams.runtime.stage import read_recipe, run
+from sams.study.config import BASE_METHOD, Study
+from sams.study.recipes import wanted
+from sams.tables.choose import LIMITS, place
+from sams.tables.render import MISSING, Readable, html, latex, markdown, number
+from sams.tables.repeats import over_repeats
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORES = ("sampled", "greedy", "test_accuracy")
+KEPT = ("flipped_kept", "flipped_share")
+LABELS = {"sampled": "sampled", "greedy": "greedy", "test_accuracy": "preference"}
+
+
+def chosen_table(study: Study, choice: dict[str, Any], figures: list[dict[str, Any]]) -> "pd.DataFrame":
+    """A row for each method and limit; a score has its mean, its standard error over seeds, and the paired
+    difference to the base with its 95 % t interval and p value.
+
+    Args:
+        study: names methods, runs, base.
+        choice: what stage `choose` wrote.
+        figures: what stage `assess` wrote, for each seed.
+    """
+    import pandas as pd
+
+    chosen = wanted(study.chosen, "chosen")
+    rows = []
+    for limit in LIMITS:
+        base = choice["methods"][chosen.base][limit]
+        # Recipes travel as canonical JSON, whose keys are sorted: the study's order is that of its methods.
+        ordered = sorted(chosen.runs, key=lambda method: study.methods.index(chosen.runs[method][0]))
+        for method in [BASE_METHOD, *ordered]:
+            row: dict[str, Any] = {"method": method, "limit": limit}
+            name = BASE_METHOD
+            if method != BASE_METHOD:
+                point = choice["methods"][method][limit]
+                name = place(point["run"], point["step"])
+                row |= {
+                    key: point[key] for key in ("run", "step", "pairs_seen", "compute", "validation_accuracy")
+                }
+                row["learning_rate"] = study.preference_of(point["run"]).learning_rate
+                row["epochs"] = point["pairs_seen"] / _pairs_of_an_epoch(study, point)
+                for key in KEPT:
+                    row[key] = None if None in point[key] else 100 * statistics.fmean(point[key])
+            for score in SCORES:
+                values = [seed[name].get(score) for seed in figures]
+                if None in values:
+                    continue
+                row[score] = statistics.fmean(values)
+                if len(values) > 1:
+                    row[f"{score}_se_seeds"] = statistics.stdev(values) / math.sqrt(len(values))
+                of_base = [seed[place(base["run"], base["step"])].get(score) for seed in figures]
+                if method != chosen.base and len(values) > 1:
+                    found = over_repeats([a - b for a, b in zip(values, of_base, strict=True)])
+                    row[f"{score}_difference"] = found.difference
+                    row[f"{score}_ci_low"], row[f"{score}_ci_high"] = found.low, found.high
+                    row[f"{score}_p_t"], row[f"{score}_p_sign_flip"] = found.p_t, found.p_sign_flip
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def read_figures(study: Study, results: Path) -> list[dict[str, Any]]:
+    """What stage `assess` wrote, for each seed."""
+    return [read_json(results / "chosen" / f"seed{seed}" / "figures.json") for seed in study.seeds]
+
+
+def _pairs_of_an_epoch(study: Study, point: dict[str, Any]) -> int:
+    """Pairs that the batches of one epoch hold."""
+    own = study.preference_of(point["run"])
+    world = wanted(study.data.world, "data.world")
+    return world.train_pairs // own.batch_size * own.batch_size
+
+
+def readable(table: "pd.DataFrame") -> Readable:
+    """For reading: both limits of a method in one row."""
+    columns = ["method", "learning rate × epochs", *LABELS.values(), "flipped kept"]
+    columns += [f"equal compute: {name}" for name in ("learning rate × epochs", *LABELS.values())]
+    records: dict[tuple[str, str], dict[str, Any]] = {
+        (row["method"], row["limit"]): {str(key): value for key, value in row.items()}
+        for row in table.to_dict("records")
+    }
+    rows = []
+    for method in dict.fromkeys(table["method"]):
+        data, compute = (records[method, limit] for limit in LIMITS)
+        row: list[tuple[str, ...]] = [(method,), (_point(data),), *(_cell(data, score) for score in SCORES)]
+        row += [(number(data.get("flipped_kept"), 1),), (_point(compute),)]
+        rows.append([*row, *(_cell(compute, score) for score in SCORES)])
+    return Readable(columns, rows)
+
+
+def _point(row: dict[str, Any]) -> str:
+    rate = row.get("learning_rate")
+    return MISSING if rate is None or math.isnan(rate) else f"{rate:.0e} × {row['epochs']:g}"
+
+
+def _cell(row: dict[str, Any], score: str) -> tuple[str, ...]:
+    value, error = number(row.get(score), 1), number(row.get(f"{score}_se_seeds"), 1)
+    cell = [value] + [f"({error})"] * (error != MISSING)
+    difference = row.get(f"{score}_difference")
+    if difference is not None and not math.isnan(difference):
+        low, high = number(row[f"{score}_ci_low"], 1), number(row[f"{score}_ci_high"], 1)
+        star = " *" if row[f"{score}_ci_low"] > 0 or row[f"{score}_ci_high"] < 0 else ""
+        cell.append(f"{'+' if difference > 0 else ''}{number(difference, 1)} [{low}, {high}]{star}")
+    return tuple(cell)
+
+
+def notes(study: Study, choice: dict[str, Any]) -> list[str]:
+    """What the figures are."""
+    chosen = wanted(study.chosen, "chosen")
+    world = wanted(study.data.world, "data.world")
+    tried = {point["equal_data"]["points"] for point in choice["methods"].values()}
+    within = ", ".join(
+        f"{method} {point['equal_compute']['points']}" for method, point in choice["methods"].items()
+    )
+    return [
+        f"Means over {len(study.seeds)} seeds, each with data and SFT model of its own; in brackets the standard "
+        f"deviation over seeds / √{len(study.seeds)}. Behind it the difference to {chosen.base}, paired by seed, "
+        "with its 95 % t interval; * where that excludes 0. None is corrected for the number of comparisons.",
+        f"sampled, greedy: percent of right answers to {chosen.accuracy.instructions:,} held-out instructions. "
+        f"preference: percent of {world.test_pairs:,} clean test pairs whose right answer has the larger reward.",
+        f"Learning rate and epochs of each method are the best of {'/'.join(map(str, sorted(tried)))} points by the "
+        f"accuracy on {world.validation_pairs:,} validation pairs of each seed, mean over seeds. "
+        f"{world.flipped_share:.0%} of the labels of validation and training pairs are swapped.",
+        "flipped kept: percent of the flipped pairs seen that were trained on, up to the chosen length.",
+        f"Equal compute: the best of the points that take at most {choice['compute']['equal_compute']:,.0f} forward "
+        "passes of a pair (a backward pass is two), which is the whole run of the cheapest method; the scheduler's "
+        f"own networks are not counted. Points within it: {within}.",
+    ]
+
+
+def main(
+    study_config: Annotated[str, typer.Option(help="Study, as JSON or a JSON file.")],
+    results: Annotated[Path, typer.Option(help="Folder of the study's setting: results/<study>/<setting>.")],
+    out_csv: Annotated[Path, typer.Option(help="Every figure at full precision.")],
+    out_md: Annotated[Path, typer.Option(help="The table for reading, as Markdown.")],
+    out_tex: Annotated[Path, typer.Option(help="The same for LaTeX, with booktabs.")],
+    out_html: Annotated[Path, typer.Option(help="The same as a page of its own.")],
+) -> None:
+    """Write the table of a study's chosen methods."""
+    study = read_recipe(study_config, Study)
+    choice = read_json(results / "chosen" / "choice.json")
+    table = chosen_table(study, choice, read_figures(study, results))
+    with whole_file(out_csv) as part:
+        table.to_csv(part, index=False)
+    title = f"Study {study.study}, {study.setting}: methods chosen on validation pairs"
+    for path, form in ((out_md, markdown), (out_tex, latex), (out_html, html)):
+        with whole_file(path) as part:
+            part.write_text(form(title, readable(table), notes(study, choice)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run(main)

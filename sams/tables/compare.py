@@ -1,0 +1,251 @@
+"""Runs beside each other: settings that differ, figures, differences with intervals, curves.
+
+A run is a folder `results/<study>/<setting>/<method>/seed<k>`, the folder of a method (all its seeds, as repeats), or
+the id of an MLflow run. Settings and figures have the names that MLflow shows them under: parameters of a recipe by
+dotted keys, metrics as in the JSON files.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sams.runtime.errors import UserError
+from sams.runtime.files import read_json, whole_file
+from sams.tables import comparisons, render
+from sams.tables.captions import repeats_note
+from sams.tables.comparisons import RESAMPLES, Side
+from sams.tables.figures import learning_curves
+from sams.tables.main_table import SCORES
+from sams.tables.panels import save_as
+from sams.tables.results import Cell, read_log, read_run
+from sams.tracking.log import flatten
+from sams.tracking.mirror import numbers, run_id
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUN_ID = "mlflow_run_id"
+LOG = "train.jsonl"
+ABSENT = "–"
+
+
+class Compared(NamedTuple):
+    """What a comparison shows: a column of text for each run, and the differences from the first."""
+
+    settings: render.Readable
+    figures: render.Readable
+    differences: "pd.DataFrame"
+    notes: list[str]
+
+
+def sides(runs: Sequence[str], results: Path) -> list[Side]:
+    """The runs that are asked for, named so that no two share a name.
+
+    Raises:
+        UserError: fewer than two, or one that is not there.
+    """
+    if len(runs) < 2:
+        raise UserError("at least two runs are compared", where="RUN")
+    found = [_folders(run, results) for run in runs]
+    return [
+        Side(name, folders, {
+            Cell(name, seed, benchmark): values
+            for seed, folder in folders.items()
+            for benchmark, values in read_run(folder).items()
+        })
+        for name, folders in zip(_names(found), found, strict=True)
+    ]  # fmt: skip
+
+
+def compare(of: Sequence[Side]) -> Compared:
+    """Hold runs beside each other; differences are from the first.
+
+    Items are paired where both sides have them. Sides of one seed each are paired with one another, whichever
+    seeds these are; sides of several, seed by seed.
+    """
+    base, *others = [_renumbered(side) if len(side.folders) == 1 else side for side in of]
+    rows, notes = [], []
+    for side in others:
+        for row in comparisons.differences(side, base):
+            if reason := _not_comparable(side, base, row["benchmark"]):
+                notes.append(f"{row['benchmark']} of {side.name} and {base.name} is not compared: {reason}.")
+            else:
+                rows.append(row)
+    table = comparisons.as_table(rows)
+    notes = list(dict.fromkeys(notes))
+    if len(table):
+        notes.append(
+            "difference is from the first run. Intervals are 95 %: paired, bootstrap over the same items, "
+            f"{RESAMPLES} resamples; unpaired, from both standard errors over items. They hold the chance of the "
+            "items, not of the training runs."
+        )
+    repeated = table.loc[table["interval"] == "over seeds", "n_seeds"]
+    notes += [repeats_note(int(count)) for count in sorted(set(repeated))]
+    return Compared(_settings(of), _figures(of), table, notes)
+
+
+def show(compared: Compared) -> None:
+    """Print a comparison."""
+    if compared.settings.rows:
+        render.terminal("Settings that differ", compared.settings, [])
+    else:
+        print("No setting differs.")
+    render.terminal("Figures", compared.figures, [])
+    if len(compared.differences):
+        render.terminal("Differences", render.readable_comparisons(compared.differences), compared.notes)
+    else:
+        print("\n".join(["No score that both have.", *compared.notes]))
+
+
+def write_curves(of: Sequence[Side], out: Path) -> None:
+    """Write the metric logs of the runs: `.csv` holds every value, `.svg` and `.png` the learning curves.
+
+    Raises:
+        UserError: another kind of file, or no run has a log.
+    """
+    import pandas as pd
+
+    logs = {
+        side.name: {
+            seed: read_log(folder / LOG) for seed, folder in side.folders.items() if (folder / LOG).is_file()
+        }
+        for side in of
+    }
+    if not any(logs.values()):
+        raise UserError(f"no run has a metric log ({LOG})", where="RUN")
+    if out.suffix == ".csv":
+        long = [
+            frame.melt(["step", "pairs_seen"], var_name="metric").dropna().assign(run=name, seed=seed)
+            for name, frames in logs.items()
+            for seed, frame in frames.items()
+        ]
+        columns = ["run", "seed", "step", "pairs_seen", "metric", "value"]
+        with whole_file(out) as part:
+            pd.concat(long)[columns].to_csv(part, index=False)
+    elif out.suffix in (".svg", ".png"):
+        drawn = {name: list(frames.values()) for name, frames in logs.items() if frames}
+        save_as(learning_curves(drawn), out)
+    else:
+        raise UserError("expected a name that ends in .csv, .svg or .png", where=str(out))
+
+
+# --- which runs -----------------------------------------------------------------------------------
+
+
+def _folders(run: str, results: Path) -> dict[int, Path]:
+    """Folders of a run by seed."""
+    path = Path(run)
+    if not path.is_dir() and re.fullmatch(r"[0-9a-f]{32}", run):
+        path = _of_mlflow(run, results)
+    if not path.is_dir():
+        raise UserError(
+            "no such folder",
+            where=run,
+            remedy="give results/<study>/<setting>/<method>/seed<k>, the folder of a method, or an MLflow run id",
+        )
+    path = path.resolve()
+    seeds = sorted(path.glob("seed*"), key=lambda folder: int(folder.name.removeprefix("seed")))
+    if re.fullmatch(r"seed\d+", path.name):
+        seeds = [path]
+    if not seeds:
+        raise UserError("not the folder of a method or seed", where=run, remedy="it has no seed<k>")
+    return {int(folder.name.removeprefix("seed")): folder for folder in seeds}
+
+
+def _of_mlflow(run: str, results: Path) -> Path:
+    """Folder of a training or scoring run, by the id that it left beside its result."""
+    for pattern in (f"*/*/*/seed*/{RUN_ID}", f"*/*/*/seed*/*/{RUN_ID}"):
+        for sidecar in results.glob(pattern):
+            if run_id(sidecar) == run:
+                folder = sidecar.parent
+                return folder if folder.name.startswith("seed") else folder.parent
+    raise UserError(
+        "no result in this folder is of that MLflow run", where=run, remedy=f"looked in {results}"
+    )
+
+
+def _names(found: Sequence[dict[int, Path]]) -> list[str]:
+    """Names of as many parts of the paths as it takes to tell the runs apart."""
+    paths = [
+        folders[min(folders)] if len(folders) == 1 else folders[min(folders)].parent for folders in found
+    ]
+    for count in range(1, 6):
+        names = [
+            "/".join(path.parts[-count - (len(folders) == 1) :])
+            for path, folders in zip(paths, found, strict=True)
+        ]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError("one run is given twice", where="RUN")
+
+
+def _renumbered(side: Side) -> Side:
+    """A side of one seed, under a number that all such sides share."""
+    [folder] = side.folders.values()
+    return Side(
+        side.name, {0: folder}, {cell._replace(seed=0): values for cell, values in side.cells.items()}
+    )
+
+
+# --- what is shown --------------------------------------------------------------------------------
+
+
+def _settings(of: Sequence[Side]) -> render.Readable:
+    """Recipe, code, upstream, libraries and commit, where not all runs have the same."""
+    known = [_described(side) for side in of]
+    keys = sorted({key for described in known for key in described})
+    rows: list[list[tuple[str, ...]]] = [
+        [(key,), *((described.get(key, ABSENT),) for described in known)]
+        for key in keys
+        if len({described.get(key) for described in known}) > 1
+    ]
+    return render.Readable(["setting", *(side.name for side in of)], rows)
+
+
+def _described(side: Side) -> dict[str, str]:
+    """A run's settings, flattened; of several seeds those of the first, without what the seed decides."""
+    folder = next(iter(side.folders.values()))
+    described: dict[str, str] = {}
+    for name, keep in (("recipe.json", _of_recipe), ("environment.json", dict)):
+        if (folder / name).is_file():
+            described |= flatten(keep(read_json(folder / name)))
+    if len(side.folders) > 1:
+        apart = ("upstream.model", "upstream.reference", "upstream.scheduler", "upstream.crossfit")
+        return {key: value for key, value in described.items() if key != "seed" and not key.startswith(apart)}
+    return described
+
+
+def _of_recipe(kept: dict[str, Any]) -> dict[str, Any]:
+    return {**kept["recipe"], "code": kept["code"], "upstream": kept["upstream"]}
+
+
+def _figures(of: Sequence[Side]) -> render.Readable:
+    """Every figure of the metrics files, of several seeds the mean over those that have it."""
+    columns = []
+    for side in of:
+        values: dict[str, list[float]] = {}
+        for cell, metrics in side.cells.items():
+            for key, value in numbers(
+                {k: v for k, v in metrics.items() if k not in ("recipe", "judge_calls")}
+            ).items():
+                values.setdefault(f"{cell.benchmark}/{key}", []).append(value)
+        columns.append({key: f"{sum(found) / len(found):.4g}" for key, found in values.items()})
+    keys = sorted({key for column in columns for key in column})
+    rows: list[list[tuple[str, ...]]] = [
+        [(key,), *((column.get(key, ABSENT),) for column in columns)] for key in keys
+    ]
+    return render.Readable(["figure", *(side.name for side in of)], rows)
+
+
+def _not_comparable(side: Side, base: Side, column: str) -> str:
+    """Why two sides' scores of one column do not compare; empty when they do."""
+    benchmark = {score.column: score.benchmark for score in SCORES}[column]
+    if benchmark == "train":
+        tests = [_described(one).get("upstream.tokens") for one in (side, base)]
+        return "" if tests[0] == tests[1] else "the test pairs are of other data or another tokenizer"
+    judges = [
+        {str(values.get("judge")) for cell, values in one.cells.items() if cell.benchmark == benchmark}
+        for one in (side, base)
+    ]
+    return "" if judges[0] == judges[1] else "judged by different judges"

@@ -1,0 +1,130 @@
+"""Results as data frames: every metrics.json and every metric log below a results folder.
+
+A study's files lie at `<root>/<study>/<setting>/<method>/seed<k>/`, as METRICS names them.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sams.runtime.errors import UserError
+from sams.tracking.mirror import numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Where a method's figures are, below its seed folder.
+METRICS = {
+    "train": "train_metrics.json",
+    "alpaca_eval": "alpaca_eval/metrics.json",
+    "mt_bench": "mt_bench/metrics.json",
+}
+
+
+class Cell(NamedTuple):
+    """One method, seed and benchmark (`train` for the figures of the training job)."""
+
+    method: str
+    seed: int
+    benchmark: str
+
+
+def load(results: str | Path = "results") -> "pd.DataFrame":
+    """All figures of all studies, for notebooks: one row for each study, setting, method and seed.
+
+    Returns:
+        Columns study, setting, method, seed, then every figure as `<benchmark>/<key>`, sorted:
+        `train/test_accuracy`, `alpaca_eval/win_rate`, `mt_bench/categories/math`. Benchmark `train` holds the
+        figures of the training job, method `scheduler` those of its pretraining. What a run has not is NaN;
+        texts are left out.
+    """
+    import pandas as pd
+
+    rows: dict[tuple[str, str, str, int], dict[str, float]] = {}
+    for study in _folders(Path(results)):
+        for setting in _folders(study):
+            for cell, values in read_cells(setting).items():
+                row = rows.setdefault((study.name, setting.name, cell.method, cell.seed), {})
+                row |= {f"{cell.benchmark}/{key}": value for key, value in numbers(values).items()}
+    keys = sorted({key for row in rows.values() for key in row})
+    return pd.DataFrame(
+        [(*place, *(row.get(key) for key in keys)) for place, row in rows.items()],
+        columns=["study", "setting", "method", "seed", *keys],
+    ).astype(dict.fromkeys(keys, float))
+
+
+def read_cells(setting: Path) -> dict[Cell, dict[str, Any]]:
+    """Contents of the metrics files of one setting's folder, those that exist.
+
+    Raises:
+        UserError: a file is no JSON object.
+    """
+    return {
+        Cell(method, seed, benchmark): values
+        for method, seed, folder in _runs(setting)
+        for benchmark, values in read_run(folder).items()
+    }
+
+
+def read_run(folder: Path) -> dict[str, dict[str, Any]]:
+    """Contents of the metrics files of one method and seed by benchmark, those that exist.
+
+    Raises:
+        UserError: a file is no JSON object.
+    """
+    return {
+        benchmark: _read_object(folder / name)
+        for benchmark, name in METRICS.items()
+        if (folder / name).is_file()
+    }
+
+
+def read_log(path: Path) -> "pd.DataFrame":
+    """A metric log as a data frame, one line per row; null becomes NaN.
+
+    A last line without its end, as a lost machine can leave it, is left out.
+    """
+    import pandas as pd
+
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise UserError(f"no JSON ({error.msg})", where=f"{path}, row {number}") from None
+    frame = pd.DataFrame(records, columns=None if records else ["step", "pairs_seen"])
+    numeric: pd.DataFrame = frame.drop(columns="non_finite", errors="ignore").apply(pd.to_numeric)
+    return numeric
+
+
+def data_reports(setting: Path) -> list[dict[str, Any]]:
+    """What `prepare_data` counted, those that exist: of the study's data, or of each seed's own."""
+    files = [setting / "data" / "report.json", *sorted((setting / "data").glob("seed*/report.json"))]
+    return [_read_object(file) for file in files if file.is_file()]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _runs(setting: Path) -> Iterator[tuple[str, int, Path]]:
+    for method in _folders(setting):
+        for folder in _folders(method):
+            if re.fullmatch(r"seed\d+", folder.name):
+                yield method.name, int(folder.name.removeprefix("seed")), folder
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"no JSON ({error.msg}, line {error.lineno})", where=str(path), remedy="delete it and score again"
+        ) from None
+    if not isinstance(value, dict):
+        raise UserError("a JSON object was expected", where=str(path), remedy="delete it and score again")
+    return value

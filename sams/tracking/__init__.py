@@ -1,0 +1,1 @@
+"""Metrics of a job: the metric log, and MLflow as its mirror."""

@@ -1,0 +1,214 @@
+"""An endpoint as a paid one would be: it grades as the local judge does, wants a key, fails, and counts.
+
+And the caching proxy before it, with requests to ask.
+"""
+
+import contextlib
+import hashlib
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sams.judge.proxy import Proxy, judge_proxy
+from sams.judge.upstream import CallFailed
+from sams.study.settings import Judge
+from sams.world.local_judge import HOST, _Handler, _Server
+
+KEY = "sk-test-5up3rs3cr3t-0123456789abcdef"
+
+# Says how the n-th time of a request ends: ok, an HTTP status, broken, no_log_probs, hangs_up, refusal, empty,
+# quotes_key.
+Faults = Callable[[str, int], str]
+
+
+def no_faults(request: str, time: int) -> str:
+    """All goes well."""
+    return "ok"
+
+
+def many_faults(request: str, time: int) -> str:
+    """30 % of calls 429, 10 % broken JSON, 5 % without log-probs; each request has a fate of its own."""
+    drawn = random.Random(f"{request} {time}").random()
+    for share, fault in ((0.30, "429"), (0.40, "broken"), (0.45, "no_log_probs")):
+        if drawn < share:
+            return fault
+    return "ok"
+
+
+def always(outcome: str) -> Faults:
+    """Every call ends so."""
+    return lambda request, time: outcome
+
+
+class Endpoint:
+    """What the endpoint was asked, in order, and how each call ended; it may be changed while it runs."""
+
+    def __init__(self, faults: Faults = no_faults, seconds: float = 0.0) -> None:
+        self.faults = faults
+        self.seconds = seconds
+        self.drips = 0.0
+        """Seconds between two pieces of an answer's body; 0 sends it at once."""
+        self.headers: dict[str, str] = {}
+        self.message, self.code = f"Incorrect API key provided: {KEY}", ""
+        self.base_url = ""
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.queries: set[str] = set()
+        self.keys: set[str | None] = set()
+        self.outcomes: Counter[str] = Counter()
+        self.starts: list[float] = []
+        self.in_flight = self.peak = 0
+        self.lock = threading.Lock()
+
+    @property
+    def billed(self) -> int:
+        """Calls that arrived."""
+        return len(self.requests)
+
+    @property
+    def distinct(self) -> int:
+        """Different requests among them."""
+        return len({digest for digest, _ in self.requests})
+
+
+class _Paid(_Handler):
+    endpoint: Endpoint
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args, length_lean=0.3)
+
+    def do_GET(self) -> None:
+        if self.headers.get("Authorization") != f"Bearer {KEY}":
+            return self._fail(401)
+        return super().do_GET()
+
+    def do_POST(self) -> None:
+        self.path, _, query = self.path.partition("?")
+        self.endpoint.queries.add(query)
+        self.endpoint.keys |= {self.headers.get("Authorization"), self.headers.get("api-key")}
+        super().do_POST()
+
+    def _judge(self, body: bytes) -> None:
+        endpoint, request = self.endpoint, json.loads(body)
+        digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        with endpoint.lock:
+            self.outcome = endpoint.faults(digest, sum(d == digest for d, _ in endpoint.requests) + 1)
+            if self.outcome == "no_log_probs" and not request.get("logprobs"):
+                self.outcome = "ok"
+            endpoint.requests.append((digest, request))
+            endpoint.outcomes[self.outcome] += 1
+            endpoint.starts.append(time.monotonic())
+            endpoint.in_flight += 1
+            endpoint.peak = max(endpoint.peak, endpoint.in_flight)
+        try:
+            time.sleep(endpoint.seconds)
+            if self.outcome.isdigit():
+                self._fail(int(self.outcome))
+            elif self.outcome == "hangs_up":
+                self.close_connection = True
+            else:
+                super()._judge(body)
+        finally:
+            with endpoint.lock:
+                endpoint.in_flight -= 1
+
+    def _fail(self, status: int) -> None:
+        error: dict[str, Any] = {"message": self.endpoint.message, "code": self.endpoint.code}
+        self._send(status, {"error": error})  # type: ignore[arg-type]
+
+    def _send(self, status: Any, content: dict[str, Any]) -> None:
+        outcome = getattr(self, "outcome", "ok")
+        for choice in content.get("choices", ()):
+            if outcome == "no_log_probs":
+                choice["logprobs"] = None
+            if outcome in ("refusal", "empty"):
+                choice["message"] = {"role": "assistant", "content": None if outcome == "refusal" else ""}
+                choice["logprobs"] = None
+            if outcome == "quotes_key":
+                choice["message"]["content"] = f"m {KEY}"
+        if "choices" in content:
+            content = {**content, "model": "judge-2024-01-01", "system_fingerprint": "fp_1"}
+        body = json.dumps(content).encode()
+        if outcome == "broken":
+            body = body[: len(body) // 2]
+        self.send_response(int(status))
+        for name, value in self.endpoint.headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        pieces = 10 if self.endpoint.drips else 1
+        for start in range(0, len(body), -(-len(body) // pieces)):
+            time.sleep(self.endpoint.drips)
+            self.wfile.write(body[start : start + -(-len(body) // pieces)])
+
+
+@contextlib.contextmanager
+def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
+    """Serve an endpoint on a free port."""
+    handler = type("Paid", (_Paid,), {"endpoint": endpoint})
+    server = _Server((HOST, 0), handler)
+    server.handle_error = lambda *args: None  # type: ignore[method-assign]  # a client that was killed
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    endpoint.base_url = f"http://{HOST}:{server.server_address[1]}/v1"
+    try:
+        yield endpoint
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+# --- the proxy before it ---------------------------------------------------------------------------
+
+Request = dict[str, Any]
+Ask = Callable[[int], Request]
+
+
+@pytest.fixture
+def request_of(pair_prompt: Callable[[str, str, str], str], question: tuple[str, str]) -> Ask:
+    """Requests as AlpacaEval's, different for each number."""
+
+    def build(number: int) -> Request:
+        prompt = pair_prompt(question[0], f"no idea {number}", question[1])
+        return {
+            "model": "judge",
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": 1,
+            "logprobs": True,
+            "top_logprobs": 5,
+        }
+
+    return build
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    """An endpoint at which all goes well, until a test changes it."""
+    with serving(Endpoint()) as running:
+        yield running
+
+
+def proxied(
+    endpoint: Endpoint,
+    store: Path | None = None,
+    *,
+    key: str | None = KEY,
+    dry_run: bool = False,
+    **settings: Any,
+) -> AbstractContextManager[tuple[str, Proxy]]:
+    """The proxy of an endpoint, quick to try again."""
+    defaults = {"kind": "openai", "base_url": endpoint.base_url, "retry_seconds": 0.001}
+    return judge_proxy(Judge.model_validate(defaults | settings), key, store, dry_run)
+
+
+def rehearse(proxy: Proxy, requests: list[Request]) -> None:
+    """Ask as a scorer does before it may."""
+    for request in requests:
+        with pytest.raises(CallFailed, match="rehearsal"):
+            proxy.answer(request, 1)

@@ -1,0 +1,72 @@
+"""Files are whole or absent."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sams.runtime.files import (
+    MANIFEST,
+    canonical_json,
+    manifest_digest,
+    read_json,
+    whole_file,
+    whole_folder,
+    write_json,
+)
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, {"a": 1})
+    with pytest.raises(RuntimeError), whole_file(file) as part:
+        part.write_text("half")
+        raise RuntimeError
+    assert read_json(file) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with whole_folder(folder, origin="first") as part:
+        (part / "x").write_text("1")
+    before = manifest_digest(folder)
+    with pytest.raises(RuntimeError), whole_folder(folder) as part:
+        (part / "x").write_text("2")
+        raise RuntimeError
+    assert manifest_digest(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert read_json(folder / MANIFEST)["origin"] == "first"
+
+
+def test_a_manifest_stands_for_content_and_not_for_what_is_told(tmp_path: Path) -> None:
+    digests = []
+    for place, (text, fact) in enumerate([("1", "a"), ("1", "b"), ("2", "a")]):
+        with whole_folder(tmp_path / str(place), fact=fact) as part:
+            (part / "x").write_text(text)
+        digests.append(manifest_digest(tmp_path / str(place)))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_canonical_json_does_not_depend_on_order() -> None:
+    assert canonical_json({"b": 1, "a": [1, 2]}) == canonical_json(json.loads('{"a": [1, 2], "b": 1}'))
+
+
+def test_what_a_killed_process_left_goes_when_its_file_is_made_again(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f".out.part-{dead.pid}", f".out.part-{os.getppid()}", f".other.part-{dead.pid}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "half").write_text("x")
+    with whole_folder(tmp_path / "out") as part:
+        (part / "a").write_text("1")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"out", f".out.part-{os.getppid()}", f".other.part-{dead.pid}"}

@@ -1,0 +1,100 @@
+"""Which rooms may import what, seen by importing them without the rest."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sams.runtime.provenance import code_digest, imported_modules
+from tests.conftest import ROOT
+
+BARE = ["sams.policy.policy", "sams.policy.model", "sams.losses", "sams.scheduling.selectors"] + [
+    f"sams.training.{name}"
+    for name in ("sft", "pretrain_scheduler", "crossfit", "preference", "reference", "export")
+]
+
+
+def test_training_imports_with_torch_transformers_and_accelerate_alone() -> None:
+    blocked = (
+        "datasets",
+        "pyarrow",
+        "mlflow",
+        "snakemake",
+        "trl",
+        "pydantic",
+        "typer",
+        "alpaca_eval",
+        "fastchat",
+        "pandas",
+    )
+    code = f"""
+import sys
+# None says "not installed", both to an import and to those who ask first.
+sys.modules.update(dict.fromkeys({blocked!r}))
+import {", ".join(BARE)}
+"""
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env={"PATH": "", "HF_HUB_OFFLINE": "1"}
+    )
+
+
+def test_scheduling_knows_neither_transformers_nor_ranks() -> None:
+    code = (
+        "import sys, sams.scheduling.selectors; "
+        "assert not {'transformers', 'accelerate'} & set(sys.modules), 'heavy import'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    assert not any(name.startswith("sams.training") for name in imported_modules("sams.scheduling.selectors"))
+
+
+def test_the_workflow_is_read_without_heavy_imports(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from snakemake.cli import main
+sys.argv = ["snakemake", "-n", "--quiet", "all", "--cores", "1"]
+sys.argv += ["--snakefile", {str(ROOT / "Snakefile")!r}, "--directory", {str(tmp_path)!r}]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+heavy = {{"torch", "transformers", "datasets", "pyarrow", "pandas", "mlflow", "alpaca_eval", "fastchat"}}
+assert "sams.study.recipes" in sys.modules and not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_code_digest_follows_imports_and_leaves_out_what_is_only_told() -> None:
+    found = imported_modules("sams.training.preference")
+    assert {
+        "sams.losses",
+        "sams.training.loop",
+        "sams.scheduling.selectors.sams",
+        "sams.policy.policy",
+    } <= found
+    assert not {"sams.tracking.log", "sams.study.config", "sams.tables.main_table"} & found
+    assert len(code_digest("sams.training.preference")) == 12
+
+
+def test_help_answers_within_a_second() -> None:
+    command = [sys.executable, "-c", "from sams.cli import main; main()", "--help"]
+    times = []
+    for _ in range(3):
+        started = time.process_time(), time.monotonic()
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        times.append(time.monotonic() - started[1])
+    assert "recipe" in shown
+    if min(times) > 1.0:
+        heavy = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import sys, sams.cli; print({'torch', 'pydantic', 'yaml'} & set(sys.modules))",
+            ],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        ).stdout
+        pytest.fail(f"--help took {min(times):.2f} s; imported {heavy}")
