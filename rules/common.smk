@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
-from sams.launch.machine import resources
+from sams.launch import resources
 from sams.study.config import load_study, read_file, read_settings, resolved
 from sams.scoring.fetch import PUBLISHED, published
 from sams.runtime.errors import UserError

@@ -5,8 +5,8 @@
     python -m sams.launch.nodes --nodes 2 --node-rank 1 --endpoint HOST:PORT ...        by hand, once on each node
 
 One process on one node is started as it is; otherwise `sams.launch.torchrun` starts them. Two things are added. It
-does not hang when another node is gone: once its workers have ended it has a minute to follow. And a Slurm job that is
-told to stop (SIGTERM before its time limit) is queued again, so that it goes on from its checkpoint.
+does not hang when another node is gone: once its workers have ended it has a minute to follow. And a Slurm job that
+is told to stop (SIGTERM before its time limit) is queued again, so that it goes on from its checkpoint.
 """
 
 import argparse

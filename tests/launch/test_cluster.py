@@ -175,7 +175,7 @@ def launch(folder: Path, seconds: float, then: str, **patched: float) -> "subpro
     """Watch a stand-in for torchrun, in a process of its own because of the signals."""
     log = str(folder / "log")
     stand_in = STAND_IN.format(log=log, worker=WORKER.format(log=log, seconds=seconds), then=then)
-    code = "import sys\nfrom sams import nodes\n"
+    code = "import sys\nfrom sams.launch import nodes\n"
     code += "".join(f"nodes.{name} = {value}\n" for name, value in patched.items())
     code += f"sys.exit(nodes.watch([sys.executable, '-c', {stand_in!r}], 'here'))"
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)

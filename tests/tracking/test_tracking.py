@@ -117,7 +117,7 @@ def test_nan_and_infinity_leave_strict_json(tmp_path: Path) -> None:
 
 def test_kill_leaves_a_readable_log(tmp_path: Path) -> None:
     program = (
-        "import itertools, sys; from pathlib import Path; from sams import tracking\n"
+        "import itertools, sys; from pathlib import Path; from sams.tracking import log as tracking\n"
         "run = tracking.start(Path(sys.argv[1]), Path('no'), study='s', setting='t', name='t/dpo/seed0',"
         " stage='train_sft', recipe={}, tags={}, enabled=False)\n"
         "for n in itertools.count(): run.log({'loss': n, 'text ' * 50: n}, step=n, pairs_seen=n)\n"
@@ -133,7 +133,7 @@ def test_kill_leaves_a_readable_log(tmp_path: Path) -> None:
 
 def test_import_of_mlflow_is_not_paid_when_disabled(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from sams import tracking\n"
+        "import sys; from pathlib import Path; from sams.tracking import log as tracking\n"
         "run = tracking.start(None, Path('no'), study='s', setting='t', name='t', stage='train_sft',"
         " recipe={}, tags={}, enabled=False)\n"
         "run.finish(final={'a': 1.0})\n"
