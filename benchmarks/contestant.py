@@ -89,7 +89,7 @@ class Ours:
 
     def __init__(self, entry: Entry) -> None:
         from sams.losses import build_loss
-        from sams.training.costs import Tally
+        from sams.runtime.costs import Tally
         from sams.training.distribution import Workers
         from sams.training.passes import score
         from sams.training.tasks import PairTask, PreferenceTask
@@ -205,7 +205,7 @@ class Ours:
         return {
             "loss": found["loss"].mean().item(),
             "tokens": float(tally.tokens),
-            "places": float(tally.places),
+            "places": float(tally.positions),
         }
 
     def tokens_seen(self, batch: int) -> int:

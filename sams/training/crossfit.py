@@ -43,7 +43,6 @@ def main(
     upstream = {"tokens": tokens, "model": model} | ({} if reference is None else {"reference": reference})
     with TrainingJob(
         "train_crossfit",
-        "sams.training.crossfit",
         settings,
         current_job(),
         out=out,

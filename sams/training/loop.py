@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sams.policy.policy import weights_of
+from sams.runtime.costs import Costs
 from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.runtime.progress import progress
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors import Selector
 from sams.training.batches import rounds
-from sams.training.costs import Costs, weights_of
 from sams.training.distribution import Workers, seeded
 from sams.training.gates import refuse_non_finite
 from sams.training.job import COSTS, TrainingJob, seconds_since_start

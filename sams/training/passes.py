@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from sams.policy.policy import Scores, bare
 from sams.policy.rows import pack_rows, pad_rows
+from sams.runtime.costs import Tally
 from sams.runtime.faults import suggesting
 from sams.runtime.progress import Progress
 from sams.training.batches import deal
-from sams.training.costs import Tally
 from sams.training.distribution import Workers
 from sams.training.tasks import Items, Scored, Task
 
@@ -99,7 +99,9 @@ def _micro_batches(
         sequences = task.sequences(mine)
         rows = pack_rows(sequences) if packed else pad_rows(sequences)
         if tally is not None:
-            tally.add(rows, trained=torch.is_grad_enabled())
+            tally.add(
+                rows.tokens, rows.input_ids.numel(), len(rows.answers), trained=torch.is_grad_enabled()
+            )
         with workers.accelerator.autocast():
             scores: Scores = policy(rows.to(workers.device), contexts)
         yield places, scores, task.items(scores, mine)

@@ -73,7 +73,6 @@ def main(
         upstream[f"crossfit{number}"] = half
     with TrainingJob(
         "train_preference",
-        "sams.training.preference",
         settings,
         current_job(),
         out=out,

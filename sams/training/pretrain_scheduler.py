@@ -27,7 +27,6 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
     training = settings.training
     with TrainingJob(
         "pretrain_scheduler",
-        "sams.training.pretrain_scheduler",
         settings,
         current_job(),
         out=out,

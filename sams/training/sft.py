@@ -39,7 +39,6 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
         )
     with TrainingJob(
         "train_sft",
-        "sams.training.sft",
         settings,
         current_job(),
         out=out,

@@ -11,9 +11,10 @@ from sams.planning.data import Facts
 from sams.planning.models import Sizes, sizes_of
 from sams.planning.work import Work, scheduler_costs
 from sams.policy.packing import SEGMENTS
+from sams.policy.policy import weights_of
+from sams.runtime.costs import Tally
 from sams.scheduling.networks import Exploitation, Exploration
 from sams.study.settings import Preference, Pretrain, Scheduler, Sft
-from sams.training.costs import Tally, weights_of
 from sams.training.distribution import Workers
 from sams.training.passes import accumulate_gradient, score
 from sams.training.tasks import PreferenceTask
