@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.runtime.progress import progress
 from sams.scheduling.selection import Selection
-from sams.scheduling.selectors import Selector
+from sams.scheduling.selectors.base import Selector
 from sams.training.batches import rounds
 from sams.training.costs import Costs, weights_of
 from sams.training.distribution import Workers, seeded
