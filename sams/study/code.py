@@ -43,16 +43,15 @@ _code_of = functools.cache(code_of)  # many jobs share a loss and a selector
 
 def named_modules(recipe: Settings) -> list[str]:
     """Modules that a job imports by a name in its recipe: those of losses and selectors."""
-    scheduler = [SELECTORS["sams"].module]
     match recipe:
         case PreferenceRecipe(training=training):
             return [*_loss(training), SELECTORS[training.selector].module]
         case AssessRecipe(runs=runs):
             return sorted({module for run in runs.values() for module in _loss(run)})
         case PretrainRecipe():
-            return scheduler
+            return [SELECTORS["sams"].module]
         case SftRecipe(watching=watching):
-            return scheduler if watching else []
+            return [SELECTORS["all" if watching is None else "sams"].module]
         case _:
             return []
 

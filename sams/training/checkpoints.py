@@ -20,7 +20,7 @@ from sams.training.distribution import Workers
 from sams.training.sharded import load_sharded
 
 if TYPE_CHECKING:
-    from sams.scheduling.selectors import Selector
+    from sams.scheduling.selectors.base import Selector
 
 log = logging.getLogger(__name__)
 

@@ -57,9 +57,7 @@ def main(
         mine, others = halves[half].tolist(), halves[1 - half].tolist()
 
         selection = select(task, training, mine)
-        selector = build_selector(
-            training, None, selection, model=bare(policy).model, job=job, pretrained=None
-        )
+        selector = build_selector(training.selector, None, selection, model=bare(policy).model, job=job)
         figures, _ = train(
             policy, task, test, selector, selection, training, updates="selected", job=job, order=mine
         )

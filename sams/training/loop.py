@@ -19,7 +19,7 @@ from sams.runtime.costs import Costs
 from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.runtime.progress import progress
 from sams.scheduling.selection import Selection
-from sams.scheduling.selectors import Selector
+from sams.scheduling.selectors.base import Selector
 from sams.training.batches import rounds
 from sams.training.distribution import Workers, seeded
 from sams.training.gates import refuse_non_finite

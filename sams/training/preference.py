@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from sams.data.records import is_flipped
 from sams.data.tokens import Swapped
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.policy.policy import bare
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, whole_file
 from sams.scheduling.selection import Selection, selected
+from sams.scheduling.selectors.table import SELECTORS
 from sams.training.batches import count_rounds
 from sams.training.crossfit_losses import easiest_first, read_losses
 from sams.training.gates import refuse_foreign_reference
@@ -90,7 +91,7 @@ def main(
             order = easiest_first(task.ids, read_losses(crossfit or []), training.preselected)
         selection = select(task, training, order)
         selector = build_selector(
-            training,
+            training.selector,
             settings.scheduler,
             selection,
             model=bare(policy).model,
@@ -195,7 +196,7 @@ def select(task: PreferenceTask, training: Preference, order: list[int] | None) 
     try:
         if order is not None:
             batch = selected(training.batch_size, training.preselected or 1.0)
-            ratios = (1.0,) if training.selector == "selective" else training.ratios
+            ratios = (1.0,) if SELECTORS[training.selector].crossfitted else training.ratios
         else:
             batch, ratios = training.batch_size, training.ratios
         return Selection(

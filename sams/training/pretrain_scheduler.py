@@ -14,7 +14,7 @@ from sams.training.batches import count_rounds
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy
 from sams.training.loop import train
-from sams.training.selector import build_sams, save_scheduler
+from sams.training.selector import build_selector, save_scheduler
 from sams.training.tasks import SftTask, read_tokens
 
 
@@ -39,10 +39,10 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
         selection = Selection(
             training.batch_size, count_rounds(task.ids, training, "pretrain.batch_size"), (training.ratio,)
         )
-        selector = build_sams(
+        selector = build_selector(
+            "sams",
             settings.scheduler,
             selection,
-            gamma=training.gamma or 0.0,
             model=bare(policy).model,
             job=job,
             train_encoder=True,

@@ -15,12 +15,11 @@ from sams.policy.model import build_model
 from sams.policy.policy import bare
 from sams.runtime.errors import UserError
 from sams.scheduling.selection import Selection
-from sams.scheduling.selectors import All, Sams, Selector
 from sams.training.batches import count_rounds
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy, wrap
 from sams.training.loop import train
-from sams.training.selector import build_sams, save_scheduler
+from sams.training.selector import build_selector, save_scheduler
 from sams.training.tasks import SftTask, read_tokens
 
 
@@ -65,20 +64,17 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
             count_rounds(task.ids, training, "sft.batch_size"),
             (1.0 if watching is None else watching.ratio,),
         )
-        selector: Selector = All()
-        if watching is not None:
-            selector = build_sams(
-                watching.scheduler,
-                selection,
-                gamma=watching.gamma,
-                model=bare(policy).model,
-                job=job,
-                train_encoder=True,
-            )
+        selector = build_selector(
+            "all" if watching is None else "sams",
+            None if watching is None else watching.scheduler,
+            selection,
+            model=bare(policy).model,
+            job=job,
+            train_encoder=True,
+        )
         figures, _ = train(policy, task, test, selector, selection, training, updates="all", job=job)
 
         if scheduler is not None:
-            assert isinstance(selector, Sams)
             save_scheduler(selector, scheduler, job)
         job.publish(policy, training)
         job.finish(figures)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from sams.data.tokens import lengths_of, read_columns
-from sams.losses import Loss, PairLogps
+from sams.losses.base import Loss, PairLogps
 from sams.policy.policy import Scores
 from sams.policy.rows import Item
 from sams.runtime.errors import UserError
-from sams.scheduling.selectors import View
+from sams.scheduling.selectors.base import View
 
 ROUNDING = 1e-6
 """Rounding of a summed float32 log-prob, relative to its size (measured: 8e-8)."""

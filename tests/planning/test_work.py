@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.planning import work as count
 from sams.planning.data import Facts
 from sams.planning.models import Sizes, sizes_of
