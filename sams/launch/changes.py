@@ -42,7 +42,9 @@ def changes(before: Iterable[str], now: Iterable[str]) -> str:
     code = _differing(old["code"], new["code"])
     # A setting that names another loss or selector says enough of modules that come and go.
     common = old["code"].keys() & new["code"].keys()
-    texts += [f"code of {module}" for module in code if module in common or not texts and not common & set(code)]
+    texts += [
+        f"code of {module}" for module in code if module in common or (not texts and not common & set(code))
+    ]
     texts += [f"{source} (source changed)" for source in _differing(old["sources"], new["sources"])]
     rest = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
     return ", ".join(texts[:SHOWN]) + rest
@@ -88,4 +90,3 @@ def _flat(value: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, f"{above}{key}.")
         else:
             yield f"{above}{key}", inner
-

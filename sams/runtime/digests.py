@@ -81,7 +81,9 @@ def digest_of_source(path: Path) -> str:
     """
     if not path.is_dir():
         return _sha256(path)
-    return sha256_of_text(canonical_json({str(file.relative_to(path)): _sha256(file) for file in _files(path)}))
+    return sha256_of_text(
+        canonical_json({str(file.relative_to(path)): _sha256(file) for file in _files(path)})
+    )
 
 
 def _sha256(file: Path) -> str:

@@ -15,9 +15,16 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_st
 
 from sams.runtime.errors import UserError
 from sams.runtime.faults import full_disk, is_disk_full
-from sams.runtime.files import canonical_json, read_json, sha256_of, sha256_of_text, write_json, write_manifest
+from sams.runtime.files import (
+    canonical_json,
+    read_json,
+    sha256_of,
+    sha256_of_text,
+    write_json,
+    write_manifest,
+)
 from sams.training.distribution import Workers
-from sams.training.sharded import load_sharded
+from sams.training.sharded import LORA, load_sharded
 
 if TYPE_CHECKING:
     from sams.scheduling.selectors.base import Selector
@@ -25,7 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
-LORA = "lora.json"
 RUN = "run.json"
 """File in the folder of a run: its inputs, and the digests of its modules."""
 KEPT = 2

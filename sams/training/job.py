@@ -1,4 +1,4 @@
-"""A job of a training stage: its processes, the digests of its inputs, its checkpoints, its metric log, its results."""
+"""A job of a training stage: its processes, digests of inputs, checkpoints, metric log and results."""
 
 from __future__ import annotations
 

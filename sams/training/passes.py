@@ -99,9 +99,7 @@ def _micro_batches(
         sequences = task.sequences(mine)
         rows = pack_rows(sequences) if packed else pad_rows(sequences)
         if tally is not None:
-            tally.add(
-                rows.tokens, rows.input_ids.numel(), len(rows.answers), trained=torch.is_grad_enabled()
-            )
+            tally.add(rows.tokens, rows.input_ids.numel(), len(rows.answers), trained=torch.is_grad_enabled())
         with workers.accelerator.autocast():
             scores: Scores = policy(rows.to(workers.device), contexts)
         yield places, scores, task.items(scores, mine)
