@@ -79,6 +79,10 @@ if workflow.is_main_process:
 
 
 onstart:
+    if "preflight" in workflow.dag_settings.forcerun and len(workflow.dag.jobs) > 1:
+        raise WorkflowError(
+            "with -R preflight Snakemake runs no other job; run `snakemake preflight -R preflight` before this command"
+        )
     restrict_umask()
     try:
         lock_results(Path("results") / STUDY.study)
