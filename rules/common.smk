@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from sams.launch import resources
-from sams.study.config import load_study, read_file, read_settings, resolved
+from sams.study.files import DEFAULT, from_command_line, load_study, read_settings
 from sams.scoring.fetch import PUBLISHED, published
 from sams.runtime.errors import UserError
 from sams.launch.machine import gpus_here, set_job_environment
@@ -19,16 +19,16 @@ from sams.tables.side_by_side import pairs
 from sams.launch.workflow import forget_unfinished, hold, leave_if_stopped, stop_jobs_on_signals
 
 try:
-    for file in workflow.config_settings.configfiles:
-        read_file(file)  # Snakemake takes the last of a key that is given twice
-    # In place, because the report's captions read `config` too.
-    config |= resolved(
-        read_settings([Path(workflow.basedir) / "config" / "config.yaml"]),
-        workflow.config_settings.overwrite_config,
+    settings = read_settings(
+        [DEFAULT, *workflow.config_settings.configfiles],
+        from_command_line(workflow.config_settings.config),
     )
-    STUDY = load_study(dict(config))
+    STUDY = load_study(settings)
 except UserError as error:
     raise WorkflowError(str(error))
+# In place, because the captions of the report read `config` too.
+config.clear()
+config |= settings
 
 RESULTS = STUDY.results.as_posix()
 LOGS = f"results/{STUDY.study}/logs/{STUDY.setting}"

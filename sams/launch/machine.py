@@ -7,9 +7,9 @@ from pathlib import Path
 
 from sams.runtime.files import write_for_no_others
 from sams.runtime.interrupt import WORKFLOW
-from sams.study.config import Study
 from sams.study.recipes import job_of, recipe_json
 from sams.study.settings import Launch
+from sams.study.study import Study
 
 CPU_PROCESSES = 2
 

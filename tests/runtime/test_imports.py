@@ -78,7 +78,7 @@ def test_the_code_digest_follows_imports_and_leaves_out_what_is_only_told() -> N
         "sams.training.loop",
         "sams.policy.policy",
     } <= found
-    assert not {"sams.tracking.log", "sams.study.config", "sams.tables.main_table"} & found
+    assert not {"sams.tracking.log", "sams.study.study", "sams.tables.main_table"} & found
     assert len(code_digest("sams.training.preference")) == 12
 
 
