@@ -94,6 +94,6 @@ rule tokenise:
         **resources.plain(STUDY, "tokenise"),
     params:
         **JOBS.parameters("tokenise"),
-        options=options("data", processes="{threads}", out=TOKENS),
+        options=options("data", processes="{threads}", required=REQUIRED_ROWS, out=TOKENS),
     shell:
         STAGE

@@ -540,7 +540,7 @@ FAULTS = [
     ),
     Fault(
         "table: a column of the paper is read as its neighbour",
-        "tables/reported.py",
+        "study/reported.py",
         'zip(held["columns"], values, strict=True)',
         'zip(held["columns"], values[1:] + values[:1], strict=True)',
         (PAPER,),

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from sams.runtime.interrupt import WORKFLOW
-from sams.study.config import Study
 from sams.study.recipes import job_of, recipe_json
 from sams.study.settings import Launch
+from sams.study.study import Study
 
 CPU_PROCESSES = 2
 

@@ -11,7 +11,7 @@ from sams.runtime.errors import UserError
 from sams.runtime.files import read_json
 
 if TYPE_CHECKING:
-    from sams.study.config import Study
+    from sams.study.study import Study
 
 # Mean tokens of prompt and response by data set, four characters to a token. HH: 3,000 pairs of its helpful part. No
 # sample of the others was at hand. UltraFeedback's variants: responses as long as a Llama-3.1-8B's to AlpacaEval

@@ -16,8 +16,8 @@ from sams.runtime.gpus import Gpu
 from sams.training.tuning import ADAM_BYTES, MEMORY_SHARE, WAITING_BYTES
 
 if TYPE_CHECKING:
-    from sams.study.config import Study
     from sams.study.settings import MicroBatch, Training
+    from sams.study.study import Study
 
 DEPTHS = (4, 8)
 """Blocks of the models that are run; what deeper ones take is extrapolated, since each block adds as much."""

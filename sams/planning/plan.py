@@ -20,8 +20,8 @@ from sams.planning.peaks import Memory, Peaks, together
 from sams.planning.work import SchedulerCosts, Work, scheduler_costs
 from sams.runtime.gpus import Gpu
 from sams.study.architectures import config_of
-from sams.study.config import Study
 from sams.study.recipes import recipe_of, scheduler_is_pretrained
+from sams.study.study import Study
 from sams.tables.render import number
 from sams.training.checkpoints import KEPT
 from sams.training.reference import MOST_ITEMS

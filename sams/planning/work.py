@@ -17,7 +17,7 @@ from sams.scheduling.networks import Exploitation, Exploration
 from sams.scheduling.scheduler import context_width
 from sams.scheduling.selection import Selection, selected
 from sams.scheduling.selectors.table import SELECTORS
-from sams.training.batches import count_rounds
+from sams.study.rounds import count_rounds, selection_of
 
 if TYPE_CHECKING:
     from sams.planning.data import Facts
@@ -73,12 +73,7 @@ class Work:
 
 def course(training: Preference, facts: Facts) -> Selection:
     """The rounds of a method, and how many pairs each trains on."""
-    share = training.preselected
-    batch = training.batch_size if share is None else selected(training.batch_size, share)
-    items = range(round(facts.train * (share or 1.0)))
-    rounds = count_rounds(items, training, "preference.batch_size", batch)
-    ratios = (1.0,) if SELECTORS[training.selector].crossfitted else training.ratios
-    return Selection(batch, rounds, ratios, training.warmup_rounds, training.full_every, training.end_after)
+    return selection_of(training, round(facts.train * (training.preselected or 1.0)))
 
 
 def preference(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:
@@ -88,8 +83,7 @@ def preference(training: Preference, facts: Facts, scheduler: Scheduler, *, pack
 
 def crossfit(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:
     """One half of a cross-fitting: plain training on half of the pairs, then the losses of the other half."""
-    half = range(-(-facts.train // 2))
-    rounds = count_rounds(half, training, "preference.batch_size")
+    rounds = count_rounds(-(-facts.train // 2), training, "preference.batch_size")
     plain = training.model_copy(update={"selector": "all", "ratio": 1.0})
     work = _loop(plain, Selection(training.batch_size, rounds, (1.0,)), facts, scheduler, packed=packed)
     work.score(facts.train // 2, facts.pair(packed=packed))
@@ -119,7 +113,7 @@ def _loop(
 
 def sft(training: Sft, watching: tuple[Scheduler, Ratio] | None, facts: Facts) -> Work:
     """Supervised fine-tuning, with a scheduler that learns beside it or without."""
-    work = Work(count_rounds(range(facts.sft), training, "sft.batch_size"))
+    work = Work(count_rounds(facts.sft, training, "sft.batch_size"))
     for _ in range(work.rounds):
         work.train(training.batch_size, facts.example)
         if watching is not None:
@@ -131,7 +125,7 @@ def sft(training: Sft, watching: tuple[Scheduler, Ratio] | None, facts: Facts) -
 
 def pretrain(training: Pretrain, facts: Facts, scheduler: Scheduler) -> Work:
     """Scheduler pretraining beside a frozen policy."""
-    work = Work(count_rounds(range(facts.train), training, "pretrain.batch_size"))
+    work = Work(count_rounds(facts.train, training, "pretrain.batch_size"))
     for _ in range(work.rounds):
         work.score(training.batch_size, facts.example)
         _learn(work, scheduler, training.batch_size, selected(training.batch_size, training.ratio))

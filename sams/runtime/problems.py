@@ -38,11 +38,12 @@ def _keys(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
     for part in place:
         fields = [group.model_fields[part] for group in groups if part in group.model_fields]
         # A name in a mapping and an index of a list are no fields: what they hold is found already.
-        groups = [found for field in fields for found in _groups(field.annotation)] or groups
+        groups = [found for field in fields for found in groups_in(field.annotation)] or groups
     return [key for group in groups for key in group.model_fields]
 
 
-def _groups(annotation: Any) -> list[type[BaseModel]]:
+def groups_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the groups of settings that an annotation names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [group for part in get_args(annotation) for group in _groups(part)]
+    return [group for part in get_args(annotation) for group in groups_in(part)]

@@ -17,7 +17,7 @@ from sams.runtime.digests import digest_of_source
 from sams.runtime.errors import UserError
 from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, read_json, sha256_of
 from sams.runtime.provenance import ENVIRONMENT
-from sams.study.config import BASE_METHOD, Study
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.choose import chosen_of
 from sams.tables.chosen_table import chosen_table, read_figures
 from sams.tables.comparisons import alpaca_eval_items, mt_bench_items
@@ -332,7 +332,9 @@ def _same(root: Path, runs: list[Run]) -> Iterator[Finding]:
     for stage in sorted({run.stage for run in runs}):
         digests: dict[str, set[str]] = {}
         for run in runs:
-            for module, digest in _kept(run, "recipe.json").get("code", {}).items() if run.stage == stage else ():
+            for module, digest in (
+                _kept(run, "recipe.json").get("code", {}).items() if run.stage == stage else ()
+            ):
                 digests.setdefault(module, set()).add(digest)
         problems = [f"{module} differs between runs" for module, found in digests.items() if len(found) > 1]
         yield Finding("code", stage, not problems, _told(problems, f"{len(digests)} modules"))

@@ -13,12 +13,13 @@ import torch
 
 from sams.policy.policy import bare
 from sams.runtime.files import whole_folder
+from sams.study.rounds import selection_of
 from sams.training.crossfit_losses import LOSSES
 from sams.training.distribution import seeded
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy
 from sams.training.loop import train
-from sams.training.preference import read_task, score_all, select
+from sams.training.preference import read_task, score_all
 from sams.training.selector import build_selector
 
 
@@ -56,7 +57,7 @@ def main(
         halves = torch.randperm(len(task.ids), generator=seeded("crossfit", settings.seed)).chunk(2)
         mine, others = halves[half].tolist(), halves[1 - half].tolist()
 
-        selection = select(task, training, mine)
+        selection = selection_of(training, len(mine))
         selector = build_selector(training.selector, None, selection, model=bare(policy).model, job=job)
         figures, _ = train(
             policy, task, test, selector, selection, training, updates="selected", job=job, order=mine

@@ -23,9 +23,7 @@ from sams.losses.table import build_loss
 from sams.policy.policy import bare
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, whole_file
-from sams.scheduling.selection import Selection, selected
-from sams.scheduling.selectors.table import SELECTORS
-from sams.training.batches import count_rounds
+from sams.study.rounds import selection_of
 from sams.training.crossfit_losses import easiest_first, read_losses
 from sams.training.gates import refuse_foreign_reference
 from sams.training.job import METRICS, TrainingJob, mean_and_error
@@ -89,7 +87,7 @@ def main(
         order = None
         if training.preselected is not None:
             order = easiest_first(task.ids, read_losses(crossfit or []), training.preselected)
-        selection = select(task, training, order)
+        selection = selection_of(training, len(task.ids if order is None else order))
         selector = build_selector(
             training.selector,
             settings.scheduler,
@@ -185,30 +183,6 @@ def write_labels(task: PreferenceTask, out: Path) -> None:
 
     with whole_file(out / LABELS) as part:
         parquet.write_table(pa.table({"id": task.ids, "flipped": task.flipped}), part)
-
-
-def select(task: PreferenceTask, training: Preference, order: list[int] | None) -> Selection:
-    """The course of the selection. Rounds on pairs chosen beforehand are as many, and train on as many, as others.
-
-    Raises:
-        UserError: when the data does not fill a batch, or a run is too short for its ratios.
-    """
-    try:
-        if order is not None:
-            batch = selected(training.batch_size, training.preselected or 1.0)
-            ratios = (1.0,) if SELECTORS[training.selector].crossfitted else training.ratios
-        else:
-            batch, ratios = training.batch_size, training.ratios
-        return Selection(
-            batch,
-            count_rounds(task.ids if order is None else order, training, "preference.batch_size", batch),
-            ratios,
-            training.warmup_rounds,
-            training.full_every,
-            training.end_after,
-        )
-    except ValueError as error:
-        raise UserError(str(error), where="preference.ratio") from None
 
 
 def starts_from(reference: Path, model: str) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sams.policy.policy import bare
 from sams.scheduling.selection import Selection
-from sams.training.batches import count_rounds
+from sams.study.rounds import count_rounds
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy
 from sams.training.loop import train
@@ -37,7 +37,9 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
         task = SftTask(read_tokens(tokens, "train"), response="chosen_ids")
 
         selection = Selection(
-            training.batch_size, count_rounds(task.ids, training, "pretrain.batch_size"), (training.ratio,)
+            training.batch_size,
+            count_rounds(len(task.ids), training, "pretrain.batch_size"),
+            (training.ratio,),
         )
         selector = build_selector(
             "sams",

@@ -15,7 +15,7 @@ from sams.policy.model import build_model
 from sams.policy.policy import bare
 from sams.runtime.errors import UserError
 from sams.scheduling.selection import Selection
-from sams.training.batches import count_rounds
+from sams.study.rounds import count_rounds
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy, wrap
 from sams.training.loop import train
@@ -61,7 +61,7 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
 
         selection = Selection(
             training.batch_size,
-            count_rounds(task.ids, training, "sft.batch_size"),
+            count_rounds(len(task.ids), training, "sft.batch_size"),
             (1.0 if watching is None else watching.ratio,),
         )
         selector = build_selector(

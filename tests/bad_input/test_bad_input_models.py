@@ -21,9 +21,9 @@ from sams.data.tokeniser import build_tokenizer
 from sams.launch import preflight
 from sams.policy.model import build_model, load_model
 from sams.runtime.files import read_json
-from sams.study.config import Study
 from sams.study.rounds import VARIABLE
 from sams.study.settings import Model
+from sams.study.study import Study
 from tests import tiny
 from tests.bad_input.refused import Case, Refused, cases, refused
 from tests.judge.endpoint import KEY, Endpoint, always, serving

@@ -106,7 +106,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     for name in ("train.jsonl", "test.jsonl", "sft/part.jsonl", "template.jinja"):
         (folder / name).write_text(f"{name}\n")
     for name in ("a", "b"):
-        write_json(folder / f"models/{name}/config.json", MODEL | {"name": name})
+        write_json(folder / f"models/{name}/config.json", MODEL)
         (folder / f"models/{name}/model.safetensors").write_text(name)
     (folder / "start").symlink_to("models/a")
     study.write(STUDY)
@@ -161,9 +161,8 @@ def edit_what_computes_nothing(study: Finished) -> None:
     """A docstring, a comment, a log line, the name of a GPU, an exit status, the words of an error."""
     study.replace("sams/training/loop.py", '"""', '"""Another first line. ')
     study.replace("sams/training/passes.py", "import torch\n", "import torch  # a comment\n")
-    study.replace(
-        "sams/training/tuning.py", "\nlog = ", '\nlogging.getLogger(__name__).debug("read")\nlog = '
-    )
+    logger = "log = logging.getLogger(__name__)\n"
+    study.replace("sams/training/tuning.py", logger, f'{logger}log.debug("read")\n')
     study.replace(
         "sams/runtime/gpus.py",
         "GPUS = {\n",
@@ -183,7 +182,6 @@ def nothing_new(study: Finished) -> None:
 
 
 def test_edits_that_change_no_result_run_nothing(finished: Finished) -> None:
-    assert finished.rerun() == ({}, set())
     add_loss(finished)
     add_selector(finished)
     edit_what_computes_nothing(finished)
@@ -250,7 +248,7 @@ def the_reference(study: Finished) -> None:
         (scheduler_networks, {**METHOD, "pretrain_scheduler": 1}, "code of sams.scheduling.networks"),
         (the_reference, REFERENCE, "code of sams.training.reference"),
         (the_loop, SFT, "code of sams.training.loop"),
-        (moved_link, SFT, "start/config.json (source changed), start/model.safetensors (source changed)"),
+        (moved_link, SFT, "start/model.safetensors (source changed)"),
         (another_template, TOKENISE, "template.jinja (source changed)"),
         (older_data, DATA, "train.jsonl (source changed)"),
         (a_file_more, DATA, "sft (source changed)"),

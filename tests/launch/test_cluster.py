@@ -17,7 +17,7 @@ from sams.planning.models import sizes_of
 from sams.runtime.errors import UserError
 from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.study.architectures import config_of
-from sams.study.config import load_study, read_settings
+from sams.study.files import load_study, read_settings
 from sams.study.settings import Model
 from tests.conftest import ROOT
 

@@ -11,7 +11,7 @@ import pytest
 from sams.launch import preflight
 from sams.launch.machine import gpus_wanted, processes
 from sams.runtime.errors import UserError
-from sams.study.config import Study
+from sams.study.study import Study
 from tests.study.test_config import tiny_study
 
 
