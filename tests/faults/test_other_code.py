@@ -79,6 +79,7 @@ def test_a_run_resumes_with_new_code_after_the_command_of_the_warning(
         train(prepared, tmp_path / "out", tmp_path / "ck")
     [command] = re.findall(r"`(rm -r [^`]*)`", caplog.text)
     subprocess.run(command, shell=True, check=True)
+    caplog.set_level(logging.INFO, logger="sams")
     train(prepared, tmp_path / "out", tmp_path / "ck")
     assert steps_taken(tmp_path)[-1] == 4 and "resuming after step 3" in caplog.text
     assert_same(tmp_path / "out", trained_undisturbed)
