@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from sams.runtime.code import code_digest
 from sams.runtime.files import write_json
-from sams.runtime.provenance import ENVIRONMENT, code_digest, made_on
+from sams.runtime.provenance import ENVIRONMENT, made_on
 from sams.study.recipes import ScoreRecipe, current_job
 from sams.tracking.log import Run, Stage, start
 

@@ -3,7 +3,7 @@
 import functools
 
 from sams.losses.table import LOSSES
-from sams.runtime.provenance import code_of
+from sams.runtime.code import code_of
 from sams.scheduling.selectors.table import SELECTORS
 from sams.study.recipes import AssessRecipe, PreferenceRecipe, PretrainRecipe, SftRecipe
 from sams.study.settings import Preference, Settings

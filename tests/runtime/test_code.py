@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sams.runtime import provenance
-from sams.runtime.provenance import code_of, imported_modules
+from sams.runtime import code as code_digests
+from sams.runtime.code import code_of, imported_modules
 from sams.study.code import ENTRY_POINTS, code_of_job, named_modules
 from sams.study.files import load_study, read_settings
 from sams.study.recipes import recipe_of
@@ -19,12 +19,12 @@ PREFERENCE = "sams.training.preference"
 
 @pytest.fixture
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The package in a folder where it may be edited, read by `provenance`."""
+    """The package in a folder where it may be edited, read by `sams.runtime.code`."""
     shutil.copytree(ROOT / "sams", tmp_path / "sams", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(provenance, "ROOT", tmp_path / "sams")
-    provenance._code.cache_clear()
+    monkeypatch.setattr(code_digests, "ROOT", tmp_path / "sams")
+    code_digests._code.cache_clear()
     yield tmp_path / "sams"
-    provenance._code.cache_clear()
+    code_digests._code.cache_clear()
 
 
 def edit(file: Path, old: str, new: str) -> None:
@@ -32,7 +32,7 @@ def edit(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert old in text, f"{file} has no {old!r}"
     file.write_text(text.replace(old, new, 1))
-    provenance._code.cache_clear()
+    code_digests._code.cache_clear()
 
 
 def lines(*added: str) -> str:
