@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from sams.runtime.files import write_for_no_others
-from sams.runtime.interrupt import WORKFLOW
+from sams.runtime.processes import PARENT
 from sams.study.config import Study
 from sams.study.recipes import job_of, recipe_json
 from sams.study.settings import Launch
@@ -54,7 +54,7 @@ def set_job_environment(study: Study, source: str) -> None:
     python = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([python, os.environ.get("PATH", "")])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-    os.environ[WORKFLOW] = str(os.getpid())
+    os.environ[PARENT] = str(os.getpid())
     os.environ["SAMS_JOB"] = recipe_json(job_of(study))
     os.environ["SAMS_STUDY"] = recipe_json(study)
     # A CPU job takes the cores that its rule asks for, no more.

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from sams.runtime.errors import UserError
-from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
+from sams.runtime.processes import EXIT_INTERRUPTED, STOP_SIGNALS
 
 LOCK = ".lock"
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sams.judge.endpoint import DEFAULT_MODEL, Endpoint
-from sams.runtime import child
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, sha256_of, write_json
+from sams.runtime.processes import end_child, start_child
 from sams.scoring.inputs import Row, read_text, some_of
 
 if TYPE_CHECKING:  # the child is started by name; imported here, its code counts as part of this one's
@@ -170,7 +170,7 @@ def _environment(folder: Path, endpoint: Endpoint | None) -> dict[str, str]:
 
 
 def _run(folder: Path, environment: dict[str, str], endpoint: Endpoint | None) -> None:
-    process = child.start(["sams.scoring.alpaca_eval_child", str(folder)], env=environment)
+    process = start_child(["sams.scoring.alpaca_eval_child", str(folder)], env=environment)
     try:
         waiting = proxy = endpoint.proxy if endpoint is not None else None
         while process.poll() is None:
@@ -182,7 +182,7 @@ def _run(folder: Path, environment: dict[str, str], endpoint: Endpoint | None) -
                 waiting = None
             time.sleep(POLL_SECONDS)
     finally:
-        child.end(process)
+        end_child(process)
     if proxy is not None:
         proxy.check_complete()
     if process.returncode:

@@ -4,9 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from sams.runtime import child
 from sams.runtime.errors import UserError
-from sams.runtime.interrupt import stop_on_signals
+from sams.runtime.processes import end_child, start_child, stop_on_signals
 from sams.tracking import unsent as mlflow_unsent
 from sams.tracking.mirror import RESULTS, connect, database, tracking_uri
 
@@ -31,7 +30,7 @@ def open_ui(results: Path = RESULTS, port: int = 5000) -> int:
     os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
     arguments = ["mlflow", "ui", "--backend-store-uri", tracking_uri(results), "--host", "127.0.0.1"]
     print(f"MLflow will answer on http://127.0.0.1:{port} in some 20 seconds; Ctrl-C ends it", flush=True)
-    server = child.start([*arguments, "--port", str(port), "--workers", "1"])
+    server = start_child([*arguments, "--port", str(port), "--workers", "1"])
     with contextlib.ExitStack() as stack:
-        stack.callback(child.end, server)
+        stack.callback(end_child, server)
         return server.wait()

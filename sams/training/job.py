@@ -18,9 +18,10 @@ from sams.policy.policy import bare
 from sams.runtime.errors import UserError
 from sams.runtime.faults import is_out_of_memory
 from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, refuse_damage, sha256_of, write_json
+from sams.runtime.processes import WORKER
 from sams.runtime.provenance import ENVIRONMENT, code_digest, made_on
 from sams.training.checkpoints import Checkpoints, fingerprint
-from sams.training.distribution import WORKER, Workers
+from sams.training.distribution import Workers
 from sams.training.gates import TrainingFailure
 from sams.training.tuning import Tuning
 

@@ -18,8 +18,8 @@ from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from typing import Any
 
-from sams.runtime import child
 from sams.runtime.json_handler import JsonHandler
+from sams.runtime.processes import end_child, start_child
 from sams.world.verdicts import UnknownPrompt, Verdict, judge_prompt
 
 MODEL = "local-judge"
@@ -154,7 +154,7 @@ def local_judge(length_lean: float) -> Iterator[LocalJudge]:
     Raises:
         RuntimeError: it did not start.
     """
-    process = child.start(["sams.world.local_judge", repr(length_lean)], stdout=subprocess.PIPE)
+    process = start_child(["sams.world.local_judge", repr(length_lean)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         port = process.stdout.readline().strip().decode()
@@ -163,7 +163,7 @@ def local_judge(length_lean: float) -> Iterator[LocalJudge]:
         _wait_for_health(f"http://{HOST}:{port}/health", process)
         yield LocalJudge(f"http://{HOST}:{port}/v1", process)
     finally:
-        child.end(process)
+        end_child(process)
 
 
 def _wait_for_health(url: str, process: subprocess.Popen[bytes]) -> None:

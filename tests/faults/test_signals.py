@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
+from sams.runtime.processes import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.study.recipes import Job
 from sams.training import preference
 from tests.conftest import ROOT
@@ -48,7 +48,7 @@ def test_a_stage_closes_what_is_open_and_ends_with_75(number: signal.Signals, tm
     told = stage.communicate(timeout=30)[1]
     assert stage.returncode == EXIT_INTERRUPTED == 75
     assert place.read_text() == "closed"
-    assert f"stopped by {number.name}; the same command goes on" in told and "Traceback" not in told
+    assert f"stopped by {number.name}; run the same command to resume" in told and "Traceback" not in told
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
@@ -117,7 +117,7 @@ def test_torchrun_passes_it_on_and_ends_with_75(
     saved = time.monotonic() - began
     told = process.communicate(timeout=90)[1]
     assert process.returncode == EXIT_INTERRUPTED, told[-3000:]
-    assert "stopped on request; the same command goes on" in told and "Traceback" not in told
+    assert "stopped on request; run the same command to resume" in told and "Traceback" not in told
     print(f"{number.name}: saved after {saved:.1f} s, ended after {time.monotonic() - began:.1f} s")
 
 
