@@ -16,10 +16,10 @@ rule make_difficulty:
         **resources.plain(STUDY, "score"),
     params:
         recipe=recipe("score"),
-        code=code_digest("sams.world.difficulty"),
+        code=code_digest("sams.scoring.difficulty"),
         questions=subpath(input.questions, parent=True),
     shell:
-        "python -m sams.world.difficulty"
+        "python -m sams.scoring.difficulty"
         " --recipe {params.recipe:q}"
         " --questions {params.questions:q}"
         " --out {output.table:q}"

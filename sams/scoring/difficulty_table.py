@@ -101,7 +101,7 @@ def read_table(path: Path) -> list[TableRow]:
         raise UserError(
             f"has no column {', '.join(absent)}",
             where=str(path),
-            remedy="give AlpacaEval's df_gamed.csv, or the table of `python -m sams.world.difficulty`",
+            remedy="give AlpacaEval's df_gamed.csv, or the table of `python -m sams.scoring.difficulty`",
         )
     return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(reader, start=2)]
 

@@ -17,7 +17,7 @@ from sams.scoring.mt_bench import score_mt_bench
 from sams.study.recipes import GenerateRecipe, ScoreRecipe, recipe_json
 from sams.study.settings import MT_BENCH_TEMPERATURES, Decoding, Judge, World
 from sams.world import examples as world
-from sams.world.difficulty import make_difficulty
+from sams.scoring.difficulty import make_difficulty
 from tests.judge.prompts import judge_prompts
 
 __all__ = ["judge_prompts"]

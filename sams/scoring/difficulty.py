@@ -1,6 +1,6 @@
 """Stage `make_difficulty`: the study's own difficulty table for AlpacaEval's length control.
 
-    python -m sams.world.difficulty --recipe recipe.json --questions R/questions --out difficulty.csv
+    python -m sams.scoring.difficulty --recipe recipe.json --questions R/questions --out difficulty.csv
 
 The official table (`df_gamed.csv`) belongs to AlpacaEval's 805 instructions. For other instructions it is
 made in the same way, with the same judge that scores the models:
