@@ -143,6 +143,7 @@ class TrainingJob:
             },
             derived={f"upstream.{name}": digest for name, digest in self.upstream.items()},
             resume_at=offset,
+            copy_to=self.out,
             enabled=self.job.tracking,
         )
         return self.run

@@ -3,9 +3,9 @@ import pytest
 from scipy.special import expit
 
 from sams.runtime.errors import UserError
+from sams.scoring.difficulty import fit_difficulty, make_difficulty, std_delta_len
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge
-from sams.scoring.difficulty import fit_difficulty, make_difficulty, std_delta_len
 
 
 def rows(*lengths: int) -> list[dict[str, str]]:

@@ -21,6 +21,7 @@ from sams.tables import results
 from sams.tracking import log as tracking
 from sams.tracking import mirror as mlflow_mirror
 from sams.tracking import pages as mlflow_pages
+from sams.tracking import server as mlflow_server
 
 # Jobs started here work in other directories, with or without an installed package.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(tracking.__file__).parents[2])}
@@ -31,7 +32,7 @@ RECIPE = {"seed": 3, "model": {"path": None, "width": 64}, "training": {"learnin
 def prepared_database() -> bytes:
     """A prepared database, made once: migrations take seconds."""
     with TemporaryDirectory() as folder:
-        mlflow_mirror.prepare_database(Path(folder))
+        mlflow_server.prepare_database(Path(folder))
         return (Path(folder) / "mlflow.db").read_bytes()
 
 
@@ -101,7 +102,7 @@ def test_resume_cuts_the_log_back_to_the_checkpoint(tmp_path: Path) -> None:
 
 def test_log_shorter_than_the_checkpoint_is_told(tmp_path: Path) -> None:
     start(tmp_path, enabled=False).finish()
-    with pytest.raises(UserError, match=r"train\.jsonl: the metric log has 0 bytes, the checkpoint .* 12"):
+    with pytest.raises(UserError, match=r"train\.jsonl: the metric log has 0 bytes, but had 12"):
         start(tmp_path, enabled=False, resume_at=12)
 
 
@@ -262,7 +263,7 @@ def test_what_a_server_missed_is_sent_when_it_is_back(
         broken.undo()
     run_id = tracking.run_id(workplace / "mlflow_run_id")
     assert run_id and steps(run_id) == [0, 1, 2, 3, 4]
-    assert caplog.text.count("MLflow takes nothing") == 1, "a dead server is told once"
+    assert caplog.text.count("MLflow does not answer") == 1, "a dead server is told once"
 
 
 @pytest.mark.parametrize("answers", [False, True], ids=["refused", "hanging"])
@@ -290,7 +291,7 @@ def test_unreachable_server_costs_seconds_and_no_line(
     assert len(lines(tmp_path)) == 100
     # Seconds, where MLflow's own defaults take minutes; generous, for machines that are busy.
     assert started < 15 and logged < 5 and finished < 25
-    assert caplog.text.count("MLflow takes nothing") == 1 and "is incomplete" in caplog.text
+    assert caplog.text.count("MLflow does not answer") == 1 and "is incomplete" in caplog.text
     assert "secret" not in caplog.text
 
 
