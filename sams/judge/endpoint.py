@@ -12,17 +12,14 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sams.judge.client import KEY_VARIABLE
 from sams.judge.proxy import DryRun, Proxy, judge_proxy
-from sams.judge.upstream import KEY_VARIABLE, missing_key, quiet
+from sams.judge.upstream import missing_key
 from sams.runtime.errors import UserError
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge
 from sams.world.local_judge import LocalJudge, local_judge
-
-if TYPE_CHECKING:
-    import openai
 
 log = logging.getLogger(__name__)
 
@@ -127,35 +124,3 @@ def open_judge(recipe: ScoreRecipe, store: Path | None = None, dry_run: bool = F
 def _check_local(judge: LocalJudge) -> None:
     if not judge.is_alive():
         raise RuntimeError("the judge ended while it was needed")
-
-
-def client(endpoint: Endpoint) -> "openai.OpenAI":
-    """A client of an endpoint, one per process and thread-safe."""
-    return judge_client(endpoint.base_url, endpoint.token)
-
-
-def judge_client(base_url: str, token: str) -> "openai.OpenAI":
-    """As `client`. AlpacaEval calls it once per prompt, as the `client_class` of its client configuration."""
-    return _client(os.getpid(), base_url, token)
-
-
-def no_judge() -> "openai.OpenAI":
-    """In place of `judge_client` where every judgment is recorded, so that no call can be needed."""
-    raise RuntimeError("a judgment is needed that is not among the recorded ones")
-
-
-@functools.cache
-def _client(process: int, base_url: str, token: str) -> "openai.OpenAI":
-    # `process` is part of the key because connections must not be shared with a forked worker.
-    import openai
-
-    quiet()
-    return openai.OpenAI(
-        base_url=base_url,
-        api_key=token,
-        # The proxy may wait long between its tries; that it or the local judge has ended is seen by `check`.
-        timeout=None,
-        max_retries=1,
-        # Loopback is never reached through a proxy of the network.
-        http_client=openai.DefaultHttpxClient(trust_env=False),
-    )

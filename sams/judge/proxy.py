@@ -14,20 +14,18 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from http import HTTPStatus
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from sams.judge.store import Answer, Request, Store, Tokens, expected_tokens, key_of, tokens_of
 from sams.judge.upstream import CallFailed, Upstream, is_refusal
 from sams.runtime.errors import UserError
-from sams.runtime.json_handler import JsonHandler
+from sams.runtime.loopback import HOST, JsonHandler, LoopbackServer
 from sams.runtime.progress import Progress
 from sams.study.settings import Judge
 
 log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
 MAX_REQUEST_BYTES = 4 << 20
 ATTEMPT_HEADER = "X-Sams-Attempt"
 # AlpacaEval leaves a prompt alone whose call is refused in these words; any other it would call again.
@@ -235,10 +233,7 @@ def _named(answers: list[Answer], key: str) -> list[str]:
 # --- the server -----------------------------------------------------------------------------------
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Server(LoopbackServer):
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
         super().__init__((HOST, 0), _Handler)
@@ -249,21 +244,15 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(JsonHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    timeout = 300.0  # seconds a connection may stay silent
     server: _Server
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the proxy counts."""
-
     def do_POST(self) -> None:
-        size = self.headers.get("Content-Length", "")
-        if not (size.isascii() and size.isdigit()):
+        size = self._size()
+        if size is None:
             return self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed")
-        if int(size) > MAX_REQUEST_BYTES:
+        if size > MAX_REQUEST_BYTES:
             return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_REQUEST_BYTES} bytes")
-        body = self.rfile.read(int(size))
+        body = self.rfile.read(size)
         given = self.headers.get("Authorization", "")
         if not secrets.compare_digest(given.encode(), f"Bearer {self.server.proxy.token}".encode()):
             # Others on this machine must not call on the user's account.

@@ -1,7 +1,8 @@
 """One small call of a judge before anything is trained: a wrong key, address or model is known at once."""
 
+from sams.judge.client import KEY_VARIABLE
 from sams.judge.store import Request
-from sams.judge.upstream import KEY_VARIABLE, CallFailed, Upstream, is_refusal
+from sams.judge.upstream import CallFailed, Upstream, is_refusal
 from sams.runtime.errors import UserError
 from sams.study.settings import Judge
 from sams.world.verdicts import pair_prompt

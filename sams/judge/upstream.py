@@ -1,18 +1,16 @@
 """Calls of a judge's endpoint: within limits, and with retries of what may pass."""
 
 import email.utils
-import functools
 import json
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
 
 import tenacity
 
+from sams.judge.client import KEY_VARIABLE, endpoint_client
 from sams.judge.store import Answer, Request
 from sams.runtime.errors import UserError
 from sams.study.settings import Judge
@@ -21,9 +19,6 @@ if TYPE_CHECKING:
     import openai
 
 log = logging.getLogger(__name__)
-
-KEY_VARIABLE = "OPENAI_API_KEY"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 LONGEST_BACK_OFF = 60.0
 # An endpoint that asks for a longer pause is out of quota rather than busy.
@@ -74,7 +69,7 @@ class Upstream:
         self.stopped: UserError | None = None
         self._settings = settings
         self._key = key
-        self._client = _client(settings, key) if key else None
+        self._client = endpoint_client(settings, key) if key else None
         self._lock = threading.Lock()
         self._halt = threading.Event()
         self._slots = threading.Semaphore(settings.concurrency)
@@ -240,59 +235,6 @@ def is_refusal(answer: Answer) -> bool:
     """Whether an answer says nothing: the judge refused, or gave an empty text."""
     message = answer["choices"][0]["message"]
     return not (message.get("content") or "").strip()
-
-
-def quiet() -> None:
-    """Leave out the line that the HTTP libraries log for each call."""
-    for library in ("httpx", "httpx2"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-
-
-def _client(settings: Judge, key: str) -> "openai.OpenAI":
-    import openai
-
-    quiet()
-    address = urlsplit(settings.base_url)
-    query = dict(parse_qsl(address.query))
-    return openai.OpenAI(
-        base_url=address._replace(query="").geturl(),
-        api_key=key,
-        timeout=settings.timeout_seconds,
-        max_retries=0,  # the retries are ours
-        default_query=query,
-        # Azure's older addresses, .../openai/deployments/NAME?api-version=..., want the key in this header.
-        default_headers={"api-key": key} if "api-version" in query else {},
-        # A redirect would carry the key to another place; loopback is never reached through a proxy.
-        http_client=openai.DefaultHttpxClient(
-            follow_redirects=False,
-            trust_env=address.hostname not in LOOPBACK,
-            event_hooks={"response": [functools.partial(_bound, seconds=settings.timeout_seconds)]},
-        ),
-    )
-
-
-def _bound(response: Any, seconds: float) -> None:
-    """Let the body of an answer take so many seconds in all: the library's time-out is between two bytes.
-
-    An endpoint that sends a byte now and then would hold a call for ever.
-    """
-    import httpx2  # the HTTP library of openai's client
-
-    class Bounded(httpx2.SyncByteStream):
-        def __init__(self, stream: Any) -> None:
-            self.stream = stream
-
-        def __iter__(self) -> Iterator[bytes]:
-            until = time.monotonic() + seconds
-            for part in self.stream:
-                if time.monotonic() > until:
-                    raise httpx2.ReadTimeout("the answer takes too long", request=response.request)
-                yield part
-
-        def close(self) -> None:
-            self.stream.close()
-
-    response.stream = Bounded(response.stream)
 
 
 def _refused_key(where: str) -> UserError:

@@ -11,21 +11,21 @@ import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sams.judge.endpoint import DEFAULT_MODEL, STORE, judge_name, key_withheld, open_judge
+from sams.judge.endpoint import DEFAULT_MODEL, STORE, judge_name, open_judge
 from sams.judge.proxy import DryRun
 from sams.runtime.errors import UserError
-from sams.runtime.files import whole_file, write_json
+from sams.runtime.files import whole_file
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.alpaca_eval_run import ANNOTATOR, Key, Result, key_of, run_alpaca_eval
 from sams.scoring.difficulty_table import check_reference, check_table, read_table
 from sams.scoring.inputs import Row, doubled, input_hashes, read_json_rows, some_of, text_of, versions
-from sams.scoring.tracked import scoring_run
+from sams.scoring.job import run_scoring
 from sams.study.recipes import ScoreRecipe
 
 log = logging.getLogger("alpaca_eval")
@@ -312,25 +312,18 @@ def main(
     dry_run: Annotated[bool, typer.Option(help="Say what the judge's calls will take, and end.")] = False,
 ) -> None:
     """Score a model's outputs with AlpacaEval 2."""
-    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
     score = functools.partial(
         score_alpaca_eval,
         model_outputs,
         reference_outputs,
-        recipe=settings,
         annotations=annotations,
         difficulty=difficulty,
         annotations_out=annotations_out,
-        judge_store=judge_store or out.with_name(STORE),
     )
-    if dry_run:
-        with suppress(DryRun):
-            score(dry_run=True)
+    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
+    metrics = run_scoring("score_alpaca_eval", score, settings, out, judge_store, dry_run)
+    if metrics is None:
         return
-    with key_withheld(), scoring_run("score_alpaca_eval", settings, out) as tracked:
-        metrics = score()
-        write_json(out, metrics)
-        tracked.finish(final=metrics)
     lc = metrics["length_controlled_winrate"]
     log.info(
         "%s: win rate %.2f +- %.2f, length-controlled %s, %d instructions, %s",

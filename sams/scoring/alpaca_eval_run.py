@@ -147,10 +147,10 @@ def _make_hub_cache(hub: Path, difficulty: Path) -> None:
 def _environment(folder: Path, endpoint: Endpoint | None) -> dict[str, str]:
     clients = folder / "clients.yaml"
     # The package builds a client for every call; ours is one per process.
-    client: dict[str, Any] = {"client_class": "sams.judge.endpoint.no_judge"}
+    client: dict[str, Any] = {"client_class": "sams.judge.client.no_judge"}
     if endpoint is not None:
         client = {
-            "client_class": "sams.judge.endpoint.judge_client",
+            "client_class": "sams.judge.client.judge_client",
             "base_url": endpoint.base_url,
             "token": endpoint.token,
         }

@@ -15,23 +15,23 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sams.judge.endpoint import STORE, Endpoint, client, judge_name, key_withheld, open_judge
+from sams.judge.client import judge_client
+from sams.judge.endpoint import STORE, Endpoint, judge_name, open_judge
 from sams.judge.proxy import ATTEMPT_HEADER, DryRun
 from sams.runtime.errors import UserError
-from sams.runtime.files import whole_file, write_json
+from sams.runtime.files import whole_file
 from sams.runtime.progress import progress
 from sams.runtime.stage import read_recipe, run
 from sams.scoring import fastchat_judge as fastchat
 from sams.scoring.fastchat_judge import ERROR, FAILED, Grading, Messages
 from sams.scoring.inputs import Row, input_hashes, read_json_lines, some_of, text_of, versions
+from sams.scoring.job import run_scoring
 from sams.scoring.mt_bench_inputs import TURNS, read_answers, read_prompts, read_questions, read_references
-from sams.scoring.tracked import scoring_run
 from sams.study.recipes import ScoreRecipe
 
 log = logging.getLogger("mt_bench")
@@ -177,7 +177,7 @@ def _ask(matches: Sequence[Any], endpoint: Endpoint) -> dict[Place, Grading]:
     """Ask the judge for each match, several at a time; an answer without a rating is asked for again."""
     import openai
 
-    judge = client(endpoint)
+    judge = judge_client(endpoint.base_url, endpoint.token)
 
     def chat(messages: Messages, temperature: float, max_tokens: int, *, attempt: int) -> str:
         answer = judge.chat.completions.create(
@@ -293,27 +293,20 @@ def main(
     dry_run: Annotated[bool, typer.Option(help="Say what the judge's calls will take, and end.")] = False,
 ) -> None:
     """Score a model's answers with MT-Bench."""
-    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
     score = functools.partial(
         score_mt_bench,
         answers,
         questions,
         references,
         judge_prompts,
-        recipe=settings,
         judgments=judgments,
         judgments_out=judgments_out,
         accept_failed=accept_failed,
-        judge_store=judge_store or out.with_name(STORE),
     )
-    if dry_run:
-        with suppress(DryRun):
-            score(dry_run=True)
+    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
+    metrics = run_scoring("score_mt_bench", score, settings, out, judge_store, dry_run)
+    if metrics is None:
         return
-    with key_withheld(), scoring_run("score_mt_bench", settings, out) as tracked:
-        metrics = score()
-        write_json(out, metrics)
-        tracked.finish(final=metrics)
     log.info(
         "%s: %.2f (first turn %s, second %s), %d judgments, %d failed, %s",
         metrics["model_id"],

@@ -15,15 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from http.server import ThreadingHTTPServer
 from typing import Any
 
-from sams.runtime.json_handler import JsonHandler
+from sams.runtime.loopback import HOST, JsonHandler, LoopbackServer
 from sams.runtime.processes import end_child, start_child
 from sams.world.verdicts import UnknownPrompt, Verdict, judge_prompt
 
 MODEL = "local-judge"
-HOST = "127.0.0.1"
 MAX_REQUEST_BYTES = 1 << 20
 START_SECONDS = 60.0
 
@@ -31,22 +29,10 @@ START_SECONDS = 60.0
 # --- the server -----------------------------------------------------------------------------------
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-
 class _Handler(JsonHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    timeout = 300.0  # seconds a connection may stay silent
-
     def __init__(self, *args: Any, length_lean: float) -> None:
         self.length_lean = length_lean
         super().__init__(*args)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the scorers report what they did."""
 
     def do_GET(self) -> None:
         if self.path == "/health":
@@ -58,17 +44,17 @@ class _Handler(JsonHandler):
             self._refuse(HTTPStatus.NOT_FOUND, f"no such path: {self.path}")
 
     def do_POST(self) -> None:
-        size = self.headers.get("Content-Length", "")
-        if not (size.isascii() and size.isdigit()):
+        size = self._size()
+        if size is None:
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed")
-        elif int(size) > MAX_REQUEST_BYTES:
-            self._discard(int(size))
+        elif size > MAX_REQUEST_BYTES:
+            self._discard(size)
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request may have {MAX_REQUEST_BYTES} bytes")
         elif self.path != "/v1/chat/completions":
-            self._discard(int(size))
+            self._discard(size)
             self._refuse(HTTPStatus.NOT_FOUND, f"no such path: {self.path}")
         else:
-            self._judge(self.rfile.read(int(size)))
+            self._judge(self.rfile.read(size))
 
     def _judge(self, body: bytes) -> None:
         try:
@@ -127,7 +113,7 @@ def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:
 
 def serve(length_lean: float) -> None:
     """Serve until killed. The port, chosen by the system, is told on standard output as one line."""
-    server = _Server((HOST, 0), partial(_Handler, length_lean=length_lean))
+    server = LoopbackServer((HOST, 0), partial(_Handler, length_lean=length_lean))
     print(server.server_address[1], flush=True)
     server.serve_forever()
 

@@ -29,7 +29,7 @@ from sams.world.tasks import read_instruction
 from tests.conftest import ROOT
 from tests.judge.endpoint import KEY, Endpoint, always, many_faults, serving
 
-INSTRUCTIONS = 40
+INSTRUCTIONS = 30
 QUESTIONS = 20
 CONCURRENCY = 4
 # What a run took and where it went; all else in metrics.json is the result.
@@ -206,7 +206,7 @@ def test_no_fault_changes_a_figure_is_paid_twice_or_tells_the_key(
             while endpoint.outcomes["ok"] < stage.calls // 3 and process.poll() is None:
                 time.sleep(0.005)
             process.send_signal(signal.SIGKILL)
-            assert process.wait(10) == -signal.SIGKILL, (out / "log").read_text()
+            assert process.wait(60) == -signal.SIGKILL, (out / "log").read_text()
         time.sleep(0.1)  # what was in flight
         assert kept_calls(out) >= stage.calls // 3 - CONCURRENCY
         assert endpoint.peak <= CONCURRENCY and seen.children
@@ -216,7 +216,7 @@ def test_no_fault_changes_a_figure_is_paid_twice_or_tells_the_key(
             "401" if kept_calls(out) > stage.calls * 2 // 3 else many_faults(request, time)
         )
         with running(stage, endpoint, out) as process, watching(process) as more:
-            assert process.wait(120) == 2
+            assert process.wait(600) == 2
         log = (out / "log").read_text()
         errors = [line for line in log.splitlines() if line.startswith("error: ")]
         assert errors == [f"error: {endpoint.base_url}: the judge refuses the key; check OPENAI_API_KEY"]
