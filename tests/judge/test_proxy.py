@@ -244,7 +244,7 @@ def test_a_full_disk_ends_it(endpoint: Endpoint, request_of: Ask) -> None:
         proxy.admit()
         with pytest.raises(CallFailed):
             proxy.answer(request_of(0), 1)
-        with pytest.raises(UserError, match="/dev/full: cannot keep the judge's answers: No space left"):
+        with pytest.raises(UserError, match="/dev/full: cannot store the judge's answers: No space left"):
             proxy.check()
 
 

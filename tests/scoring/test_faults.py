@@ -277,7 +277,5 @@ def test_a_dry_run_says_what_it_will_take_and_calls_nothing(
             **stage.inputs, recipe=recipe_for(endpoint), out=tmp_path / "out" / "metrics.json", dry_run=True
         )
         assert endpoint.billed == 0
-    assert (
-        f"{stage.calls} calls, 0 of them answered before; {stage.calls} to make, with about " in caplog.text
-    )
+    assert f"{stage.calls} calls, 0 of them in the store; {stage.calls} to make, with about " in caplog.text
     assert not list(tmp_path.iterdir())
