@@ -1,7 +1,7 @@
-"""The local judge: an OpenAI-compatible server on a free loopback port, run as a child process.
+"""The local judge: an OpenAI-compatible server on a free loopback port, in a child process.
 
-It answers `POST /v1/chat/completions`, `GET /v1/models` and `GET /health`, so that AlpacaEval and FastChat
-call it as they would call OpenAI. How it grades is in `sams.world.verdicts`.
+It answers `POST /v1/chat/completions`, `GET /v1/models` and `GET /health`, so that AlpacaEval and FastChat call it as
+they would call OpenAI. `sams.world.verdicts` grades.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class _Handler(JsonHandler):
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed")
         elif size > MAX_REQUEST_BYTES:
             self._discard(size)
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request may have {MAX_REQUEST_BYTES} bytes")
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_REQUEST_BYTES} bytes")
         elif self.path != "/v1/chat/completions":
             self._discard(size)
             self._refuse(HTTPStatus.NOT_FOUND, f"no such path: {self.path}")
@@ -68,16 +68,16 @@ class _Handler(JsonHandler):
         try:
             verdict = judge_prompt(prompt, self.length_lean)
         except UnknownPrompt as error:
-            # AlpacaEval leaves a prompt that is answered with this last sentence, instead of retrying it.
+            # AlpacaEval does not repeat a call that is refused with this last sentence.
             self._refuse(HTTPStatus.BAD_REQUEST, f"{error}. Please try again with a different prompt.")
             return
         self._send(HTTPStatus.OK, completion(verdict, prompt, model))
 
     def _discard(self, size: int) -> None:
-        """Read on without keeping, within bounds, so that the client comes to hear why it is refused."""
-        left = min(size, 16 * MAX_REQUEST_BYTES)
-        while left > 0 and (part := self.rfile.read(min(left, 1 << 16))):
-            left -= len(part)
+        """Read and drop the body, up to a limit, so that the client reads the refusal."""
+        rest = min(size, 16 * MAX_REQUEST_BYTES)
+        while rest > 0 and (part := self.rfile.read(min(rest, 1 << 16))):
+            rest -= len(part)
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         self.close_connection = True
@@ -85,7 +85,7 @@ class _Handler(JsonHandler):
 
 
 def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:
-    """A verdict in OpenAI's form of a chat completion. Tokens are counted as words."""
+    """Return a verdict as an OpenAI chat completion. Tokens are counted as words."""
     log_probs = None
     if verdict.log_probs is not None:
         tokens = [
@@ -112,7 +112,7 @@ def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:
 
 
 def serve(length_lean: float) -> None:
-    """Serve until killed. The port, chosen by the system, is told on standard output as one line."""
+    """Serve until killed, on a port chosen by the system, which is printed as one line."""
     server = LoopbackServer((HOST, 0), partial(_Handler, length_lean=length_lean))
     print(server.server_address[1], flush=True)
     server.serve_forever()
@@ -129,23 +129,23 @@ class LocalJudge:
     process: subprocess.Popen[bytes]
 
     def is_alive(self) -> bool:
-        """Whether the server's process still runs."""
+        """Whether the process of the server is running."""
         return self.process.poll() is None
 
 
 @contextlib.contextmanager
 def local_judge(length_lean: float) -> Iterator[LocalJudge]:
-    """Start a local judge, wait until it answers, and end it when the block is left, in whatever way.
+    """Start a local judge and wait until it answers; the end of the block stops it.
 
     Raises:
-        RuntimeError: it did not start.
+        RuntimeError: it does not start.
     """
     process = start_child(["sams.world.local_judge", repr(length_lean)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         port = process.stdout.readline().strip().decode()
         if not port:
-            raise RuntimeError(f"the local judge ended at once with status {process.wait()}")
+            raise RuntimeError(f"the local judge has ended with status {process.wait()}")
         _wait_for_health(f"http://{HOST}:{port}/health", process)
         yield LocalJudge(f"http://{HOST}:{port}/v1", process)
     finally:
@@ -153,7 +153,7 @@ def local_judge(length_lean: float) -> Iterator[LocalJudge]:
 
 
 def _wait_for_health(url: str, process: subprocess.Popen[bytes]) -> None:
-    # Loopback is never reached through a proxy, whatever the environment says.
+    # Loopback is never reached through a network proxy.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
