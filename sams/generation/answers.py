@@ -1,7 +1,6 @@
 """Read the questions of the two benchmarks, and answer them in the form that the scorers read."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 from sams.data.records import Message
 from sams.generation.facts import sample_label
 from sams.runtime.errors import UserError
-from sams.runtime.files import canonical_json, whole_file
+from sams.runtime.files import canonical_json
 from sams.scoring.inputs import Row, read_json_lines, read_json_rows, text_of
 
 if TYPE_CHECKING:
@@ -123,10 +122,3 @@ def _fastchat_row(question: Row, name: str, samples: list[list[str]]) -> Row:
 
 def _user(content: str) -> Message:
     return {"role": "user", "content": content}
-
-
-def write_json_lines(path: Path, rows: Sequence[Row]) -> None:
-    """Write one JSON object per line, completely or not at all."""
-    with whole_file(path) as part, part.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -21,11 +21,11 @@ from sams.generation.answers import (
     answer_questions,
     read_instructions,
     read_questions,
-    write_json_lines,
 )
 from sams.generation.facts import made_with, model_digest, parts_path
 from sams.generation.shards import Shards
 from sams.runtime.files import sha256_of, write_json
+from sams.runtime.jsonl import write_lines
 from sams.runtime.provenance import made_on
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.inputs import meta_path
@@ -57,7 +57,7 @@ def generate_answers(
 
     read, answer, write = {
         "alpaca_eval": (read_instructions, answer_instructions, write_json),
-        "mt_bench": (read_questions, answer_questions, write_json_lines),
+        "mt_bench": (read_questions, answer_questions, write_lines),
     }[recipe.benchmark]
     rows, source = read(questions)
     facts = {

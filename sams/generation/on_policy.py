@@ -22,11 +22,11 @@ import typer
 
 from sams.data.forms import prompt_of
 from sams.data.sources import numbered_rows
-from sams.generation.answers import write_json_lines
 from sams.generation.facts import made_with, model_digest, parts_path, sample_label
 from sams.generation.shards import Shards
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json, sha256_of, write_json
+from sams.runtime.jsonl import write_lines
 from sams.runtime.provenance import made_on
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.inputs import meta_path
@@ -123,7 +123,7 @@ def make_pairs(
     meta_path(out).unlink(
         missing_ok=True
     )  # a kill before the next write must not leave the facts of other pairs
-    write_json_lines(out, pairs)
+    write_lines(out, pairs)
     meta |= {"sha256": sha256_of(out), "environment": made_on()}
     write_json(meta_path(out), meta)
     shards.remove()

@@ -1,11 +1,14 @@
-"""Append-only files of JSON lines that stay readable after a kill."""
+"""Files of JSON lines: append-only ones that stay readable after a kill, and complete ones."""
 
 import contextlib
 import errno
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
+
+from sams.runtime.files import whole_file
 
 
 class Jsonl:
@@ -77,3 +80,9 @@ def complete_lines(path: Path) -> list[bytes]:
 def complete_size(path: Path) -> int:
     """Return the bytes of the complete lines of a file."""
     return sum(len(line) + 1 for line in complete_lines(path))
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+    """Write a file of JSON lines, completely or not at all."""
+    with whole_file(path) as part, part.open("w", encoding="utf-8") as stream:
+        stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

@@ -8,7 +8,6 @@ a score is given only if each turn of each question has exactly one rating.
 """
 
 import functools
-import json
 import logging
 import statistics
 import time
@@ -24,7 +23,7 @@ from sams.judge.client import judge_client
 from sams.judge.endpoint import STORE, Endpoint, judge_name, open_judge
 from sams.judge.proxy import ATTEMPT_HEADER, DryRun
 from sams.runtime.errors import UserError
-from sams.runtime.files import whole_file
+from sams.runtime.jsonl import write_lines
 from sams.runtime.progress import progress
 from sams.runtime.stage import read_recipe, run
 from sams.scoring import fastchat_judge as fastchat
@@ -105,7 +104,7 @@ def score_mt_bench(
         _row(match, model, str(judge), rated[_turn(match)]) for match in matches if _turn(match) not in failed
     ]
     if judgments_out is not None and rows:
-        _write_judgments(judgments_out, rows)
+        write_lines(judgments_out, rows)
     if failed and not (accept_failed and rows):
         raise UserError(
             f"{len(failed)} of {len(matches)} judgments of {model} are missing or failed: "
@@ -264,12 +263,6 @@ def _row(match: Any, model: str, judge: str, grading: Grading) -> Row:
         "turn": fastchat.turn_of(match),
         "tstamp": time.time(),
     }
-
-
-def _write_judgments(path: Path, rows: Sequence[Row]) -> None:
-    with whole_file(path) as part, part.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 # --- command line ---------------------------------------------------------------------------------

@@ -1,14 +1,14 @@
 """Stage `prepare_questions`: write the inputs of the benchmarks, from the synthetic world or from files."""
 
-import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sams.data.sources import Row, numbered_rows
 from sams.runtime.errors import UserError
 from sams.runtime.files import sha256_of, whole_folder, write_json
+from sams.runtime.jsonl import write_lines
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.fetch import published
 from sams.study.recipes import QuestionsRecipe
@@ -47,7 +47,7 @@ def main(recipe: str, out: Path) -> None:
             sources["alpaca_eval.json"] = source(given)
         if settings.mt_bench is not None:
             for name, (rows, given) in mt_bench_rows(settings.mt_bench, settings.world).items():
-                write_json_lines(part / name, rows)
+                write_lines(part / name, rows)
                 sources[name] = source(given)
         write_json(part / "source.json", sources)
     log.info("%s", sources or "no benchmark is scored")
@@ -117,12 +117,6 @@ def source(given: str | None) -> dict[str, str]:
     known = published(given)
     address = {"url": known.url} if known else {}
     return {"file": given, "sha256": sha256_of(Path(given)), **address}
-
-
-def write_json_lines(file: Path, rows: Iterable[Row]) -> None:
-    """Write one JSON object per line."""
-    with file.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 # --- files of the user ----------------------------------------------------------------------------
