@@ -94,8 +94,8 @@ class RewardModel:
         with Progress("rewards", len(fitting), "answers") as progress:
             for start in range(0, len(fitting), self._batch_size):
                 batch = fitting[start : start + self._batch_size]
-                found = self._score([encoded[index] for index in batch])
-                for index, score in zip(batch, found, strict=True):
+                rewards = self._score([encoded[index] for index in batch])
+                for index, score in zip(batch, rewards, strict=True):
                     if not math.isfinite(score):
                         raise UserError(
                             f"the reward of an answer is {score}",

@@ -183,8 +183,8 @@ def watch(command: Sequence[str], where: str) -> int:
 def workers_of(torchrun: int) -> list[psutil.Process]:
     """Return the running workers of torchrun."""
     try:
-        found = psutil.Process(torchrun).children()
-        return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
+        children = psutil.Process(torchrun).children()
+        return [process for process in children if process.status() != psutil.STATUS_ZOMBIE]
     except psutil.NoSuchProcess:
         return []
 

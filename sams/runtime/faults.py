@@ -71,17 +71,17 @@ def explained(error: BaseException) -> UserError | None:
     if is_disk_full(error):
         named = [cause.filename for cause in causes(error) if isinstance(cause, OSError) and cause.filename]
         return UserError(
-            "it cannot be written: the disk is full, or a quota or limit is reached",
+            "cannot be written: the disk is full, or a quota or limit is reached",
             where=str(named[0] if named else _option("--out")),
-            remedy="make room and start the same command again: it goes on from what was finished",
+            remedy="free space and start the same command again: it resumes from what is finished",
         )
     if is_out_of_memory(error):
         notes = [note for cause in causes(error) for note in getattr(cause, "__notes__", [])]
         return UserError(
             "out of memory",
             where=str(_option("--out")),
-            remedy=(notes[0] if notes else "end what else runs on this machine, or use one with more memory")
-            + ", and start the same command again: it goes on from what was finished",
+            remedy=(notes[0] if notes else "end other processes of this machine, or use one with more memory")
+            + ", and start the same command again: it resumes from what is finished",
         )
     return None
 

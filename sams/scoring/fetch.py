@@ -82,10 +82,10 @@ def fetch(source: Source, out: Path) -> None:
     except (OSError, HTTPException) as error:  # URLError is an OSError
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise UserError(f"cannot be fetched ({reason})", where=source.url, remedy=by_hand) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != source.sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != source.sha256:
         raise UserError(
-            f"gave {len(content)} bytes with SHA-256 {found}, expected {source.sha256}",
+            f"sent {len(content)} bytes with SHA-256 {digest}, expected {source.sha256}",
             where=source.url,
             remedy=by_hand,
         )
@@ -99,10 +99,10 @@ def check(path: Path, source: Source) -> None:
     Raises:
         UserError: it is not.
     """
-    found = sha256_of(path)
-    if found != source.sha256:
+    digest = sha256_of(path)
+    if digest != source.sha256:
         raise UserError(
-            f"has SHA-256 {found}, but {source.url} has {source.sha256}",
+            f"has SHA-256 {digest}, but {source.url} has {source.sha256}",
             where=str(path),
             remedy="delete it to have it fetched, or rename it if it is a file of your own",
         )

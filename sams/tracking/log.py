@@ -228,8 +228,8 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, Any]:
 
 def _method_and_seed(name: str) -> dict[str, str]:
     """Method and seed of a results path `<setting>/<method>/seed<k>`; empty for another path."""
-    found = re.fullmatch(r"[^/]+/(?P<method>[^/]+)/seed(?P<seed>\d+)", name)
-    return found.groupdict() if found else {}
+    match = re.fullmatch(r"[^/]+/(?P<method>[^/]+)/seed(?P<seed>\d+)", name)
+    return match.groupdict() if match else {}
 
 
 def _machine() -> dict[str, str]:
