@@ -188,7 +188,7 @@ def lc_obstacle(outputs: Sequence[Row], reference: Sequence[Row], difficulty: Pa
         return "no difficulty table of these instructions was given"
     deltas = {len(a["output"]) - len(b["output"]) for a, b in zip(outputs, reference, strict=True)}
     if len(deltas) == 1:
-        return "all outputs differ from the baseline's by the same length, so that length and quality cannot be separated"
+        return "all outputs differ from the baseline's by the same length: length and quality cannot be separated"
     return None
 
 

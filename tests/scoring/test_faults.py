@@ -167,11 +167,16 @@ def watching(process: "subprocess.Popen[bytes]") -> Iterator[Watched]:
         while not over.wait(0.2):
             with contextlib.suppress(psutil.Error, OSError):
                 found = psutil.Process(process.pid).children(recursive=True)
-                for each in (process.pid, *(child.pid for child in found)):
+                ours = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+                seen.command_lines.add(ours)
+                for each in found:
                     with contextlib.suppress(OSError):
-                        seen.command_lines.add(Path(f"/proc/{each}/cmdline").read_bytes())
-                        if each != process.pid:
-                            seen.children.add(Path(f"/proc/{each}/environ").read_bytes())
+                        command_line = Path(f"/proc/{each.pid}/cmdline").read_bytes()
+                        if (
+                            command_line != ours
+                        ):  # between fork and exec, a child shows what its parent was given
+                            seen.command_lines.add(command_line)
+                            seen.children.add(Path(f"/proc/{each.pid}/environ").read_bytes())
 
     thread = threading.Thread(target=look)
     thread.start()

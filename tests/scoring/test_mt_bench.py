@@ -138,7 +138,7 @@ def judge_that_says(monkeypatch: pytest.MonkeyPatch, *contents: str | None) -> l
         return SimpleNamespace(choices=[SimpleNamespace(message=message)])
 
     judge = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
-    monkeypatch.setattr(mt_bench, "client", lambda endpoint: judge)
+    monkeypatch.setattr(mt_bench, "judge_client", lambda base_url, token: judge)
     return asked
 
 
