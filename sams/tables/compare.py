@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, whole_file
-from sams.runtime.mappings import numbers
 from sams.tables import comparisons, render
 from sams.tables.captions import repeats_note
 from sams.tables.comparisons import RESAMPLES, Side
@@ -21,7 +20,7 @@ from sams.tables.main_table import SCORES
 from sams.tables.panels import save_as
 from sams.tables.results import Cell, read_log, read_run
 from sams.tracking.log import flatten
-from sams.tracking.mirror import run_id
+from sams.tracking.mirror import numbers, run_id
 
 if TYPE_CHECKING:
     import pandas as pd

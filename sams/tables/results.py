@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sams.runtime.errors import UserError
-from sams.runtime.mappings import numbers
+from sams.tracking.mirror import numbers
 
 if TYPE_CHECKING:
     import pandas as pd
