@@ -21,7 +21,7 @@ ENTRY_POINTS = {
     "assess": "sams.generation.assess",
     "generate_answers": "sams.generation.generate",
     "sample_pairs": "sams.generation.on_policy",
-    "make_difficulty": "sams.world.difficulty",
+    "make_difficulty": "sams.scoring.difficulty",
     "score_alpaca_eval": "sams.scoring.alpaca_eval",
     "score_mt_bench": "sams.scoring.mt_bench",
 }

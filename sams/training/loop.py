@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sams.policy.policy import weights_of
 from sams.runtime.costs import Costs
-from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
+from sams.runtime.processes import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.runtime.progress import progress
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors.base import Selector
