@@ -39,7 +39,7 @@ test-hosts: env ## one training on two hosts whose link is cut (needs root)
 faults: env ## faults made to happen: kills, signals, hangs, two workflows, bad input (docs/reliability.md)
 	$(PYTEST) -m faults tests
 	$(PYTEST) -m "faults or slow" tests/training/test_crash_points.py
-	$(PYTEST) $(wildcard tests/test_bad_input*.py tests/test_security.py) tests/faults
+	$(PYTEST) tests/bad_input tests/test_security.py tests/faults
 
 soak: env ## 100,000 steps of a very small model, killed once: nothing grows, no record is lost
 	SAMS_SOAK_STEPS=100000 OMP_NUM_THREADS=1 $(BIN)/pytest -m faults -s tests/faults/test_soak.py

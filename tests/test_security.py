@@ -34,7 +34,7 @@ from sams.tracking import pages as mlflow_pages
 from sams.training.export import KEY, export_trained
 from sams.training.sharded import load_sharded
 from sams.world import local_judge
-from tests.bad_input.test_bad_input_models import Trap
+from tests.bad_input.models import Trap
 from tests.conftest import ROOT
 from tests.study.test_config import tiny_study
 

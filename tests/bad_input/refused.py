@@ -1,5 +1,6 @@
 """Running a stage or the command `sams` as a user does, in this process, to see how a mistake is told."""
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -26,6 +27,11 @@ def cases(*groups: Any) -> pytest.MarkDecorator:
     rows = [Case(*row) for row in groups]
     assert len({row.name for row in rows}) == len(rows)
     return pytest.mark.parametrize("case", rows, ids=[row.name for row in rows])
+
+
+def lines(*rows: Any) -> bytes:
+    """JSON lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 @pytest.fixture
