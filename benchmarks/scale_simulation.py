@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from benchmarks.traffic import CountTraffic, Traffic, expected
 from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
 from sams.planning.models import build, config_of
-from sams.planning.traffic import Traffic, expected
 from sams.policy.model import blocks
 from sams.runtime.files import read_json, write_json
 from sams.runtime.gpus import GPUS
@@ -47,7 +47,9 @@ def simulate(
     passes = Passes(pairs, 2, micro_batches, True, True)
 
     def step(cut: dict[str, int]) -> tuple[float, Traffic]:
-        return Simulation(config | cut, model, world, True, MAX_LENGTH, replicas).step(passes)
+        counted = CountTraffic()
+        peak = Simulation(config | cut, model, world, True, MAX_LENGTH, replicas).peak(passes, counted)
+        return peak, counted.traffic
 
     if quick:
         (less, few), (more, many) = (step({"num_hidden_layers": layers}) for layers in QUICK)

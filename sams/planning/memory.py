@@ -22,7 +22,6 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import DeviceMesh
 
 from sams.planning.models import build
-from sams.planning.traffic import CountTraffic, Traffic
 from sams.policy.model import checkpoint_activations
 from sams.policy.packing import SEGMENTS
 from sams.policy.policy import Policy
@@ -77,12 +76,15 @@ class Simulation:
     max_length: int
     replicas: int = 1
 
-    def peak(self, passes: Passes) -> int:
-        """Bytes at the peak of one process: weights, and of what is trained gradients and AdamW's moments too."""
-        return self.step(passes)[0]
+    def peak(self, passes: Passes, watched: contextlib.AbstractContextManager[Any] | None = None) -> int:
+        """Run one step of one or two micro-batches, or one scoring pass, and return the peak of one process in bytes.
 
-    def step(self, passes: Passes) -> tuple[int, Traffic]:
-        """The peak, and what one process sends: in a step of one or two micro-batches, or in one pass of scoring."""
+        The peak holds the weights, and for a trained policy its gradients and AdamW's moments.
+
+        Args:
+            passes: the passes of the step.
+            watched: context that is active during the passes (`benchmarks.traffic` counts collectives by one).
+        """
         rows = longest_rows(passes, self.max_length, packed=self.model.packing)
         world = self.world if self.sharded else 1
         with fake_processes(world, self.replicas) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
@@ -92,9 +94,11 @@ class Simulation:
                 checkpoint_activations(policy.model)
             if self.sharded and self.world > 1:
                 shard(policy, mesh, self.model.precision)
-            return self._run(policy, rows, passes)
+            return self._run(policy, rows, passes, watched or contextlib.nullcontext())
 
-    def _run(self, policy: Policy, rows: Rows, passes: Passes) -> tuple[int, Traffic]:
+    def _run(
+        self, policy: Policy, rows: Rows, passes: Passes, watched: contextlib.AbstractContextManager[Any]
+    ) -> int:
         optimiser = _with_moments(policy) if passes.trained else None
         sharded = self.sharded and self.world > 1
         tracker: Any = FSDPMemTracker(policy, optimiser) if sharded else MemTracker()  # type: ignore[arg-type]
@@ -103,7 +107,7 @@ class Simulation:
         compute = partial(
             torch.autocast, "cpu", torch.bfloat16, enabled=not sharded and self.model.precision == "bfloat16"
         )
-        with tracker, CountTraffic() as counted, torch.set_grad_enabled(passes.trained):
+        with tracker, watched, torch.set_grad_enabled(passes.trained):
             # What a second micro-batch adds, further ones do not.
             for left in reversed(range(min(2, passes.micro_batches))):
                 tracker.reset_mod_stats()  # each pass is the tracker's first
@@ -115,8 +119,7 @@ class Simulation:
                     logps.mean().backward()
             if optimiser is not None:
                 optimiser.step()
-        peak = max(int(found["Total"]) for found in tracker.get_tracker_snapshot("peak").values())
-        return peak, counted.traffic
+        return max(int(total["Total"]) for total in tracker.get_tracker_snapshot("peak").values())
 
 
 def longest_rows(passes: Passes, max_length: int, *, packed: bool) -> Rows:
