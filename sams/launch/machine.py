@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sams.runtime.files import write_for_no_others
+from sams.runtime.files import restrict_umask
 from sams.runtime.interrupt import WORKFLOW
 from sams.study.config import Study
 from sams.study.recipes import job_of, recipe_json
@@ -49,7 +49,7 @@ def set_job_environment(study: Study, source: str) -> None:
             would run them again.
         source: folder of the source tree, found by jobs wherever the working directory is.
     """
-    write_for_no_others()
+    restrict_umask()
     # Jobs run with the Python that runs Snakemake, also when its environment is not activated.
     python = str(Path(sys.executable).parent)
     os.environ["PATH"] = os.pathsep.join([python, os.environ.get("PATH", "")])
