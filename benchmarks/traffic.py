@@ -1,4 +1,4 @@
-"""What a process sends over its links in a step, counted from a run on tensors that have a shape and no data."""
+"""Count the bytes that a process sends in a step, simulated on tensors without data or computed by formula."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ KINDS = {
 
 @dataclass
 class Traffic:
-    """Bytes that one process sends, by collective; ring algorithms, which no other sends less than.
+    """Bytes that one process sends, by collective, with ring algorithms (which send the minimum).
 
     Attributes:
-        sent: kind of collective -> bytes: (n - 1) / n of the whole tensor for an all-gather or a reduce-scatter over
-            n processes, twice that for an all-reduce.
-        calls: kind -> how many.
+        sent: kind of collective -> bytes: (n - 1) / n of the full tensor for an all-gather or a reduce-scatter over n
+            processes, twice that for an all-reduce.
+        calls: kind of collective -> number of calls.
     """
 
     sent: dict[str, float] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
 
-    def add(self, kind: str, whole: float, processes: int) -> None:
-        """One collective on a tensor of so many bytes."""
+    def add(self, kind: str, size: float, processes: int) -> None:
+        """Add one collective on a tensor of `size` bytes."""
         times = 2 if kind == "all_reduce" else 1
-        self.sent[kind] = self.sent.get(kind, 0.0) + times * whole * (processes - 1) / processes
+        self.sent[kind] = self.sent.get(kind, 0.0) + times * size * (processes - 1) / processes
         self.calls[kind] = self.calls.get(kind, 0) + 1
 
 
 class CountTraffic(TorchDispatchMode):
-    """Counts the collectives of what runs inside it."""
+    """Context manager that counts collectives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,10 +52,10 @@ class CountTraffic(TorchDispatchMode):
             output, given, group = args[0], args[1], args[2]
             if name == "allreduce_":
                 output, group = None, args[1]
-                whole = sum(map(_bytes, args[0]))
+                size = sum(map(_bytes, args[0]))
             else:
-                whole = max(_bytes(output), _bytes(given))
-            self.traffic.add(KINDS[name], whole, ProcessGroup.unbox(group).size())
+                size = max(_bytes(output), _bytes(given))
+            self.traffic.add(KINDS[name], size, ProcessGroup.unbox(group).size())
         return func(*args, **(kwargs or {}))
 
 
@@ -66,23 +66,22 @@ def _bytes(tensor: Tensor) -> int:
 def expected(
     blocks: int, others: int, *, processes: int, replicas: int, compute: torch.dtype, micro_batches: int = 1
 ) -> Traffic:
-    """The same for a step by hand, of the trainer's FSDP2.
+    """Return the traffic of a step with the trainer's FSDP2, by formula.
 
-    For each micro-batch weights are gathered in the compute type, those of the blocks once more for the backward
-    pass; after the last one gradients are reduced in float32, and what is left of them on a process once more over
-    the replicas.
+    For each micro-batch the weights are gathered in the compute type, those of the blocks again for the backward
+    pass. After the last micro-batch the gradients are reduced in float32, and their shards reduced again over the replicas.
 
     Args:
-        blocks: weights in the blocks.
-        others: all others.
-        processes: that a replica is sharded over.
-        replicas: of the policy.
+        blocks: number of weights in the blocks.
+        others: number of all other weights.
+        processes: number of processes that a replica is sharded over.
+        replicas: number of replicas of the policy.
         compute: compute type.
-        micro_batches: of a step.
+        micro_batches: number of micro-batches of a step.
     """
-    found = Traffic()
-    found.add("all_gather", micro_batches * compute.itemsize * (2 * blocks + others), processes)
-    found.add("reduce_scatter", 4 * (blocks + others), processes)
+    traffic = Traffic()
+    traffic.add("all_gather", micro_batches * compute.itemsize * (2 * blocks + others), processes)
+    traffic.add("reduce_scatter", 4 * (blocks + others), processes)
     if replicas > 1:
-        found.add("all_reduce", 4 * (blocks + others) / processes, replicas)
-    return found
+        traffic.add("all_reduce", 4 * (blocks + others) / processes, replicas)
+    return traffic
