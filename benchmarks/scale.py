@@ -1,7 +1,7 @@
 """Scaling of a training step: `make bench-scale` -> results/bench/scale.json and a table.
 
 Varies one quantity at a time: pairs of a batch, tokens of a pair, layers, vocabulary, processes. For each, the
-exponent of cost = a * size ^ exponent is fitted to the medians: 1 is proportional, 0 is constant. Cost is CPU seconds,
+exponent of cost = a * size ^ exponent is fitted to the medians: 1 is proportional, 0 is constant. Cost is CPU time,
 except for processes, where it is wall time: 0 is no gain, -1 is ideal.
 """
 

@@ -69,7 +69,7 @@ def expected(
     """Return the traffic of a step with the trainer's FSDP2, by formula.
 
     For each micro-batch the weights are gathered in the compute type, those of the blocks again for the backward
-    pass. After the last micro-batch the gradients are reduced in float32, and their shards reduced again over the replicas.
+    pass. After the last micro-batch the gradients are reduced in float32, and their shards over the replicas.
 
     Args:
         blocks: number of weights in the blocks.
