@@ -14,10 +14,11 @@ import torch
 
 from benchmarks.traffic import CountTraffic, Traffic, expected
 from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
-from sams.planning.models import build, config_of
+from sams.planning.models import build
 from sams.policy.model import blocks
 from sams.runtime.files import read_json, write_json
 from sams.runtime.gpus import GPUS
+from sams.study.architectures import config_of
 from sams.study.settings import Model
 
 GIB = 2**30
