@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import patience
+
 PACKAGES = ("slurm-wlm", "munge")
 HERE = Path(__file__).resolve().parent
 
@@ -46,7 +48,7 @@ class Slurm:
             *PACKAGES,
         ]
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-        done = subprocess.run(apt, env=quiet, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(apt, env=quiet, capture_output=True, text=True, timeout=patience(300))
         if done.returncode:
             pytest.skip(
                 f"apt-get cannot install {' and '.join(PACKAGES)}: {done.stderr.strip().splitlines()[-1]}"
@@ -90,13 +92,13 @@ class Slurm:
 
     def run(self, *command: str) -> str:
         """What one of Slurm's commands says."""
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(60))
         return (done.stdout or done.stderr).strip()
 
     def wait(self, what: str, condition: object, seconds: float) -> None:
         """Wait until something is so."""
         assert callable(condition)
-        end = time.monotonic() + seconds
+        end = time.monotonic() + patience(seconds)
         while not condition():
             if time.monotonic() > end:
                 logs = "".join(file.read_text()[-2000:] for file in sorted(self.state.glob("*.log")))
@@ -122,7 +124,7 @@ class Slurm:
         if new:
             apt = ["apt-get", "-o", "DPkg::Lock::Timeout=120", "purge", "-y", *new]
             quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-            subprocess.run(apt, env=quiet, capture_output=True, check=True, timeout=300)
+            subprocess.run(apt, env=quiet, capture_output=True, check=True, timeout=patience(300))
         for user in ("munge", "slurm"):
             subprocess.run(["userdel", user], capture_output=True)
         for place in (

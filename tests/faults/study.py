@@ -16,7 +16,7 @@ import psutil
 import yaml
 
 from sams.runtime.files import sha256_of
-from tests.conftest import ROOT
+from tests.conftest import ROOT, patience
 
 MARK = "SAMS_FAULTS_RUN"
 
@@ -121,7 +121,7 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 
 def all_gone(run: Workflow, seconds: float = 15.0) -> list[str]:
     """Wait until none of its processes is left; return the command lines of those that stay."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while (left := run.members()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return [" ".join(process.cmdline())[:200] for process in left if process.is_running()]
