@@ -202,7 +202,7 @@ def _last_answer(text: str, where: str) -> tuple[str, str]:
         raise UserError(
             "expected a dialogue with turns '\\n\\nHuman:' and '\\n\\nAssistant:'",
             where=where,
-            remedy="or give the prompt in a key of its own, 'prompt'",
+            remedy="or give the prompt in a separate key 'prompt'",
         )
     return start, text_of(answer, where)
 

@@ -185,7 +185,7 @@ class Pool:
 def encoding_processes(
     tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe, processes: int
 ) -> Iterator[Pool | None]:
-    """Yield a pool of so many processes, which start with the first batch; None for one process."""
+    """Yield a pool of processes, which start with the first batch, or None for one process."""
     if processes < 2:
         yield None
         return

@@ -104,8 +104,8 @@ class Peaks:
         if (scored := self.peak(seen) + self._state - frozen) > peak:
             peak, label, accumulated = scored, f"scoring {seen.items}", 0.0
         # These processes load all weights before they shard them.
-        whole = training.lora is not None or (stage == "train_sft" and self.study.model.path is None)
-        return self.row(stage, label, checkpointing, peak, held, accumulated, whole=whole)
+        complete = training.lora is not None or (stage == "train_sft" and self.study.model.path is None)
+        return self.row(stage, label, checkpointing, peak, held, accumulated, complete=complete)
 
     @property
     def _state(self) -> float:
@@ -135,10 +135,10 @@ class Peaks:
         scheduler: float,
         accumulated: float = 0.0,
         *,
-        whole: bool = False,
+        complete: bool = False,
     ) -> Memory:
-        """Return the peak of a process; with `whole` it loads the complete policy before it is sharded."""
-        start = 4.0 * self.sizes.total * (1 + 1 / self.world) if self.sharded and whole else 0.0
+        """Return the peak of a process; with `complete` it loads the complete policy before it is sharded."""
+        start = 4.0 * self.sizes.total * (1 + 1 / self.world) if self.sharded and complete else 0.0
         if start > policy + scheduler:
             passes, policy, scheduler, accumulated = "before sharding", start, 0.0, 0.0
         taken = self._taken(policy + scheduler)
@@ -170,10 +170,10 @@ class Peaks:
 
     def _extrapolated(self, at: Callable[[int], float]) -> float:
         """Extrapolate a value from two depths to the model's depth; shallow models need no extrapolation."""
-        whole, (few, more) = self.config["num_hidden_layers"], DEPTHS
-        if whole <= more:
-            return at(whole)
-        return at(few) + (whole - few) / (more - few) * (at(more) - at(few))
+        depth, (few, more) = self.config["num_hidden_layers"], DEPTHS
+        if depth <= more:
+            return at(depth)
+        return at(few) + (depth - few) / (more - few) * (at(more) - at(few))
 
     def _added(self, completions: int, checkpointing: bool) -> float:
         """Return the bytes that one more of the longest items adds to the peak."""

@@ -380,8 +380,8 @@ class Planner:
         study = self.study
         adapted = any(training.lora is not None for training in [study.sft, *self._preferences] if training)
         fresh = study.sft is not None and study.model.path is None
-        whole = not self.sharded or adapted or fresh
-        return 4.0 * self.sizes.total * self.world if whole else 0.0
+        complete = not self.sharded or adapted or fresh
+        return 4.0 * self.sizes.total * self.world if complete else 0.0
 
     def _remedy(self, row: Memory) -> str:
         if not self.sharded and self.world > 1:

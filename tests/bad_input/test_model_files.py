@@ -120,7 +120,7 @@ def test_whole_models_pass_and_pickles_where_they_are_allowed(whole: Path, tmp_p
     for kind in ("one", "shards"):
         preflight.check_model_source(Model(path=str(whole / kind)), "model.path")
     folder = copied(whole, tmp_path)
-    # What older models keep beside their weights: masks, positions.
+    # Older models also store masks and positions.
     tensors(
         lambda found: found.update({"a.bias": torch.ones(3, dtype=torch.uint8), "a.ids": torch.arange(3)})
     )(folder)

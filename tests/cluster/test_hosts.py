@@ -1,4 +1,4 @@
-"""One training on two hosts, whose link is cut: it ends on both in bounded time, and goes on when the link is back.
+"""One training on two hosts, whose link is cut: it ends on both in bounded time, and continues when the link is back.
 
 The hosts are two network namespaces joined by a virtual cable; each has one process of the job. `make test-hosts`.
 """

@@ -1,4 +1,4 @@
-"""Preparation: the three splits whole or not at all, counted, with repeats dropped and leaks named."""
+"""Stage `prepare_data`: atomic output, counts, dropped repeats, and prompts that are in both splits."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The tokenise stage: tokenizers trained or loaded, lengths kept, what is cut and dropped counted."""
+"""Stage `tokenise`: trained and loaded tokenizers, length limits, counts of truncated and dropped rows."""
 
 import json
 import logging
@@ -63,7 +63,7 @@ def own_data(tmp_path: Path, *pairs: tuple[str, str, str]) -> Path:
     return tmp_path / "data"
 
 
-# --- the whole stage ------------------------------------------------------------------------------
+# --- the complete stage ---------------------------------------------------------------------------
 
 
 def test_the_world_is_tokenised(world_data: Path, world_tokens: Path) -> None:

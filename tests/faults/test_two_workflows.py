@@ -1,4 +1,4 @@
-"""Two workflows on the same results, two studies side by side, and a lock whose owner is dead."""
+"""Two workflows on the same results, two studies at the same time, and a lock whose owner was killed."""
 
 import subprocess
 import sys

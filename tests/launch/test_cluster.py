@@ -1,4 +1,4 @@
-"""What rules ask a scheduler for, the profiles, and how a job on several nodes is started. No scheduler runs here."""
+"""Resources of rules, profiles, and the start of a job on several nodes, without a scheduler."""
 
 import os
 import re
@@ -153,7 +153,7 @@ def test_every_node_of_a_slurm_job_gets_one_task() -> None:
 
 STAND_IN = """
 import signal, subprocess, sys, time
-# In place of torchrun: starts a worker, and as an agent whose peers are gone never ends by itself.
+# Replaces torchrun: starts a worker, and does not end by itself, like an agent whose peers are gone.
 def stop(*_):
     open({log!r}, "a").write("torchrun\\n"); worker.send_signal(signal.SIGTERM)
 signal.signal(signal.SIGTERM, stop)
@@ -172,7 +172,7 @@ time.sleep({seconds})
 
 
 def launch(folder: Path, seconds: float, then: str, **patched: float) -> "subprocess.Popen[str]":
-    """Watch a stand-in for torchrun, in a process of its own because of the signals."""
+    """Watch a stand-in for torchrun in a separate process, which receives the signals."""
     log = str(folder / "log")
     stand_in = STAND_IN.format(log=log, worker=WORKER.format(log=log, seconds=seconds), then=then)
     code = "import sys\nfrom sams.launch import nodes\n"

@@ -1,4 +1,4 @@
-"""The first job: what depends on the machine is named in one line before anything is computed."""
+"""Stage `preflight`: problems of the machine are reported in one line before anything is computed."""
 
 import json
 import threading

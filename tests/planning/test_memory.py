@@ -1,4 +1,4 @@
-"""Memory predicted from shapes: against the kernel's count of a real step, and by hand where it is sharded."""
+"""Simulated memory, compared with the kernel's count of a real step, and with formulas if sharded."""
 
 import json
 import os
