@@ -1,4 +1,4 @@
-"""A full disk: a clear error, the old checkpoint intact, and the same command goes on once there is room."""
+"""A full disk: one clear error, an intact older checkpoint, and the same command continues once there is room."""
 
 import logging
 import time
