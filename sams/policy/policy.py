@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -108,6 +108,30 @@ def bare(policy: nn.Module) -> Policy:
     found = getattr(policy, "module", policy)
     assert isinstance(found, Policy)
     return found
+
+
+class Weights(NamedTuple):
+    """Numbers of weights.
+
+    Attributes:
+        total: all weights.
+        body: weights that every token meets, N; the input embedding is only looked up.
+        head: weights of the output layer, N_h.
+    """
+
+    total: int
+    body: int
+    head: int
+
+
+def count_weights(policy: nn.Module) -> Weights:
+    """Count the weights of a policy, of all shards."""
+    model = bare(policy).model
+    head = model.get_output_embeddings().weight.numel()
+    looked_up = model.get_input_embeddings().weight
+    tied = looked_up is model.get_output_embeddings().weight
+    total = sum(parameter.numel() for parameter in policy.parameters())
+    return Weights(total, total - head - (0 if tied else looked_up.numel()), head)
 
 
 @contextmanager

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from sams.policy.policy import bare
 from sams.policy.rows import Rows
 from sams.training.distribution import Workers
 
@@ -114,16 +112,6 @@ class Costs:
     def summary(self) -> dict[str, Any]:
         """Medians over the steps of this start, for the job's figures."""
         return {name: torch.tensor(values).median().item() for name, values in sorted(self.told.items())}
-
-
-def weights_of(policy: nn.Module) -> tuple[int, int]:
-    """Weights of the body and of the output layer; the input embedding is only looked up."""
-    model = bare(policy).model
-    head = model.get_output_embeddings().weight.numel()
-    looked_up = model.get_input_embeddings().weight
-    tied = looked_up is model.get_output_embeddings().weight
-    total = sum(parameter.numel() for parameter in policy.parameters())
-    return total - head - (0 if tied else looked_up.numel()), head
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -106,7 +106,7 @@ def build_sams(
     )
     if pretrained is not None:
         scheduler.load_weights(torch.load(pretrained / "scheduler.pt", map_location="cpu", weights_only=True))
-    return Sams(scheduler, gamma=gamma, seed=seed, trained=pretrained is not None, agree=workers.broadcast)
+    return Sams(scheduler, gamma=gamma, seed=seed, trained=pretrained is not None)
 
 
 def save_scheduler(selector: Sams, out: Path, job: TrainingJob) -> None:

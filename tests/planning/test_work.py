@@ -11,12 +11,13 @@ from sams.planning.data import Facts
 from sams.planning.models import Sizes, sizes_of
 from sams.planning.work import Work, scheduler_costs
 from sams.policy.packing import SEGMENTS
+from sams.policy.policy import count_weights
 from sams.scheduling.networks import Exploitation, Exploration
 from sams.study.settings import Preference, Pretrain, Scheduler, Sft
-from sams.training.costs import Tally, weights_of
+from sams.training.costs import Tally
 from sams.training.distribution import Workers
 from sams.training.passes import accumulate_gradient, score
-from sams.training.tasks import PreferenceTask
+from sams.training.tasks.preference import PreferenceTask
 from tests import tiny
 
 FACTS = Facts(sft=640, train=640, test=0, prompt=100.0, chosen=50.0, rejected=70.0)
@@ -60,7 +61,7 @@ def test_the_count_is_the_trainers_own() -> None:
     facts = Facts(sft=0, train=16, test=0, **mean)
     training = method(batch_size=16, selector="top_margin", ratio=1.0, loss="simpo", beta=2.0)
     work = count.preference(training, facts, Scheduler(), packed=True)
-    body, head = weights_of(policy)
+    _, body, head = count_weights(policy)
     sizes = Sizes(total=0, body=body, head=head, cache=0)
     assert work.tokens == tally.tokens
     assert work.flops(sizes, checkpointing=False) == 2 * (body * tally.units + head * tally.predicted)

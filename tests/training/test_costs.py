@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import transformers
 
-from sams.policy.policy import Policy
+from sams.policy.policy import Policy, count_weights
 from sams.policy.rows import Item, pack_rows, pad_rows
-from sams.training.costs import Costs, weights_of
+from sams.training.costs import Costs
 from sams.training.distribution import Workers
 
 PAIR: list[Item] = [([1, 2, 3], [[4, 5], [6]])]
@@ -27,7 +27,7 @@ def test_flops_count_the_output_layer_for_completion_tokens_only(tmp_path: Path,
     )
     policy = Policy(transformers.LlamaForCausalLM(config))
     body = 4 * 4 * 4 + 3 * 4 * 6 + 3 * 4  # attention, MLP, three norms
-    assert weights_of(policy) == (body, 10 * 4)
+    assert count_weights(policy)[1:] == (body, 10 * 4)
 
     workers = Workers(device="cpu", strategy="ddp", precision="float32", threads=1, timeout_minutes=1)
     costs = Costs(tmp_path / "costs.jsonl", workers, body, 40)

@@ -79,16 +79,16 @@ def test_a_process_that_raises_ends_all_in_seconds(prepared: dict[str, Path], tm
 import os, time
 from pathlib import Path
 from sams.runtime.stage import run
-from sams.training import loop, preference
+from sams.training import preference, updates
 
-begin = loop.refuse_non_finite
-def refuse(items, chosen, task, step):
+check = updates.refuse_non_finite
+def refuse(values, items, task, step):
     if step == 3 and os.environ["RANK"] == "1":
         Path(os.environ["RAISED_AT"]).write_text(str(time.time()))
         raise RuntimeError("out of luck")
-    begin(items, chosen, task, step)
+    check(values, items, task, step)
 
-loop.refuse_non_finite = refuse
+updates.refuse_non_finite = refuse
 run(preference.main)
 """,
         encoding="utf-8",

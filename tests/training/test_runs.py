@@ -286,7 +286,7 @@ def test_sigterm_saves_and_the_same_command_ends_bitwise_where_an_undisturbed_ru
     here(module, recipe, **paths, out=tmp_path / "whole", checkpoints=tmp_path / "c1")
 
     steps = itertools.count(1)
-    monkeypatch.setattr(loop, "on_request", lambda: lambda: next(steps) == 3)
+    monkeypatch.setattr(loop, "note_stop_requests", lambda: lambda: next(steps) == 3)
     with pytest.raises(SystemExit) as stopped:
         here(module, recipe, **paths, out=tmp_path / "out", checkpoints=tmp_path / "c2")
     assert stopped.value.code == 75
@@ -421,7 +421,7 @@ def test_the_weights_of_each_evaluation_are_kept_and_a_resumed_run_keeps_the_sam
 def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM, as the loop sees it, after so many steps of this process."""
     seen = itertools.count(1)
-    monkeypatch.setattr(loop, "on_request", lambda: lambda: next(seen) == step)
+    monkeypatch.setattr(loop, "note_stop_requests", lambda: lambda: next(seen) == step)
 
 
 def weights_at(folder: Path) -> dict[str, torch.Tensor]:

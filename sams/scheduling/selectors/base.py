@@ -63,6 +63,10 @@ class Selector(Protocol):
         """Choose k of the n pairs (some rounds are full: k = n): [k] int64 indices on the CPU, ascending."""
         ...
 
+    def accept(self, choice: Tensor) -> None:
+        """Take the choice that all processes train on: that of rank 0, which may differ from the process's own."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
         ...
@@ -81,6 +85,9 @@ class Stateless:
 
     def observe(self, view: View | None) -> dict[str, float]:
         return {}
+
+    def accept(self, choice: Tensor) -> None:
+        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {}
