@@ -88,8 +88,8 @@ class Ours:
     """The pieces that the training loop is made of, in its order."""
 
     def __init__(self, entry: Entry) -> None:
-        from sams.losses import build_loss
-        from sams.training.costs import Tally
+        from sams.losses.table import build_loss
+        from sams.runtime.costs import Tally
         from sams.training.distribution import Workers
         from sams.training.passes import score
         from sams.training.tasks.pairs import PairTask
@@ -150,7 +150,7 @@ class Ours:
 
         from sams.scheduling.pool import ReplayPool
         from sams.scheduling.scheduler import Scheduler, context_width
-        from sams.scheduling.selectors import Sams
+        from sams.scheduling.selectors.sams import Sams
         from sams.study.settings import Scheduler as Settings
 
         settings = Settings()
@@ -206,7 +206,7 @@ class Ours:
         return {
             "loss": found["loss"].mean().item(),
             "tokens": float(tally.tokens),
-            "places": float(tally.places),
+            "places": float(tally.positions),
         }
 
     def tokens_seen(self, batch: int) -> int:

@@ -202,9 +202,9 @@ def _study(configfiles: list[Path] | None, rehearse: bool = False):  # type: ign
 def main() -> None:
     """Run the command; a `UserError` ends it with one line and exit status 2."""
     from sams.runtime.errors import UserError
-    from sams.runtime.files import write_for_no_others
+    from sams.runtime.files import restrict_umask
 
-    write_for_no_others()
+    restrict_umask()
     try:
         app()
     except UserError as error:

@@ -445,7 +445,7 @@ FAULTS = [
     # Losses.
     Fault(
         "the reference is left out of the loss",
-        "losses/__init__.py",
+        "losses/base.py",
         "chosen, rejected = chosen - logps.reference_chosen, rejected - logps.reference_rejected",
         "chosen, rejected = chosen - 0, rejected - 0",
         (
@@ -455,14 +455,14 @@ FAULTS = [
     ),
     Fault(
         "robust DPO is not divided by 1 - 2 eps",
-        "losses/__init__.py",
+        "losses/dpo.py",
         "return mixed / (1 - 2 * self.label_smoothing)",
         "return mixed",
         (f"{LOSSES}robust_is_dpo_under_clean_labels_on_average_over_flips",),
     ),
     Fault(
         "R-DPO has the wrong sign",
-        "losses/__init__.py",
+        "losses/rdpo.py",
         "+ self.alpha * extra_tokens",
         "- self.alpha * extra_tokens",
         (f"{LOSSES}r_dpo_is_lowest_at_the_best_policy_for_reward_less_alpha_per_token",),

@@ -26,7 +26,7 @@ from sams.data.forms import read_pairs
 from sams.judge import proxy as judge_proxy
 from sams.runtime import stage
 from sams.runtime.errors import UserError
-from sams.runtime.files import write_for_no_others, write_json
+from sams.runtime.files import restrict_umask, write_json
 from sams.scoring import fetch
 from sams.tables import render
 from sams.tables.bundle import unpacked
@@ -289,7 +289,7 @@ def test_nobody_else_can_write_what_is_written(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(SystemExit):
             stage.run(main)
         assert os.umask(0o027) == 0o002
-        write_for_no_others()
+        restrict_umask()
         assert os.umask(0o027) == 0o027, "what is stricter already stays"
     finally:
         os.umask(before)

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from sams.policy.model import without_dropout
-from sams.policy.policy import Policy, count_weights
+from sams.policy.policy import Policy, weights_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,9 @@ def build(config: dict[str, Any], attention: str) -> Policy:
 def sizes_of(config: dict[str, Any]) -> Sizes:
     """Count the weights of an architecture."""
     policy = build(config, "eager")
+    body, head = weights_of(policy)
     made: Any = policy.model.config
     width = getattr(made, "head_dim", None) or made.hidden_size // made.num_attention_heads
     heads = getattr(made, "num_key_value_heads", None) or made.num_attention_heads
-    return Sizes(*count_weights(policy), 2 * made.num_hidden_layers * heads * width * 2)
+    total = sum(parameter.numel() for parameter in policy.parameters())
+    return Sizes(total, body, head, 2 * made.num_hidden_layers * heads * width * 2)

@@ -24,7 +24,6 @@ from sams.study.config import Study
 from sams.study.recipes import recipe_of, scheduler_is_pretrained
 from sams.tables.render import number
 from sams.training.checkpoints import KEPT
-from sams.training.costs import PEAK_FLOPS
 from sams.training.reference import MOST_ITEMS
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class Planner:
         self.study, self.facts, self.world, self.results = study, facts, world, results
         self.gpu = None if gpu is None else gpu[1]
         self.use = 0.0 if gpu is None else use or gpu[1].use
-        self.rate = 0.0 if gpu is None else PEAK_FLOPS[gpu[0]] * self.use
+        self.rate = 0.0 if gpu is None else gpu[1].peak * self.use
         self.timed = self.gpu is not None and study.model.precision == "bfloat16"
         self.config = config_of(study.model)
         self.sharded = study.launch.strategy == "fsdp2" and world > 1

@@ -16,14 +16,12 @@ from sams.planning.models import Sizes
 from sams.scheduling.networks import Exploitation, Exploration
 from sams.scheduling.scheduler import context_width
 from sams.scheduling.selection import Selection, selected
+from sams.scheduling.selectors.table import SELECTORS
 from sams.training.batches import count_rounds
 
 if TYPE_CHECKING:
     from sams.planning.data import Facts
     from sams.study.settings import Preference, Pretrain, Ratio, Scheduler, Sft
-
-UNSEEN = ("all", "random", "selective")
-"""Selectors that choose without a scoring pass."""
 
 
 @dataclass
@@ -79,7 +77,7 @@ def course(training: Preference, facts: Facts) -> Selection:
     batch = training.batch_size if share is None else selected(training.batch_size, share)
     items = range(round(facts.train * (share or 1.0)))
     rounds = count_rounds(items, training, "preference.batch_size", batch)
-    ratios = (1.0,) if training.selector == "selective" else training.ratios
+    ratios = (1.0,) if SELECTORS[training.selector].crossfitted else training.ratios
     return Selection(batch, rounds, ratios, training.warmup_rounds, training.full_every, training.end_after)
 
 
@@ -105,13 +103,13 @@ def _loop(
 ) -> Work:
     work, pair, n = Work(selection.rounds), facts.pair(packed=packed), selection.batch_size
     for step in range(1, selection.rounds + 1):
-        seen = selection.scheduled(step) and training.selector not in UNSEEN
+        seen = selection.scheduled(step) and SELECTORS[training.selector].needs_view
         if seen:
             work.score(n, pair)
         if training.needs_kl:
             work.score(n, facts.example)
         work.train(selection.size(step), pair)
-        if seen and training.selector == "sams":
+        if seen and SELECTORS[training.selector].trains_scheduler:
             _learn(work, scheduler, n, selection.size(step))
     work.score(training.evaluations * facts.test, pair)
     if training.needs_kl:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import transformers
@@ -110,30 +110,6 @@ def bare(policy: nn.Module) -> Policy:
     return found
 
 
-class Weights(NamedTuple):
-    """Numbers of weights.
-
-    Attributes:
-        total: all weights.
-        body: weights that every token meets, N; the input embedding is only looked up.
-        head: weights of the output layer, N_h.
-    """
-
-    total: int
-    body: int
-    head: int
-
-
-def count_weights(policy: nn.Module) -> Weights:
-    """Count the weights of a policy, of all shards."""
-    model = bare(policy).model
-    head = model.get_output_embeddings().weight.numel()
-    looked_up = model.get_input_embeddings().weight
-    tied = looked_up is model.get_output_embeddings().weight
-    total = sum(parameter.numel() for parameter in policy.parameters())
-    return Weights(total, total - head - (0 if tied else looked_up.numel()), head)
-
-
 @contextmanager
 def completion_means(watched: Any, rows: Rows) -> Iterator[list[Tensor]]:
     """Collect, for each watched block, the mean of its output over each completion: [S, width], in its own type.
@@ -154,3 +130,13 @@ def completion_means(watched: Any, rows: Rows) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def weights_of(policy: nn.Module) -> tuple[int, int]:
+    """Number of weights of the body and of the output layer, without an input embedding that is only looked up."""
+    model = bare(policy).model
+    head = model.get_output_embeddings().weight.numel()
+    looked_up = model.get_input_embeddings().weight
+    tied = looked_up is model.get_output_embeddings().weight
+    total = sum(parameter.numel() for parameter in policy.parameters())
+    return total - head - (0 if tied else looked_up.numel()), head

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: temporary name first, moved into place when complete."""
+"""Files and folders that are complete or absent: written under a temporary name, then renamed."""
 
 import glob
 import hashlib
@@ -16,8 +16,8 @@ from sams.runtime.provenance import ENVIRONMENT, made_on
 MANIFEST = "manifest.json"
 
 
-def write_for_no_others() -> None:
-    """See that what this process and those it starts make from now on can be changed by owner and group alone."""
+def restrict_umask() -> None:
+    """Let owner and group alone change the files that this process and its children create from now on."""
     given = os.umask(0o077)
     os.umask(given | 0o002)
 
@@ -33,9 +33,14 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_of_text(text: str) -> str:
+    """Hexadecimal SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; move it there, synced to disk, if the block succeeds."""
+    """Yield a temporary path next to `path`; sync it to disk and rename it to `path` if the block succeeds."""
     part = _part_of(path)
     try:
         yield part
@@ -48,10 +53,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, **facts: Any) -> Iterator[Path]:
-    """Yield a temporary folder; when the block succeeds, seal it with a manifest and move it to `path`.
+    """Yield a temporary folder; if the block succeeds, seal it with a manifest and rename it to `path`.
 
-    An older folder at `path` is replaced. `facts` go into the manifest beside the hashes; `environment.json`, which
-    says what it was made on, lies in the folder too and is no part of its content.
+    An older folder at `path` is replaced. The manifest holds `facts` and the hashes of the files. The folder also
+    gets `environment.json`, which no hash covers.
     """
     part = _part_of(path)
     shutil.rmtree(part, ignore_errors=True)
@@ -68,7 +73,7 @@ def whole_folder(path: Path, **facts: Any) -> Iterator[Path]:
 
 
 def _part_of(path: Path) -> Path:
-    """The temporary place of this process for a path; those of processes that were killed are removed."""
+    """The temporary path of this process for `path`; deletes those that killed processes have left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
         writer = left.name.rpartition("-")[2]
@@ -91,7 +96,7 @@ def _is_alive(process: int) -> bool:
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Write `manifest.json`: the SHA-256 of every file in the folder, and `facts`. Written last."""
+    """Write `manifest.json`, the last file of a folder: `facts`, and the SHA-256 of every other file."""
     files = {
         str(path.relative_to(folder)): sha256_of(path)
         for path in sorted(folder.rglob("*"))
@@ -116,7 +121,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def refuse_damage(folder: Path) -> None:
-    """See that the files of a folder sealed by `write_manifest` are what was written: reads and hashes them all.
+    """Check the files of a folder sealed by `write_manifest` against its hashes.
 
     Raises:
         UserError: naming the first file that has changed or is gone.
@@ -130,7 +135,7 @@ def refuse_damage(folder: Path) -> None:
 
 
 def damaged(folder: Path, problem: str) -> UserError:
-    """What is said of a sealed folder whose files have changed."""
+    """The error about a sealed folder whose files have changed."""
     return UserError(
         problem,
         where=str(folder),
@@ -144,8 +149,27 @@ def manifest_digest(folder: Path) -> str:
     return hashlib.sha256(canonical_json(files).encode()).hexdigest()[:16]
 
 
+def digest_of(path: Path) -> str:
+    """Digest of a file that a job reads, or of a folder sealed by a manifest, whose files are checked.
+
+    Of several processes rank 0 alone checks them: its error ends the others.
+
+    Raises:
+        UserError: the file or folder is not there, or damaged.
+    """
+    if path.is_dir() and (path / MANIFEST).is_file():
+        if os.environ.get("RANK", "0") == "0":
+            refuse_damage(path)
+        return manifest_digest(path)
+    if path.is_file():
+        return sha256_of(path)[:16]
+    raise UserError(
+        "no such file, or a folder without its manifest", where=str(path), remedy="run its rule first"
+    )
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON, whole or not at all. NaN and infinity are refused."""
+    """Write indented JSON, completely or not at all. NaN and infinity are refused."""
     with whole_file(path) as part:
         part.write_text(
             json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from sams.runtime.errors import UserError, first_line
 from sams.runtime.faults import explained
-from sams.runtime.files import write_for_no_others
+from sams.runtime.files import restrict_umask
 from sams.runtime.interrupt import end_with_workflow, stop_on_signals
 
 R = TypeVar("R", bound=BaseModel)
@@ -38,7 +38,7 @@ def run(main: Callable[..., Any]) -> NoReturn:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
-    write_for_no_others()
+    restrict_umask()
     hints = get_type_hints(main, include_extras=True)
     for name, parameter in inspect.signature(main).parameters.items():
         # A stage has options only: typer would make a positional argument of what has no default.

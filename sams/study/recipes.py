@@ -12,6 +12,7 @@ from pydantic import Field
 
 from sams.runtime.errors import UserError, nearest
 from sams.runtime.files import canonical_json
+from sams.scheduling.selectors.table import SELECTORS
 from sams.study.config import Study
 from sams.study.settings import (
     AlpacaEval,
@@ -256,7 +257,7 @@ def _preference(study: Study, method: str, seed: int) -> PreferenceRecipe:
         method=method,
         model=study.model,
         training=training,
-        scheduler=study.scheduler_of(method) if training.selector in ("sams", "reward") else None,
+        scheduler=study.scheduler_of(method) if SELECTORS[training.selector].reads_scheduler else None,
     )
 
 
@@ -329,7 +330,7 @@ def scheduler_is_pretrained(study: Study, method: str) -> bool:
     if (
         study.pretrain is None
         or method not in study.preference_methods
-        or study.preference_of(method).selector != "sams"
+        or not SELECTORS[study.preference_of(method).selector].trains_scheduler
         or study.method_settings[method].get("fresh_scheduler", False)
     ):
         return False

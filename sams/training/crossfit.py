@@ -46,7 +46,6 @@ def main(
     upstream = {"tokens": tokens, "model": model} | ({} if reference is None else {"reference": reference})
     with TrainingJob(
         "train_crossfit",
-        "sams.training.crossfit",
         settings,
         current_job(),
         out=out,
@@ -61,9 +60,7 @@ def main(
         mine, others = halves[half].tolist(), halves[1 - half].tolist()
 
         batches, selection = plan(task, training, mine, settings.seed)
-        selector = build_selector(
-            training, None, selection, model=bare(policy).model, job=job, pretrained=None
-        )
+        selector = build_selector(training.selector, None, selection, model=bare(policy).model, job=job)
         update = AdamWStep(policy, training, job.workers, batches.steps)
         selecting = Selecting(selector, task, selection)
         figures, _ = train(job, policy, task, batches, update, selecting=selecting, reports=Reports(test))

@@ -17,10 +17,8 @@ from sams.policy.policy import Policy
 from sams.policy.stored import files_of, found_in, materialise, names_in_files, without_weights, write
 from sams.policy.weights import check_weights, refuse_not_finite
 from sams.runtime.errors import UserError
-from sams.runtime.files import read_json, whole_folder
-from sams.training.checkpoints import LORA
-from sams.training.job import digest_of
-from sams.training.sharded import ShardReader, load_sharded
+from sams.runtime.files import digest_of, read_json, whole_folder
+from sams.training.sharded import LORA, ShardReader, load_sharded
 
 FRESH_SEED = 0
 KEY = "policy.model."

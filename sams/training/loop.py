@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sams.policy.policy import count_weights
+from sams.policy.policy import weights_of
+from sams.runtime.costs import Costs
 from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.runtime.progress import progress
 from sams.training.batches import Batches
-from sams.training.costs import Costs
 from sams.training.distribution import seeded
 from sams.training.gates import refuse_non_finite
 from sams.training.job import COSTS, TrainingJob, seconds_since_start
@@ -95,7 +95,7 @@ def train(
     workers, watch, training = job.workers, job.workers.watch, job.settings.training
     state = resume(job, policy, task, batches, update, selecting)
     run = job.open_run(state["log_offset"])
-    costs = Costs(job.checkpoints.folder / COSTS, workers, *count_weights(policy)[1:])
+    costs = Costs(job.checkpoints.folder / COSTS, workers, *weights_of(policy))
     assert job.tuning is not None
     passes = Passes(policy, workers, job.tuning, costs)
     measures = Measures(passes, task, reports or Reports(), batches.steps, job)

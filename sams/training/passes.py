@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from sams.policy.policy import Scores, bare
 from sams.policy.rows import pack_rows, pad_rows
+from sams.runtime.costs import Costs, Tally
 from sams.runtime.faults import suggesting
 from sams.runtime.progress import Progress
 from sams.training.batches import deal
-from sams.training.costs import Costs, Tally
 from sams.training.distribution import Workers
 from sams.training.tasks.base import Items, Scored, Task
 
@@ -197,7 +197,7 @@ def _micro_batches(
         sequences = task.sequences(run)
         rows = pack_rows(sequences) if packed else pad_rows(sequences)
         if tally is not None:
-            tally.add(rows, trained=torch.is_grad_enabled())
+            tally.add(rows.tokens, rows.input_ids.numel(), len(rows.answers), trained=torch.is_grad_enabled())
         with workers.accelerator.autocast():
             scores: Scores = policy(rows.to(workers.device), contexts)
         yield positions, scores, task.items(scores, run, kl)

@@ -20,6 +20,7 @@ from sams.policy.policy import bare
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, whole_file
 from sams.scheduling.selection import Selection, selected
+from sams.scheduling.selectors.table import SELECTORS
 from sams.training.batches import Batches, count_rounds
 from sams.training.crossfit_losses import easiest_first, read_losses
 from sams.training.gates import refuse_foreign_reference
@@ -69,7 +70,6 @@ def main(
         upstream[f"crossfit{number}"] = half
     with TrainingJob(
         "train_preference",
-        "sams.training.preference",
         settings,
         current_job(),
         out=out,
@@ -87,7 +87,7 @@ def main(
             order = easiest_first(task.ids, read_losses(crossfit or []), training.preselected)
         batches, selection = plan(task, training, order, settings.seed)
         selector = build_selector(
-            training,
+            training.selector,
             settings.scheduler,
             selection,
             model=bare(policy).model,
@@ -141,7 +141,7 @@ def plan(
     try:
         if order is not None:
             size = selected(training.batch_size, training.preselected or 1.0)
-            ratios = (1.0,) if training.selector == "selective" else training.ratios
+            ratios = (1.0,) if SELECTORS[training.selector].crossfitted else training.ratios
         else:
             size, ratios = training.batch_size, training.ratios
         items = task.ids if order is None else order

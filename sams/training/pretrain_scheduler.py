@@ -26,7 +26,6 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
     training = settings.training
     with TrainingJob(
         "pretrain_scheduler",
-        "sams.training.pretrain_scheduler",
         settings,
         current_job(),
         out=out,
@@ -47,7 +46,6 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
             task,
             batches,
             ratio=training.ratio,
-            gamma=training.gamma or 0.0,
             policy=policy,
             job=job,
         )

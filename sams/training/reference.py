@@ -7,9 +7,8 @@
 import shutil
 from pathlib import Path
 
-from sams.runtime.files import whole_folder
+from sams.runtime.files import digest_of, whole_folder
 from sams.training.distribution import Workers
-from sams.training.job import digest_of
 from sams.training.loading import load_policy
 from sams.training.passes import score
 from sams.training.tasks.base import Items, Scored, read_tokens

@@ -41,7 +41,6 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
         )
     with TrainingJob(
         "train_sft",
-        "sams.training.sft",
         settings,
         current_job(),
         out=out,
@@ -69,8 +68,9 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
         if watching is not None:
             module = import_module(WATCHING)
             task = module.WatchedTask(data)
-            how = {"ratio": watching.ratio, "gamma": watching.gamma, "policy": policy, "job": job}
-            watch = module.Watching(watching.scheduler, task, batches, **how)
+            watch = module.Watching(
+                watching.scheduler, task, batches, ratio=watching.ratio, policy=policy, job=job
+            )
         update = AdamWStep(policy, training, job.workers, steps, complete_batch=True)
         figures, _ = train(job, policy, task, batches, update, selecting=watch, reports=Reports(test=test))
 

@@ -16,14 +16,13 @@ from sams.scheduling.selectors.base import View
 from sams.training.batches import Batches
 from sams.training.job import TrainingJob
 from sams.training.loop import Selecting
-from sams.training.selector import build_sams, save_scheduler
+from sams.training.selector import build_selector, save_scheduler
 from sams.training.tasks.base import Items, Selectable
 from sams.training.tasks.sft import SftTask
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sams.scheduling.selectors.sams import Sams
     from sams.study.settings import Scheduler
 
 
@@ -47,8 +46,6 @@ class WatchedTask(SftTask, Selectable):
 class Watching(Selecting):
     """A scheduler in training: chooses arms from each batch and learns from their rewards."""
 
-    selector: Sams
-
     def __init__(
         self,
         settings: Scheduler,
@@ -56,13 +53,12 @@ class Watching(Selecting):
         batches: Batches,
         *,
         ratio: float,
-        gamma: float,
         policy: nn.Module,
         job: TrainingJob,
     ) -> None:
         selection = Selection(batches.size, batches.steps, (ratio,))
         model = bare(policy).model
-        selector = build_sams(settings, selection, gamma=gamma, model=model, job=job, train_encoder=True)
+        selector = build_selector("sams", settings, selection, model=model, job=job, train_encoder=True)
         super().__init__(selector, task, selection)
 
     def save(self, out: Path, job: TrainingJob) -> None:

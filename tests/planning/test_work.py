@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.planning import work as count
 from sams.planning.data import Facts
 from sams.planning.models import Sizes, sizes_of
 from sams.planning.work import Work, scheduler_costs
 from sams.policy.packing import SEGMENTS
-from sams.policy.policy import count_weights
+from sams.policy.policy import weights_of
+from sams.runtime.costs import Tally
 from sams.scheduling.networks import Exploitation, Exploration
 from sams.study.settings import Preference, Pretrain, Scheduler, Sft
-from sams.training.costs import Tally
 from sams.training.distribution import Workers
 from sams.training.passes import accumulate_gradient, score
 from sams.training.tasks.preference import PreferenceTask
@@ -61,7 +61,7 @@ def test_the_count_is_the_trainers_own() -> None:
     facts = Facts(sft=0, train=16, test=0, **mean)
     training = method(batch_size=16, selector="top_margin", ratio=1.0, loss="simpo", beta=2.0)
     work = count.preference(training, facts, Scheduler(), packed=True)
-    _, body, head = count_weights(policy)
+    body, head = weights_of(policy)
     sizes = Sizes(total=0, body=body, head=head, cache=0)
     assert work.tokens == tally.tokens
     assert work.flops(sizes, checkpointing=False) == 2 * (body * tally.units + head * tally.predicted)

@@ -18,20 +18,17 @@ from torch import Tensor
 from sams.runtime.errors import UserError
 from sams.scheduling.rewards import batch_reward, reward, sample_reward
 from sams.scheduling.scheduler import merge_contexts
-from sams.scheduling.selectors import (
-    All,
-    BetaDpoFilter,
-    LowMargin,
-    Oracle,
-    Random,
-    Reward,
-    Sams,
-    Selector,
-    TopLoss,
-    TopMargin,
-    View,
-    top_k,
-)
+from sams.scheduling.selectors.all import All
+from sams.scheduling.selectors.base import Selector, View, top_k
+from sams.scheduling.selectors.beta_dpo_filter import BetaDpoFilter
+from sams.scheduling.selectors.low_margin import LowMargin
+from sams.scheduling.selectors.oracle import Oracle
+from sams.scheduling.selectors.random import Random
+from sams.scheduling.selectors.reward import Reward
+from sams.scheduling.selectors.sams import Sams
+from sams.scheduling.selectors.table import SELECTORS as TABLE
+from sams.scheduling.selectors.top_loss import TopLoss
+from sams.scheduling.selectors.top_margin import TopMargin
 from tests.scheduling.test_scheduler import LAYERS, WIDTH, saved, scheduler
 
 
@@ -436,3 +433,10 @@ def test_sams_learns_from_the_arms_that_all_processes_agreed_on() -> None:
     selector.accept(agreed)
     assert selector.pending is not None
     torch.testing.assert_close(selector.pending.contexts[:, :, :8], contexts[agreed, 0])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_table_says_what_the_class_says(name: str) -> None:
+    selector = TABLE[name].load()
+    assert selector.needs_view == TABLE[name].needs_view
+    assert selector.__module__ == TABLE[name].module

@@ -14,7 +14,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.policy.model import build_model
 from sams.policy.packing import SEGMENTS
 from sams.policy.policy import Policy

@@ -71,7 +71,7 @@ def crash(saved: int, *points: Point) -> Crash:
 
 EVERYWHERE = {
     # In a step; steps 5 to 8 are the second epoch.
-    "before-the-first-choice": crash(0, Point("sams.scheduling.selectors.Sams.choose", before=True)),
+    "before-the-first-choice": crash(0, Point("sams.scheduling.selectors.sams.Sams.choose", before=True)),
     "scheduler-fitted-nothing-chosen": crash(6, Point(LEARN, 6)),
     "arm-half-written-to-the-pool": crash(6, Point(f"{POOL}.add", 6, half="*/replay/shard-*")),
     "before-the-log-line": crash(6, Point(LOG, 7, before=True)),

@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.policy.model import build_model
 from sams.policy.policy import Policy
 from sams.study.settings import Preference

@@ -12,7 +12,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from sams.data.records import is_flipped
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, write_manifest
 from sams.study.recipes import ExportRecipe, ReferenceRecipe, SftRecipe, Watching

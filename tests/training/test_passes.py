@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.policy.model import build_model
 from sams.policy.policy import Policy
 from sams.training.distribution import Workers

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, write_manifest
-from sams.scheduling.selectors import Random
+from sams.scheduling.selectors.random import Random
 from sams.study.recipes import Job, PreferenceRecipe, PretrainRecipe, SftRecipe
 from sams.study.settings import Preference, Pretrain, Scheduler, Settings, Sft
 from sams.training import loop, preference, pretrain_scheduler, sft

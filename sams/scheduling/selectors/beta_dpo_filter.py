@@ -4,12 +4,12 @@ Source: Wu et al. 2024, "beta-DPO: Direct Preference Optimization with Dynamic b
 beta-guided data filtering. The other half of beta-DPO, a beta of each batch's own, is a matter of the loss.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from sams.scheduling.selectors.base import View, top_k
+from sams.scheduling.selectors.base import Setup, View, top_k
 
 MOMENTUM = 0.9
 """m of both moving averages, as in the authors' code."""
@@ -30,6 +30,10 @@ class BetaDpoFilter:
     needs_view = True
     needs_contexts = False
     trained_weights = 0
+
+    @classmethod
+    def build(cls, setup: Setup) -> Self:
+        return cls(setup.seed)
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)

@@ -1,11 +1,11 @@
 """Selector `random`: the baseline that any scheduling must beat."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from sams.scheduling.selectors.base import View
+from sams.scheduling.selectors.base import Setup, View
 
 
 class Random:
@@ -14,6 +14,10 @@ class Random:
     needs_view = False
     needs_contexts = False
     trained_weights = 0
+
+    @classmethod
+    def build(cls, setup: Setup) -> Self:
+        return cls(setup.seed)
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)

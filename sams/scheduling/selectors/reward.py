@@ -3,10 +3,12 @@
 The mandatory ablation of `sams`: what the scheduler adds over it is memory across rounds.
 """
 
+from typing import Self
+
 from torch import Tensor
 
 from sams.scheduling.rewards import sample_reward
-from sams.scheduling.selectors.base import Stateless, View, top_k
+from sams.scheduling.selectors.base import Setup, Stateless, View, top_k
 
 
 class Reward(Stateless):
@@ -16,6 +18,11 @@ class Reward(Stateless):
         delta: weight of the margin term against the uncertainty term.
         uncertainty: sum or mean, over tokens, of the chosen log-prob.
     """
+
+    @classmethod
+    def build(cls, setup: Setup) -> Self:
+        assert setup.scheduler is not None
+        return cls(setup.scheduler.delta, setup.scheduler.uncertainty)
 
     def __init__(self, delta: float, uncertainty: str = "sum") -> None:
         self.delta = delta

@@ -1,16 +1,16 @@
 """Selector `sams`: Top-K by the scheduler's score, which learns with a lag of one step (SamS Algorithm 1)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from sams.scheduling.calibration import rank_correlation
-from sams.scheduling.pool import Arms
+from sams.scheduling.pool import Arms, ReplayPool
 from sams.scheduling.rewards import batch_reward, reward, sample_reward
-from sams.scheduling.scheduler import Scheduler, merge_contexts
-from sams.scheduling.selectors.base import View, top_k
+from sams.scheduling.scheduler import Scheduler, context_width, merge_contexts
+from sams.scheduling.selectors.base import Setup, View, top_k
 
 
 @dataclass
@@ -51,6 +51,31 @@ class Sams:
 
     needs_view = True
     needs_contexts = True
+
+    @classmethod
+    def build(cls, setup: Setup) -> Self:
+        settings = setup.scheduler
+        assert settings is not None
+        scheduler = Scheduler(
+            settings,
+            layers=setup.layers,
+            width=context_width(setup.width, settings.merge),
+            seed=setup.seed,
+            device=setup.device,
+            train_encoder=setup.train_encoder,
+            pool=ReplayPool(
+                setup.folder,
+                max_arms=min(settings.replay_rounds, setup.selection.rounds) * setup.selection.largest,
+                max_bytes=settings.replay_bytes,
+                generator=torch.Generator().manual_seed(setup.seed),
+                rank=setup.rank,
+                world=setup.world,
+                exchange=setup.sum,
+            ),
+        )
+        if setup.weights is not None:
+            scheduler.load_weights(torch.load(setup.weights, map_location="cpu", weights_only=True))
+        return cls(scheduler, gamma=settings.gamma, seed=setup.seed, trained=setup.weights is not None)
 
     def __init__(
         self,

@@ -1,10 +1,13 @@
 """The training stages and how they are launched."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from sams.losses.table import LOSSES, check_loss, check_loss_name
 from sams.scheduling.selection import selected
+from sams.scheduling.selectors.table import SELECTORS, check_selector
 from sams.study.settings.base import Count, Positive, Settings, Share
 
 MicroBatch = Count | Literal["auto"]
@@ -82,42 +85,28 @@ class Pretrain(Training):
         return self
 
 
-Loss = Literal[
-    "sigmoid",
-    "cdpo",
-    "robust",
-    "ipo",
-    "ipo_sum",
-    "hinge",
-    "slic-hf",
-    "simpo",
-    "kto",
-    "orpo",
-    "cpo",
-    "r-dpo",
-    "rrhf",
-]
-REFERENCE_FREE = {"slic-hf", "simpo", "orpo", "cpo", "rrhf"}
-NEEDS_KL = {"kto"}
+def _named(check: Callable[[str], None], names: Iterable[str]) -> Any:
+    """Type of a name in a table, which the schema lists."""
 
-Selector = Literal[
-    "all",
-    "random",
-    "top_margin",
-    "low_margin",
-    "top_loss",
-    "reward",
-    "beta_dpo_filter",
-    "selective",
-    "oracle",
-    "sams",
-]
+    def checked(name: str) -> str:
+        check(name)
+        return name
+
+    return Annotated[str, AfterValidator(checked), Field(json_schema_extra={"enum": list(names)})]
+
+
+if TYPE_CHECKING:
+    LossName = str
+    SelectorName = str
+else:
+    LossName = _named(check_loss_name, LOSSES)
+    SelectorName = _named(check_selector, SELECTORS)
 
 
 class Preference(Training):
     """Preference optimisation: a loss, and a selector that chooses whom to train on."""
 
-    loss: Loss = Field("sigmoid", description="Preference loss; docs/losses.md lists them.")
+    loss: LossName = Field("sigmoid", description="Preference loss; docs/losses.md lists them.")
     beta: Positive = Field(0.1, description="Inverse temperature of the implicit reward.")
     loss_settings: dict[str, float] = Field(
         {}, description="The loss's other hyper-parameters, by name; docs/losses.md has their defaults."
@@ -125,7 +114,7 @@ class Preference(Training):
     sft_weight: float = Field(
         0.0, ge=0.0, description="Weight of an added SFT term: chosen negative log-prob per token."
     )
-    selector: Selector = Field("all", description="Who chooses the pairs to train on; docs/selectors.md.")
+    selector: SelectorName = Field("all", description="Who chooses the pairs to train on; docs/selectors.md.")
     ratio: Ratio | Annotated[list[Ratio], Field(min_length=1)] = Field(
         1.0,
         description="K / n: share of each batch trained on. A list holds for equal consecutive parts of the run.",
@@ -157,16 +146,19 @@ class Preference(Training):
 
     @model_validator(mode="after")
     def _selection(self) -> "Preference":
-        if self.selector == "all" and self.ratios != (1.0,):
-            raise ValueError("selector `all` has ratio 1.0: choose another selector or drop `ratio`")
-        if self.selector == "selective" and (
+        selector = SELECTORS[self.selector]
+        if selector.full_batch and self.ratios != (1.0,):
+            raise ValueError(
+                f"selector `{self.selector}` has ratio 1.0: choose another selector or drop `ratio`"
+            )
+        if selector.crossfitted and (
             len(self.ratios) > 1 or self.warmup_rounds or self.full_every or self.end_after
         ):
             raise ValueError(
-                "selector `selective` is a fixed order of the data: it takes one ratio and no rounds"
+                f"selector `{self.selector}` is a fixed order of the data: it takes one ratio and no rounds"
             )
-        if self.selector == "selective" and self.easiest is not None:
-            raise ValueError("selector `selective` takes its share from `ratio`: drop `easiest`")
+        if selector.crossfitted and self.easiest is not None:
+            raise ValueError(f"selector `{self.selector}` takes its share from `ratio`: drop `easiest`")
         batch = selected(self.batch_size, self.easiest or 1.0)
         for ratio in self.ratios:
             selected(batch, ratio)
@@ -174,11 +166,7 @@ class Preference(Training):
 
     @model_validator(mode="after")
     def _loss(self) -> "Preference":
-        if (self.loss, self.loss_settings) != ("sigmoid", {}):
-            # The ranges stand beside the losses' formulas. They need torch, which a plain study never imports here.
-            from sams.losses import build_loss
-
-            build_loss(self.loss, beta=self.beta, settings=self.loss_settings, sft_weight=self.sft_weight)
+        check_loss(self.loss, beta=self.beta, settings=self.loss_settings, sft_weight=self.sft_weight)
         return self
 
     @property
@@ -189,7 +177,7 @@ class Preference(Training):
     @property
     def preselected(self) -> float | None:
         """Share of the pairs chosen before the training, by cross-fitted losses; None without such a choice."""
-        return self.ratios[0] if self.selector == "selective" else self.easiest
+        return self.ratios[0] if SELECTORS[self.selector].crossfitted else self.easiest
 
     @property
     def evaluated_split(self) -> Literal["validation", "test"]:
@@ -199,12 +187,12 @@ class Preference(Training):
     @property
     def needs_reference(self) -> bool:
         """Whether the loss compares with a reference model."""
-        return self.loss not in REFERENCE_FREE
+        return LOSSES[self.loss].needs_reference
 
     @property
     def needs_kl(self) -> bool:
         """Whether the loss needs log-probs of mismatched completions."""
-        return self.loss in NEEDS_KL
+        return LOSSES[self.loss].needs_kl
 
 
 class Launch(Settings):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sams.data.records import is_flipped
 from sams.data.tokens import Swapped
-from sams.losses import Loss, PairLogps, build_loss
+from sams.losses.base import Loss, PairLogps
+from sams.losses.table import build_loss
 from sams.policy.policy import Scores
 from sams.runtime.errors import UserError
 from sams.scheduling.selectors.base import View
