@@ -18,7 +18,7 @@ from sams.study.recipes import Job, ReferenceRecipe
 from sams.training import preference, reference
 from tests import tiny
 from tests.conftest import ROOT
-from tests.training.test_runs import finish, here, losses, preference_recipe, run, start, weights
+from tests.training.test_runs import group, here, losses, preference_recipe, run, start, weights
 
 
 def apart(one: Path, other: Path, model: Path) -> float:
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_another_number(
     if resumed_by[0] == 1:
         here(preference, recipe, **paths)
     else:
-        finish(start("preference", recipe, processes=resumed_by[0], strategy=resumed_by[1], **paths))
+        group("preference", recipe, processes=resumed_by[0], strategy=resumed_by[1], **paths)
     here(preference, recipe, **{**paths, "out": tmp_path / "one", "checkpoints": tmp_path / "d"})
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
 
@@ -147,7 +147,7 @@ def test_the_reference_cache_is_the_same_however_it_is_dealt(
 
     recipe = ReferenceRecipe(model=tiny.settings(), micro_batch_size=3)
     inputs = {name: prepared[name] for name in ("tokens", "model")}
-    finish(start("reference", recipe, processes=2, **inputs, out=tmp_path / "two"))
+    group("reference", recipe, processes=2, **inputs, out=tmp_path / "two")
     before = torch.random.get_rng_state()
     here(reference, recipe, **inputs, out=tmp_path / "one")
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -27,6 +27,7 @@ from sams.training.checkpoints import Checkpoints
 from sams.training.distribution import Workers
 from tests import tiny
 from tests.conftest import ROOT
+from tests.training.forks import Point, server
 
 FEW = {
     "batch_size": 16,
@@ -106,16 +107,23 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "train.jsonl").read_text().splitlines()]
 
 
+def group(module: str, recipe: Settings, *, processes: int, strategy: str = "ddp", **paths: Path) -> None:
+    """Run a stage in a process group without torchrun, which takes many times as long to start."""
+    arguments = {"recipe": recipe.model_dump_json(), **paths}
+    statuses = server().start(f"sams.training.{module}", arguments, processes=processes, strategy=strategy)
+    assert statuses == [0] * processes, server().output()
+
+
 def run(
     prepared: dict[str, Path], out: Path, *, processes: int = 1, strategy: str = "ddp", **overrides: Any
 ) -> None:
-    """Train one method, in this process or under torchrun."""
+    """Train one method, in this process or in a process group."""
     recipe = preference_recipe(**overrides)
     if processes == 1:
         here(preference, recipe, **prepared, out=out, checkpoints=out / "c")
     else:
         paths = {**prepared, "out": out, "checkpoints": out / "c"}
-        finish(start("preference", recipe, processes=processes, strategy=strategy, **paths))
+        group("preference", recipe, processes=processes, strategy=strategy, **paths)
 
 
 @pytest.fixture(scope="module")
@@ -240,25 +248,10 @@ def test_a_run_that_is_killed_and_resumed_is_bitwise_the_undisturbed_run(
     prepared: dict[str, Path], single: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "sams.training.preference",
-                "--recipe",
-                preference_recipe().model_dump_json(),
-            ),
-            *(word for name, path in prepared.items() for word in (f"--{name}", str(path))),
-            *("--out", out, "--checkpoints", out / "c"),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    wait_for_checkpoint(process, out)
-    process.kill()
-    process.communicate()
+    arguments = {"recipe": preference_recipe().model_dump_json(), **prepared, "out": out}
+    saved = Point("sams.training.checkpoints.Checkpoints.save")
+    statuses = server().start("sams.training.preference", arguments | {"checkpoints": out / "c"}, point=saved)
+    assert statuses == [-9], server().output()
     assert not (out / "train_metrics.json").exists()
     here(preference, preference_recipe(), **prepared, out=out, checkpoints=out / "c")
     resumed = weights(out)
@@ -359,8 +352,10 @@ def test_a_loss_that_is_not_finite_stops_all_and_names_the_pair(
         "out": tmp_path / "o",
         "checkpoints": tmp_path / "c",
     }
-    output = finish(start("preference", preference_recipe(), processes=2, **arguments), status=1)
-    assert "error: step 1: the loss of 16 of 16 items is not finite: 0001" in output
+    recipe = preference_recipe().model_dump_json()
+    statuses = server().start("sams.training.preference", {"recipe": recipe, **arguments}, processes=2)
+    assert statuses == [1, 1]
+    assert server().output().count("step 1: the loss of 16 of 16 items is not finite: 0001") == 2
     assert not (tmp_path / "o" / "trained").exists()
 
 
