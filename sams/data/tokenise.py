@@ -23,6 +23,7 @@ from sams.runtime.progress import Progress
 from sams.runtime.stage import read_recipe, run
 from sams.study.recipes import TokeniseRecipe
 from sams.study.rounds import check_rounds, current_study
+from sams.study.sources import digests_of_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,7 +63,9 @@ def main(recipe: str, data: Path, out: Path, processes: int = 1) -> None:
     tokenizer = build_tokenizer(settings.model, texts(data))
     check_model(settings.model, tokenizer, settings.max_length)
     report: dict[str, Any] = {"vocabulary": len(tokenizer)}
-    with whole_folder(out, upstream={"data": manifest_digest(data)}) as part:
+    with whole_folder(
+        out, upstream={"data": manifest_digest(data)}, sources=digests_of_sources(settings)
+    ) as part:
         tokenizer.save_pretrained(part / "tokenizer")
         with encoding_processes(tokenizer, settings, processes) as pool:
             for split in RESPONSES:

@@ -119,7 +119,7 @@ class _OnlyWhatComputes(ast.NodeTransformer):
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt] | None:
         if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             return [self.visit(each) for each in node.orelse]
-        self.generic_visit(node)
+        super().generic_visit(node)
         if node.body or node.orelse:
             node.body = node.body or [ast.Pass()]
             return node

@@ -13,6 +13,7 @@ from sams.runtime.stage import read_recipe, run
 from sams.scoring.fetch import published
 from sams.study.recipes import QuestionsRecipe
 from sams.study.settings import MtBench, World
+from sams.study.sources import digests_of_sources
 from sams.world import examples as synthetic
 from sams.world.judge_prompts import judge_prompts
 
@@ -34,7 +35,7 @@ def main(recipe: str, out: Path) -> None:
     """
     settings = read_recipe(recipe, QuestionsRecipe)
     sources: dict[str, dict[str, str]] = {}
-    with whole_folder(out) as part:
+    with whole_folder(out, sources=digests_of_sources(settings)) as part:
         if settings.alpaca_eval is not None:
             given = settings.alpaca_eval.reference_outputs
             key = "benchmarks.alpaca_eval.reference_outputs"

@@ -1,5 +1,6 @@
 """Files and folders outside the results that each stage reads."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def sources_of(recipe: Settings) -> list[str]:
     Models and data sets of a hub are left out: their revision identifies them. Files that are not there are named
     all the same.
     """
+    given: Sequence[str | None] = []
     match recipe:
         case DataRecipe(data=data):
             given = [_local(source) for source in (data.train, data.test, data.sft)]
@@ -39,8 +41,6 @@ def sources_of(recipe: Settings) -> list[str]:
             given = _encoder(recipe.scheduler)
         case ExportRecipe(model=model):
             given = _files(model.path, *WEIGHTS, "generation_config.json", *TOKENIZER)
-        case _:
-            given = []
     return sorted({source for source in given if isinstance(source, str)})
 
 

@@ -19,8 +19,6 @@ from sams.runtime.errors import UserError
 from sams.runtime.faults import is_out_of_memory
 from sams.runtime.files import digest_of, write_json
 from sams.runtime.provenance import ENVIRONMENT, digest_of_code, made_on
-from sams.study.code import code_of_job
-from sams.study.sources import digests_of_sources
 from sams.training.checkpoints import Checkpoints
 from sams.training.distribution import WORKER, Workers
 from sams.training.gates import TrainingFailure
@@ -68,6 +66,9 @@ class TrainingJob:
         upstream: dict[str, Path],
         part: str = "",
     ) -> None:
+        from sams.study.code import code_of_job
+        from sams.study.sources import digests_of_sources
+
         self.stage = stage
         self.part = part
         self.settings: Any = recipe

@@ -302,15 +302,16 @@ def test_a_torn_checkpoint_is_ignored_and_old_ones_are_pruned(tmp_path: Path) ->
     workers = Workers(device="cpu", strategy="ddp", precision="float32", threads=1, timeout_minutes=1)
     policy = torch.nn.Linear(2, 2)
     optimiser = torch.optim.AdamW(policy.parameters())
-    found = Checkpoints(tmp_path, "run", workers)
+    found = Checkpoints(tmp_path, workers, inputs={}, code={})
+    run = found.folder
     for step in range(1, 5):
         policy.weight.data.fill_(step)
         found.save(policy, optimiser, {"step": step})
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-00000003", "step-00000004"]
+    assert sorted(path.name for path in run.iterdir()) == ["run.json", "step-00000003", "step-00000004"]
 
-    shutil.copytree(tmp_path / "run/step-00000004", tmp_path / "run/step-00000005")
-    (tmp_path / "run/step-00000005/COMPLETE").unlink()
-    (tmp_path / "run/step-00000005/loop.pt").write_bytes(b"half")
+    shutil.copytree(run / "step-00000004", run / "step-00000005")
+    (run / "step-00000005/COMPLETE").unlink()
+    (run / "step-00000005/loop.pt").write_bytes(b"half")
     policy.weight.data.zero_()
     assert found.restore(policy, optimiser) == {"step": 4}
     assert policy.weight.unique().tolist() == [4.0]
