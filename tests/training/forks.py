@@ -1,9 +1,9 @@
 """Stages in forks of one server process, and the points at which they are killed.
 
-Run as a module this is the server. It imports once what all stages need and forks for each run, or for each process of
-a group: a start takes a fraction of a second, where torchrun takes many. It reads a run as one line of JSON and answers
-with the exit statuses. The server itself computes nothing, so that no fork misses a thread. A run is killed from
-within, by SIGKILL at the n-th call of a function; the stages know nothing of it.
+Run as a module this is the server. It imports once what all stages need and forks for each run, or for each process
+of a group: a start takes a fraction of a second, where torchrun takes many. It reads a run as one line of JSON and
+answers with the exit statuses. The server itself computes nothing, so that no fork misses a thread. A run is killed
+from within, by SIGKILL at the n-th call of a function; the stages know nothing of it.
 """
 
 import functools
