@@ -51,7 +51,7 @@ def named_modules(recipe: Settings) -> list[str]:
         case PretrainRecipe():
             return [SELECTORS["sams"].module]
         case SftRecipe(watching=watching):
-            return [SELECTORS["all" if watching is None else "sams"].module]
+            return [] if watching is None else ["sams.training.watching", SELECTORS["sams"].module]
         case _:
             return []
 
