@@ -15,9 +15,8 @@ import torch
 from sams.planning.models import Sizes
 from sams.scheduling.networks import Exploitation, Exploration
 from sams.scheduling.scheduler import context_width
-from sams.scheduling.selection import Selection, selected
+from sams.scheduling.selection import Selection, count_rounds, selected, selection_of
 from sams.scheduling.selectors.table import SELECTORS
-from sams.study.rounds import count_rounds, selection_of
 
 if TYPE_CHECKING:
     from sams.planning.data import Facts

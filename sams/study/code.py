@@ -27,6 +27,9 @@ ENTRY_POINTS = {
 }
 """Module of each stage, started by `python -m`."""
 
+WATCHING = "sams.training.watching"
+"""Module with which a scheduler learns during SFT."""
+
 
 def code_of_job(stage: str, recipe: Settings) -> dict[str, str]:
     """The `sams` modules that a job runs, each with a digest of its code.

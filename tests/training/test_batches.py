@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sams.runtime.errors import UserError
+from sams.scheduling.selection import count_rounds
 from sams.study.settings import Training
-from sams.training.batches import count_rounds, deal, rounds
+from sams.training.batches import deal, rounds
 
 
 @given(
