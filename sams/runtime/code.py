@@ -19,8 +19,6 @@ NOT_HASHED = (
     "sams.losses.table",
     "sams.scheduling.selectors.table",
 )
-# But for these: they compute from the data, too.
-HASHED = ("sams.study.rounds",)
 
 
 def code_of(module: str, *more: str) -> dict[str, str]:
@@ -61,7 +59,7 @@ def imported_modules(module: str, *more: str) -> set[str]:
 
 def is_not_hashed(name: str) -> bool:
     """Whether a module belongs to a room of `NOT_HASHED`."""
-    return name not in HASHED and any(name == room or name.startswith(f"{room}.") for room in NOT_HASHED)
+    return any(name == room or name.startswith(f"{room}.") for room in NOT_HASHED)
 
 
 class _Code(NamedTuple):

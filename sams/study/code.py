@@ -21,11 +21,14 @@ ENTRY_POINTS = {
     "assess": "sams.generation.assess",
     "generate_answers": "sams.generation.generate",
     "sample_pairs": "sams.generation.on_policy",
-    "make_difficulty": "sams.world.difficulty",
+    "make_difficulty": "sams.scoring.difficulty",
     "score_alpaca_eval": "sams.scoring.alpaca_eval",
     "score_mt_bench": "sams.scoring.mt_bench",
 }
 """Module of each stage, started by `python -m`."""
+
+WATCHING = "sams.training.watching"
+"""Module with which a scheduler learns during SFT."""
 
 
 def code_of_job(stage: str, recipe: Settings) -> dict[str, str]:
@@ -51,7 +54,7 @@ def named_modules(recipe: Settings) -> list[str]:
         case PretrainRecipe():
             return [SELECTORS["sams"].module]
         case SftRecipe(watching=watching):
-            return [SELECTORS["all" if watching is None else "sams"].module]
+            return [] if watching is None else [WATCHING, SELECTORS["sams"].module]
         case _:
             return []
 

@@ -169,7 +169,7 @@ def edit_what_computes_nothing(study: Finished) -> None:
         'GPUS = {\n    "B300": Gpu(268.0 * GIB, 8.0e12, 2500e12, 0.3),\n',
     )
     study.replace("sams/runtime/watch.py", "EXIT_HUNG = 70", "EXIT_HUNG = 71")
-    study.replace("sams/runtime/interrupt.py", "EXIT_INTERRUPTED = 75", "EXIT_INTERRUPTED = 76")
+    study.replace("sams/runtime/processes.py", "EXIT_INTERRUPTED = 75", "EXIT_INTERRUPTED = 76")
     study.replace("sams/data/tokenise.py", 'f"nothing is left after', 'f"no row is left after')
 
 
