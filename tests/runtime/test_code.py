@@ -153,7 +153,6 @@ def test_a_job_runs_its_own_loss_and_its_own_selector_alone(study: Study) -> Non
         "dpo-top": {"sams.losses.dpo", "sams.scheduling.selectors.top_margin"},
         "dpo-sams": {"sams.losses.dpo", "sams.scheduling.selectors.sams"},
         "pretrain_scheduler": {"sams.scheduling.selectors.sams"},
-        "train_sft": {"sams.scheduling.selectors.all"},
     }
     assert {job: modules for job, modules in own.items() if modules} == expected
     assert "sams.scheduling.networks" in code["dpo-sams"] and "sams.scheduling.networks" not in code["dpo"]
