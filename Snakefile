@@ -23,8 +23,8 @@ include: "rules/train.smk"
 include: "rules/reference.smk"
 include: "rules/generate.smk"
 include: "rules/score.smk"
-include: "rules/chosen.smk"
 include: "rules/tables.smk"
+include: "rules/chosen.smk"
 
 
 rule all:

@@ -15,7 +15,6 @@ from sams.launch.preflight import benchmark_sources
 from sams.runtime.provenance import code_digest
 from sams.study.recipes import recipe_json, recipe_of, scheduler_is_pretrained
 from sams.study.settings import Launch
-from sams.tables.side_by_side import pairs
 from sams.launch.workflow import forget_unfinished, hold, leave_if_stopped, stop_jobs_on_signals
 
 try:
@@ -182,26 +181,6 @@ def prompt_files():
 def benchmark_files():
     """Local files of the benchmarks' inputs: those that are there or can be fetched."""
     return [source for source in benchmark_sources(STUDY).values() if available(source)]
-
-
-def answer_pages():
-    """Pages of answers side by side; none where no benchmark is scored."""
-    shown = pairs(STUDY) if benchmarks() else []
-    return [f"{TABLES}/answers/{method}/beside_{base}.html" for method, base in shown]
-
-
-def judged_answers(wildcards):
-    """Answers of two methods, with their judgments and figures, of the first seed."""
-    files = {
-        "alpaca_eval": ["annotations.json", "metrics.json"],
-        "mt_bench": ["answers.jsonl", "judgments.jsonl", "metrics.json"],
-    }
-    return [
-        f"{RESULTS}/{method}/seed{STUDY.seeds[0]}/{benchmark}/{file}"
-        for method in (wildcards.method, wildcards.base)
-        for benchmark in benchmarks()
-        for file in files[benchmark]
-    ]
 
 
 def available(source):

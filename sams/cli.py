@@ -28,7 +28,7 @@ def show(
     rehearse: Rehearse = False,
 ) -> None:
     """Print a study's main table and where its figures are."""
-    from sams.tables.main_table import show as show_table
+    from sams.tables.show import show as show_table
 
     show_table(results, _study(configfile, rehearse))
 
@@ -145,7 +145,7 @@ def verify(
 ) -> None:
     """Check a study's results: hashes, recipes, environment, commit, figures. Exit status 1 if one does not hold."""
     from sams.tables.bundle import check_kind, pack, unpacked
-    from sams.tables.verify import print_findings
+    from sams.tables.findings import print_findings
     from sams.tables.verify import verify as check_results
 
     if bundle is not None:

@@ -541,8 +541,8 @@ FAULTS = [
     Fault(
         "table: a column of the paper is read as its neighbour",
         "tables/reported.py",
-        'zip(held["columns"], values, strict=True)',
-        'zip(held["columns"], values[1:] + values[:1], strict=True)',
+        'zip(content["columns"], values, strict=True)',
+        'zip(content["columns"], values[1:] + values[:1], strict=True)',
         (PAPER,),
     ),
     Fault(
@@ -555,7 +555,7 @@ FAULTS = [
     Fault(
         "verify: what a result was made from is not looked at",
         "tables/verify.py",
-        "elif manifest_digest(place) != digest:",
+        "elif manifest_digest(source) != digest:",
         "elif not digest:",
         (VERIFY,),
     ),
@@ -595,10 +595,10 @@ FAULTS = [
         ("tables/test_compare.py",),
     ),
     Fault(
-        "figure: flipped pairs kept are not held against chance",
+        "figure: flipped pairs kept are not compared with chance",
         "tables/figures.py",
-        "(lean - 1)",
-        "lean",
+        "(relative - 1)",
+        "relative",
         ("tables/test_figures.py::test_selection_shows_flips_margins_and_what_the_scheduler_knew",),
     ),
 ]

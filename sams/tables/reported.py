@@ -1,4 +1,4 @@
-"""What the paper reports: the figures in `sams/tables/paper`, one file for each of its tables."""
+"""The paper's figures, read from `sams/tables/paper`: one file for each table."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ FOLDER = Path(__file__).parent / "paper"
 
 
 class Figure(NamedTuple):
-    """A reported figure and where it is reported."""
+    """A reported figure and its source."""
 
     value: float
     source: str
@@ -17,11 +17,12 @@ class Reported(NamedTuple):
     """One setting of a table of the paper.
 
     Args:
-        title: how the paper calls the table.
-        columns: its columns, by their names in the main table; `hours` is run time.
-        judges: judges whose scores may stand beside the reported ones, by column. A column without is not judged.
-        rows: figures by row and column; what is not reported is absent.
-        notes: what a reader has to know of them.
+        title: the table's name in the paper.
+        source: the paper and table.
+        columns: its columns, under their names in the main table; `hours` is run time.
+        judges: judges whose scores are comparable with the reported ones, by column; none for unjudged columns.
+        rows: figures by row and column; figures that are not reported are absent.
+        notes: for readers of the table.
     """
 
     title: str
@@ -40,23 +41,29 @@ def read_reported(table: str, setting: str) -> Reported:
     """
     import yaml
 
-    held = yaml.safe_load((FOLDER / f"{table}.yaml").read_text(encoding="utf-8"))
-    if setting not in held["settings"]:
-        raise ValueError(f"{held['title']} has no setting {setting}: it has {', '.join(held['settings'])}")
-    rows = _rows(held, setting)
-    if "elsewhere" in held:
-        rows |= _rows(held["elsewhere"], setting)
+    content = yaml.safe_load((FOLDER / f"{table}.yaml").read_text(encoding="utf-8"))
+    if setting not in content["settings"]:
+        names = ", ".join(content["settings"])
+        raise ValueError(f"{content['title']} has no setting {setting}: it has {names}")
+    rows = _rows(content, setting)
+    if "elsewhere" in content:
+        rows |= _rows(content["elsewhere"], setting)
     return Reported(
-        held["title"], held["source"], held["columns"], held.get("judges", {}), rows, held.get("notes", [])
+        title=content["title"],
+        source=content["source"],
+        columns=content["columns"],
+        judges=content.get("judges", {}),
+        rows=rows,
+        notes=content.get("notes", []),
     )
 
 
-def _rows(held: dict[str, Any], setting: str) -> dict[str, dict[str, Figure]]:
+def _rows(content: dict[str, Any], setting: str) -> dict[str, dict[str, Figure]]:
     return {
         row: {
-            column: Figure(float(value), held["source"])
-            for column, value in zip(held["columns"], values, strict=True)
+            column: Figure(float(value), content["source"])
+            for column, value in zip(content["columns"], values, strict=True)
             if value is not None
         }
-        for row, values in held["settings"][setting].items()
+        for row, values in content["settings"][setting].items()
     }

@@ -22,12 +22,12 @@ from typing import IO, Any, Literal, Self, get_args
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json
+from sams.runtime.mappings import flatten, numbers
 from sams.tracking.mirror import (
     Identity,
     Mirror,
     Status,
     now,
-    numbers,
     prepare_database,
     run_id,
     tracking_uri,
@@ -249,17 +249,6 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, Any]:
     odd = {key: repr(value) for key, value in values.items() if not math.isfinite(value)}
     kept: dict[str, Any] = {key: None if key in odd else value for key, value in values.items()}
     return {**kept, "non_finite": odd} if odd else kept
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as params: `training.beta`; lists and null as JSON."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str) else canonical_json(value)
-    return flat
 
 
 def _place(name: str) -> dict[str, str]:

@@ -8,20 +8,19 @@ import fcntl
 import importlib
 import json
 import logging
-import math
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from numbers import Real
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file
+from sams.runtime.mappings import numbers
 from sams.runtime.provenance import commit
 from sams.tracking import unsent as mlflow_unsent
 
@@ -53,17 +52,6 @@ def database(results: Path = RESULTS) -> Path | None:
 def run_id(sidecar: Path) -> str | None:
     """Id of the MLflow run whose sidecar this is, for the tag `upstream_run_id`; None if there is none."""
     return sidecar.read_text(encoding="utf-8").strip() or None if sidecar.is_file() else None
-
-
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a metrics.json; a nested key is joined by `/` (`categories/math`)."""
-    found: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found.update({f"{key}/{inner}": number for inner, number in numbers(value).items()})
-        elif not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
-            found[key] = float(value)
-    return found
 
 
 class Identity(NamedTuple):
