@@ -1,12 +1,12 @@
 """Tables and figures of a rehearsal are marked as such, and those of other studies are not."""
 
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
 from sams.study.config import Study
 from sams.tables import captions
+from sams.tables.figures import study_figures
 from tests.tables import made
 
 
@@ -24,10 +24,11 @@ def test_tables_and_comparisons_are_marked(rehearse: bool) -> None:
 def test_figures_are_marked(tmp_path: Path) -> None:
     study = made.study(["sft", "dpo"], [0], rehearse=True)
     made.write(tmp_path, {"dpo/seed0/train_metrics.json": made.train(60.0, 1.0)})
-    made.run_script("figures", study, tmp_path, {"cost": tmp_path / "out" / "cost.svg"})
-    for name in ("learning_curves", "selection", "cost"):
-        assert "REHEARSAL" in (tmp_path / "out" / f"{name}.svg").read_text(encoding="utf-8")
-        ElementTree.parse(tmp_path / "out" / f"{name}.svg")
+    drawn = study_figures(study, tmp_path)
+    assert list(drawn) == ["learning_curves", "selection", "difficulty", "noise", "cost"]
+    assert all("REHEARSAL" in figure.get_suptitle() for figure in drawn.values())
+    drawn = study_figures(made.study(["sft", "dpo"], [0]), tmp_path)
+    assert not any(figure.get_suptitle() for figure in drawn.values())
 
 
 def test_no_training_is_missing_for_a_finished_model() -> None:

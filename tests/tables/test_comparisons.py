@@ -146,7 +146,7 @@ def test_items_of_recorded_annotations_give_the_published_win_rates(
 
 
 def test_seeds_are_repeats(tmp_path: Path) -> None:
-    """Three seeds whose differences are 1, 2 and 3 points: a t interval over seeds, in addition to the one over items."""
+    """Three seeds whose differences are 1, 2 and 3 points: a t interval over seeds, next to the one over items."""
     for seed in range(3):
         write(
             tmp_path,
