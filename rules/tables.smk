@@ -122,7 +122,7 @@ use rule main_table as show_answers with:
             labels={"method": "{method}", "compared with": "{base}"},
         ),
     log:
-        f"{LOGS}/show_answers/{{method}}-beside-{{base}}.log",
+        f"{LOGS}/show_answers/{{method}}-{{base}}.log",
     params:
         **table("answers_page"),
 

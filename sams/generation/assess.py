@@ -64,10 +64,10 @@ def main(
             export.main(
                 recipe_json(ExportRecipe(model=settings.model)), model, tokens=tokens, trained=weights
             )
-            found = answer_accuracies(model, settings, prompts)
-            found["test_accuracy"] = test_accuracy(model, settings, run, tokens, reference, workers)
-        figures[name] = found
-        log.info("%s: %s", name, found)
+            accuracies = answer_accuracies(model, settings, prompts)
+            accuracies["test_accuracy"] = test_accuracy(model, settings, run, tokens, reference, workers)
+        figures[name] = accuracies
+        log.info("%s: %s", name, accuracies)
     with whole_file(out) as part:
         write_json(part, figures)
     workers.leave()
@@ -84,12 +84,12 @@ def answer_accuracies(model: Path, settings: AssessRecipe, prompts: list[list[Me
     """Percent of right answers, with sampled and with greedy decoding."""
     accuracy: WorldAccuracy = settings.accuracy
     decoder = Decoder(model, settings.model.precision, accuracy.decoding, settings.seed)
-    found = {}
+    percentages = {}
     for name, temperature in (("sampled", accuracy.decoding.temperature), ("greedy", 0.0)):
         answers = decoder.answer(prompts, [temperature] * len(prompts), name)
         right = [is_right(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
-        found[name] = 100 * sum(right) / len(right)
-    return found
+        percentages[name] = 100 * sum(right) / len(right)
+    return percentages
 
 
 def is_right(prompt: list[Message], answer: str) -> bool:
@@ -127,8 +127,8 @@ def test_accuracy(
     )
     tuning.apply(policy)
     items = list(range(len(task.ids)))
-    found, _ = score(policy, task, items, workers, tuning.scoring_micro_batch)
-    return 100 * found["rewards/accuracies"].double().mean().item()
+    metrics, _ = score(policy, task, items, workers, tuning.scoring_micro_batch)
+    return 100 * metrics["rewards/accuracies"].double().mean().item()
 
 
 if __name__ == "__main__":

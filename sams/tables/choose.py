@@ -56,13 +56,13 @@ def evaluations(log: "pd.DataFrame") -> list[Evaluation]:
     flips = None
     if "selected/flipped_share" in log:
         flips = share * log["selected/flipped_share"].to_numpy(), log["all/flipped_share"].to_numpy()
-    found = []
+    evaluations = []
     for index in np.flatnonzero(log["eval/rewards/accuracies"].notna().to_numpy()):
         kept, of_all, trained = (
             (values[: index + 1].sum() for values in (*flips, share)) if flips else (1.0, 1.0, None)
         )
         row = log.iloc[index]
-        found.append(
+        evaluations.append(
             Evaluation(
                 step=int(row["step"]),
                 pairs_seen=int(row["pairs_seen"]),
@@ -72,7 +72,7 @@ def evaluations(log: "pd.DataFrame") -> list[Evaluation]:
                 flipped_share=None if trained is None else float(kept / trained),
             )
         )
-    return found
+    return evaluations
 
 
 def choice(runs: dict[str, dict[str, Sequence[Sequence[Evaluation]]]]) -> dict[str, Any]:

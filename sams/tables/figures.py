@@ -69,9 +69,9 @@ def read_logs(setting: Path, methods: Sequence[str], seeds: Sequence[int]) -> Lo
     logs: dict[str, list[pd.DataFrame]] = {}
     for method in methods:
         files = [setting / method / f"seed{seed}" / "train.jsonl" for seed in seeds]
-        found = [read_log(file) for file in files if file.is_file()]
-        if method != BASE_METHOD and found:
-            logs[method] = found
+        frames = [read_log(file) for file in files if file.is_file()]
+        if method != BASE_METHOD and frames:
+            logs[method] = frames
     return logs
 
 

@@ -27,7 +27,7 @@ def print_findings(findings: list[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table("", "check", "where", "found", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown = Table("", "check", "where", "result", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for finding in findings:
         mark = "ok" if finding.holds else "FAILED"
         shown.add_row(

@@ -14,7 +14,7 @@ from sams.tracking.log import tracking_uri
 if TYPE_CHECKING:
     import pandas as pd
 
-# Metrics file whose figures the run of a stage holds.
+# Metrics file whose figures a stage logs.
 METRICS_OF = {"train_sft": "train", "train_preference": "train"} | {
     f"score_{name}": name for name in BENCHMARKS
 }

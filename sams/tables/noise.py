@@ -68,7 +68,7 @@ def noise(logs: Logs, cells: Cells, of: Mapping[str, Noise]) -> "Figure":
             _points(axes[0], index[first], first, [(of[m].share, *final[m]) for m in members])
         for method in members:
             if of[method].share in shares:
-                tested = [100 * found for found in evaluations(logs[method], "eval/rewards/accuracies")]
+                tested = [100 * accuracy for accuracy in evaluations(logs[method], "eval/rewards/accuracies")]
                 axis = axes[len(by_share) + shares.index(of[method].share)]
                 draw(axis, index[first], first, tested, marked="some")
         noisy = [(_flips_trained_on(logs[m], of[m].share), *final[m]) for m in members if of[m].share]

@@ -181,7 +181,7 @@ def mt_bench(folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]], 
     """
     files, scores = _judged("mt_bench", folders)
     rated = [{(str(row["question_id"]), row["turn"]): row for row in read_json_lines(file)} for file in files]
-    said = [_answers(folder / BENCHMARKS["mt_bench"].answers) for folder in folders.values()]
+    answers_of = [_answers(folder / BENCHMARKS["mt_bench"].answers) for folder in folders.values()]
     items = []
     for question in read_json_lines(questions / "mt_bench_questions.jsonl"):
         key = str(question["question_id"])
@@ -194,7 +194,7 @@ def mt_bench(folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]], 
                 explanations=[judged[key, turn]["judgment"] for turn in TURNS],
                 score=values[key],
             )
-            for answers, judged, values in zip(said, rated, scores, strict=True)
+            for answers, judged, values in zip(answers_of, rated, scores, strict=True)
         )
         better = _better(method, base, TIES["mt_bench"])
         items.append(Item(f"question {key}, {question['category']}", question["turns"], method, base, better))
@@ -204,7 +204,7 @@ def mt_bench(folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]], 
             *(number(values.get(key), 2) for key in ("average", "turn_1", "turn_2")),
             *_lengths([turn for turns in answers.values() for turn in turns]),
         ]
-        for name, values, answers in zip(folders, figures, said, strict=True)
+        for name, values, answers in zip(folders, figures, answers_of, strict=True)
     ]
     return Section(
         key="mt_bench",

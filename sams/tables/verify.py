@@ -208,14 +208,16 @@ def _same(root: Path, runs: list[Run]) -> Iterator[Finding]:
             yield Finding("recipe", method, False, text)
     environments = {run.folder: _record(run, "environment.json") for run in runs}
     libraries = {
-        folder: canonical_json({key: value for key, value in found.items() if key != "commit"})
-        for folder, found in environments.items()
+        folder: canonical_json({key: value for key, value in environment.items() if key != "commit"})
+        for folder, environment in environments.items()
     }
     yield _one(root, "environment", "all runs", libraries)
-    commits = {folder: found.get("commit", {}).get("git_commit") for folder, found in environments.items()}
+    commits = {folder: record.get("commit", {}).get("git_commit") for folder, record in environments.items()}
     yield _one(root, "commit", "all runs", commits)
     edited = [
-        folder for folder, found in environments.items() if found.get("commit", {}).get("git_dirty") == "true"
+        folder
+        for folder, record in environments.items()
+        if record.get("commit", {}).get("git_dirty") == "true"
     ]
     if edited:
         problems = [f"{_name(root, folder)} was made from a modified checkout" for folder in edited]
@@ -228,16 +230,16 @@ def _record(run: Run, name: str) -> dict[str, Any]:
     return dict(read_json(file)) if file.is_file() else {}
 
 
-def _one(root: Path, check: str, where: str, found: Mapping[Path, str | None]) -> Finding:
+def _one(root: Path, check: str, where: str, values: Mapping[Path, str | None]) -> Finding:
     """Check that all folders have the same value."""
-    counts = Counter(value for value in found.values() if value not in (None, "{}"))
-    unknown = [folder for folder, value in found.items() if value in (None, "{}")]
+    counts = Counter(value for value in values.values() if value not in (None, "{}"))
+    unknown = [folder for folder, value in values.items() if value in (None, "{}")]
     if unknown:
         names = ", ".join(_name(root, folder) for folder in unknown[:SHOWN])
-        return Finding(check, where, False, f"not recorded by {len(unknown)} of {len(found)}: {names}")
+        return Finding(check, where, False, f"not recorded by {len(unknown)} of {len(values)}: {names}")
     if len(counts) > 1:
         common = counts.most_common(1)[0][0]
-        others = [_name(root, folder) for folder, value in found.items() if value != common]
+        others = [_name(root, folder) for folder, value in values.items() if value != common]
         text = f"{len(counts)} different values: the exceptions are {', '.join(others[:SHOWN])}"
         return Finding(check, where, False, text)
     [value] = counts
@@ -248,9 +250,9 @@ def _readable(value: str) -> str:
     """The versions of an environment; other values unchanged."""
     if not value.startswith("{"):
         return value
-    found = json.loads(value)
-    libraries = ", ".join(f"{name} {number}" for name, number in found["libraries"].items())
-    return f"Python {found['python']}, {libraries}"
+    environment = json.loads(value)
+    libraries = ", ".join(f"{name} {number}" for name, number in environment["libraries"].items())
+    return f"Python {environment['python']}, {libraries}"
 
 
 def _name(root: Path, folder: Path) -> str:
