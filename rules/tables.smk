@@ -37,7 +37,7 @@ def figure(name, label):
 
 def answer_pages():
     """Pages of two methods' answers."""
-    return [f"{TABLES}/answers/{method}/beside_{base}.html" for method, base in pairs(STUDY)]
+    return [f"{TABLES}/answers/{method}/with_{base}.html" for method, base in pairs(STUDY)]
 
 
 def judged_answers(wildcards):
@@ -116,13 +116,13 @@ use rule main_table as show_answers with:
         ],
     output:
         html=report(
-            f"{TABLES}/answers/{{method}}/beside_{{base}}.html",
+            f"{TABLES}/answers/{{method}}/with_{{base}}.html",
             caption="../workflow/report/side_by_side.rst",
             category="Answers",
             labels={"method": "{method}", "compared with": "{base}"},
         ),
     log:
-        f"{LOGS}/show_answers/{{method}}-{{base}}.log",
+        f"{LOGS}/show_answers/{{method}}-with-{{base}}.log",
     params:
         **table("answers_page"),
 

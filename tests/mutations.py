@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.conftest import ROOT
 
-COPIED = ("sams", "tests", "config", "pyproject.toml")
+COPIED = ("sams", "tests", "config", "workflow", "pyproject.toml")
 # Imported once, here; every run of tests is a fork. Nothing of the package is among them.
 HEAVY = (
     "accelerate",
@@ -572,6 +572,20 @@ FAULTS = [
         "entry = zipfile.ZipInfo(name)  # 1980-01-01",
         "entry = zipfile.ZipInfo.from_file(contents.get(name, part), name)",
         (VERIFY,),
+    ),
+    Fault(
+        "comparisons: the bootstrap interval is one of 90 %",
+        "tables/comparisons.py",
+        "[2.5, 97.5]",
+        "[5, 95]",
+        ("tables/test_comparisons.py",),
+    ),
+    Fault(
+        "comparisons: a judgment without a rating counts",
+        "tables/benchmarks.py",
+        'if row["score"] != -1:',
+        "if True:",
+        ("tables/test_comparisons.py",),
     ),
     Fault(
         "compare: the sign-flip test is one-sided",

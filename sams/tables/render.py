@@ -224,28 +224,19 @@ def html(title: str, table: Readable, notes: Sequence[str]) -> str:
 
 def latex(title: str, table: Readable, notes: Sequence[str]) -> str:
     """The table for LaTeX with booktabs, followed by its notes in small print."""
-    lines = [[_tex(column) for column in table.columns]]
-    lines += [[_tex(" ".join(cell)) for cell in row] for row in table.rows]
-    head, *body = (" & ".join(line) + r" \\" for line in lines)
-    return "\n".join(
-        [
-            r"% Needs \usepackage{booktabs}.",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_tex(title)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\par\smallskip\raggedright\footnotesize",
-            *(f"{_tex(note)}\\par" for note in notes),
-            r"\end{table}",
-            "",
-        ]
+    import pandas as pd
+
+    cells = [[_tex(" ".join(cell)) for cell in row] for row in table.rows]
+    frame = pd.DataFrame(cells, columns=[_tex(column) for column in table.columns])
+    text = frame.style.hide(axis="index").to_latex(
+        caption=_tex(title),
+        column_format=f"l{'r' * (len(table.columns) - 1)}",
+        hrules=True,
+        position_float="centering",
     )
+    end = r"\end{table}"
+    small_print = [r"\par\smallskip\raggedright\footnotesize", *(f"{_tex(note)}\\par" for note in notes), end]
+    return r"% Needs \usepackage{booktabs}." + "\n" + text.replace(end, "\n".join(small_print))
 
 
 def _tex(text: str) -> str:

@@ -16,6 +16,7 @@ from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, read_j
 from sams.runtime.mappings import flatten
 from sams.runtime.provenance import ENVIRONMENT
 from sams.study.config import BASE_METHOD, Study
+from sams.study.recipes import recipe_of
 from sams.tables.benchmarks import METRICS
 from sams.tables.findings import SHOWN, Finding, summary
 from sams.tables.recomputed import run_figures, study_tables
@@ -174,8 +175,6 @@ def _recipe(root: Path, run: Run, study: Study | None) -> Iterator[Finding]:
 
 def _other_settings(run: Run, recipe: dict[str, Any], study: Study) -> list[str]:
     """Dotted keys in which a recipe differs from the study's."""
-    from sams.study.recipes import recipe_of
-
     method = run.method if run.stage in ("train_preference", "train_crossfit") else ""
     try:
         expected = recipe_of(study, run.stage, method=method, seed=run.seed)
