@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sams.runtime.files import whole_file
 from sams.tables.benchmarks import SCORES
@@ -255,7 +255,11 @@ def terminal(title: str, table: Readable, notes: Sequence[str]) -> None:
     shown = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for index, column in enumerate(table.columns):
         head = SHORT.get(column, column.replace("_", "\n"))
-        shown.add_column(Text(head), justify="right" if index else "left", no_wrap=True, vertical="top")
+        justify: Literal["right", "left"] = "right" if index else "left"
+        # Names of runs are folded, so that numbers are not cut off.
+        shown.add_column(
+            Text(head), justify=justify, no_wrap=column != "methods", overflow="fold", vertical="top"
+        )
     for first, *others in table.rows:
         name = SHORT.get(first[0], first[0]).replace("\n", " ")
         shown.add_row(Text(name), *(Text("\n".join(cell)) for cell in others))
