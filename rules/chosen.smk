@@ -19,7 +19,7 @@ if STUDY.chosen:
             trained=expand(
                 f"{RESULTS}/{{method}}/seed{{{{seed}}}}/trained/manifest.json", method=STUDY.chosen_runs
             ),
-            start=f"{RESULTS}/sft/seed{{seed}}/model/manifest.json",
+            start=START,
             data=DATA,
             tokens=TOKENS,
             reference=f"{RESULTS}/reference/seed{{seed}}/manifest.json",
@@ -34,22 +34,10 @@ if STUDY.chosen:
         resources:
             **resources.generation(STUDY, GPUS_HERE),
         params:
-            recipe=recipe("assess"),
-            code=code_digest("sams.generation.assess"),
-            results=RESULTS,
-            data=subpath(input.data, parent=True),
-            tokens=subpath(input.tokens, parent=True),
-            reference=subpath(input.reference, parent=True),
+            **JOBS.parameters("assess"),
+            options=options("choice", "data", "tokens", "reference", results=RESULTS, out="{output.figures}"),
         shell:
-            "python -m sams.generation.assess"
-            " --recipe {params.recipe:q}"
-            " --choice {input.choice:q}"
-            " --results {params.results:q}"
-            " --data {params.data:q}"
-            " --tokens {params.tokens:q}"
-            " --reference {params.reference:q}"
-            " --out {output.figures:q}"
-            " > {log:q} 2>&1"
+            STAGE
 
     use rule main_table as chosen_table with:
         input:

@@ -5,12 +5,12 @@ from sams.tables.side_by_side import pairs
 
 
 def table(script):
-    """Parameters of a script: its name, the study, the folder of its setting, and the digest of its code."""
+    """Parameters of a script: its name, the study, the folder of its setting, and the digests of its code."""
     return {
         "script": script,
         "study": STUDY_SETTINGS,
         "results": RESULTS,
-        "code": code_digest(f"workflow.scripts.{script}"),
+        "code": code(f"workflow.scripts.{script}"),
     }
 
 
@@ -77,7 +77,7 @@ if STUDY.paper:
             data=per_seed(f"data/{OF_SEED}manifest.json"),
             curves=training_figures(),
             scores=scores(),
-            reported=f"{workflow.basedir}/sams/tables/paper/{STUDY.paper.table}.yaml",
+            reported=f"{workflow.basedir}/sams/study/paper/{STUDY.paper.table}.yaml",
         output:
             **forms("paper", "paper_table", "compared with the paper"),
         log:

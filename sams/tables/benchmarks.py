@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from sams.runtime.errors import UserError
 from sams.scoring.inputs import read_json_lines, read_json_rows
-from sams.study.config import Study
+from sams.study.study import Study
 
 Items = dict[str, float]
 

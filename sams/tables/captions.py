@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sams.study.config import Study
+from sams.study.reported import Reported, read_reported
+from sams.study.study import Study
 from sams.tables import render
 from sams.tables.benchmarks import BENCHMARKS, scored
 from sams.tables.repeats import least_p
-from sams.tables.reported import Reported, read_reported
 from sams.tables.results import Cell, Cells, data_reports
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sams.study.config import Study
 from sams.study.recipes import wanted
+from sams.study.study import Study
 from sams.tables.results import read_log
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sams.runtime.files import read_json
-from sams.study.config import BASE_METHOD, Study
 from sams.study.recipes import wanted
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.choose import LIMITS, point_name
 from sams.tables.render import MISSING, Readable, number
 from sams.tables.repeats import over_repeats

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sams.study.config import BASE_METHOD
+from sams.study.study import BASE_METHOD
 from sams.tables.benchmarks import BENCHMARKS, SCORES, Items
 from sams.tables.main_table import main_table, seeds_of
 from sams.tables.repeats import Repeats, over_repeats

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sams.study.config import BASE_METHOD, Study
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.noise import label_noise, noise
 from sams.tables.panels import (
     NOT_LOGGED,

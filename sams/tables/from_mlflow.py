@@ -5,7 +5,7 @@ No rule uses it: jobs exchange files.
 
 from typing import TYPE_CHECKING
 
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables.benchmarks import BENCHMARKS
 from sams.tables.main_table import main_table
 from sams.tables.results import Cell

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sams.runtime.errors import UserError
-from sams.study.config import BASE_METHOD, Study
+from sams.study.reported import Reported, read_reported
 from sams.study.settings import Paper
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.benchmarks import SCORES
 from sams.tables.main_table import main_table, seeds_of
-from sams.tables.reported import Reported, read_reported
 from sams.tables.results import Cell, Cells
 from sams.tracking.log import run_id
 

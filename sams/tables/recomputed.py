@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sams.runtime.files import canonical_json, read_json, sha256_of
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables.benchmarks import BENCHMARKS, METRICS, SCORE
 from sams.tables.choose import chosen_of
 from sams.tables.chosen_table import chosen_table, read_figures

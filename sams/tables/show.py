@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sams.runtime.errors import UserError
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables import captions, render
 from sams.tables.comparisons import RESAMPLES, comparisons
 from sams.tables.main_table import main_table

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from sams.runtime.errors import UserError
 from sams.scoring.inputs import read_json_lines, read_json_rows, some_of
-from sams.study.config import BASE_METHOD, Study
+from sams.study.study import BASE_METHOD, Study
 from sams.tables import captions
 from sams.tables.benchmarks import BENCHMARKS, scored
 from sams.tables.comparisons import paired_difference

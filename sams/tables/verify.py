@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sams.runtime.digests import digest_of_source
 from sams.runtime.errors import UserError
 from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, read_json, sha256_of
 from sams.runtime.mappings import flatten
 from sams.runtime.provenance import ENVIRONMENT
-from sams.study.config import BASE_METHOD, Study
 from sams.study.recipes import recipe_of
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.benchmarks import METRICS
 from sams.tables.findings import SHOWN, Finding, summary
 from sams.tables.recomputed import run_figures, study_tables
@@ -105,9 +106,24 @@ def _sealed(root: Path) -> Iterator[Finding]:
         yield Finding(
             "files", str(relative.parent), not problems, summary(problems, f"{present} files{left_out}")
         )
+        yield from _sources(root, folder, manifest)
         if manifest.get("upstream"):
             setting = root / relative.parts[0]
             yield _upstream(root, setting, folder, manifest["upstream"])
+
+
+def _sources(root: Path, folder: Path, recorded: dict[str, Any]) -> Iterator[Finding]:
+    """Compare the existing sources of a job with the digests that it recorded."""
+    working_folder = root.resolve().parents[1]  # relative paths of sources start there
+    sources = {name: working_folder / name for name in recorded.get("sources", {})}
+    sources = {name: path for name, path in sources.items() if path.exists()}
+    if sources:
+        problems = [
+            f"{name} has changed"
+            for name, path in sources.items()
+            if digest_of_source(path) != recorded["sources"][name]
+        ]
+        yield Finding("sources", _name(root, folder), not problems, summary(problems, ", ".join(sources)))
 
 
 def _differences(folder: Path, expected: dict[str, str], found: set[str], *, may_lack: bool) -> list[str]:
@@ -171,6 +187,7 @@ def _recipe(root: Path, run: Run, study: Study | None) -> Iterator[Finding]:
     yield Finding("recipe", where, not problems, summary(problems, "as in the study" if study else "present"))
     setting = root / run.folder.relative_to(root).parts[0]
     yield _upstream(root, setting, run.folder, record["upstream"])
+    yield from _sources(root, run.folder, record)
 
 
 def _other_settings(run: Run, recipe: dict[str, Any], study: Study) -> list[str]:
@@ -190,12 +207,14 @@ def _other_settings(run: Run, recipe: dict[str, Any], study: Study) -> list[str]
 def _same(root: Path, runs: list[Run]) -> Iterator[Finding]:
     """Check that runs share code by rule, environment and clean commit; and that recipes differ only in the seed."""
     for stage in sorted({run.stage for run in runs}):
-        yield _one(
-            root,
-            "code",
-            stage,
-            {run.folder: _record(run, "recipe.json").get("code") for run in runs if run.stage == stage},
-        )
+        digests: dict[str, set[str]] = {}
+        for run in runs:
+            for module, digest in (
+                _record(run, "recipe.json").get("code", {}).items() if run.stage == stage else ()
+            ):
+                digests.setdefault(module, set()).add(digest)
+        problems = [f"{module} differs between runs" for module, values in digests.items() if len(values) > 1]
+        yield Finding("code", stage, not problems, summary(problems, f"{len(digests)} modules"))
     for stage, method in sorted({(run.stage, run.method) for run in runs}):
         recipes = {
             run.folder: canonical_json({**_record(run, "recipe.json").get("recipe", {}), "seed": None})

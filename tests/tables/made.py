@@ -11,8 +11,9 @@ from unittest import mock
 from snakemake.iocontainers import InputFiles, OutputFiles
 
 from sams.runtime import stage
-from sams.study.config import Study, load_study
+from sams.study.files import load_study
 from sams.study.recipes import recipe_json
+from sams.study.study import Study
 from tests.conftest import ROOT
 
 

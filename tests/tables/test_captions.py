@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables import captions
 from sams.tables.figures import study_figures
 from tests.tables import made

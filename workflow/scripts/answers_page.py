@@ -6,7 +6,7 @@ from snakemake.iocontainers import Snakemake
 
 from sams.runtime.files import whole_file
 from sams.runtime.stage import script
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables.side_by_side import page
 
 snakemake: Snakemake

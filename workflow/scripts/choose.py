@@ -6,7 +6,7 @@ from snakemake.iocontainers import Snakemake
 
 from sams.runtime.files import whole_file, write_json
 from sams.runtime.stage import script
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables.choose import chosen_of
 
 snakemake: Snakemake

@@ -6,7 +6,7 @@ from snakemake.iocontainers import Snakemake
 
 from sams.runtime.files import read_json
 from sams.runtime.stage import script
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables import render
 from sams.tables.chosen_table import chosen_table, notes, readable, title
 

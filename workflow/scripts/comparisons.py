@@ -5,7 +5,7 @@ from pathlib import Path
 from snakemake.iocontainers import Snakemake
 
 from sams.runtime.stage import script
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables import captions, render
 from sams.tables.comparisons import RESAMPLES, comparisons
 from sams.tables.results import read_cells

@@ -5,7 +5,7 @@ from pathlib import Path
 from snakemake.iocontainers import Snakemake
 
 from sams.runtime.stage import script
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables import captions, render
 from sams.tables.main_table import main_table
 from sams.tables.results import read_cells

@@ -1,0 +1,62 @@
+"""Figures that the paper reports, one YAML file for each of its tables in `sams/study/paper`."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDER = Path(__file__).parent / "paper"
+
+
+class Figure(NamedTuple):
+    """A reported figure and its source."""
+
+    value: float
+    source: str
+
+
+class Reported(NamedTuple):
+    """One setting of a table of the paper.
+
+    Args:
+        title: name of the table in the paper.
+        columns: columns by their names in the main table; `hours` is run time.
+        judges: judges whose scores are comparable with the reported ones, by column; other columns have no judge.
+        rows: figures by row and column; figures that are not reported are absent.
+        notes: what a reader must know about the figures.
+    """
+
+    title: str
+    source: str
+    columns: list[str]
+    judges: dict[str, list[str]]
+    rows: dict[str, dict[str, Figure]]
+    notes: list[str]
+
+
+def read_reported(table: str, setting: str) -> Reported:
+    """Read one setting of a table of the paper.
+
+    Raises:
+        ValueError: the table has no such setting.
+    """
+    import yaml
+
+    held = yaml.safe_load((FOLDER / f"{table}.yaml").read_text(encoding="utf-8"))
+    if setting not in held["settings"]:
+        raise ValueError(f"{held['title']} has no setting {setting}: it has {', '.join(held['settings'])}")
+    rows = _rows(held, setting)
+    if "elsewhere" in held:
+        rows |= _rows(held["elsewhere"], setting)
+    return Reported(
+        held["title"], held["source"], held["columns"], held.get("judges", {}), rows, held.get("notes", [])
+    )
+
+
+def _rows(held: dict[str, Any], setting: str) -> dict[str, dict[str, Figure]]:
+    return {
+        row: {
+            column: Figure(float(value), held["source"])
+            for column, value in zip(held["columns"], values, strict=True)
+            if value is not None
+        }
+        for row, values in held["settings"][setting].items()
+    }
