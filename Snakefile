@@ -22,8 +22,8 @@ include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/generate.smk"
 include: "rules/score.smk"
-include: "rules/chosen.smk"
 include: "rules/tables.smk"
+include: "rules/chosen.smk"
 
 
 rule all:

@@ -25,7 +25,7 @@ from sams.study.files import DEFAULT, from_command_line, load_study, read_settin
 from sams.study.recipes import recipe_json, scheduler_is_pretrained
 from sams.study.rounds import required_rows
 from sams.study.settings import Launch
-from sams.tables.side_by_side import pairs
+from sams.tables.benchmarks import scored
 
 try:
     settings = read_settings(
@@ -54,7 +54,7 @@ SCHEDULER = f"{RESULTS}/scheduler/seed{{seed}}/weights/manifest.json"
 RUN = f"{RESULTS}/{{method}}/seed{{seed}}"
 PRETRAINING = STUDY.pretrain.policy if STUDY.pretrain else "none"
 FIGURES = ["learning_curves", "selection", "difficulty", "noise", "cost"]
-BENCHMARKS = [name for name in ("alpaca_eval", "mt_bench") if getattr(STUDY.benchmarks, name)]
+BENCHMARKS = scored(STUDY)
 
 # Parameter of the tables. Launch settings change no figure, and so no table.
 STUDY_SETTINGS = recipe_json(STUDY.model_copy(update={"launch": Launch()}))
@@ -189,37 +189,3 @@ def difficulty_table(wildcards):
     if STUDY.benchmarks.alpaca_eval.difficulty is not None:
         return ancient(JOBS.sources("score_alpaca_eval")(wildcards))
     return f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []
-
-
-def answer_pages():
-    """Pages of answers side by side; none where no benchmark is scored."""
-    shown = pairs(STUDY) if BENCHMARKS else []
-    return [f"{TABLES}/answers/{method}/beside_{base}.html" for method, base in shown]
-
-
-def judged_answers(wildcards):
-    """Answers of two methods, with their judgments and figures, of the first seed."""
-    files = {
-        "alpaca_eval": ["annotations.json", "metrics.json"],
-        "mt_bench": ["answers.jsonl", "judgments.jsonl", "metrics.json"],
-    }
-    return [
-        f"{RESULTS}/{method}/seed{STUDY.seeds[0]}/{benchmark}/{file}"
-        for method in (wildcards.method, wildcards.base)
-        for benchmark in BENCHMARKS
-        for file in files[benchmark]
-    ]
-
-
-# Names that rules/tables.smk and rules/chosen.smk use.
-code_digest = code
-
-
-def recipe(stage):
-    """Parameter of a rule with the recipe of its jobs."""
-    return JOBS.parameters(stage)["recipe"]
-
-
-def results_folder(wildcards):
-    """Folder of the study's setting."""
-    return RESULTS

@@ -1,5 +1,52 @@
 # Needs: metrics.json, judgments and metric logs of every method and seed. Makes: tables and figures, from files only.
-# These take seconds, and run where snakemake does.
+# These jobs take seconds, and run where snakemake does.
+from sams.tables.benchmarks import judged_files
+from sams.tables.side_by_side import pairs
+
+
+def table(script):
+    """Parameters of a script: its name, the study, the folder of its setting, and the digests of its code."""
+    return {
+        "script": script,
+        "study": STUDY_SETTINGS,
+        "results": RESULTS,
+        "code": code(f"workflow.scripts.{script}"),
+    }
+
+
+def forms(name, caption, label):
+    """Outputs of a table: all figures as CSV; Markdown, LaTeX and a page for reading."""
+    page = report(
+        f"{TABLES}/{name}.html",
+        caption=f"../workflow/report/{caption}.rst",
+        category="Tables",
+        labels={"table": label},
+    )
+    return {"html": page} | {kind: f"{TABLES}/{name}.{kind}" for kind in ("csv", "md", "tex")}
+
+
+def figure(name, label):
+    """Output of a figure."""
+    return report(
+        f"{TABLES}/{name}.svg",
+        caption=f"../workflow/report/{name}.rst",
+        category="Figures",
+        labels={"figure": label},
+    )
+
+
+def answer_pages():
+    """Pages of two methods' answers."""
+    return [f"{TABLES}/answers/{method}/with_{base}.html" for method, base in pairs(STUDY)]
+
+
+def judged_answers(wildcards):
+    """Answers, verdicts and metrics of two methods, of the first seed."""
+    return [
+        f"{RESULTS}/{method}/seed{STUDY.seeds[0]}/{file}"
+        for method in (wildcards.method, wildcards.base)
+        for file in judged_files(STUDY)
+    ]
 
 
 rule main_table:
@@ -8,15 +55,7 @@ rule main_table:
         curves=training_figures(),
         scores=scores(),
     output:
-        csv=f"{TABLES}/main.csv",
-        md=f"{TABLES}/main.md",
-        tex=f"{TABLES}/main.tex",
-        html=report(
-            f"{TABLES}/main.html",
-            caption="../workflow/report/main_table.rst",
-            category="Tables",
-            labels={"table": "main"},
-        ),
+        **forms("main", "main_table", "main"),
     log:
         f"{LOGS}/main_table.log",
     localrule: True
@@ -25,63 +64,30 @@ rule main_table:
     resources:
         **resources.plain(STUDY, "tables"),
     params:
-        study=STUDY_SETTINGS,
-        results=results_folder,
-        code=code_digest("sams.tables.main_table"),
-    shell:
-        "python -m sams.tables.main_table"
-        " --study-config {params.study:q}"
-        " --results {params.results:q}"
-        " --out-csv {output.csv:q}"
-        " --out-md {output.md:q}"
-        " --out-tex {output.tex:q}"
-        " --out-html {output.html:q}"
-        " > {log:q} 2>&1"
+        **table("main_table"),
+    script:
+        "../workflow/scripts/{params.script}.py"
 
 
 if STUDY.paper:
 
-    # The study's figures beside those that the paper reports.
-    rule compare_with_paper:
+    # The study's figures next to the paper's.
+    use rule main_table as compare_with_paper with:
         input:
             data=per_seed(f"data/{OF_SEED}manifest.json"),
             curves=training_figures(),
             scores=scores(),
             reported=f"{workflow.basedir}/sams/study/paper/{STUDY.paper.table}.yaml",
         output:
-            csv=f"{TABLES}/paper.csv",
-            md=f"{TABLES}/paper.md",
-            tex=f"{TABLES}/paper.tex",
-            html=report(
-                f"{TABLES}/paper.html",
-                caption="../workflow/report/paper_table.rst",
-                category="Tables",
-                labels={"table": "beside the paper"},
-            ),
+            **forms("paper", "paper_table", "compared with the paper"),
         log:
             f"{LOGS}/compare_with_paper.log",
-        localrule: True
-        conda:
-            "../envs/sams.yaml"
-        resources:
-            **resources.plain(STUDY, "tables"),
         params:
-            study=STUDY_SETTINGS,
-            results=results_folder,
-            code=code_digest("sams.tables.paper_table"),
-        shell:
-            "python -m sams.tables.paper_table"
-            " --study-config {params.study:q}"
-            " --results {params.results:q}"
-            " --out-csv {output.csv:q}"
-            " --out-md {output.md:q}"
-            " --out-tex {output.tex:q}"
-            " --out-html {output.html:q}"
-            " > {log:q} 2>&1"
+            **table("paper_table"),
 
 
 # Differences between methods on the same items, with intervals.
-rule compare_methods:
+use rule main_table as compare_methods with:
     input:
         curves=training_figures(),
         scores=scores(),
@@ -95,26 +101,12 @@ rule compare_methods:
         ),
     log:
         f"{LOGS}/compare_methods.log",
-    localrule: True
-    conda:
-        "../envs/sams.yaml"
-    resources:
-        **resources.plain(STUDY, "tables"),
     params:
-        study=STUDY_SETTINGS,
-        results=results_folder,
-        code=code_digest("sams.tables.comparisons"),
-    shell:
-        "python -m sams.tables.comparisons"
-        " --study-config {params.study:q}"
-        " --results {params.results:q}"
-        " --out-csv {output.csv:q}"
-        " --out-md {output.md:q}"
-        " > {log:q} 2>&1"
+        **table("comparisons"),
 
 
-# What two methods answered, beside each other, and what the judge said.
-rule show_answers:
+# Answers of two methods side by side, with the judge's verdicts.
+use rule main_table as show_answers with:
     input:
         judged=judged_answers,
         questions=QUESTIONS,
@@ -124,86 +116,32 @@ rule show_answers:
         ],
     output:
         html=report(
-            f"{TABLES}/answers/{{method}}/beside_{{base}}.html",
+            f"{TABLES}/answers/{{method}}/with_{{base}}.html",
             caption="../workflow/report/side_by_side.rst",
             category="Answers",
-            labels={"method": "{method}", "beside": "{base}"},
+            labels={"method": "{method}", "compared with": "{base}"},
         ),
     log:
-        f"{LOGS}/show_answers/{{method}}-beside-{{base}}.log",
-    localrule: True
-    conda:
-        "../envs/sams.yaml"
-    resources:
-        **resources.plain(STUDY, "tables"),
+        f"{LOGS}/show_answers/{{method}}-with-{{base}}.log",
     params:
-        study=STUDY_SETTINGS,
-        results=results_folder,
-        code=code_digest("sams.tables.side_by_side"),
-    shell:
-        "python -m sams.tables.side_by_side"
-        " --study-config {params.study:q}"
-        " --results {params.results:q}"
-        " --method {wildcards.method:q}"
-        " --base {wildcards.base:q}"
-        " --out {output.html:q}"
-        " > {log:q} 2>&1"
+        **table("answers_page"),
 
 
-rule draw_figures:
+use rule main_table as draw_figures with:
     input:
         data=per_seed(f"data/{OF_SEED}manifest.json"),
         curves=training_figures(),
     output:
         png=expand(f"{TABLES}/{{figure}}.png", figure=FIGURES),
-        learning_curves=report(
-            f"{TABLES}/learning_curves.svg",
-            caption="../workflow/report/learning_curves.rst",
-            category="Figures",
-            labels={"figure": "learning curves"},
-        ),
-        selection=report(
-            f"{TABLES}/selection.svg",
-            caption="../workflow/report/selection.rst",
-            category="Figures",
-            labels={"figure": "selection"},
-        ),
-        difficulty=report(
-            f"{TABLES}/difficulty.svg",
-            caption="../workflow/report/difficulty.rst",
-            category="Figures",
-            labels={"figure": "drift of difficulty"},
-        ),
-        noise=report(
-            f"{TABLES}/noise.svg",
-            caption="../workflow/report/noise.rst",
-            category="Figures",
-            labels={"figure": "accuracy under noise"},
-        ),
-        cost=report(
-            f"{TABLES}/cost.svg",
-            caption="../workflow/report/cost.rst",
-            category="Figures",
-            labels={"figure": "cost"},
-        ),
+        learning_curves=figure("learning_curves", "learning curves"),
+        selection=figure("selection", "selection"),
+        difficulty=figure("difficulty", "drift of difficulty"),
+        noise=figure("noise", "accuracy under noise"),
+        cost=figure("cost", "cost"),
     log:
         f"{LOGS}/draw_figures.log",
-    localrule: True
-    conda:
-        "../envs/sams.yaml"
-    resources:
-        **resources.plain(STUDY, "tables"),
     params:
-        study=STUDY_SETTINGS,
-        results=results_folder,
-        code=code_digest("sams.tables.figures"),
-        out=subpath(output.cost, parent=True),
-    shell:
-        "python -m sams.tables.figures"
-        " --study-config {params.study:q}"
-        " --results {params.results:q}"
-        " --out {params.out:q}"
-        " > {log:q} 2>&1"
+        **table("figures"),
 
 
 rule tables:
@@ -211,6 +149,6 @@ rule tables:
         rules.main_table.output,
         rules.compare_with_paper.output if STUDY.paper else [],
         rules.compare_methods.output,
-        rules.chosen_table.output if STUDY.chosen else [],
+        f"{TABLES}/chosen.csv" if STUDY.chosen else [],
         answer_pages(),
         rules.draw_figures.output,

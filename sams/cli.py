@@ -32,8 +32,8 @@ def show(
     rehearse: Rehearse = False,
     given: Given = None,
 ) -> None:
-    """Print the main table of a study and the paths of its figures."""
-    from sams.tables.main_table import show as show_table
+    """Print the main table of a study and the differences between its methods."""
+    from sams.tables.show import show as show_table
 
     show_table(results, _study(configfile, rehearse, given))
 
@@ -159,7 +159,7 @@ def verify(
 ) -> None:
     """Check results of a study: hashes, recipes, environment, commit, figures. Exit status 1 if a check fails."""
     from sams.tables.bundle import check_kind, pack, unpacked
-    from sams.tables.verify import print_findings
+    from sams.tables.findings import print_findings
     from sams.tables.verify import verify as check_results
 
     if bundle is not None:

@@ -1,7 +1,7 @@
-"""Stage `assess`: what the chosen weights of one seed are worth, on test pairs and held-out instructions.
+"""Stage `assess`: accuracies of the chosen weights of one seed on test pairs and held-out instructions.
 
-One job for all methods of a seed: they share data and reference, and a start costs more than an assessment. The
-start of all (`sft`) is assessed too; it has no preference accuracy, being the reference.
+One job assesses all methods of a seed, because they share data and reference, and starting a job takes longer than an
+assessment. The SFT model is assessed too; it is the reference and has no preference accuracy.
 """
 
 import logging
@@ -16,7 +16,6 @@ from sams.runtime.files import read_json, whole_file, write_json
 from sams.study.recipes import AssessRecipe, ExportRecipe, current_job, recipe_json
 from sams.study.settings import WorldAccuracy
 from sams.study.study import BASE_METHOD
-from sams.tables.choose import place, points
 from sams.training import export
 from sams.training.distribution import Workers
 from sams.training.passes import score
@@ -33,16 +32,16 @@ SCORING_ITEMS = 64
 def main(
     recipe: str, choice: Path, results: Path, data: Path, tokens: Path, reference: Path, out: Path
 ) -> None:
-    """Write the figures of every chosen point, by `<run>/step<steps>`, and of the start.
+    """Write the figures of the SFT model and of each chosen point, under the point's name in `choice`.
 
     Args:
         recipe: AssessRecipe.
-        choice: what stage `choose` wrote.
+        choice: choice.json of stage `choose`.
         results: folder of the study's setting.
         data: prepared data, for the text of the prompts.
         tokens: tokenised data.
         reference: log-probs of the reference.
-        out: JSON of figures, in percent.
+        out: figures.json, in percent.
     """
     from sams.runtime.stage import read_recipe
 
@@ -58,43 +57,44 @@ def main(
         threads=launch.threads_per_process,
         timeout_minutes=launch.timeout_minutes,
     )
-    for run, step in points(read_json(choice)):
+    for name, point in read_json(choice)["points"].items():
+        run, step = point["run"], point["step"]
         weights = results / run / f"seed{settings.seed}" / evaluated_at(step)
         with tempfile.TemporaryDirectory() as folder:
             model = Path(folder) / "model"
             export.main(
                 recipe_json(ExportRecipe(model=settings.model)), model, tokens=tokens, trained=weights
             )
-            found = answer_accuracies(model, settings, prompts)
-            found["test_accuracy"] = test_accuracy(model, settings, run, tokens, reference, workers)
-        figures[place(run, step)] = found
-        log.info("%s step %d: %s", run, step, found)
+            accuracies = answer_accuracies(model, settings, prompts)
+            accuracies["test_accuracy"] = test_accuracy(model, settings, run, tokens, reference, workers)
+        figures[name] = accuracies
+        log.info("%s: %s", name, accuracies)
     with whole_file(out) as part:
         write_json(part, figures)
     workers.leave()
 
 
 def read_prompts(data: Path, count: int) -> list[list[Message]]:
-    """The first prompts of the test pairs, whose right answers the world knows."""
+    """The first `count` prompts of the test pairs; the synthetic world can grade their answers."""
     from pyarrow import parquet
 
     return list(parquet.read_table(data / "test.parquet", columns=["prompt"])["prompt"][:count].to_pylist())
 
 
 def answer_accuracies(model: Path, settings: AssessRecipe, prompts: list[list[Message]]) -> dict[str, float]:
-    """Percent of right answers, sampled and greedy."""
-    wanted: WorldAccuracy = settings.accuracy
-    decoder = Decoder(model, settings.model.precision, wanted.decoding, settings.seed)
-    found = {}
-    for name, temperature in (("sampled", wanted.decoding.temperature), ("greedy", 0.0)):
+    """Percent of right answers, with sampled and with greedy decoding."""
+    accuracy: WorldAccuracy = settings.accuracy
+    decoder = Decoder(model, settings.model.precision, accuracy.decoding, settings.seed)
+    percentages = {}
+    for name, temperature in (("sampled", accuracy.decoding.temperature), ("greedy", 0.0)):
         answers = decoder.answer(prompts, [temperature] * len(prompts), name)
         right = [is_right(prompt, answer.text) for prompt, answer in zip(prompts, answers, strict=True)]
-        found[name] = 100 * sum(right) / len(right)
-    return found
+        percentages[name] = 100 * sum(right) / len(right)
+    return percentages
 
 
 def is_right(prompt: list[Message], answer: str) -> bool:
-    """Whether the answer to the last question earns the full mark."""
+    """Whether the answer to the last question gets the full mark."""
     texts = [message["content"] for message in prompt]
     if len(texts) == 1:
         return grade(texts[0], answer) == 1.0
@@ -105,7 +105,7 @@ def is_right(prompt: list[Message], answer: str) -> bool:
 def test_accuracy(
     model: Path, settings: AssessRecipe, run: str, tokens: Path, reference: Path, workers: Workers
 ) -> float:
-    """Percent of the clean test pairs whose right answer has the larger implicit reward."""
+    """Percent of the clean test pairs in which the right answer has the larger implicit reward."""
     training = settings.runs[run]
     task = read_task(tokens, reference if training.needs_reference else None, "test", training)
     policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
@@ -121,8 +121,8 @@ def test_accuracy(
     )
     tuning.apply(policy)
     items = list(range(len(task.ids)))
-    found, _ = score(policy, task, items, workers, tuning.scoring_micro_batch)
-    return 100 * found["rewards/accuracies"].double().mean().item()
+    metrics, _ = score(policy, task, items, workers, tuning.scoring_micro_batch)
+    return 100 * metrics["rewards/accuracies"].double().mean().item()
 
 
 if __name__ == "__main__":

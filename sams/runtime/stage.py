@@ -66,6 +66,15 @@ def run(main: Callable[..., Any]) -> NoReturn:
     sys.exit(status)
 
 
+def script(main: Callable[[], None], log: str) -> NoReturn:
+    """Run the `main` of a `script:` rule as `run` runs a command line, with its output in the rule's log."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    for output in (sys.stdout, sys.stderr):
+        output.flush()
+        os.dup2(descriptor, output.fileno())
+    run(main)
+
+
 def read_recipe(recipe: str, kind: type[R]) -> R:
     """Read the recipe of a stage from JSON text or from the path of a JSON file.
 

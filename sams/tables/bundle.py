@@ -1,6 +1,6 @@
-"""A study's results as one file to attach to a paper: everything but weights, data and checkpoints.
+"""Bundles: a study's results in one file to attach to a paper, without weights, data and checkpoints.
 
-The same results give the same bytes: files are sorted, their times and owners left out.
+Equal results give equal bytes: files are sorted, their times and owners are omitted.
 """
 
 import gzip
@@ -19,34 +19,34 @@ from sams.tables.verify import SUMS
 
 KINDS = (".zip", ".tar.gz")
 TEXTS = {".csv", ".html", ".json", ".jsonl", ".log", ".md", ".png", ".svg", ".tex", ".tsv"}
-# What is kept of a folder that a manifest seals: weights, token ids and data are not.
+# Bundled files of a folder with a manifest, whose other files are weights, token ids or data.
 OF_SEALED = {MANIFEST, "report.json", "source.json"}
-KEPT = {"mlflow_run_id"}
+OTHERS = {"mlflow_run_id"}
 
 
 def bundled_files(root: Path) -> list[Path]:
-    """Files of a study's results that a bundle holds, sorted."""
+    """Files of a study's results that belong into a bundle, sorted."""
     sealed = {path.parent for path in root.rglob(MANIFEST)}
-    found = []
+    files = []
     for path in root.rglob("*"):
-        place = path.relative_to(root)
-        hidden = any(part.startswith(".") for part in place.parts)
-        if hidden or place.parts[0] == "checkpoints" or not path.is_file() or path.name == SUMS:
+        relative = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if hidden or relative.parts[0] == "checkpoints" or not path.is_file() or path.name == SUMS:
             continue
         if sealed & set(path.parents):
             keep = path.parent in sealed and path.name in OF_SEALED
         else:
-            keep = path.suffix in TEXTS or path.name in KEPT
+            keep = path.suffix in TEXTS or path.name in OTHERS
         if keep:
-            found.append(path)
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+            files.append(path)
+    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
 def pack(root: Path, out: Path) -> int:
-    """Write a bundle (`.zip` or `.tar.gz`) of a study's results; returns the number of files.
+    """Write a bundle (`.zip` or `.tar.gz`) of a study's results and return its number of files.
 
     Raises:
-        UserError: another kind of file is asked for.
+        UserError: `out` has another suffix.
     """
     check_kind(out)
     files = bundled_files(root)
@@ -61,21 +61,21 @@ def pack(root: Path, out: Path) -> int:
 
 
 def check_kind(out: Path) -> None:
-    """See that a bundle's name says how it is packed.
+    """Check the suffix of a bundle's name.
 
     Raises:
-        UserError: it does not.
+        UserError: it is neither `.zip` nor `.tar.gz`.
     """
     if not out.name.endswith(KINDS):
-        raise UserError("expected a name that ends in .zip or .tar.gz", where=str(out), remedy="rename it so")
+        raise UserError("expected a name that ends in .zip or .tar.gz", where=str(out), remedy="rename it")
 
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """Yield the folder of results: `path` itself, or what the bundle at `path` holds, for as long as it is needed.
+    """Yield a folder of results: `path` itself, or the temporarily unpacked content of the bundle at `path`.
 
     Raises:
-        UserError: the file is no bundle.
+        UserError: the file is not a bundle.
     """
     if not path.is_file():
         yield path
@@ -89,12 +89,12 @@ def unpacked(path: Path) -> Iterator[Path]:
                 shutil.unpack_archive(path, folder, "gztar", filter="data")
         except (OSError, shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
             raise UserError(
-                f"cannot be unpacked ({error})", where=str(path), remedy="have it sent again"
+                f"cannot be unpacked ({error})", where=str(path), remedy="download it again"
             ) from None
-        inside = [place for place in Path(folder).iterdir() if place.is_dir()]
+        inside = [child for child in Path(folder).iterdir() if child.is_dir()]
         if len(inside) != 1 or not (inside[0] / SUMS).is_file():
             raise UserError(
-                "no bundle of `sams verify`", where=str(path), remedy="give one that `--bundle` has made"
+                "not a bundle of `sams verify`", where=str(path), remedy="give a file made by `--bundle`"
             )
         yield inside[0]
 
@@ -104,7 +104,7 @@ def _zip(part: Path, contents: dict[str, Path], sums_name: str, sums: bytes) -> 
         for name in [*contents, sums_name]:
             entry = zipfile.ZipInfo(name)  # 1980-01-01
             entry.external_attr = 0o644 << 16
-            entry.create_system = 3  # Unix, wherever it is packed
+            entry.create_system = 3  # Unix, on every system
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, contents[name].read_bytes() if name in contents else sums)
 

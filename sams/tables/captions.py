@@ -1,19 +1,18 @@
-"""What stands below a table: units, errors, judge, and what is missing. Taken from settings and results."""
+"""Titles and notes of tables: units, errors, judge, missing files. Derived from settings and results."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sams.study.reported import Reported, read_reported
 from sams.study.study import Study
 from sams.tables import render
+from sams.tables.benchmarks import BENCHMARKS, scored
 from sams.tables.repeats import least_p
-from sams.tables.results import Cell, data_reports
+from sams.tables.results import Cell, Cells, data_reports
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Cells = Mapping[Cell, Mapping[str, Any]]
 
 
 def main_title(study: Study) -> str:
@@ -31,67 +30,61 @@ def _named(study: Study) -> str:
 
 
 def rehearsal_note(study: Study) -> list[str]:
-    """What must be said first of a rehearsal's figures; nothing of other studies."""
+    """The note that marks a rehearsal's figures; empty for other studies."""
     if not study.rehearse:
         return []
     return [
         "Rehearsal: a tiny fresh model, a few rounds on synthetic data, the local judge. It shows that the study "
-        "runs to its tables; no figure here says anything of a method."
+        "runs to its tables; no figure here says anything about a method."
     ]
 
 
 def paper_title(study: Study) -> str:
-    """Heading of the study's figures beside the paper's."""
-    assert study.paper is not None
-    return f"{_named(study)}: beside the paper's {_reported(study).title}"
+    """Heading of the comparison with the paper."""
+    return f"{_named(study)}: compared with the paper's {_reported(study).title}"
 
 
 def main_notes(study: Study, cells: Cells) -> list[str]:
-    """Notes of the main table, one sentence or two each."""
+    """Notes of the main table."""
     shown = _shown(study, cells)
     notes = [*rehearsal_note(study), errors_note(study.seeds)]
-    if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
+    if scored(study):
         notes.append(judge_note(study, shown))
     else:
-        notes.append("AlpacaEval 2 and MT-Bench: left out by this study, so their columns are empty.")
-    if study.benchmarks.alpaca_eval:
-        notes += alpaca_eval_notes(study, shown)
-    if study.benchmarks.mt_bench:
-        counts = _values(shown, "mt_bench", "n_judgments")
-        failed = sum(_values(shown, "mt_bench", "n_failed"))
-        notes.append(
-            f"MT-Bench: mean of both turns, 1 to 10, over {_range(counts)} judgments; {failed:g} failed."
-        )
+        names = " and ".join(benchmark.title for benchmark in BENCHMARKS.values())
+        notes.append(f"{names}: left out by this study, so their columns are empty.")
+    for name in scored(study):
+        notes += BENCHMARK_NOTES[name](study, shown)
     notes.append(
-        "Preferences, on the test pairs: test_accuracy is the share with a larger reward for the chosen "
-        "response, in percent; chosen_reward the mean implicit reward of the chosen responses, beta times "
-        "the log-ratio to the reference; chosen_logp their mean log-prob in nats, summed over tokens. Empty "
+        "Preferences, on the test pairs: test_accuracy is the percentage of pairs with a larger reward for the "
+        "chosen response; chosen_reward is the mean implicit reward of the chosen responses, beta times "
+        "the log-ratio to the reference; chosen_logp is their mean log-prob in nats, summed over tokens. Empty "
         "for sft, which is the reference."
     )
     notes.append(
-        "Cost: train_seconds and peak_memory_mb (of the process that held most) are those of the method's "
-        "own training job; SFT, reference log-probs and scheduler pretraining are not in it."
+        "Cost: train_seconds and peak_memory_mb (of the process with the highest peak) are those of the method's "
+        "own training job; SFT, reference log-probs and scheduler pretraining are not included."
     )
     return notes + missing_notes(study, cells)
 
 
 def errors_note(seeds: Sequence[int]) -> str:
-    """What the figures after ± are."""
-    told = (
-        "± is the standard error over items (instructions, questions, test pairs) of one seed's score, the "
+    """The note on the errors that tables show."""
+    over_items = (
+        "± is the standard error over items (instructions, questions, test pairs) of one seed's score, as the "
         "root mean square over seeds"
     )
     if len(seeds) == 1:
-        return f"One seed ({seeds[0]}): {told}. It does not hold the spread between training runs."
-    named = ", ".join(map(str, seeds))
-    return f"Means over seeds {named}; {told}; in brackets the standard deviation over seeds / √{len(seeds)}."
+        return f"One seed ({seeds[0]}): {over_items}. It does not include the spread between training runs."
+    names = ", ".join(map(str, seeds))
+    return f"Means over seeds {names}; {over_items}; in brackets the standard deviation over seeds / √{len(seeds)}."
 
 
 def judge_note(study: Study, shown: Cells) -> str:
-    """Who graded, and what the scores may be compared with."""
+    """The note on the judge, and on scores that are comparable with these."""
     if study.benchmarks.judge.kind == "local":
         return (
-            "Judge: the study's local judge, which checks the answers of its own tasks. These are not GPT-4 "
+            "Judge: the study's local judge, which checks the answers to its own tasks. These are not GPT-4 "
             "judgments and never comparable with published AlpacaEval 2 or MT-Bench scores."
         )
     judges = {
@@ -99,12 +92,12 @@ def judge_note(study: Study, shown: Cells) -> str:
         for cell, values in shown.items()
         if cell.benchmark != "train" and values.get("judge")
     }
-    named = " and ".join(sorted(judges)) or study.benchmarks.judge.model or "each benchmark's own"
-    return f"Judge: {named}. Scores of different judges are not comparable."
+    names = " and ".join(sorted(judges)) or study.benchmarks.judge.model or "each benchmark's own"
+    return f"Judge: {names}. Scores of different judges are not comparable."
 
 
 def alpaca_eval_notes(study: Study, shown: Cells) -> list[str]:
-    """Number of instructions, where length control comes from or why there is none, and lengths."""
+    """Notes on AlpacaEval: number of instructions, length control or the reason why it is missing, answer lengths."""
     assert study.benchmarks.alpaca_eval is not None
     counts = _values(shown, "alpaca_eval", "n_total")
     notes = [f"AlpacaEval 2: win rates in percent over {_range(counts)} instructions, against the baseline."]
@@ -116,30 +109,37 @@ def alpaca_eval_notes(study: Study, shown: Cells) -> list[str]:
     elif study.benchmarks.alpaca_eval.difficulty is None:
         notes.append(
             "Length control: with a difficulty table made for this study's own instructions, not the "
-            "official one; its standard error is a bootstrap over instructions of ours."
+            "official one; its standard error is this project's bootstrap over instructions."
         )
     else:
         notes.append(
             f"Length control: with the difficulty table {study.benchmarks.alpaca_eval.difficulty}; its "
-            "standard error is a bootstrap over instructions of ours."
+            "standard error is this project's bootstrap over instructions."
         )
     lengths = []
     for method in study.methods:
         of_method = {cell: values for cell, values in shown.items() if cell.method == method}
-        if found := _values(of_method, "alpaca_eval", "avg_length"):
-            lengths.append(f"{method} {sum(found) / len(found):.0f}")
+        if means := _values(of_method, "alpaca_eval", "avg_length"):
+            lengths.append(f"{method} {sum(means) / len(means):.0f}")
     if lengths:
         notes.append(f"Mean answer length in characters: {', '.join(lengths)}.")
     return notes
 
 
+def mt_bench_notes(study: Study, shown: Cells) -> list[str]:
+    """Note on MT-Bench: number of judgments, and of failed ones."""
+    counts = _values(shown, "mt_bench", "n_judgments")
+    failed = sum(_values(shown, "mt_bench", "n_failed"))
+    return [f"MT-Bench: mean of both turns, 1 to 10, over {_range(counts)} judgments; {failed:g} failed."]
+
+
+BENCHMARK_NOTES = {"alpaca_eval": alpaca_eval_notes, "mt_bench": mt_bench_notes}
+
+
 def missing_notes(study: Study, cells: Cells) -> list[str]:
-    """Which files the table still lacks."""
-    wanted = ["train"] + [
-        name for name in ("alpaca_eval", "mt_bench") if getattr(study.benchmarks, name) is not None
-    ]
+    """Notes that name the missing metrics files."""
     notes = []
-    for benchmark in wanted:
+    for benchmark in ["train", *scored(study)]:
         absent = [
             f"{method} seed {seed}"
             for method in study.methods
@@ -153,7 +153,7 @@ def missing_notes(study: Study, cells: Cells) -> list[str]:
 
 
 def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
-    """Notes of the table beside the paper's figures."""
+    """Notes of the comparison with the paper."""
     shown = _shown(study, cells)
     reported = _reported(study)
     elsewhere = {
@@ -181,16 +181,16 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
 
 
 def leak_notes(setting: Path) -> list[str]:
-    """Whether prompts of the training pairs are among the test pairs, as `prepare_data` counted them."""
+    """The note on training prompts among the test pairs, as counted by `prepare_data`."""
     leaks = [report["leak"] for report in data_reports(setting) if "leak" in report]
     if not leaks:
         return []
-    found = {key: sum(leak[key] for leak in leaks) for key in ("prompts", "test_pairs")}
-    if not found["prompts"]:
+    counts = {key: sum(leak[key] for leak in leaks) for key in ("prompts", "test_pairs")}
+    if not counts["prompts"]:
         return ["Leaks: no prompt of the training pairs is among the test pairs."]
     return [
-        f"Leaks: {found['prompts']} prompts of the training pairs are in the test pairs too, which makes "
-        f"{found['test_pairs']} test pairs: test figures look better than they are."
+        f"Leaks: {counts['prompts']} prompts of the training pairs are also in {counts['test_pairs']} test pairs: "
+        "test figures look better than they are."
     ]
 
 
@@ -200,32 +200,32 @@ def comparison_notes(study: Study, resamples: int) -> list[str]:
         *rehearsal_note(study),
         (
             "difference is the method's score minus the base's, in the units of the main table, with its "
-            "95 % interval (ci_low to ci_high); excludes 0 says that the interval does not hold 0."
+            "95 % interval (ci_low to ci_high); excludes 0 is yes if the interval does not contain 0."
         ),
         (
-            "paired: bootstrap over the same instructions or questions, each item's score being its mean "
-            f"over seeds; {resamples} resamples, percentiles. unpaired: from the standard errors of both "
-            "scores over items, added in squares; as a rule wider than a paired interval would be."
+            "paired: percentile bootstrap over the same instructions or questions, each item's score being its "
+            f"mean over seeds; {resamples} resamples. unpaired: from the root of the sum of squares of both "
+            "scores' standard errors over items; usually wider than a paired interval."
         ),
         (
-            "Paired and unpaired intervals hold the chance of the items, not of the training runs. None are "
-            "corrected for their number: of 20 without any effect, one excludes 0."
+            "Paired and unpaired intervals cover the sampling of items, not the variation of training runs. None are "
+            "corrected for their number: without any effect, one in 20 excludes 0."
         ),
     ]
     if len(study.seeds) > 1:
         notes.append(repeats_note(len(study.seeds)))
-    if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
+    if scored(study):
         notes.append(judge_note(study, {}))
     return notes
 
 
 def repeats_note(seeds: int) -> str:
-    """What tests over so many seeds can show."""
+    """The note on tests over this number of seeds."""
     return (
         f"{seeds} seeds: each seed's difference counts once, as a repeat. Interval and p (t) are those of the "
         f"paired t test with {seeds - 1} degree{'s' * (seeds > 2)} of freedom; p (flips) is of the exact sign-flip "
-        f"permutation test, which with {seeds} seeds cannot give less than {least_p(seeds):.2g}. Few seeds show "
-        "large effects only."
+        f"permutation test, which with {seeds} seeds cannot give less than {least_p(seeds):.2g}. Few seeds show only "
+        "large effects."
     )
 
 
@@ -244,8 +244,9 @@ def _shown(study: Study, cells: Cells) -> Cells:
 
 
 def _values(cells: Cells, benchmark: str, key: str) -> list[float]:
-    found = [values.get(key) for cell, values in cells.items() if cell.benchmark == benchmark]
-    return [value for value in found if value is not None]
+    """The values of a figure that are known."""
+    values = [metrics.get(key) for cell, metrics in cells.items() if cell.benchmark == benchmark]
+    return [value for value in values if value is not None]
 
 
 def _range(values: Iterable[float]) -> str:

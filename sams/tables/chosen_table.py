@@ -3,16 +3,13 @@
 import math
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from sams.runtime.files import read_json, whole_file
-from sams.runtime.stage import read_recipe, run
+from sams.runtime.files import read_json
 from sams.study.recipes import wanted
 from sams.study.study import BASE_METHOD, Study
-from sams.tables.choose import LIMITS, place
-from sams.tables.render import MISSING, Readable, html, latex, markdown, number
+from sams.tables.choose import LIMITS, point_name
+from sams.tables.render import MISSING, Readable, number
 from sams.tables.repeats import over_repeats
 
 if TYPE_CHECKING:
@@ -24,28 +21,30 @@ LABELS = {"sampled": "sampled", "greedy": "greedy", "test_accuracy": "preference
 
 
 def chosen_table(study: Study, choice: dict[str, Any], figures: list[dict[str, Any]]) -> "pd.DataFrame":
-    """A row for each method and limit; a score has its mean, its standard error over seeds, and the paired
-    difference to the base with its 95 % t interval and p value.
+    """The accuracies of each method at its chosen points, with a row for each method and limit.
+
+    A score has its mean, its standard error over seeds, and the difference to the base, paired by seed, with its
+    95 % t interval and p values.
 
     Args:
-        study: names methods, runs, base.
-        choice: what stage `choose` wrote.
-        figures: what stage `assess` wrote, for each seed.
+        study: a study with `chosen`.
+        choice: choice.json of stage `choose`.
+        figures: figures.json of stage `assess` for each seed.
     """
     import pandas as pd
 
     chosen = wanted(study.chosen, "chosen")
     rows = []
     for limit in LIMITS:
-        base = choice["methods"][chosen.base][limit]
-        # Recipes travel as canonical JSON, whose keys are sorted: the study's order is that of its methods.
+        base = point_name(choice["methods"][chosen.base][limit])
+        # Scripts get the study as canonical JSON, which sorts the keys of `runs`; `methods` keeps the study's order.
         ordered = sorted(chosen.runs, key=lambda method: study.methods.index(chosen.runs[method][0]))
         for method in [BASE_METHOD, *ordered]:
             row: dict[str, Any] = {"method": method, "limit": limit}
             name = BASE_METHOD
             if method != BASE_METHOD:
                 point = choice["methods"][method][limit]
-                name = place(point["run"], point["step"])
+                name = point_name(point)
                 row |= {
                     key: point[key] for key in ("run", "step", "pairs_seen", "compute", "validation_accuracy")
                 }
@@ -60,30 +59,30 @@ def chosen_table(study: Study, choice: dict[str, Any], figures: list[dict[str, A
                 row[score] = statistics.fmean(values)
                 if len(values) > 1:
                     row[f"{score}_se_seeds"] = statistics.stdev(values) / math.sqrt(len(values))
-                of_base = [seed[place(base["run"], base["step"])].get(score) for seed in figures]
+                of_base = [seed[base].get(score) for seed in figures]
                 if method != chosen.base and len(values) > 1:
-                    found = over_repeats([a - b for a, b in zip(values, of_base, strict=True)])
-                    row[f"{score}_difference"] = found.difference
-                    row[f"{score}_ci_low"], row[f"{score}_ci_high"] = found.low, found.high
-                    row[f"{score}_p_t"], row[f"{score}_p_sign_flip"] = found.p_t, found.p_sign_flip
+                    paired = over_repeats([a - b for a, b in zip(values, of_base, strict=True)])
+                    row[f"{score}_difference"] = paired.difference
+                    row[f"{score}_ci_low"], row[f"{score}_ci_high"] = paired.low, paired.high
+                    row[f"{score}_p_t"], row[f"{score}_p_sign_flip"] = paired.p_t, paired.p_sign_flip
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def read_figures(study: Study, results: Path) -> list[dict[str, Any]]:
-    """What stage `assess` wrote, for each seed."""
+    """The figures that stage `assess` wrote for each seed."""
     return [read_json(results / "chosen" / f"seed{seed}" / "figures.json") for seed in study.seeds]
 
 
 def _pairs_of_an_epoch(study: Study, point: dict[str, Any]) -> int:
-    """Pairs that the batches of one epoch hold."""
+    """Number of pairs in the batches of one epoch."""
     own = study.preference_of(point["run"])
     world = wanted(study.data.world, "data.world")
     return world.train_pairs // own.batch_size * own.batch_size
 
 
 def readable(table: "pd.DataFrame") -> Readable:
-    """For reading: both limits of a method in one row."""
+    """The table as text, with both limits of a method in one row."""
     columns = ["method", "learning rate × epochs", *LABELS.values(), "flipped kept"]
     columns += [f"equal compute: {name}" for name in ("learning rate × epochs", *LABELS.values())]
     records: dict[tuple[str, str], dict[str, Any]] = {
@@ -115,8 +114,13 @@ def _cell(row: dict[str, Any], score: str) -> tuple[str, ...]:
     return tuple(cell)
 
 
+def title(study: Study) -> str:
+    """Heading of the table."""
+    return f"Study {study.study}, {study.setting}: methods chosen on validation pairs"
+
+
 def notes(study: Study, choice: dict[str, Any]) -> list[str]:
-    """What the figures are."""
+    """Notes that explain the figures."""
     chosen = wanted(study.chosen, "chosen")
     world = wanted(study.data.world, "data.world")
     tried = {point["equal_data"]["points"] for point in choice["methods"].values()}
@@ -124,40 +128,16 @@ def notes(study: Study, choice: dict[str, Any]) -> list[str]:
         f"{method} {point['equal_compute']['points']}" for method, point in choice["methods"].items()
     )
     return [
-        f"Means over {len(study.seeds)} seeds, each with data and SFT model of its own; in brackets the standard "
-        f"deviation over seeds / √{len(study.seeds)}. Behind it the difference to {chosen.base}, paired by seed, "
-        "with its 95 % t interval; * where that excludes 0. None is corrected for the number of comparisons.",
+        f"Means over {len(study.seeds)} seeds, each with its own data and SFT model; in brackets the standard "
+        f"deviation over seeds / √{len(study.seeds)}. Then the difference to {chosen.base}, paired by seed, "
+        "with its 95 % t interval; * marks intervals that exclude 0. They are not corrected for their number.",
         f"sampled, greedy: percent of right answers to {chosen.accuracy.instructions:,} held-out instructions. "
         f"preference: percent of {world.test_pairs:,} clean test pairs whose right answer has the larger reward.",
-        f"Learning rate and epochs of each method are the best of {'/'.join(map(str, sorted(tried)))} points by the "
+        f"Learning rate and epochs of each method are the best of {'/'.join(map(str, sorted(tried)))} points by "
         f"accuracy on {world.validation_pairs:,} validation pairs of each seed, mean over seeds. "
         f"{world.flipped_share:.0%} of the labels of validation and training pairs are swapped.",
-        "flipped kept: percent of the flipped pairs seen that were trained on, up to the chosen length.",
-        f"Equal compute: the best of the points that take at most {choice['compute']['equal_compute']:,.0f} forward "
-        "passes of a pair (a backward pass is two), which is the whole run of the cheapest method; the scheduler's "
-        f"own networks are not counted. Points within it: {within}.",
+        "flipped kept: percent of the flipped pairs seen up to the chosen length that the method trained on.",
+        f"Equal compute: the best of the points within {choice['compute']['equal_compute']:,.0f} forward "
+        "passes of a pair (a backward pass counts as two), the compute of the cheapest method's complete run; the "
+        f"scheduler's own networks are not counted. Points within this limit: {within}.",
     ]
-
-
-def main(
-    study_config: Annotated[str, typer.Option(help="Study, as JSON or a JSON file.")],
-    results: Annotated[Path, typer.Option(help="Folder of the study's setting: results/<study>/<setting>.")],
-    out_csv: Annotated[Path, typer.Option(help="Every figure at full precision.")],
-    out_md: Annotated[Path, typer.Option(help="The table for reading, as Markdown.")],
-    out_tex: Annotated[Path, typer.Option(help="The same for LaTeX, with booktabs.")],
-    out_html: Annotated[Path, typer.Option(help="The same as a page of its own.")],
-) -> None:
-    """Write the table of a study's chosen methods."""
-    study = read_recipe(study_config, Study)
-    choice = read_json(results / "chosen" / "choice.json")
-    table = chosen_table(study, choice, read_figures(study, results))
-    with whole_file(out_csv) as part:
-        table.to_csv(part, index=False)
-    title = f"Study {study.study}, {study.setting}: methods chosen on validation pairs"
-    for path, form in ((out_md, markdown), (out_tex, latex), (out_html, html)):
-        with whole_file(path) as part:
-            part.write_text(form(title, readable(table), notes(study, choice)), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    run(main)

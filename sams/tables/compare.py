@@ -1,26 +1,25 @@
-"""Runs beside each other: settings that differ, figures, differences with intervals, curves.
+"""Comparison of runs: settings that differ, figures, differences with intervals, curves.
 
 A run is a folder `results/<study>/<setting>/<method>/seed<k>`, the folder of a method (all its seeds, as repeats), or
-the id of an MLflow run. Settings and figures have the names that MLflow shows them under: parameters of a recipe by
-dotted keys, metrics as in the JSON files.
+the id of an MLflow run. Names are those in MLflow: dotted keys for settings of a recipe, metrics as in JSON files.
 """
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, whole_file
+from sams.runtime.mappings import flatten, numbers
 from sams.tables import comparisons, render
+from sams.tables.benchmarks import SCORE
 from sams.tables.captions import repeats_note
 from sams.tables.comparisons import RESAMPLES, Side
 from sams.tables.figures import learning_curves
-from sams.tables.main_table import SCORES
 from sams.tables.panels import save_as
 from sams.tables.results import Cell, read_log, read_run
-from sams.tracking.log import flatten
-from sams.tracking.mirror import numbers, run_id
+from sams.tracking.log import run_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +30,7 @@ ABSENT = "–"
 
 
 class Compared(NamedTuple):
-    """What a comparison shows: a column of text for each run, and the differences from the first."""
+    """A comparison: settings and figures with a column for each run, and differences from the first run."""
 
     settings: render.Readable
     figures: render.Readable
@@ -40,36 +39,38 @@ class Compared(NamedTuple):
 
 
 def sides(runs: Sequence[str], results: Path) -> list[Side]:
-    """The runs that are asked for, named so that no two share a name.
+    """The requested runs, under distinct names.
 
     Raises:
-        UserError: fewer than two, or one that is not there.
+        UserError: fewer than two runs are given, or one does not exist.
     """
     if len(runs) < 2:
-        raise UserError("at least two runs are compared", where="RUN")
-    found = [_folders(run, results) for run in runs]
+        raise UserError("at least two runs are required", where="RUN")
+    folders_of = [_folders(run, results) for run in runs]
     return [
         Side(name, folders, {
             Cell(name, seed, benchmark): values
             for seed, folder in folders.items()
             for benchmark, values in read_run(folder).items()
         })
-        for name, folders in zip(_names(found), found, strict=True)
+        for name, folders in zip(_names(folders_of), folders_of, strict=True)
     ]  # fmt: skip
 
 
 def compare(of: Sequence[Side]) -> Compared:
-    """Hold runs beside each other; differences are from the first.
+    """Compare runs; differences are from the first run.
 
-    Items are paired where both sides have them. Sides of one seed each are paired with one another, whichever
-    seeds these are; sides of several, seed by seed.
+    Items are paired if both sides have them. Two sides of one seed each are paired, even if the seeds differ; sides
+    of several seeds are paired by seed.
     """
     base, *others = [_renumbered(side) if len(side.folders) == 1 else side for side in of]
     rows, notes = [], []
     for side in others:
         for row in comparisons.differences(side, base):
             if reason := _not_comparable(side, base, row["benchmark"]):
-                notes.append(f"{row['benchmark']} of {side.name} and {base.name} is not compared: {reason}.")
+                notes.append(
+                    f"{row['benchmark']} of {side.name} and {base.name} are not comparable: {reason}."
+                )
             else:
                 rows.append(row)
     table = comparisons.as_table(rows)
@@ -77,8 +78,8 @@ def compare(of: Sequence[Side]) -> Compared:
     if len(table):
         notes.append(
             "difference is from the first run. Intervals are 95 %: paired, bootstrap over the same items, "
-            f"{RESAMPLES} resamples; unpaired, from both standard errors over items. They hold the chance of the "
-            "items, not of the training runs."
+            f"{RESAMPLES} resamples; unpaired, from both standard errors over items. They cover the sampling of "
+            "items, not the variation of training runs."
         )
     repeated = table.loc[table["interval"] == "over seeds", "n_seeds"]
     notes += [repeats_note(int(count)) for count in sorted(set(repeated))]
@@ -95,14 +96,14 @@ def show(compared: Compared) -> None:
     if len(compared.differences):
         render.terminal("Differences", render.readable_comparisons(compared.differences), compared.notes)
     else:
-        print("\n".join(["No score that both have.", *compared.notes]))
+        print("\n".join(["No scores in common.", *compared.notes]))
 
 
 def write_curves(of: Sequence[Side], out: Path) -> None:
-    """Write the metric logs of the runs: `.csv` holds every value, `.svg` and `.png` the learning curves.
+    """Write the metric logs of runs: all values as `.csv`, or learning curves as `.svg` or `.png`.
 
     Raises:
-        UserError: another kind of file, or no run has a log.
+        UserError: another suffix, or no run has a log.
     """
     import pandas as pd
 
@@ -130,7 +131,7 @@ def write_curves(of: Sequence[Side], out: Path) -> None:
         raise UserError("expected a name that ends in .csv, .svg or .png", where=str(out))
 
 
-# --- which runs -----------------------------------------------------------------------------------
+# --- finding runs ---------------------------------------------------------------------------------
 
 
 def _folders(run: str, results: Path) -> dict[int, Path]:
@@ -154,74 +155,72 @@ def _folders(run: str, results: Path) -> dict[int, Path]:
 
 
 def _of_mlflow(run: str, results: Path) -> Path:
-    """Folder of a training or scoring run, by the id that it left beside its result."""
+    """Folder of a training or scoring run, found by the run id next to its result."""
     for pattern in (f"*/*/*/seed*/{RUN_ID}", f"*/*/*/seed*/*/{RUN_ID}"):
         for sidecar in results.glob(pattern):
             if run_id(sidecar) == run:
                 folder = sidecar.parent
                 return folder if folder.name.startswith("seed") else folder.parent
     raise UserError(
-        "no result in this folder is of that MLflow run", where=run, remedy=f"looked in {results}"
+        "no result belongs to this MLflow run", where=run, remedy=f"give --results; searched {results}"
     )
 
 
-def _names(found: Sequence[dict[int, Path]]) -> list[str]:
-    """Names of as many parts of the paths as it takes to tell the runs apart."""
-    paths = [
-        folders[min(folders)] if len(folders) == 1 else folders[min(folders)].parent for folders in found
-    ]
+def _names(runs: Sequence[dict[int, Path]]) -> list[str]:
+    """The shortest ends of the runs' paths that are distinct."""
+    paths = [folders[min(folders)] if len(folders) == 1 else folders[min(folders)].parent for folders in runs]
     for count in range(1, 6):
         names = [
             "/".join(path.parts[-count - (len(folders) == 1) :])
-            for path, folders in zip(paths, found, strict=True)
+            for path, folders in zip(paths, runs, strict=True)
         ]
         if len(set(names)) == len(names):
             return names
-    raise UserError("one run is given twice", where="RUN")
+    raise UserError("a run is given twice", where="RUN")
 
 
 def _renumbered(side: Side) -> Side:
-    """A side of one seed, under a number that all such sides share."""
+    """A side of one seed with this seed numbered 0, so that it pairs with other seeds."""
     [folder] = side.folders.values()
     return Side(
         side.name, {0: folder}, {cell._replace(seed=0): values for cell, values in side.cells.items()}
     )
 
 
-# --- what is shown --------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def _settings(of: Sequence[Side]) -> render.Readable:
-    """Recipe, code, upstream, libraries and commit, where not all runs have the same."""
-    known = [_described(side) for side in of]
-    keys = sorted({key for described in known for key in described})
+    """Recipe, code, upstream, libraries and commit, where runs differ."""
+    described = [_described(side) for side in of]
+    keys = sorted({key for settings in described for key in settings})
     rows: list[list[tuple[str, ...]]] = [
-        [(key,), *((described.get(key, ABSENT),) for described in known)]
+        [(key,), *((settings.get(key, ABSENT),) for settings in described)]
         for key in keys
-        if len({described.get(key) for described in known}) > 1
+        if len({settings.get(key) for settings in described}) > 1
     ]
     return render.Readable(["setting", *(side.name for side in of)], rows)
 
 
 def _described(side: Side) -> dict[str, str]:
-    """A run's settings, flattened; of several seeds those of the first, without what the seed decides."""
+    """Flattened settings of a run; of several seeds those of the first, without settings that depend on the seed."""
     folder = next(iter(side.folders.values()))
     described: dict[str, str] = {}
-    for name, keep in (("recipe.json", _of_recipe), ("environment.json", dict)):
-        if (folder / name).is_file():
-            described |= flatten(keep(read_json(folder / name)))
+    if (folder / "recipe.json").is_file():
+        record = read_json(folder / "recipe.json")
+        described |= flatten({**record["recipe"], "code": record["code"], "upstream": record["upstream"]})
+    if (folder / "environment.json").is_file():
+        described |= flatten(read_json(folder / "environment.json"))
     if len(side.folders) > 1:
-        apart = ("upstream.model", "upstream.reference", "upstream.scheduler", "upstream.crossfit")
-        return {key: value for key, value in described.items() if key != "seed" and not key.startswith(apart)}
+        of_seed = ("upstream.model", "upstream.reference", "upstream.scheduler", "upstream.crossfit")
+        return {
+            key: value for key, value in described.items() if key != "seed" and not key.startswith(of_seed)
+        }
     return described
 
 
-def _of_recipe(kept: dict[str, Any]) -> dict[str, Any]:
-    return {**kept["recipe"], "code": kept["code"], "upstream": kept["upstream"]}
-
-
 def _figures(of: Sequence[Side]) -> render.Readable:
-    """Every figure of the metrics files, of several seeds the mean over those that have it."""
+    """All figures of the metrics files; of several seeds the mean over the seeds that have the figure."""
     columns = []
     for side in of:
         values: dict[str, list[float]] = {}
@@ -230,7 +229,7 @@ def _figures(of: Sequence[Side]) -> render.Readable:
                 {k: v for k, v in metrics.items() if k not in ("recipe", "judge_calls")}
             ).items():
                 values.setdefault(f"{cell.benchmark}/{key}", []).append(value)
-        columns.append({key: f"{sum(found) / len(found):.4g}" for key, found in values.items()})
+        columns.append({key: f"{sum(seeds) / len(seeds):.4g}" for key, seeds in values.items()})
     keys = sorted({key for column in columns for key in column})
     rows: list[list[tuple[str, ...]]] = [
         [(key,), *((column.get(key, ABSENT),) for column in columns)] for key in keys
@@ -239,11 +238,11 @@ def _figures(of: Sequence[Side]) -> render.Readable:
 
 
 def _not_comparable(side: Side, base: Side, column: str) -> str:
-    """Why two sides' scores of one column do not compare; empty when they do."""
-    benchmark = {score.column: score.benchmark for score in SCORES}[column]
+    """The reason why two sides' scores are not comparable; empty when they are."""
+    benchmark = SCORE[column].benchmark
     if benchmark == "train":
         tests = [_described(one).get("upstream.tokens") for one in (side, base)]
-        return "" if tests[0] == tests[1] else "the test pairs are of other data or another tokenizer"
+        return "" if tests[0] == tests[1] else "the test pairs come from other data or another tokenizer"
     judges = [
         {str(values.get("judge")) for cell, values in one.cells.items() if cell.benchmark == benchmark}
         for one in (side, base)

@@ -1,25 +1,18 @@
-"""Is a method better than the start of all methods, or than plain DPO? Differences with their intervals."""
+"""Differences between methods with their intervals: each method against the start of all methods and plain DPO."""
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
-
-from sams.runtime.errors import UserError
-from sams.runtime.files import whole_file
-from sams.runtime.stage import read_recipe, run
-from sams.study.study import BASE_METHOD, Study
-from sams.tables.main_table import SCORES, Cells, main_table, seeds_of
+from sams.study.study import BASE_METHOD
+from sams.tables.benchmarks import BENCHMARKS, SCORES, Items
+from sams.tables.main_table import main_table, seeds_of
 from sams.tables.repeats import Repeats, over_repeats
-from sams.tables.results import Cell, read_cells
+from sams.tables.results import Cell, Cells
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
-    from numpy.typing import NDArray
 
 BASES = [BASE_METHOD, "dpo"]
 RESAMPLES = 10_000
@@ -38,53 +31,11 @@ COLUMNS = [
     "p_sign_flip",
 ]
 
-Items = dict[str, float]
-
-
-class PerItem(NamedTuple):
-    """A score with a value for each item: where the values are and how they are read."""
-
-    column: str
-    file: str
-    read: Callable[[Path], Items]
-
-
-def alpaca_eval_items(path: Path) -> Items:
-    """Preference for the model on each instruction, in percent: their mean is AlpacaEval's `win_rate`.
-
-    AlpacaEval counts preferences from 1 (baseline) to 2 (model), and an old 0 as a draw.
-    """
-    items: Items = {}
-    for row in _read(path, json.loads):
-        preference = row.get("preference")
-        if preference is not None and (preference == 0 or 1 <= preference <= 2):
-            items[row["instruction"]] = 100 * ((preference or 1.5) - 1)
-    return items
-
-
-def mt_bench_items(path: Path) -> Items:
-    """Mean rating of both turns of each question; questions with a failed turn are left out.
-
-    Raises:
-        UserError: the file holds judgments of several models.
-    """
-    turns: dict[str, dict[int, float]] = {}
-    models = set()
-    for row in _read(path, lambda text: [json.loads(line) for line in text.split("\n") if line.strip()]):
-        models.add(row.get("model"))
-        if row["score"] != -1:  # FastChat's mark of a judgment without a rating
-            turns.setdefault(str(row["question_id"]), {})[row["turn"]] = row["score"]
-    if len(models) > 1:
-        raise UserError(f"judgments of {len(models)} models, expected one", where=str(path))
-    return {question: (rated[1] + rated[2]) / 2 for question, rated in turns.items() if len(rated) == 2}
-
-
-PER_ITEM = [
-    PerItem("win_rate", "alpaca_eval/annotations.json", alpaca_eval_items),
-    PerItem("mt_bench", "mt_bench/judgments.jsonl", mt_bench_items),
-]
-# Scores without a file of items: length control is a fit over all instructions at once.
+# Scores without a value for each item: length control is one fit over all instructions.
 SUMMARISED = ["length_controlled_winrate", "test_accuracy"]
+COMPARED = [
+    score for score in SCORES if score.column in {*SUMMARISED, *(b.item_score for b in BENCHMARKS.values())}
+]
 
 
 class Interval(NamedTuple):
@@ -96,7 +47,7 @@ class Interval(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One side of a comparison: its name, the folder of each seed, and the metrics files of these."""
+    """One side of a comparison: its name, the folder of each seed, and the contents of their metrics files."""
 
     name: str
     folders: Mapping[int, Path]
@@ -104,13 +55,13 @@ class Side(NamedTuple):
 
 
 def comparisons(setting: Path, cells: Cells, methods: list[str], seeds: list[int]) -> "pd.DataFrame":
-    """Every method against `sft` and against `dpo`, of COLUMNS, where both have the score.
+    """Each method minus `sft` and minus `dpo`, as a table of COLUMNS, for the scores that both methods have.
 
     Args:
         setting: folder of the study's setting.
         cells: contents of its metrics files.
         methods: methods of the study.
-        seeds: seeds that count; a pair of methods is compared on those that both have.
+        seeds: seeds of the study; two methods are compared on the seeds that both have.
     """
     pairs = [
         (method, base)
@@ -135,74 +86,73 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
 
 
 def differences(method: Side, base: Side) -> Iterator[dict[str, Any]]:
-    """Every score of two sides that both have, on the seeds that both have."""
+    """Rows of the scores that both sides have, on the seeds that both have."""
     yield from _paired(method, base)
     yield from _unpaired(method, base)
     yield from _over_seeds(method, base)
 
 
 def paired_difference(method: Items, base: Items) -> tuple[float, float, float, int]:
-    """Mean difference over the items of both, its 95 % bootstrap interval, and their number."""
+    """Mean difference over the items of both sides, its 95 % bootstrap interval, and the number of these items."""
     import numpy as np
+    from scipy.stats import bootstrap
 
     shared = [key for key in method if key in base]
     differences = np.array([method[key] - base[key] for key in shared])
-    low, high = np.percentile(_resampled_means(differences), [2.5, 97.5])
+    if len(shared) == 1:  # scipy refuses to resample one item
+        return float(differences[0]), float(differences[0]), float(differences[0]), 1
+    resampled = bootstrap(
+        (differences,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=RESAMPLES // 20,  # limits memory to 100 MB
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    low, high = np.percentile(resampled.bootstrap_distribution, [2.5, 97.5])
     return float(differences.mean()), float(low), float(high), len(shared)
 
 
-def _resampled_means(values: "NDArray[np.float64]") -> "NDArray[np.float64]":
-    """Means of RESAMPLES draws with replacement; the same draws at every call."""
-    import numpy as np
-
-    generator = np.random.default_rng(0)
-    chunks = [
-        values[generator.integers(len(values), size=(RESAMPLES // 20, len(values)))].mean(axis=1)
-        for _ in range(20)  # in parts, to stay below 100 MB
-    ]
-    return np.concatenate(chunks)
-
-
 def _paired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
-    for score in PER_ITEM:
+    """Differences over the same items, each item's score being its mean over seeds."""
+    for benchmark in BENCHMARKS.values():
         files = [
-            (method.folders[seed] / score.file, base.folders[seed] / score.file)
+            (method.folders[seed] / benchmark.judged, base.folders[seed] / benchmark.judged)
             for seed in method.folders
             if seed in base.folders
         ]
         files = [both for both in files if all(file.is_file() for file in both)]
-        of_method, of_base = (_mean([score.read(both[side]) for both in files]) for side in (0, 1))
+        of_method, of_base = (_mean([benchmark.items(both[side]) for both in files]) for side in (0, 1))
         if of_method.keys() & of_base.keys():
             difference, low, high, items = paired_difference(of_method, of_base)
-            found = Interval(difference, low, high)
-            yield _row(score.column, method, base, found, len(files), "paired", items=items)
+            interval = Interval(difference, low, high)
+            yield _row(benchmark.item_score, method, base, interval, len(files), "paired", items=items)
 
 
 def _unpaired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
+    """Differences with intervals from both standard errors over items."""
     table, shared = _both(method, base)
     for column in SUMMARISED:
         difference = table[column][method.name] - table[column][base.name]
         half = 1.96 * math.hypot(*table[f"{column}_se_items"])
         if not math.isnan(difference + half):
-            found = Interval(difference, difference - half, difference + half)
-            yield _row(column, method, base, found, len(shared), "unpaired")
+            interval = Interval(difference, difference - half, difference + half)
+            yield _row(column, method, base, interval, len(shared), "unpaired")
 
 
 def _over_seeds(method: Side, base: Side) -> Iterator[dict[str, Any]]:
-    """Seeds as repeats: the difference of each seed counts once."""
+    """Differences with seeds as repeats: the difference of each seed counts once."""
     _, shared = _both(method, base)
-    for score in SCORES if len(shared) > 1 else ():
-        if score.column not in [*SUMMARISED, *(item.column for item in PER_ITEM)]:
-            continue
+    for score in COMPARED if len(shared) > 1 else ():
         values = [
             [side.cells.get(Cell(side.name, seed, score.benchmark), {}).get(score.key) for seed in shared]
             for side in (method, base)
         ]
         if any(value is None for side in values for value in side):
             continue
-        found = over_repeats([one - other for one, other in zip(*values, strict=True)])
-        interval = Interval(found.difference, found.low, found.high)
-        yield _row(score.column, method, base, interval, len(shared), "over seeds", repeats=found)
+        repeats = over_repeats([one - other for one, other in zip(*values, strict=True)])
+        interval = Interval(repeats.difference, repeats.low, repeats.high)
+        yield _row(score.column, method, base, interval, len(shared), "over seeds", repeats=repeats)
 
 
 def _both(method: Side, base: Side) -> "tuple[pd.DataFrame, list[int]]":
@@ -214,27 +164,27 @@ def _both(method: Side, base: Side) -> "tuple[pd.DataFrame, list[int]]":
 
 
 def _row(
-    benchmark: str,
+    score: str,
     method: Side,
     base: Side,
-    found: Interval,
+    interval: Interval,
     seeds: int,
-    interval: str,
+    kind: str,
     *,
     items: int | None = None,
     repeats: Repeats | None = None,
 ) -> dict[str, Any]:
     return {
-        "benchmark": benchmark,
+        "benchmark": score,
         "method": method.name,
         "base": base.name,
-        "difference": found.difference,
-        "ci_low": found.low,
-        "ci_high": found.high,
-        "excludes_zero": found.low > 0 or found.high < 0,
+        "difference": interval.difference,
+        "ci_low": interval.low,
+        "ci_high": interval.high,
+        "excludes_zero": interval.low > 0 or interval.high < 0,
         "n_items": items,
         "n_seeds": seeds,
-        "interval": interval,
+        "interval": kind,
         "p_t": repeats.p_t if repeats else None,
         "p_sign_flip": repeats.p_sign_flip if repeats else None,
     }
@@ -246,38 +196,3 @@ def _mean(seeds: list[Items]) -> Items:
         return {}
     shared = [key for key in seeds[0] if all(key in items for items in seeds)]
     return {key: sum(items[key] for items in seeds) / len(seeds) for key in shared}
-
-
-def _read(path: Path, parse: Callable[[str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"no JSON ({error.msg})", where=str(path), remedy="delete it and score again"
-        ) from None
-
-
-def main(
-    study_config: Annotated[str, typer.Option(help="Study, as JSON or a JSON file.")],
-    results: Annotated[Path, typer.Option(help="Folder of the study's setting: results/<study>/<setting>.")],
-    out_csv: Annotated[Path, typer.Option(help="Every figure at full precision.")],
-    out_md: Annotated[Path, typer.Option(help="The table for reading, as Markdown.")],
-) -> None:
-    """Write the differences between a study's methods from its item files."""
-    from sams.tables import captions, render
-
-    study = read_recipe(study_config, Study)
-    table = comparisons(results, read_cells(results), study.methods, study.seeds)
-    with whole_file(out_csv) as part:
-        table.to_csv(part, index=False)
-    text = render.markdown(
-        captions.comparison_title(study),
-        render.readable_comparisons(table),
-        captions.comparison_notes(study, RESAMPLES),
-    )
-    with whole_file(out_md) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    run(main)

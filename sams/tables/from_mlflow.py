@@ -1,11 +1,12 @@
-"""The main table rebuilt from MLflow: proof that its runs carry everything the files do.
+"""The main table rebuilt from MLflow, which shows that its runs hold all figures of the files.
 
-No rule reads this: files are the interface, MLflow is the notebook.
+No rule uses it: jobs exchange files.
 """
 
 from typing import TYPE_CHECKING
 
 from sams.study.study import Study
+from sams.tables.benchmarks import BENCHMARKS
 from sams.tables.main_table import main_table
 from sams.tables.results import Cell
 from sams.tracking.log import tracking_uri
@@ -13,12 +14,9 @@ from sams.tracking.log import tracking_uri
 if TYPE_CHECKING:
     import pandas as pd
 
-# Stage of the run that carries the figures of a metrics file.
-BENCHMARKS = {
-    "train_sft": "train",
-    "train_preference": "train",
-    "score_alpaca_eval": "alpaca_eval",
-    "score_mt_bench": "mt_bench",
+# Metrics file whose figures a stage logs.
+METRICS_OF = {"train_sft": "train", "train_preference": "train"} | {
+    f"score_{name}": name for name in BENCHMARKS
 }
 
 
@@ -26,8 +24,8 @@ def main_from_mlflow(study: Study, uri: str | None = None) -> "pd.DataFrame":
     """The main table of a study, from the final metrics of its newest finished runs.
 
     Args:
-        study: its experiment is `sams-<study>`; of the runs, those of its setting, methods and seeds count.
-        uri: tracking server or database; by default the one that the runs go to.
+        study: the study; its runs are those of experiment `sams-<study>` with its setting, methods and seeds.
+        uri: tracking server or database; by default that of the workflow.
     """
     from mlflow import MlflowClient
 
@@ -39,13 +37,13 @@ def main_from_mlflow(study: Study, uri: str | None = None) -> "pd.DataFrame":
         page = client.search_runs(
             [experiment.experiment_id],
             filter_string=f"tags.setting = '{study.setting}' and attributes.status = 'FINISHED'",
-            order_by=["attributes.start_time ASC"],  # the newest comes last and stays
+            order_by=["attributes.start_time ASC"],  # the newest run overwrites older ones
             page_token=token,
         )
         for run in page:
             tags = run.data.tags
-            if tags.get("stage") in BENCHMARKS and "method" in tags and "seed" in tags:
-                cell = Cell(tags["method"], int(tags["seed"]), BENCHMARKS[tags["stage"]])
+            if tags.get("stage") in METRICS_OF and "method" in tags and "seed" in tags:
+                cell = Cell(tags["method"], int(tags["seed"]), METRICS_OF[tags["stage"]])
                 cells[cell] = run.data.metrics
         token = page.token
         if not token:

@@ -1,10 +1,9 @@
-"""How figures are drawn: small plots side by side, a look for each method, SVG and PNG.
+"""Parts of figures: grids of small plots, a style for each method, files as SVG and PNG.
 
-Methods differ by colour (Okabe and Ito's palette), by line and by marker, so that they can be told apart
-without colour too.
+Methods differ in colour (Okabe and Ito's palette), line style and marker, so that they are distinct without colour.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,11 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito 2008, without the yellow, which is too light for a line on white.
+# Okabe and Ito 2008, without yellow, which is too light for a line on white.
 COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 LINES: list[str | tuple[int, tuple[int, ...]]] = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 SEEN = "Preference pairs seen"
+NOT_LOGGED = "not logged in this study"
+
+Logs = Mapping[str, Sequence["pd.DataFrame"]]
+"""Metric logs by method, one for each seed."""
 
 
 def save(figure: "Figure", stem: Path) -> None:
@@ -29,7 +32,7 @@ def save(figure: "Figure", stem: Path) -> None:
 
 
 def save_as(figure: "Figure", path: Path) -> None:
-    """Write a figure as SVG or PNG, by the file's name: the same bytes for the same figure."""
+    """Write a figure as SVG or PNG, by the file's suffix; equal figures give equal bytes."""
     import matplotlib
 
     kind = path.suffix.removeprefix(".")
@@ -38,7 +41,7 @@ def save_as(figure: "Figure", path: Path) -> None:
 
 
 def panels(headings: Sequence[str], height: float = 3.4) -> "tuple[Figure, list[Axes]]":
-    """A figure of small plots under their headings, two to a row, each so many inches high."""
+    """A figure with a plot for each heading, two to a row, each `height` inches high."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -61,70 +64,85 @@ def smoothed(frame: "pd.DataFrame", name: str) -> "pd.Series[float]":
     return values.rolling(max(1, len(values) // 20), min_periods=1).mean()
 
 
+def evaluations(frames: "Sequence[pd.DataFrame]", name: str) -> "list[pd.Series[float]]":
+    """A metric of evaluations by pairs seen, for each seed."""
+    return [frame.set_index("pairs_seen")[name].dropna() for frame in frames if name in frame]
+
+
 def draw(
     axis: "Axes",
-    place: int,
+    index: int,
     method: str,
     seeds: "Sequence[pd.Series[float]]",
     *,
     marked: Literal["no", "only", "some"] = "no",
 ) -> None:
-    """One method's mean over seeds, with a band from the lowest to the highest seed.
+    """Draw one method's mean over seeds, with a band from the lowest to the highest seed.
 
     Args:
         axis: the plot.
-        place: place of the method in the study, which gives it its look.
+        index: index of the method in the study, which determines its style.
         method: its name in the legend.
         seeds: values of each seed by pairs seen.
-        marked: a line without markers, markers without a line, or a line with a marker now and then.
+        marked: a line without markers (no), markers without a line (only), or a line with a few markers (some).
     """
     import pandas as pd
 
     if not seeds:
         return
     together = pd.concat(seeds, axis=1, join="inner")
-    colour = COLOURS[place % len(COLOURS)]
-    look: dict[str, Any] = {}
+    colour = COLOURS[index % len(COLOURS)]
+    style: dict[str, Any] = {}
     if marked != "only":
-        look |= {"linestyle": LINES[place % len(LINES)], "linewidth": 1.6}
+        style |= {"linestyle": LINES[index % len(LINES)], "linewidth": 1.6}
     if marked != "no":
-        look |= {"marker": MARKERS[place % len(MARKERS)], "markersize": 6, "markerfacecolor": "white"}
+        style |= {"marker": MARKERS[index % len(MARKERS)], "markersize": 6, "markerfacecolor": "white"}
     if marked == "only":
-        look |= {"linestyle": "none"}
+        style |= {"linestyle": "none"}
     elif marked == "some" and len(together) > 8:
         every = len(together) // 6
-        look |= {"markevery": (place * every // 8 % every, every)}  # not all at one place
-    axis.plot(together.index, together.mean(axis=1), color=colour, label=method, **look)
+        style |= {"markevery": (index * every // 8 % every, every)}  # methods mark different points
+    axis.plot(together.index, together.mean(axis=1), color=colour, label=method, **style)
     if together.shape[1] > 1 and marked != "only":
         axis.fill_between(
             together.index, together.min(axis=1), together.max(axis=1), color=colour, alpha=0.12, linewidth=0
         )
 
 
-def finish(figure: "Figure", axes: "Sequence[Axes]", explained: str) -> None:
-    """Labels of the axis of pairs seen, and one legend for all plots, below them."""
+def label_pairs_seen(axes: "Sequence[Axes]") -> None:
+    """Label the x axes of plots by pairs seen."""
     for axis in axes:
         axis.set_xlabel(SEEN)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+
+
+def write_across(axis: "Axes", text: str) -> None:
+    """Write a text into the middle of an empty plot."""
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center")
+
+
+def finish(figure: "Figure", axes: "Sequence[Axes]", explained: str) -> None:
+    """Label the x axes of plots by pairs seen, and add the legend."""
+    label_pairs_seen(axes)
     legend(figure, axes, explained)
 
 
 def legend(figure: "Figure", axes: "Sequence[Axes]", explained: str) -> None:
-    """One legend for all plots, below them; a plot without anything to show says so."""
-    looks: dict[str, list[Any]] = {}
+    """Add one legend for all plots below them; mark plots without data as not logged."""
+    styles: dict[str, list[Any]] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
         if not labels:
-            axis.text(0.5, 0.5, "not logged in this study", transform=axis.transAxes, ha="center")
+            write_across(axis, NOT_LOGGED)
         for handle, label in zip(handles, labels, strict=True):
-            looks.setdefault(label, []).append(handle)
-    if looks:
-        together: list[Any] = [tuple(handles[:2]) for handles in looks.values()]  # line and marker in one
+            styles.setdefault(label, []).append(handle)
+    if styles:
+        together: list[Any] = [tuple(handles[:2]) for handles in styles.values()]  # line and marker in one
         figure.legend(
             together,
-            list(looks),
+            list(styles),
             loc="outside lower center",
-            ncols=min(4, len(looks)),
+            ncols=min(4, len(styles)),
             frameon=False,
             title=explained,
             handlelength=3.5,

@@ -1,25 +1,22 @@
-"""The study's figures beside those of the paper: reported, reproduced, difference; every gap with its reason.
+"""The study's figures next to the paper's: reported, reproduced, difference, and the reason for each gap.
 
-A reported figure stands beside ours only where they measure the same: scored by a judge that the paper's may be
-compared with, on a model that was not built from scratch and on real data. Else it is left out, and told so.
+A reported figure is shown only where it is comparable with the study's: same kind of judge, a pretrained model, real
+data. Elsewhere it is left out, with the reason.
 """
 
 import math
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
-
-import typer
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sams.runtime.errors import UserError
-from sams.runtime.files import whole_file
-from sams.runtime.stage import read_recipe, run
 from sams.study.reported import Reported, read_reported
 from sams.study.settings import Paper
 from sams.study.study import BASE_METHOD, Study
-from sams.tables.main_table import SCORES, Cells, main_table, seeds_of
-from sams.tables.results import Cell, read_cells
-from sams.tracking.mirror import run_id
+from sams.tables.benchmarks import SCORES
+from sams.tables.main_table import main_table, seeds_of
+from sams.tables.results import Cell, Cells
+from sams.tracking.log import run_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +44,7 @@ RUN_ID = "mlflow_run_id"
 
 
 class Reproduced(NamedTuple):
-    """A score of ours: its mean over seeds, both standard errors, the number of seeds."""
+    """A score of the study: its mean over seeds, both standard errors, the number of seeds."""
 
     value: float | None
     se_items: float | None
@@ -56,9 +53,9 @@ class Reproduced(NamedTuple):
 
 
 def paper_table(study: Study, setting: Path, cells: Cells) -> "pd.DataFrame":
-    """Figures of the paper's table and of the study, of COLUMNS: a row for each method and score.
+    """Figures of the paper's table and of the study, as a table of COLUMNS with a row for each method and score.
 
-    Methods come in the study's order, then rows of the paper that no method reproduces.
+    The study's methods come first, in its order; then the paper's rows that no method reproduces.
 
     Args:
         study: a study with `paper`.
@@ -71,17 +68,17 @@ def paper_table(study: Study, setting: Path, cells: Cells) -> "pd.DataFrame":
     reported = read_reported(paper.table, paper.setting)
     rows = []
     for method, row in _rows(study, paper, reported):
-        ours = reproduce(cells, method, study.seeds) if method else {}
+        reproduced = reproduce(cells, method, study.seeds) if method else {}
         for score in reported.columns:
-            rows.append(_row(study, setting, cells, reported, method, row, score, ours.get(score)))
+            rows.append(_row(study, setting, cells, reported, method, row, score, reproduced.get(score)))
     return pd.DataFrame(rows, columns=COLUMNS).astype({"n_seeds": "Int64"})
 
 
 def paper_of(study: Study) -> Paper:
-    """The table that a study reproduces.
+    """The table of the paper that a study reproduces.
 
     Raises:
-        UserError: it reproduces none.
+        UserError: the study reproduces none.
     """
     if study.paper is None:
         raise UserError("the study reproduces no table of the paper", where="paper", remedy="set `paper`")
@@ -89,36 +86,34 @@ def paper_of(study: Study) -> Paper:
 
 
 def reproduce(cells: Cells, method: str, seeds: list[int]) -> dict[str, Reproduced]:
-    """A method's scores as in the main table, and its hours: training and what prepared it."""
+    """A method's scores as in the main table, and its hours of training, preparation included."""
     present = seeds_of(cells, method, seeds)
-    [found] = main_table(cells, [method], seeds).astype(object).to_dict("records")
-    ours = {
+    [figures] = main_table(cells, [method], seeds).astype(object).to_dict("records")
+    reproduced = {
         score.column: Reproduced(
-            _known(found[score.column]),
-            _known(found[f"{score.column}_se_items"]),
-            _known(found[f"{score.column}_se_seeds"]),
+            _known(figures[score.column]),
+            _known(figures[f"{score.column}_se_items"]),
+            _known(figures[f"{score.column}_se_seeds"]),
             len(present),
         )
         for score in SCORES
     }
     trained = [cells.get(Cell(method, seed, "train"), {}) for seed in present]
-    if trained and all("train_seconds" in figures for figures in trained):
-        hours = [
-            (figures["train_seconds"] + figures.get("preparation_seconds", 0.0)) / 3600 for figures in trained
-        ]
+    if trained and all("train_seconds" in run for run in trained):
+        hours = [(run["train_seconds"] + run.get("preparation_seconds", 0.0)) / 3600 for run in trained]
         spread = statistics.stdev(hours) / math.sqrt(len(hours)) if len(hours) > 1 else None
-        ours[HOURS] = Reproduced(statistics.fmean(hours), None, spread, len(hours))
-    return ours
+        reproduced[HOURS] = Reproduced(statistics.fmean(hours), None, spread, len(hours))
+    return reproduced
 
 
 def not_comparable(study: Study, reported: Reported, score: str, judges: set[str]) -> str:
-    """Why a reported score must not stand beside ours; empty when it may.
+    """The reason why a reported score is not comparable with the study's; empty when it is comparable.
 
     Args:
         study: the study.
         reported: the paper's table.
         score: one of its columns.
-        judges: who gave our scores; empty when none is there yet.
+        judges: judges of the study's scores; empty before any score exists.
     """
     if study.data.world is not None:
         return "not comparable: synthetic data"
@@ -149,7 +144,7 @@ def _row(
     method: str | None,
     row: str,
     score: str,
-    ours: Reproduced | None,
+    reproduced: Reproduced | None,
 ) -> dict[str, Any]:
     benchmark = BENCHMARK_OF[score]
     figures = {
@@ -157,18 +152,18 @@ def _row(
         for seed in study.seeds
         if method and (cell := Cell(method, seed, benchmark)) in cells
     }
-    judges = {str(found["judge"]) for found in figures.values() if found.get("judge")}
-    theirs = reported.rows.get(row, {}).get(score)
-    foreign = not_comparable(study, reported, score, judges)
+    judges = {str(values["judge"]) for values in figures.values() if values.get("judge")}
+    figure = reported.rows.get(row, {}).get(score)
+    obstacle = not_comparable(study, reported, score, judges)
     if row not in reported.rows:
         reported_missing = f"not in the paper's {reported.title}"
-    elif theirs is None:
+    elif figure is None:
         reported_missing = "not reported"
     else:
-        reported_missing = foreign
-    value = ours.value if ours else None
+        reported_missing = obstacle
+    value = reproduced.value if reproduced else None
     reproduced_missing = "" if value is not None else _not_reproduced(study, cells, method, score, figures)
-    shown = theirs if not reported_missing else None
+    shown = figure if not reported_missing else None
     difference_missing = ""
     if shown and value is not None and score == HOURS:
         difference_missing = "hours of other hardware"
@@ -179,9 +174,9 @@ def _row(
         "score": score,
         "reported": shown.value if shown else None,
         "reproduced": value,
-        "se_items": ours.se_items if ours else None,
-        "se_seeds": ours.se_seeds if ours else None,
-        "n_seeds": ours.n_seeds if ours and value is not None else 0,
+        "se_items": reproduced.se_items if reproduced else None,
+        "se_seeds": reproduced.se_seeds if reproduced else None,
+        "n_seeds": reproduced.n_seeds if reproduced and value is not None else 0,
         "difference": value - shown.value if compared and shown and value is not None else None,
         "judge": " and ".join(sorted(judges)),
         "source": shown.source if shown else "",
@@ -195,7 +190,7 @@ def _row(
 def _not_reproduced(
     study: Study, cells: Cells, method: str | None, score: str, figures: dict[int, Any]
 ) -> str:
-    """Why a score of ours is missing."""
+    """The reason why a score of the study is missing."""
     if method is None:
         return "no method of this study"
     benchmark = BENCHMARK_OF[score]
@@ -208,55 +203,27 @@ def _not_reproduced(
     ):
         return "sft is the reference" if score != HOURS else "sft is the model as it is"
     obstacles = sorted(
-        {str(found["lc_unavailable"]) for found in figures.values() if found.get("lc_unavailable")}
+        {str(values["lc_unavailable"]) for values in figures.values() if values.get("lc_unavailable")}
     )
     if score == "length_controlled_winrate" and obstacles:
         return f"unavailable: {'; '.join(obstacles)}"
-    # Among the seeds of which there is anything: a mean over fewer would pass for one over all.
+    # Only seeds with some figure are required: they are the seeds of the row's other means.
     training = "train_sft" if method == BASE_METHOD else "train_preference"
     rule = training if benchmark == "train" else f"score_{benchmark}"
-    wanted = seeds_of(cells, method, study.seeds) or study.seeds
-    absent = [seed for seed in wanted if seed not in figures] or wanted
+    required = seeds_of(cells, method, study.seeds) or study.seeds
+    absent = [seed for seed in required if seed not in figures] or required
     return f"not run: {rule}, seed {', '.join(map(str, absent))}"
 
 
 def _run_ids(setting: Path, method: str | None, seeds: list[int], benchmark: str) -> str:
-    """MLflow runs of the figures, seed by seed; a run without one is named by its folder alone."""
-    found = []
+    """MLflow run ids of the figures, as `seed<k>:<id>`; a result without a run has `untracked`."""
+    ids = []
     for seed in seeds:
         folder = setting / str(method) / f"seed{seed}"
         sidecar = folder / RUN_ID if benchmark == "train" else folder / benchmark / RUN_ID
-        found.append(f"seed{seed}:{run_id(sidecar) or 'untracked'}")
-    return " ".join(found)
+        ids.append(f"seed{seed}:{run_id(sidecar) or 'untracked'}")
+    return " ".join(ids)
 
 
 def _known(value: Any) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
-
-
-def main(
-    study_config: Annotated[str, typer.Option(help="Study, as JSON or a JSON file.")],
-    results: Annotated[Path, typer.Option(help="Folder of the study's setting: results/<study>/<setting>.")],
-    out_csv: Annotated[Path, typer.Option(help="Every figure at full precision, every reason.")],
-    out_md: Annotated[Path, typer.Option(help="The table for reading, as Markdown.")],
-    out_tex: Annotated[Path, typer.Option(help="The same for LaTeX, with booktabs.")],
-    out_html: Annotated[Path, typer.Option(help="The same as a page of its own.")],
-) -> None:
-    """Write the study's figures beside the paper's from its metrics files."""
-    from sams.tables import captions, render
-
-    study = read_recipe(study_config, Study)
-    cells = read_cells(results)
-    table = paper_table(study, results, cells)
-    with whole_file(out_csv) as part:
-        table.to_csv(part, index=False)
-    readable, reasons = render.readable_paper(table)
-    notes = reasons + captions.paper_notes(study, cells, table) + captions.leak_notes(results)
-    title = captions.paper_title(study)
-    for path, form in ((out_md, render.markdown), (out_tex, render.latex), (out_html, render.html)):
-        with whole_file(path) as part:
-            part.write_text(form(title, readable, notes), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,39 +1,23 @@
-"""Tables for reading: Markdown, a page of its own, the terminal. One number and its errors to a cell."""
+"""Tables as files and in the terminal: CSV with all figures in full; Markdown, LaTeX and HTML for reading."""
 
-import html as escaping
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from sams.runtime.files import whole_file
+from sams.tables.benchmarks import SCORES
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "–"
 
-# Decimals of each column: no more than its standard error deserves.
-DECIMALS = {
-    "length_controlled_winrate": 1,
-    "win_rate": 1,
-    "mt_bench": 2,
-    "test_accuracy": 1,
-    "chosen_reward": 3,
-    "chosen_logp": 1,
-    "train_seconds": 0,
-    "peak_memory_mb": 0,
-}
+# Decimals shown in each column.
+DECIMALS = {score.column: score.decimals for score in SCORES} | {"train_seconds": 0, "peak_memory_mb": 0}
+LABELS = {score.column: score.label for score in SCORES} | {"hours": "hours"}
 
-# What a paper calls a column.
-LABELS = {
-    "length_controlled_winrate": "LC win rate",
-    "win_rate": "win rate",
-    "mt_bench": "MT-Bench",
-    "test_accuracy": "test accuracy",
-    "chosen_reward": "chosen reward",
-    "chosen_logp": "chosen log-prob",
-    "hours": "hours",
-}
-
-# Names that a terminal of 80 characters has no room for.
+# Names that are too long for a terminal of 80 characters.
 SHORT = {
     "length_controlled_winrate": "LC win\nrate",
     "test_accuracy": "test\nacc.",
@@ -50,7 +34,7 @@ TEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
-    "[": "{[}",  # after \\ it would begin an argument
+    "[": "{[}",  # after \\ it would start an argument
     "−": "$-$",
     "±": r"$\pm$",
     "√": r"$\surd$",
@@ -63,35 +47,41 @@ PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
+<title>{{ title }}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff;
-  margin: 2rem auto; padding: 0 1rem; max-width: 96rem; }}
-.scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; border-block: 2px solid #111; }}
-th, td {{ padding: .4rem .6rem; text-align: right; vertical-align: top; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
-thead th {{ border-bottom: 1px solid #111; vertical-align: bottom; white-space: normal; }}
-tbody tr + tr > * {{ border-top: 1px solid #ccc; }}
-tbody th {{ font-weight: 600; }}
-.error {{ display: block; color: #444; font-size: .8rem; }}
-ul {{ color: #333; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }}
-@page {{ size: landscape; }}
-@media print {{ body {{ margin: 0; font-size: 10pt; }} .scroll {{ overflow: visible; }} }}
+body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff;
+  margin: 2rem auto; padding: 0 1rem; max-width: 96rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; border-block: 2px solid #111; }
+th, td { padding: .4rem .6rem; text-align: right; vertical-align: top; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 1px solid #111; vertical-align: bottom; white-space: normal; }
+tbody tr + tr > * { border-top: 1px solid #ccc; }
+tbody th { font-weight: 600; }
+.error { display: block; color: #444; font-size: .8rem; }
+ul { color: #333; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }
+@page { size: landscape; }
+@media print { body { margin: 0; font-size: 10pt; } .scroll { overflow: visible; } }
 </style>
 </head>
 <body>
-<h1>{title}</h1>
+<h1>{{ title }}</h1>
 <div class="scroll">
 <table>
-<thead><tr>{head}</tr></thead>
+<thead><tr>{% for column in table.columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
 <tbody>
-{body}
+{% for row in table.rows %}
+<tr><th scope="row">{{ row[0][0] }}</th>
+{%- for cell in row[1:] %}<td>{{ cell[0] }}{% for error in cell[1:] %}<span class="error">{{ error }}</span>
+{%- endfor %}</td>{% endfor %}</tr>
+{% endfor %}
 </tbody>
 </table>
 </div>
 <ul>
-{notes}
+{% for note in notes %}
+<li>{{ note }}</li>
+{% endfor %}
 </ul>
 </body>
 </html>
@@ -99,30 +89,48 @@ ul {{ color: #333; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }}
 
 
 class Readable(NamedTuple):
-    """A table of text: each cell is a number and, after it, its errors, if any."""
+    """A table of text: each cell is a number, followed by its errors if it has any."""
 
     columns: list[str]
     rows: list[list[tuple[str, ...]]]
 
 
+def write(
+    outputs: Mapping[str, str], table: "pd.DataFrame", title: str, readable: Readable, notes: Sequence[str]
+) -> None:
+    """Write a table in the forms named by `outputs`: csv, md, tex, html.
+
+    Args:
+        outputs: path of each form.
+        table: all figures, for the CSV file.
+        title: heading of the other forms.
+        readable: cells of the other forms.
+        notes: notes below the table.
+    """
+    forms = {"md": markdown, "tex": latex, "html": html}
+    for form, path in outputs.items():
+        with whole_file(Path(path)) as part:
+            if form == "csv":
+                table.to_csv(part, index=False)
+            else:
+                part.write_text(forms[form](title, readable, notes), encoding="utf-8")
+
+
 def readable_main(table: "pd.DataFrame") -> Readable:
-    """The main table with each score's errors in the score's cell."""
+    """The main table as text, with each score's errors in its cell."""
     columns = ["method", "n_seeds", *DECIMALS]
     rows = []
     for record in table.to_dict("records"):
         row: list[tuple[str, ...]] = [(str(record["method"]),), (str(record["n_seeds"]),)]
         for column, decimals in DECIMALS.items():
-            value = number(record[column], decimals)
-            items = number(record.get(f"{column}_se_items"), decimals)
-            seeds = number(record.get(f"{column}_se_seeds"), decimals)
-            errors = [f"±{items}"] * (items != MISSING) + [f"({seeds})"] * (seeds != MISSING)
-            row.append((value, *errors))
+            items, seeds = (record.get(f"{column}_se_{kind}") for kind in ("items", "seeds"))
+            row.append(_with_errors(record[column], items, seeds, decimals))
         rows.append(row)
     return Readable(columns, rows)
 
 
 def readable_comparisons(table: "pd.DataFrame") -> Readable:
-    """The comparisons with each interval in one cell."""
+    """The comparisons as text, with each interval in one cell."""
     import pandas as pd
 
     columns = ["benchmark", "methods", "difference", "95 % interval", "excludes 0", "items"]
@@ -150,7 +158,7 @@ def readable_comparisons(table: "pd.DataFrame") -> Readable:
 
 
 def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
-    """The paper's figures beside ours, a row for each method; and the reasons of the gaps, as numbered notes."""
+    """The table of reported and reproduced figures as text, with a row for each method; and the reasons for gaps."""
     scores = list(dict.fromkeys(table["score"]))
     columns = ["method", "n"]
     for score in scores:
@@ -171,29 +179,33 @@ def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
         ]
         for record in together:
             decimals = DECIMALS.get(record["score"], 2)
-            value, items, seeds = (
-                number(record[key], decimals) for key in ("reproduced", "se_items", "se_seeds")
-            )
-            errors = [f"±{items}"] * (items != MISSING) + [f"({seeds})"] * (seeds != MISSING)
-            reported, difference = (number(record[key], decimals) for key in ("reported", "difference"))
-            cells += [
-                gap(record["reported_missing"]) if reported == MISSING else (reported,),
-                gap(record["reproduced_missing"]) if value == MISSING else (value, *errors),
-                gap(record["difference_missing"]) if difference == MISSING else (difference,),
-            ]
+            for key, items, seeds in (
+                ("reported", None, None),
+                ("reproduced", record["se_items"], record["se_seeds"]),
+                ("difference", None, None),
+            ):
+                shown = _with_errors(record[key], items, seeds, decimals)
+                cells.append(gap(record[f"{key}_missing"]) if shown[0] == MISSING else shown)
         rows.append(cells)
-    return Readable(columns, rows), [f"[{place}] {reason}." for reason, place in reasons.items()]
+    return Readable(columns, rows), [f"[{index}] {reason}." for reason, index in reasons.items()]
+
+
+def _with_errors(value: object, items: object, seeds: object, decimals: int) -> tuple[str, ...]:
+    """A number, then its standard errors over items (after ±) and over seeds (in brackets), if known."""
+    over_items, over_seeds = number(items, decimals), number(seeds, decimals)
+    errors = [f"±{over_items}"] * (over_items != MISSING) + [f"({over_seeds})"] * (over_seeds != MISSING)
+    return (number(value, decimals), *errors)
 
 
 def number(value: object, decimals: int) -> str:
-    """A number with so many decimals; a dash for None and NaN."""
+    """A number with `decimals` decimals; a dash for None and NaN."""
     if not isinstance(value, int | float) or math.isnan(value):
         return MISSING
     return f"{value:,.{decimals}f}".replace(",", " ").replace("-", "−")
 
 
 def markdown(title: str, table: Readable, notes: Sequence[str]) -> str:
-    """The table as GitHub Markdown, its notes below."""
+    """The table as GitHub Markdown, followed by its notes."""
     lines = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)]]
     lines += [[" ".join(cell) for cell in row] for row in table.rows]
     rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
@@ -201,53 +213,39 @@ def markdown(title: str, table: Readable, notes: Sequence[str]) -> str:
 
 
 def html(title: str, table: Readable, notes: Sequence[str]) -> str:
-    """The table as a page that needs no other file, for screen and paper; every text is escaped."""
-    text = escaping.escape
-    head = "".join(f'<th scope="col">{text(column)}</th>' for column in table.columns)
-    body = []
-    for row in table.rows:
-        cells = [f'<th scope="row">{text(row[0][0])}</th>']
-        for value, *errors in row[1:]:
-            below = "".join(f'<span class="error">{text(error)}</span>' for error in errors)
-            cells.append(f"<td>{text(value)}{below}</td>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    listed = "\n".join(f"<li>{text(note)}</li>" for note in notes)
-    return PAGE.format(title=text(title), head=head, body="\n".join(body), notes=listed)
+    """The table as a self-contained page for screen and paper; all text is escaped."""
+    from jinja2 import Environment
+
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    return environment.from_string(PAGE).render(title=title, table=table, notes=notes)
 
 
 def latex(title: str, table: Readable, notes: Sequence[str]) -> str:
-    """The table for LaTeX: booktabs, its notes as small print below."""
-    lines = [[_tex(column) for column in table.columns]]
-    lines += [[_tex(" ".join(cell)) for cell in row] for row in table.rows]
-    head, *body = (" & ".join(line) + r" \\" for line in lines)
-    return "\n".join(
-        [
-            r"% Needs \usepackage{booktabs}.",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_tex(title)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\par\smallskip\raggedright\footnotesize",
-            *(f"{_tex(note)}\\par" for note in notes),
-            r"\end{table}",
-            "",
-        ]
+    """The table for LaTeX with booktabs, followed by its notes in small print."""
+    import pandas as pd
+
+    cells = [[_tex(" ".join(cell)) for cell in row] for row in table.rows]
+    frame = pd.DataFrame(cells, columns=[_tex(column) for column in table.columns])
+    text = frame.style.hide(axis="index").to_latex(
+        caption=_tex(title),
+        column_format=f"l{'r' * (len(table.columns) - 1)}",
+        hrules=True,
+        position_float="centering",
     )
+    end = r"\end{table}"
+    small_print = [r"\par\smallskip\raggedright\footnotesize", *(f"{_tex(note)}\\par" for note in notes), end]
+    return r"% Needs \usepackage{booktabs}." + "\n" + text.replace(end, "\n".join(small_print))
 
 
 def _tex(text: str) -> str:
-    """Text with what LaTeX would take for a command, or has no letter for, spelled out."""
+    """Text with LaTeX's special characters escaped."""
     return "".join(TEX.get(letter, letter) for letter in text)
 
 
 def terminal(title: str, table: Readable, notes: Sequence[str]) -> None:
-    """Print the table, its notes below."""
+    """Print the table, followed by its notes."""
     from rich import box
     from rich.console import Console
     from rich.padding import Padding
@@ -255,9 +253,13 @@ def terminal(title: str, table: Readable, notes: Sequence[str]) -> None:
     from rich.text import Text
 
     shown = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for place, column in enumerate(table.columns):
+    for index, column in enumerate(table.columns):
         head = SHORT.get(column, column.replace("_", "\n"))
-        shown.add_column(Text(head), justify="right" if place else "left", no_wrap=True, vertical="top")
+        justify: Literal["right", "left"] = "right" if index else "left"
+        # Names of runs are folded, so that numbers are not cut off.
+        shown.add_column(
+            Text(head), justify=justify, no_wrap=column != "methods", overflow="fold", vertical="top"
+        )
     for first, *others in table.rows:
         name = SHORT.get(first[0], first[0]).replace("\n", " ")
         shown.add_row(Text(name), *(Text("\n".join(cell)) for cell in others))

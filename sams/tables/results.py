@@ -1,26 +1,20 @@
 """Results as data frames: every metrics.json and every metric log below a results folder.
 
-A study's files lie at `<root>/<study>/<setting>/<method>/seed<k>/`, as METRICS names them.
+The files of a study are in `<root>/<study>/<setting>/<method>/seed<k>/`, under the names of METRICS.
 """
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sams.runtime.errors import UserError
-from sams.tracking.mirror import numbers
+from sams.runtime.mappings import numbers
+from sams.tables.benchmarks import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# Where a method's figures are, below its seed folder.
-METRICS = {
-    "train": "train_metrics.json",
-    "alpaca_eval": "alpaca_eval/metrics.json",
-    "mt_bench": "mt_bench/metrics.json",
-}
 
 
 class Cell(NamedTuple):
@@ -31,14 +25,18 @@ class Cell(NamedTuple):
     benchmark: str
 
 
+Cells = Mapping[Cell, Mapping[str, Any]]
+"""Contents of metrics files."""
+
+
 def load(results: str | Path = "results") -> "pd.DataFrame":
     """All figures of all studies, for notebooks: one row for each study, setting, method and seed.
 
     Returns:
         Columns study, setting, method, seed, then every figure as `<benchmark>/<key>`, sorted:
         `train/test_accuracy`, `alpaca_eval/win_rate`, `mt_bench/categories/math`. Benchmark `train` holds the
-        figures of the training job, method `scheduler` those of its pretraining. What a run has not is NaN;
-        texts are left out.
+        figures of the training job, method `scheduler` those of its pretraining. Figures that a run lacks are
+        NaN; texts are left out.
     """
     import pandas as pd
 
@@ -50,13 +48,13 @@ def load(results: str | Path = "results") -> "pd.DataFrame":
                 row |= {f"{cell.benchmark}/{key}": value for key, value in numbers(values).items()}
     keys = sorted({key for row in rows.values() for key in row})
     return pd.DataFrame(
-        [(*place, *(row.get(key) for key in keys)) for place, row in rows.items()],
+        [(*run, *(row.get(key) for key in keys)) for run, row in rows.items()],
         columns=["study", "setting", "method", "seed", *keys],
     ).astype(dict.fromkeys(keys, float))
 
 
 def read_cells(setting: Path) -> dict[Cell, dict[str, Any]]:
-    """Contents of the metrics files of one setting's folder, those that exist.
+    """Contents of the existing metrics files below one setting's folder.
 
     Raises:
         UserError: a file is no JSON object.
@@ -69,7 +67,7 @@ def read_cells(setting: Path) -> dict[Cell, dict[str, Any]]:
 
 
 def read_run(folder: Path) -> dict[str, dict[str, Any]]:
-    """Contents of the metrics files of one method and seed by benchmark, those that exist.
+    """Contents of the existing metrics files of one method and seed, by benchmark.
 
     Raises:
         UserError: a file is no JSON object.
@@ -82,9 +80,9 @@ def read_run(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_log(path: Path) -> "pd.DataFrame":
-    """A metric log as a data frame, one line per row; null becomes NaN.
+    """A metric log as a data frame with a row for each line; null becomes NaN.
 
-    A last line without its end, as a lost machine can leave it, is left out.
+    An incomplete last line, which a machine failure can leave, is skipped.
     """
     import pandas as pd
 
@@ -102,7 +100,7 @@ def read_log(path: Path) -> "pd.DataFrame":
 
 
 def data_reports(setting: Path) -> list[dict[str, Any]]:
-    """What `prepare_data` counted, those that exist: of the study's data, or of each seed's own."""
+    """The existing reports of `prepare_data`: one for the study's data, or one for each seed's own data."""
     files = [setting / "data" / "report.json", *sorted((setting / "data").glob("seed*/report.json"))]
     return [_read_object(file) for file in files if file.is_file()]
 

@@ -1,10 +1,7 @@
-"""Answers of two methods beside each other, with the judge's verdicts: a page that needs no other file.
+"""Page of two methods' answers side by side, with the judge's verdicts, in one self-contained file.
 
-    python -m sams.tables.side_by_side --study-config study.json --results results/<study>/<setting> \
-        --method dpo-sams --base sft --out page.html
-
-What models and judges said is escaped, and the page's own policy lets no other script run and nothing be
-loaded. Its filters are part of the address: `page.html#on=mt_bench&better=base&text=divide`.
+The text of models and judges is escaped, and the page's content security policy forbids other scripts and loading.
+The filters are part of the address: `page.html#on=mt_bench&better=base&text=divide`.
 """
 
 import base64
@@ -13,37 +10,32 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-
-import typer
+from typing import Any, NamedTuple
 
 from sams.runtime.errors import UserError
-from sams.runtime.files import whole_file
-from sams.runtime.stage import read_recipe, run
 from sams.scoring.inputs import read_json_lines, read_json_rows, some_of
 from sams.study.study import BASE_METHOD, Study
 from sams.tables import captions
-from sams.tables.comparisons import alpaca_eval_items, mt_bench_items, paired_difference
+from sams.tables.benchmarks import BENCHMARKS, scored
+from sams.tables.comparisons import paired_difference
 from sams.tables.render import number
 from sams.tables.results import Cell, read_cells
 
-# Preferences are probabilities, in percent: less than a point is no difference to a reader.
-ALPACA_EVAL_TIE = 1.0
-MT_BENCH_TIE = 0.0
+TIES = {"alpaca_eval": 1.0, "mt_bench": 0.0}  # largest difference of two answers that are shown as equal
 TURNS = (1, 2)
 
 
 class Side(NamedTuple):
-    """One method's part in an item, turn by turn: its answers, verdicts, the judge's words; its score."""
+    """One method's answers to an item, with a verdict and the judge's explanation for each turn, and its score."""
 
     answers: list[str]
     verdicts: list[str]
-    words: list[str]
+    explanations: list[str]
     score: float
 
 
 class Item(NamedTuple):
-    """A question turn by turn, both methods' answers, and who did better: method, base or equal."""
+    """An item: its questions by turn, both methods' answers, and the better side (method, base or equal)."""
 
     name: str
     questions: list[str]
@@ -53,8 +45,8 @@ class Item(NamedTuple):
     baseline: str | None = None
 
 
-class Benchmark(NamedTuple):
-    """A benchmark's items and what they come to."""
+class Section(NamedTuple):
+    """The part of the page for one benchmark: its items and their summary."""
 
     key: str
     title: str
@@ -66,12 +58,17 @@ class Benchmark(NamedTuple):
 
     @property
     def counts(self) -> Counter[str]:
-        """How many items the method, the base and neither did better on."""
+        """Number of items by better side."""
         return Counter(item.better for item in self.items)
 
 
 def pairs(study: Study) -> list[tuple[str, str]]:
-    """Methods with what each is shown beside: the start of all, and the first one of the others."""
+    """Pairs of methods shown on one page: each method with `sft`, and with the first of the others.
+
+    None if the study scores no benchmark.
+    """
+    if not scored(study):
+        return []
     start = [BASE_METHOD] if BASE_METHOD in study.methods else []
     others = [method for method in study.methods if method != BASE_METHOD]
     return [(method, base) for base in [*start, *others[:1]] for method in others if method != base]
@@ -84,24 +81,21 @@ def page(study: Study, results: Path, method: str, base: str) -> str:
         study: the study.
         results: folder of its setting.
         method: a method.
-        base: what it is shown beside.
+        base: the method to compare it with.
 
     Raises:
-        UserError: a broken file, or methods that were scored on other questions or by other judges.
+        UserError: a file is broken, or the methods were scored on different questions or by different judges.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     seed = study.seeds[0]
     folders = {name: results / name / f"seed{seed}" for name in (method, base)}
     cells = read_cells(results)
-    shown = {cell: found for cell, found in cells.items() if cell.method in folders and cell.seed == seed}
-    benchmarks = []
-    if study.benchmarks.alpaca_eval is not None:
-        figures = [shown.get(Cell(name, seed, "alpaca_eval"), {}) for name in folders]
-        benchmarks.append(alpaca_eval(folders, figures))
-    if study.benchmarks.mt_bench is not None:
-        figures = [shown.get(Cell(name, seed, "mt_bench"), {}) for name in folders]
-        benchmarks.append(mt_bench(folders, figures, results / "questions" / "mt_bench_questions.jsonl"))
+    shown = {cell: values for cell, values in cells.items() if cell.method in folders and cell.seed == seed}
+    sections = []
+    for name in scored(study):
+        figures = [shown.get(Cell(one, seed, name), {}) for one in folders]
+        sections.append(SECTIONS[name](folders, figures, results / "questions"))
     templates = Environment(
         loader=PackageLoader("sams.tables"),
         autoescape=True,
@@ -115,7 +109,7 @@ def page(study: Study, results: Path, method: str, base: str) -> str:
         seed=seed,
         method=method,
         base=base,
-        benchmarks=benchmarks,
+        benchmarks=sections,
         judge_note=captions.judge_note(study, shown),
         rehearsal_note=captions.rehearsal_note(study),
         script=script,
@@ -126,45 +120,46 @@ def page(study: Study, results: Path, method: str, base: str) -> str:
 # --- AlpacaEval -----------------------------------------------------------------------------------
 
 
-def alpaca_eval(folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]]) -> Benchmark:
+def alpaca_eval(
+    folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]], questions: Path
+) -> Section:
     """Instructions with both answers and the preference for each over the baseline's answer.
 
     Args:
         folders: folder of the seed by name: the method, then the base.
-        figures: AlpacaEval's figures of both.
+        figures: AlpacaEval's figures of both methods.
+        questions: not read; annotations contain the instructions.
     """
-    files = [folder / "alpaca_eval" / "annotations.json" for folder in folders.values()]
+    files, scores = _judged("alpaca_eval", folders)
     rows = [{row["instruction"]: row for row in read_json_rows(file)} for file in files]
-    scores = [alpaca_eval_items(file) for file in files]
-    _check_same(scores, files)
     items = []
     for instruction in scores[0]:
         method, base = (
             Side(
                 answers=[of[instruction]["output_2"]],
                 verdicts=[f"preferred with {number(values[instruction], 1)} %"],
-                words=[],
+                explanations=[],
                 score=values[instruction],
             )
             for of, values in zip(rows, scores, strict=True)
         )
-        better = _better(method, base, ALPACA_EVAL_TIE)
+        better = _better(method, base, TIES["alpaca_eval"])
         row = rows[0][instruction]
         items.append(Item(row.get("dataset", ""), [instruction], method, base, better, row["output_1"]))
     answers = [[row["output_2"] for row in of.values()] for of in rows]
     table = [
         [
             name,
-            number(found.get("length_controlled_winrate"), 1),
-            number(found.get("win_rate"), 1),
+            number(values.get("length_controlled_winrate"), 1),
+            number(values.get("win_rate"), 1),
             *_lengths(texts),
         ]
-        for name, found, texts in zip(folders, figures, answers, strict=True)
+        for name, values, texts in zip(folders, figures, answers, strict=True)
     ]
     baseline = [row["output_1"] for row in rows[0].values()]
-    return Benchmark(
+    return Section(
         key="alpaca_eval",
-        title="AlpacaEval 2",
+        title=BENCHMARKS["alpaca_eval"].title,
         judge=_one_judge([row.get("judge", "unknown") for of in rows for row in of.values()], files),
         columns=["", "LC win rate", "win rate", *LENGTHS],
         scores=[*table, ["baseline", number(None, 1), number(None, 1), *_lengths(baseline)]],
@@ -176,21 +171,19 @@ def alpaca_eval(folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]
 # --- MT-Bench -------------------------------------------------------------------------------------
 
 
-def mt_bench(folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]], questions: Path) -> Benchmark:
-    """Questions of two turns with both methods' answers, and the judge's rating and words of each.
+def mt_bench(folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]], questions: Path) -> Section:
+    """Questions of two turns with both methods' answers, and the judge's rating and explanation for each.
 
     Args:
         folders: folder of the seed by name: the method, then the base.
-        figures: MT-Bench's figures of both.
-        questions: the questions, in FastChat's form.
+        figures: MT-Bench's figures of both methods.
+        questions: folder of the study's questions.
     """
-    files = [folder / "mt_bench" / "judgments.jsonl" for folder in folders.values()]
-    scores = [mt_bench_items(file) for file in files]
-    _check_same(scores, files)
+    files, scores = _judged("mt_bench", folders)
     rated = [{(str(row["question_id"]), row["turn"]): row for row in read_json_lines(file)} for file in files]
-    said = [_answers(folder / "mt_bench" / "answers.jsonl") for folder in folders.values()]
+    answers_of = [_answers(folder / BENCHMARKS["mt_bench"].answers) for folder in folders.values()]
     items = []
-    for question in read_json_lines(questions):
+    for question in read_json_lines(questions / "mt_bench_questions.jsonl"):
         key = str(question["question_id"])
         if key not in scores[0]:
             continue
@@ -198,24 +191,24 @@ def mt_bench(folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]], 
             Side(
                 answers=answers[key],
                 verdicts=[f"rated {judged[key, turn]['score']:g}" for turn in TURNS],
-                words=[judged[key, turn]["judgment"] for turn in TURNS],
+                explanations=[judged[key, turn]["judgment"] for turn in TURNS],
                 score=values[key],
             )
-            for answers, judged, values in zip(said, rated, scores, strict=True)
+            for answers, judged, values in zip(answers_of, rated, scores, strict=True)
         )
-        better = _better(method, base, MT_BENCH_TIE)
+        better = _better(method, base, TIES["mt_bench"])
         items.append(Item(f"question {key}, {question['category']}", question["turns"], method, base, better))
     table = [
         [
             name,
-            *(number(found.get(key), 2) for key in ("average", "turn_1", "turn_2")),
+            *(number(values.get(key), 2) for key in ("average", "turn_1", "turn_2")),
             *_lengths([turn for turns in answers.values() for turn in turns]),
         ]
-        for name, found, answers in zip(folders, figures, said, strict=True)
+        for name, values, answers in zip(folders, figures, answers_of, strict=True)
     ]
-    return Benchmark(
+    return Section(
         key="mt_bench",
-        title="MT-Bench",
+        title=BENCHMARKS["mt_bench"].title,
         judge=_one_judge([row["judge"][0] for judged in rated for row in judged.values()], files),
         columns=["", "average", "first turn", "second turn", *LENGTHS],
         scores=table,
@@ -225,10 +218,14 @@ def mt_bench(folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]], 
 
 
 def _answers(path: Path) -> dict[str, list[str]]:
+    """Answers of both turns by question id."""
     return {str(row["question_id"]): row["choices"][0]["turns"] for row in read_json_lines(path)}
 
 
-# --- both -----------------------------------------------------------------------------------------
+SECTIONS = {"alpaca_eval": alpaca_eval, "mt_bench": mt_bench}
+
+
+# --- all benchmarks -------------------------------------------------------------------------------
 
 LENGTHS = ["mean length", "median length", "longest"]
 
@@ -239,6 +236,23 @@ def _lengths(texts: Sequence[str]) -> list[str]:
     return [number(value, 0) for value in (statistics.fmean(sizes), statistics.median(sizes), max(sizes))]
 
 
+def _judged(name: str, folders: Mapping[str, Path]) -> tuple[list[Path], list[dict[str, float]]]:
+    """Files of verdicts of both methods and their scores by item.
+
+    Raises:
+        UserError: the methods were judged on different items.
+    """
+    files = [folder / BENCHMARKS[name].judged for folder in folders.values()]
+    scores = [BENCHMARKS[name].items(file) for file in files]
+    if differing := sorted(scores[0].keys() ^ scores[1].keys()):
+        raise UserError(
+            f"judged on other questions than {files[0]}: {some_of(differing)}",
+            where=str(files[1]),
+            remedy="delete both and score again",
+        )
+    return files, scores
+
+
 def _better(method: Side, base: Side, tie: float) -> str:
     difference = method.score - base.score
     if abs(difference) <= tie:
@@ -247,7 +261,7 @@ def _better(method: Side, base: Side, tie: float) -> str:
 
 
 def _difference(names: list[str], scores: list[dict[str, float]], score: str, unit: str, items: str) -> str:
-    """The difference between both, with its paired interval."""
+    """The difference between both methods, with its paired interval."""
     *values, count = paired_difference(*scores)
     mean, low, high = (f"{value:+.2f}".replace("-", "−") for value in values)
     return (
@@ -256,37 +270,16 @@ def _difference(names: list[str], scores: list[dict[str, float]], score: str, un
     )
 
 
-def _check_same(scores: Sequence[Mapping[str, float]], files: Sequence[Path]) -> None:
-    if differing := sorted(scores[0].keys() ^ scores[1].keys()):
-        raise UserError(
-            f"judged on other questions than {files[0]}: {some_of(differing)}",
-            where=str(files[1]),
-            remedy="delete both and score again",
-        )
-
-
 def _one_judge(judges: Sequence[str], files: Sequence[Path]) -> str:
+    """The judge of both methods.
+
+    Raises:
+        UserError: there are several.
+    """
     if len(names := sorted(set(judges))) > 1:
         raise UserError(
-            f"judgments of {some_of(names)} do not compare with one another",
+            f"judgments of {some_of(names)} are not comparable",
             where=" and ".join(map(str, files)),
             remedy="score both methods with one judge",
         )
     return names[0]
-
-
-def main(
-    study_config: Annotated[str, typer.Option(help="Study, as JSON or a JSON file.")],
-    results: Annotated[Path, typer.Option(help="Folder of the study's setting: results/<study>/<setting>.")],
-    method: Annotated[str, typer.Option(help="A method of the study.")],
-    base: Annotated[str, typer.Option(help="The method that it is shown beside.")],
-    out: Annotated[Path, typer.Option(help="The page.")],
-) -> None:
-    """Write the page of two methods' answers."""
-    text = page(read_recipe(study_config, Study), results, method, base)
-    with whole_file(out) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,57 +1,33 @@
-"""Is a results folder whole, and all of one piece? Hashes, recipes, upstream digests, environment, commit, figures.
+"""Check that a results folder is complete and consistent: hashes, recipes, environment, commit, figures, tables.
 
-What is sealed by a manifest is hashed again. What lies beside it is held against what it must follow from: the
-answers against the hash that their scores recorded, the final figures against the last line of the metric log,
-the win rate against the judgments. Runs of one study must share code, environment and commit, or they do not
-compare.
+Files with a manifest are hashed again. Other files are compared with their sources: answers with the hash recorded by
+their scores, final figures with the last line of the metric log, benchmark scores with the judgments. Runs of one
+study are comparable only if they share code, environment and commit.
 """
 
 import json
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sams.runtime.digests import digest_of_source
 from sams.runtime.errors import UserError
 from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, read_json, sha256_of
+from sams.runtime.mappings import flatten
 from sams.runtime.provenance import ENVIRONMENT
+from sams.study.recipes import recipe_of
 from sams.study.study import BASE_METHOD, Study
-from sams.tables.choose import chosen_of
-from sams.tables.chosen_table import chosen_table, read_figures
-from sams.tables.comparisons import alpaca_eval_items, mt_bench_items
-from sams.tables.main_table import main_table
-from sams.tables.paper_table import paper_table
-from sams.tables.results import METRICS, read_cells, read_log
+from sams.tables.benchmarks import METRICS
+from sams.tables.findings import SHOWN, Finding, summary
+from sams.tables.recomputed import run_figures, study_tables
 
-SUMS = "SHA256SUMS"  # lies in a bundle, which has no weights
-APART = {"checkpoints", "tables", "logs", "benchmarks"}
-# Files that a figure of a benchmark was made of: the key of their hash in metrics.json, and where they lie.
-ANSWERS = {
-    "alpaca_eval": ("model_outputs", "alpaca_eval/answers.json"),
-    "mt_bench": ("answers", "mt_bench/answers.jsonl"),
-}
-LAST = {
-    "test_accuracy": ("eval/rewards/accuracies", 100.0),
-    "validation_accuracy": ("eval/rewards/accuracies", 100.0),
-    "chosen_reward": ("eval/rewards/chosen", 1.0),
-    "chosen_logp": ("eval/logps/chosen", 1.0),
-}
-SHOWN = 3
-
-
-class Finding(NamedTuple):
-    """One thing that was checked: what, where (relative to the folder), whether it holds, what was found."""
-
-    check: str
-    where: str
-    holds: bool
-    found: str
+SUMS = "SHA256SUMS"  # file of a bundle, which has no weights
+NOT_SETTINGS = {"checkpoints", "tables", "logs", "benchmarks"}
 
 
 class Run(NamedTuple):
-    """A training job's folder, and the rule that made it."""
+    """A training job's folder and the rule that made it."""
 
     folder: Path
     stage: str
@@ -64,10 +40,10 @@ def verify(root: Path, study: Study | None = None) -> list[Finding]:
 
     Args:
         root: `results/<study>`, or an unpacked bundle of it.
-        study: the study that the results should be of; without it neither settings nor tables are compared.
+        study: the study that the results belong to; without it neither settings nor tables are compared.
 
     Raises:
-        UserError: there are no results.
+        UserError: no results exist.
     """
     trained = [run for setting in settings_of(root) for run in runs_of(setting)]
     if not trained:
@@ -75,20 +51,20 @@ def verify(root: Path, study: Study | None = None) -> list[Finding]:
     findings = [*_sums(root), *_sealed(root)]
     for run in trained:
         findings += _recipe(root, run, study)
-        findings += _figures(root, run)
+        findings += run_figures(root, run.folder, run.stage)
     findings += _same(root, trained)
-    return findings + ([] if study is None else list(_tables(root, study)))
+    return findings + ([] if study is None else list(study_tables(root, study)))
 
 
 def settings_of(root: Path) -> list[Path]:
     """Folders of a study's settings."""
     if not root.is_dir():
         raise UserError("no such folder", where=str(root), remedy="give results/<study>")
-    return [path for path in sorted(root.iterdir()) if path.is_dir() and path.name not in APART]
+    return [path for path in sorted(root.iterdir()) if path.is_dir() and path.name not in NOT_SETTINGS]
 
 
 def runs_of(setting: Path) -> list[Run]:
-    """Training jobs of a setting, told by their figures."""
+    """Training jobs of a setting that have metrics."""
     runs = []
     for file in sorted(setting.glob(f"*/seed*/{METRICS['train']}")):
         method, seed = file.parent.parent.name, int(file.parent.name.removeprefix("seed"))
@@ -99,305 +75,202 @@ def runs_of(setting: Path) -> list[Run]:
     return runs
 
 
-def print_findings(findings: list[Finding]) -> None:
-    """Print what was checked, and how much of it does not hold."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table("", "check", "where", "found", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for finding in findings:
-        mark = "ok" if finding.holds else "NOT"
-        shown.add_row(
-            mark, *(Text(text, overflow="fold") for text in (finding.check, finding.where, finding.found))
-        )
-    console = Console()
-    console.print(shown)
-    broken = sum(not finding.holds for finding in findings)
-    console.print(f"{len(findings)} checks: {f'{broken} do not hold' if broken else 'all hold'}")
-
-
-# --- what is sealed -------------------------------------------------------------------------------
+# --- manifests ------------------------------------------------------------------------------------
 
 
 def _sums(root: Path) -> Iterator[Finding]:
-    """The hashes that a bundle carries, of every file in it."""
+    """Check the hash of each file of a bundle."""
     if not (root / SUMS).is_file():
         return
     lines = (root / SUMS).read_text(encoding="utf-8").splitlines()
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - {SUMS}
     problems = _differences(root, expected, found, may_lack=False)
-    yield Finding("bundle", SUMS, not problems, _told(problems, f"{len(expected)} files"))
+    yield Finding("bundle", SUMS, not problems, summary(problems, f"{len(expected)} files"))
 
 
 def _sealed(root: Path) -> Iterator[Finding]:
-    """Every folder with a manifest: its files, and what it was made from."""
+    """Check each folder with a manifest: its files and its upstream folders."""
     bundled = (root / SUMS).is_file()
     for path in sorted(root.rglob(MANIFEST)):
-        place = path.relative_to(root)
-        if place.parts[0] == "checkpoints" or any(part.startswith(".") for part in place.parts):
+        relative = path.relative_to(root)
+        if relative.parts[0] == "checkpoints" or any(part.startswith(".") for part in relative.parts):
             continue
         folder, manifest = path.parent, read_json(path)
         expected = manifest["files"]
         found = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
         found -= {MANIFEST, ENVIRONMENT}
         problems = _differences(folder, expected, found, may_lack=bundled)
-        here = len(found & expected.keys())
-        left_out = f", {len(expected) - here} left out of the bundle" if here < len(expected) else ""
-        yield Finding("files", str(place.parent), not problems, _told(problems, f"{here} files{left_out}"))
+        present = len(found & expected.keys())
+        left_out = f", {len(expected) - present} not in the bundle" if present < len(expected) else ""
+        yield Finding(
+            "files", str(relative.parent), not problems, summary(problems, f"{present} files{left_out}")
+        )
         yield from _sources(root, folder, manifest)
         if manifest.get("upstream"):
-            setting = root / place.parts[0]
+            setting = root / relative.parts[0]
             yield _upstream(root, setting, folder, manifest["upstream"])
 
 
 def _sources(root: Path, folder: Path, recorded: dict[str, Any]) -> Iterator[Finding]:
-    """Compare the sources that are still there with the digests that the job recorded."""
-    workplace = root.resolve().parents[1]  # relative paths are those of the workflow's folder
-    here = {name: workplace / name for name in recorded.get("sources", {}) if (workplace / name).exists()}
-    if here:
+    """Compare the existing sources of a job with the digests that it recorded."""
+    working_folder = root.resolve().parents[1]  # relative paths of sources start there
+    sources = {name: working_folder / name for name in recorded.get("sources", {})}
+    sources = {name: path for name, path in sources.items() if path.exists()}
+    if sources:
         problems = [
             f"{name} has changed"
-            for name, path in here.items()
+            for name, path in sources.items()
             if digest_of_source(path) != recorded["sources"][name]
         ]
-        yield Finding("sources", _name(root, folder), not problems, _told(problems, ", ".join(here)))
+        yield Finding("sources", _name(root, folder), not problems, summary(problems, ", ".join(sources)))
 
 
 def _differences(folder: Path, expected: dict[str, str], found: set[str], *, may_lack: bool) -> list[str]:
+    """Names of files that changed, are missing or were added."""
     changed = [name for name in sorted(found & expected.keys()) if sha256_of(folder / name) != expected[name]]
     absent = [] if may_lack else sorted(expected.keys() - found)
     extra = sorted(found - expected.keys())
     return [
         f"{name} {what}"
-        for what, names in (("has changed", changed), ("is not there", absent), ("was added", extra))
+        for what, names in (("has changed", changed), ("is missing", absent), ("was added", extra))
         for name in names
     ]
 
 
 def _upstream(root: Path, setting: Path, folder: Path, upstream: dict[str, str]) -> Finding:
-    """Whether what a result was made from is what lies there now."""
+    """Check that the folders from which a result was made are still the same."""
     problems = []
     for name, digest in upstream.items():
-        place = _place_of(setting, folder, name)
-        if not (place / MANIFEST).is_file():
-            problems.append(f"{name} is not there ({place.relative_to(root)})")
-        elif manifest_digest(place) != digest:
-            problems.append(f"{name} is another one now ({place.relative_to(root)})")
-    return Finding("made from", _name(root, folder), not problems, _told(problems, ", ".join(upstream)))
+        source = _upstream_folder(setting, folder, name)
+        if not (source / MANIFEST).is_file():
+            problems.append(f"{name} is missing ({source.relative_to(root)})")
+        elif manifest_digest(source) != digest:
+            problems.append(f"{name} has changed ({source.relative_to(root)})")
+    return Finding("made from", _name(root, folder), not problems, summary(problems, ", ".join(upstream)))
 
 
-def _place_of(setting: Path, folder: Path, name: str) -> Path:
-    """Where a job finds what its recipe calls `name`."""
+def _upstream_folder(setting: Path, folder: Path, name: str) -> Path:
+    """Folder that a job in `folder` read under the upstream name `name`."""
     seed = next((part for part in folder.relative_to(setting).parts if part.startswith("seed")), "")
     if name.startswith("crossfit"):
         return folder / "crossfit" / f"half{name.removeprefix('crossfit')}" / "losses"
     if name == "trained":
         return folder.parent / "trained"
     if (own := setting / name / seed).is_dir() and seed and name in ("data", "tokens"):
-        return own  # each seed has data of its own
-    places = {"model": f"{BASE_METHOD}/{seed}/model", "reference": f"reference/{seed}"}
-    return setting / places.get(name, f"scheduler/{seed}/weights" if name == "scheduler" else name)
+        return own  # each seed has its own data
+    paths = {
+        "model": f"{BASE_METHOD}/{seed}/model",
+        "reference": f"reference/{seed}",
+        "scheduler": f"scheduler/{seed}/weights",
+    }
+    return setting / paths.get(name, name)
 
 
-# --- what lies beside -----------------------------------------------------------------------------
+# --- recipes --------------------------------------------------------------------------------------
 
 
 def _recipe(root: Path, run: Run, study: Study | None) -> Iterator[Finding]:
-    """The recipe beside a result: of this method and seed, made from what is there, of this study."""
+    """Check the recipe of a result: its method and seed, its settings, its upstream folders."""
     where = _name(root, run.folder)
     file = run.folder / "recipe.json"
     if not file.is_file():
-        yield Finding("recipe", where, False, "recipe.json is not there")
+        yield Finding("recipe", where, False, "recipe.json is missing")
         return
-    kept = read_json(file)
-    recipe = kept["recipe"]
+    record = read_json(file)
+    recipe = record["recipe"]
     problems = []
     if recipe["seed"] != run.seed or recipe.get("method", run.method) != run.method:
-        problems.append(f"is of {recipe.get('method', run.method)}, seed {recipe['seed']}")
+        problems.append(f"belongs to {recipe.get('method', run.method)}, seed {recipe['seed']}")
     if study is not None and (differing := _other_settings(run, recipe, study)):
         problems.append(f"differs from the study in {', '.join(differing)}")
-    yield Finding("recipe", where, not problems, _told(problems, "as in the study" if study else "there"))
+    yield Finding("recipe", where, not problems, summary(problems, "as in the study" if study else "present"))
     setting = root / run.folder.relative_to(root).parts[0]
-    yield _upstream(root, setting, run.folder, kept["upstream"])
-    yield from _sources(root, run.folder, kept)
+    yield _upstream(root, setting, run.folder, record["upstream"])
+    yield from _sources(root, run.folder, record)
 
 
 def _other_settings(run: Run, recipe: dict[str, Any], study: Study) -> list[str]:
-    """Dotted keys in which a recipe is not the study's."""
-    from sams.study.recipes import recipe_of
-    from sams.tracking.log import flatten
-
+    """Dotted keys in which a recipe differs from the study's."""
     method = run.method if run.stage in ("train_preference", "train_crossfit") else ""
     try:
-        asked = recipe_of(study, run.stage, method=method, seed=run.seed)
+        expected = recipe_of(study, run.stage, method=method, seed=run.seed)
     except UserError as error:
         return [str(error)]
-    here, there = flatten(recipe), flatten(asked.model_dump(mode="json"))
+    here, there = flatten(recipe), flatten(expected.model_dump(mode="json"))
     return sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
 
 
-def _figures(root: Path, run: Run) -> Iterator[Finding]:
-    """Figures against the files that they follow from."""
-    checks: list[tuple[str, Callable[[Path], list[str]]]] = [
-        (METRICS["train"], _of_log),
-        (METRICS["alpaca_eval"], _of_annotations),
-        (METRICS["mt_bench"], _of_judgments),
-    ]
-    for name, check in checks:
-        if (run.folder / name).is_file() and run.stage in ("train_sft", "train_preference"):
-            problems = check(run.folder)
-            where = f"{_name(root, run.folder)}/{name}"
-            yield Finding("figures", where, not problems, _told(problems, "follow from their files"))
-
-
-def _tables(root: Path, study: Study) -> Iterator[Finding]:
-    """The study's tables, made again from its figures."""
-    setting = root / study.setting
-    cells = read_cells(setting)
-    made = {"main.csv": main_table(cells, study.methods, study.seeds)}
-    if study.paper is not None:
-        made["paper.csv"] = paper_table(study, setting, cells)
-    if study.chosen is not None and (setting / "chosen" / "choice.json").is_file():
-        choice = chosen_of(study, setting)
-        same = canonical_json(choice) == canonical_json(read_json(setting / "chosen" / "choice.json"))
-        told = "follows from the metric logs" if same else "is not what follows from the metric logs"
-        yield Finding("choice", f"{study.setting}/chosen/choice.json", same, told)
-        made["chosen.csv"] = chosen_table(study, choice, read_figures(study, setting))
-    for name, table in made.items():
-        if (file := root / "tables" / name).is_file():
-            same = file.read_text(encoding="utf-8") == table.to_csv(index=False)
-            told = "follows from the figures" if same else "is not what follows from the figures"
-            yield Finding("tables", f"tables/{name}", same, told)
-
-
-def _of_log(folder: Path) -> list[str]:
-    figures = read_json(folder / METRICS["train"])
-    if not (folder / "train.jsonl").is_file():
-        return ["train.jsonl is not there"]
-    last = read_log(folder / "train.jsonl").iloc[-1]
-    problems = [] if last["step"] == figures["steps"] else [f"the log ends at step {last['step']:.0f}"]
-    for key, (logged, scale) in LAST.items():
-        if key in figures and not _close(figures[key], scale * last.get(logged, math.nan)):
-            problems.append(
-                f"{key} is {figures[key]:.4f}, the log ends with {scale * last.get(logged, math.nan):.4f}"
-            )
-    return problems
-
-
-def _of_annotations(folder: Path) -> list[str]:
-    figures = read_json(folder / METRICS["alpaca_eval"])
-    items = alpaca_eval_items(folder / "alpaca_eval/annotations.json")
-    rate = sum(items.values()) / len(items) if items else math.nan
-    problems = (
-        []
-        if _close(figures["win_rate"], rate)
-        else [f"win_rate is {figures['win_rate']:.4f}, of the judgments {rate:.4f}"]
-    )
-    return problems + _answers_changed(folder, "alpaca_eval", figures)
-
-
-def _of_judgments(folder: Path) -> list[str]:
-    figures = read_json(folder / METRICS["mt_bench"])
-    problems = []
-    if not figures["n_failed"]:
-        items = mt_bench_items(folder / "mt_bench/judgments.jsonl")
-        average = sum(items.values()) / len(items) if items else math.nan
-        if not _close(figures["average"], average):
-            problems.append(f"average is {figures['average']:.4f}, of the judgments {average:.4f}")
-    return problems + _answers_changed(folder, "mt_bench", figures)
-
-
-def _answers_changed(folder: Path, benchmark: str, figures: dict[str, Any]) -> list[str]:
-    key, name = ANSWERS[benchmark]
-    recorded = figures.get("inputs", {}).get(key)
-    if recorded is None:
-        return []
-    if not (folder / name).is_file():
-        return [f"{name} is not there"]
-    return [] if sha256_of(folder / name) == recorded else [f"{name} is not what was judged"]
-
-
-def _close(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6)
-
-
-# --- all of one piece -----------------------------------------------------------------------------
+# --- consistency of runs --------------------------------------------------------------------------
 
 
 def _same(root: Path, runs: list[Run]) -> Iterator[Finding]:
-    """One code for each rule, one environment and one clean commit for all, recipes that differ in the seed alone."""
+    """Check that runs share code by rule, environment and clean commit; and that recipes differ only in the seed."""
     for stage in sorted({run.stage for run in runs}):
         digests: dict[str, set[str]] = {}
         for run in runs:
             for module, digest in (
-                _kept(run, "recipe.json").get("code", {}).items() if run.stage == stage else ()
+                _record(run, "recipe.json").get("code", {}).items() if run.stage == stage else ()
             ):
                 digests.setdefault(module, set()).add(digest)
-        problems = [f"{module} differs between runs" for module, found in digests.items() if len(found) > 1]
-        yield Finding("code", stage, not problems, _told(problems, f"{len(digests)} modules"))
+        problems = [f"{module} differs between runs" for module, values in digests.items() if len(values) > 1]
+        yield Finding("code", stage, not problems, summary(problems, f"{len(digests)} modules"))
     for stage, method in sorted({(run.stage, run.method) for run in runs}):
         recipes = {
-            run.folder: canonical_json({**_kept(run, "recipe.json").get("recipe", {}), "seed": None})
+            run.folder: canonical_json({**_record(run, "recipe.json").get("recipe", {}), "seed": None})
             for run in runs
             if (run.stage, run.method) == (stage, method)
         }
         if len(set(recipes.values())) > 1:
-            yield Finding(
-                "recipe", method, False, f"{len(set(recipes.values()))} different ones over its seeds"
-            )
-    environments = {run.folder: _kept(run, "environment.json") for run in runs}
+            text = f"{len(set(recipes.values()))} different recipes over its seeds"
+            yield Finding("recipe", method, False, text)
+    environments = {run.folder: _record(run, "environment.json") for run in runs}
     libraries = {
-        folder: canonical_json({key: value for key, value in found.items() if key != "commit"})
-        for folder, found in environments.items()
+        folder: canonical_json({key: value for key, value in environment.items() if key != "commit"})
+        for folder, environment in environments.items()
     }
     yield _one(root, "environment", "all runs", libraries)
-    commits = {folder: found.get("commit", {}).get("git_commit") for folder, found in environments.items()}
+    commits = {folder: record.get("commit", {}).get("git_commit") for folder, record in environments.items()}
     yield _one(root, "commit", "all runs", commits)
     edited = [
-        folder for folder, found in environments.items() if found.get("commit", {}).get("git_dirty") == "true"
+        folder
+        for folder, record in environments.items()
+        if record.get("commit", {}).get("git_dirty") == "true"
     ]
     if edited:
-        problems = [f"{_name(root, folder)} was made from an edited checkout" for folder in edited]
-        yield Finding("commit", "all runs", False, _told(problems, ""))
+        problems = [f"{_name(root, folder)} was made from a modified checkout" for folder in edited]
+        yield Finding("commit", "all runs", False, summary(problems, ""))
 
 
-def _kept(run: Run, name: str) -> dict[str, Any]:
+def _record(run: Run, name: str) -> dict[str, Any]:
+    """Content of a JSON file of a run; empty if the file is missing."""
     file = run.folder / name
     return dict(read_json(file)) if file.is_file() else {}
 
 
-def _one(root: Path, check: str, where: str, found: Mapping[Path, str | None]) -> Finding:
-    """Whether all folders have one value."""
-    counts = Counter(value for value in found.values() if value not in (None, "{}"))
-    unknown = [folder for folder, value in found.items() if value in (None, "{}")]
+def _one(root: Path, check: str, where: str, values: Mapping[Path, str | None]) -> Finding:
+    """Check that all folders have the same value."""
+    counts = Counter(value for value in values.values() if value not in (None, "{}"))
+    unknown = [folder for folder, value in values.items() if value in (None, "{}")]
     if unknown:
         names = ", ".join(_name(root, folder) for folder in unknown[:SHOWN])
-        return Finding(check, where, False, f"not recorded by {len(unknown)} of {len(found)}: {names}")
+        return Finding(check, where, False, f"not recorded by {len(unknown)} of {len(values)}: {names}")
     if len(counts) > 1:
         common = counts.most_common(1)[0][0]
-        others = [_name(root, folder) for folder, value in found.items() if value != common]
-        return Finding(
-            check, where, False, f"{len(counts)} different ones: apart are {', '.join(others[:SHOWN])}"
-        )
+        others = [_name(root, folder) for folder, value in values.items() if value != common]
+        text = f"{len(counts)} different values: the exceptions are {', '.join(others[:SHOWN])}"
+        return Finding(check, where, False, text)
     [value] = counts
     return Finding(check, where, True, _readable(value))
 
 
 def _readable(value: str) -> str:
-    """An environment's versions; other values as they are."""
+    """The versions of an environment; other values unchanged."""
     if not value.startswith("{"):
         return value
-    found = json.loads(value)
-    libraries = ", ".join(f"{name} {number}" for name, number in found["libraries"].items())
-    return f"Python {found['python']}, {libraries}"
-
-
-def _told(problems: list[str], good: str) -> str:
-    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return "; ".join(problems[:SHOWN]) + more if problems else good
+    environment = json.loads(value)
+    libraries = ", ".join(f"{name} {number}" for name, number in environment["libraries"].items())
+    return f"Python {environment['python']}, {libraries}"
 
 
 def _name(root: Path, folder: Path) -> str:

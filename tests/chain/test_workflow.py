@@ -187,7 +187,7 @@ def test_the_chain_fills_every_cell_of_the_main_table(miniature: tuple[Path, str
         "learning_curves.svg",
         "selection.png",
         "cost.svg",
-        "answers/dpo-sams/beside_dpo.html",
+        "answers/dpo-sams/with_dpo.html",
     ):
         assert (folder / "results/miniature/tables" / name).stat().st_size > 0
 

@@ -1,11 +1,20 @@
-"""Results folders and studies made by hand, small enough to check a table with a pencil."""
+"""Results folders and studies made by hand, small enough to check tables by hand; scripts run on them."""
 
 import json
+import runpy
+from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
+from snakemake.iocontainers import InputFiles, OutputFiles
+
+from sams.runtime import stage
 from sams.study.files import load_study
+from sams.study.recipes import recipe_json
 from sams.study.study import Study
+from tests.conftest import ROOT
 
 
 def study(methods: list[str], seeds: list[int], **changes: Any) -> Study:
@@ -76,3 +85,26 @@ def mt_bench(average: float, error: float) -> dict[str, Any]:
         "n_failed": 0,
         "judge": "local",
     }
+
+
+def run_script(
+    name: str, study: Study, results: Path, outputs: Mapping[str, Path], inputs: Any = None, **wildcards: str
+) -> None:
+    """Run a script of the workflow in this process, on the object that Snakemake gives it.
+
+    Args:
+        name: the script, without its suffix.
+        study: parameter of the script.
+        results: folder of the study's setting, parameter of the script.
+        outputs: path of each named output.
+        inputs: paths of named inputs that the script reads itself.
+    """
+    job = SimpleNamespace(
+        params=SimpleNamespace(study=recipe_json(study), results=str(results)),
+        input=InputFiles(fromdict=inputs or {}),
+        output=OutputFiles(fromdict={key: str(path) for key, path in outputs.items()}),
+        wildcards=SimpleNamespace(**wildcards),
+        log=["unused"],
+    )
+    with mock.patch.object(stage, "script", lambda main, log: main()):
+        runpy.run_path(str(ROOT / f"workflow/scripts/{name}.py"), init_globals={"snakemake": job})

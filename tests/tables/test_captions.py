@@ -1,12 +1,12 @@
-"""A rehearsal is said to be one wherever its figures are shown; no other study is."""
+"""Tables and figures of a rehearsal are marked as such, and those of other studies are not."""
 
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
 from sams.study.study import Study
-from sams.tables import captions, figures
+from sams.tables import captions
+from sams.tables.figures import study_figures
 from tests.tables import made
 
 
@@ -24,13 +24,14 @@ def test_tables_and_comparisons_are_marked(rehearse: bool) -> None:
 def test_figures_are_marked(tmp_path: Path) -> None:
     study = made.study(["sft", "dpo"], [0], rehearse=True)
     made.write(tmp_path, {"dpo/seed0/train_metrics.json": made.train(60.0, 1.0)})
-    figures.main(study.model_dump_json(), tmp_path, tmp_path / "out")
-    for name in ("learning_curves", "selection", "cost"):
-        assert "REHEARSAL" in (tmp_path / "out" / f"{name}.svg").read_text(encoding="utf-8")
-        ElementTree.parse(tmp_path / "out" / f"{name}.svg")
+    drawn = study_figures(study, tmp_path)
+    assert list(drawn) == ["learning_curves", "selection", "difficulty", "noise", "cost"]
+    assert all("REHEARSAL" in figure.get_suptitle() for figure in drawn.values())
+    drawn = study_figures(made.study(["sft", "dpo"], [0]), tmp_path)
+    assert not any(figure.get_suptitle() for figure in drawn.values())
 
 
-def test_what_is_scored_and_not_trained_lacks_no_training() -> None:
+def test_no_training_is_missing_for_a_finished_model() -> None:
     settings = made.study(["sft", "dpo", "public"], [0]).model_dump()
     settings["method_settings"]["public"] = {"model": {"path": "some/model"}}
     study = Study.model_validate(settings)

@@ -1,4 +1,4 @@
-"""The choice of runs and lengths: by noisy validation pairs alone, within equal data or equal compute."""
+"""The choice of runs and lengths by noisy validation pairs alone, within equal data or equal compute."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ import pytest
 from sams.generation.assess import is_right
 from sams.runtime.errors import UserError
 from sams.study.files import load_study, read_settings
-from sams.study.recipes import recipe_json
 from sams.study.study import Study
-from sams.tables.choose import Evaluation, choice, evaluations, main, place, points
+from sams.tables.choose import Evaluation, choice, evaluations, point_name
 from sams.tables.chosen_table import chosen_table, notes, readable
 from sams.tables.results import read_log
 from tests.conftest import ROOT
+from tests.tables.made import run_script
 
 RUNS = {"dpo": ["dpo-a", "dpo-b"], "half": ["half-a", "half-b"], "best": ["best-a", "best-b"]}
 OWN: dict[str, dict[str, Any]] = {
@@ -66,9 +66,9 @@ def write_logs(setting: Path) -> None:
 
 @pytest.fixture
 def made(tmp_path: Path) -> dict[str, Any]:
-    """The choice that the stage writes; nothing but metric logs is there."""
+    """The choice that the script writes from a folder with metric logs only."""
     write_logs(tmp_path)
-    main(recipe_json(study()), tmp_path, tmp_path / "choice.json")
+    run_script("choose", study(), tmp_path, {"choice": tmp_path / "choice.json"})
     found: dict[str, Any] = json.loads((tmp_path / "choice.json").read_text())
     return found
 
@@ -106,12 +106,15 @@ def test_the_best_mean_over_seeds_is_chosen_within_each_limit(made: dict[str, An
 
 
 def test_no_test_pair_reaches_the_choice() -> None:
-    """The runs never see them: what they evaluate is the validation split, and the choice has no other input."""
+    """The runs evaluate on the validation split, and the choice has no other input."""
     settings = study()
     for run in settings.chosen_runs:
         assert settings.preference_of(run).evaluated_split == "validation"
     rule = (
-        (ROOT / "rules" / "chosen.smk").read_text().partition("rule choose:")[2].partition("rule assess:")[0]
+        (ROOT / "rules" / "chosen.smk")
+        .read_text()
+        .partition(" as choose with:")[2]
+        .partition("rule assess:")[0]
     )
     inputs = rule.partition("input:")[2].partition("output:")[0].split()
     assert inputs == ['curves=per_run("{method}/seed{seed}/train.jsonl",', "STUDY.chosen_runs),"]
@@ -119,17 +122,19 @@ def test_no_test_pair_reaches_the_choice() -> None:
 
 def test_equal_points_give_the_earliest() -> None:
     at = [Evaluation(step, 16 * step, 48.0 * step, 0.5, 1.0, None) for step in (1, 2)]
-    point = choice({"dpo": {"a": [at], "b": [at]}})["methods"]["dpo"]["equal_data"]
+    chosen = choice({"dpo": {"a": [at], "b": [at]}})
+    point = chosen["methods"]["dpo"]["equal_data"]
     assert (point["run"], point["step"], point["points"]) == ("a", 1, 4)
+    assert chosen["points"] == {"a/step1": {"run": "a", "step": 1}}
 
 
-def test_the_table_pairs_seeds(made: dict[str, Any]) -> None:
+def test_the_table_pairs_seeds(made: dict[str, Any], tmp_path: Path) -> None:
     settings = study()
     figures = []
     for seed in (0, 1):
         found = {
-            place(run, step): {"sampled": 30.0 + seed, "greedy": 60.0, "test_accuracy": 70.0 + 5 * seed}
-            for run, step in points(made)
+            name: {"sampled": 30.0 + seed, "greedy": 60.0, "test_accuracy": 70.0 + 5 * seed}
+            for name in made["points"]
         }
         found["best-a/step4"] = {
             "sampled": 40.0 + 1.1 * seed,
@@ -148,6 +153,21 @@ def test_the_table_pairs_seeds(made: dict[str, Any]) -> None:
     best = shown.rows[3]
     assert best[2][2] == "+10.1 [9.4, 10.7] *"
     assert any("50 validation pairs" in note for note in notes(settings, made))
+    files = [tmp_path / f"figures{seed}.json" for seed in (0, 1)]
+    for file, content in zip(files, figures, strict=True):
+        file.write_text(json.dumps(content))
+    outputs = {kind: tmp_path / f"chosen.{kind}" for kind in ("csv", "md", "tex", "html")}
+    inputs = {"choice": str(tmp_path / "choice.json"), "figures": [str(file) for file in files]}
+    run_script("chosen_table", settings, tmp_path, outputs, inputs)
+    assert outputs["csv"].read_text() == table.to_csv(index=False)
+    assert "+10.1 [9.4, 10.7] *" in outputs["md"].read_text()
+    assert all(path.stat().st_size for path in outputs.values())
+
+
+def test_points_are_those_that_were_chosen(made: dict[str, Any]) -> None:
+    chosen = [point for limits in made["methods"].values() for point in limits.values()]
+    assert set(made["points"]) == {point_name(point) for point in chosen} and len(made["points"]) == 5
+    assert made["points"]["dpo-b/step3"] == {"run": "dpo-b", "step": 3}
 
 
 def test_answers_are_graded_by_the_world() -> None:

@@ -1,4 +1,4 @@
-"""Runs beside each other: which are meant, what differs, and which scores do not compare."""
+"""Comparison of runs: how they are found, what differs, and which scores are not comparable."""
 
 from pathlib import Path
 from typing import Any
@@ -102,12 +102,12 @@ def test_an_mlflow_run_id_is_found_by_what_it_left(root: Path) -> None:
     (root / "s/x/dpo/seed1/mlflow_run_id").write_text(ID + "\n")
     (root / "s/x/kto/seed1/alpaca_eval/mlflow_run_id").write_text(ID[::-1] + "\n")
     assert [side.name for side in sides([ID, ID[::-1]], root)] == ["dpo/seed1", "kto/seed1"]
-    with pytest.raises(UserError, match="no result in this folder is of that MLflow run"):
+    with pytest.raises(UserError, match="no result belongs to this MLflow run"):
         sides([ID, "f" * 32], root)
 
 
 @pytest.mark.parametrize(
-    ("runs", "told"),
+    ("runs", "message"),
     [
         (["s/x/dpo"], "at least two"),
         (["s/x/dpo", "s/x/dpo"], "given twice"),
@@ -115,8 +115,8 @@ def test_an_mlflow_run_id_is_found_by_what_it_left(root: Path) -> None:
         (["s/x/dpo", "s/x"], "not the folder of a method or seed"),
     ],
 )
-def test_runs_that_are_not_there(runs: list[str], told: str, root: Path) -> None:
-    with pytest.raises(UserError, match=told):
+def test_runs_that_are_not_there(runs: list[str], message: str, root: Path) -> None:
+    with pytest.raises(UserError, match=message):
         sides([str(root / name) for name in runs], root)
 
 

@@ -5,10 +5,12 @@ import random
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sams.runtime.errors import UserError
 from sams.tables import comparisons
+from sams.tables.benchmarks import alpaca_eval_items, mt_bench_items
 from sams.tables.results import read_cells
 from tests.tables.made import alpaca_eval, train, write
 
@@ -25,19 +27,19 @@ def judgments(rows: list[tuple[int, int, float]], model: str = "dpo") -> list[di
 def test_alpaca_eval_items(tmp_path: Path) -> None:
     values = {"win": 2.0, "loss": 1.0, "lean": 1.75, "draw": 1.5, "old draw": 0, "failed": None, "broken": -1}
     write(tmp_path, {"annotations.json": preferences(values)})
-    items = comparisons.alpaca_eval_items(tmp_path / "annotations.json")
+    items = alpaca_eval_items(tmp_path / "annotations.json")
     assert items == {"win": 100.0, "loss": 0.0, "lean": 75.0, "draw": 50.0, "old draw": 50.0}
 
 
 def test_mt_bench_items(tmp_path: Path) -> None:
     write(tmp_path, {"judgments.jsonl": judgments([(81, 1, 7), (81, 2, 4), (82, 1, 9), (82, 2, -1)])})
-    assert comparisons.mt_bench_items(tmp_path / "judgments.jsonl") == {"81": 5.5}
+    assert mt_bench_items(tmp_path / "judgments.jsonl") == {"81": 5.5}
 
 
 def test_judgments_of_two_models_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"judgments.jsonl": judgments([(81, 1, 7)]) + judgments([(81, 1, 3)], "other")})
     with pytest.raises(UserError, match=r"judgments\.jsonl: judgments of 2 models, expected one"):
-        comparisons.mt_bench_items(tmp_path / "judgments.jsonl")
+        mt_bench_items(tmp_path / "judgments.jsonl")
 
 
 def test_constant_difference_has_no_width() -> None:
@@ -60,6 +62,22 @@ def test_pairing_removes_what_both_share() -> None:
     assert high == pytest.approx(difference + 1.96 * error, abs=0.1 * error)
     again = comparisons.paired_difference({name: base[name] + change[name] for name in base}, base)
     assert again == (difference, low, high, number), "the same figures from the same files"
+
+
+@pytest.mark.parametrize("count", [2, 3, 80, 805])
+def test_intervals_are_percentiles_of_means_of_resampled_items(count: int) -> None:
+    """To the last bit those of the resampling written out, whose figures were published."""
+    values = np.random.default_rng(count).normal(2.0, 30.0, count)
+    generator = np.random.default_rng(0)
+    means = [values[generator.integers(count, size=(500, count))].mean(axis=1) for _ in range(20)]
+    found = comparisons.paired_difference(
+        {str(n): float(v) for n, v in enumerate(values)}, dict.fromkeys(map(str, range(count)), 0.0)
+    )
+    assert found == (values.mean(), *np.percentile(np.concatenate(means), [2.5, 97.5]), count)
+
+
+def test_one_item_has_no_width() -> None:
+    assert comparisons.paired_difference({"a": 3.0}, {"a": 1.0}) == (2.0, 2.0, 2.0, 1)
 
 
 def test_table_of_two_seeds(tmp_path: Path) -> None:
@@ -118,7 +136,7 @@ def test_items_of_recorded_annotations_give_the_published_win_rates(
         path.write_bytes(
             gzip.decompress((shared_data / "alpaca_eval/open" / model / "annotations.json.gz").read_bytes())
         )
-        items[model] = comparisons.alpaca_eval_items(path)
+        items[model] = alpaca_eval_items(path)
         assert len(items[model]) == 805
         assert statistics.fmean(items[model].values()) == pytest.approx(rate, abs=1e-6)
     difference, low, high, _ = comparisons.paired_difference(
@@ -128,7 +146,7 @@ def test_items_of_recorded_annotations_give_the_published_win_rates(
 
 
 def test_seeds_are_repeats(tmp_path: Path) -> None:
-    """Three seeds whose differences are 1, 2 and 3 points: a t interval over seeds, beside the one over items."""
+    """Three seeds whose differences are 1, 2 and 3 points: a t interval over seeds, next to the one over items."""
     for seed in range(3):
         write(
             tmp_path,

@@ -1,9 +1,7 @@
-"""The main table against figures computed by hand."""
+"""The main table, compared with figures computed by hand."""
 
 import csv
 import html.parser
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +11,9 @@ from sams.runtime.errors import UserError
 from sams.tables import captions, main_table, render
 from sams.tables.main_table import COLUMNS
 from sams.tables.results import read_cells
-from tests.tables.made import alpaca_eval, mt_bench, study, train, write
+from sams.tables.show import show
+from tests.tables.made import alpaca_eval, mt_bench, run_script, study, train, write
 
-REPOSITORY = Path(main_table.__file__).parents[2]
 COST_OF_SFT = {"train_seconds": 100.0, "peak_memory_mb": 400.0, "loss": 1.5, "world_size": 2}
 
 
@@ -98,7 +96,7 @@ def test_three_seeds(tmp_path: Path) -> None:
     assert build(tmp_path, ["dpo"], [0, 2])["dpo"]["win_rate"] == 53.0, "only the study's seeds count"
 
 
-def test_what_is_missing_is_empty_and_told(tmp_path: Path) -> None:
+def test_missing_figures_are_empty_and_noted(tmp_path: Path) -> None:
     write(
         tmp_path,
         {
@@ -127,7 +125,7 @@ def test_caption_says_what_scores_may_be_compared_with(tmp_path: Path) -> None:
     local = "\n".join(captions.main_notes(study(["dpo"], [0]), cells))
     assert "local judge" in local and "never comparable with published" in local
     assert "not the official one" in local and "over 805 instructions" in local
-    assert "dpo 24" in local, "lengths stand beside win rates"
+    assert "dpo 24" in local, "lengths are shown with win rates"
     judge = {"kind": "openai"}
     asked = study(["dpo"], [0], benchmarks={"judge": judge, "alpaca_eval": {"difficulty": "df_gamed.csv"}})
     endpoint = "\n".join(captions.main_notes(asked, cells))
@@ -166,7 +164,7 @@ def test_page_escapes_and_needs_no_other_file(tmp_path: Path) -> None:
     assert "http" not in text.replace("<!doctype html>", "")
 
 
-def test_command_writes_four_forms_of_one_table(tmp_path: Path) -> None:
+def test_script_writes_four_forms_of_one_table(tmp_path: Path) -> None:
     root = write(
         tmp_path / "R",
         {
@@ -175,12 +173,8 @@ def test_command_writes_four_forms_of_one_table(tmp_path: Path) -> None:
             "data/report.json": {"leak": {"prompts": 0, "test_pairs": 0}},
         },
     )
-    settings = study(["sft", "dpo"], [0]).model_dump_json()
     outputs = {kind: tmp_path / "tables" / f"main.{kind}" for kind in ("csv", "md", "tex", "html")}
-    command = [sys.executable, "-m", "sams.tables.main_table", "--study-config", settings]
-    command += ["--results", str(root)]
-    command += [word for kind, path in outputs.items() for word in (f"--out-{kind}", str(path))]
-    subprocess.run(command, check=True, cwd=REPOSITORY)
+    run_script("main_table", study(["sft", "dpo"], [0]), root, outputs)
     sft, dpo = csv.DictReader(outputs["csv"].read_text().splitlines())
     assert list(dpo) == COLUMNS and sft["n_seeds"] == "0" and sft["win_rate"] == ""
     assert float(dpo["win_rate"]) == 100 / 3 and dpo["win_rate_se_seeds"] == ""
@@ -202,7 +196,7 @@ def test_show_prints_the_table(
     monkeypatch.setenv("COLUMNS", "80")
     settings = study(["sft", "dpo"], [0])
     with pytest.raises(UserError, match="tiny/world: no results yet; run the study"):
-        main_table.show(tmp_path, settings)
+        show(tmp_path, settings)
     write(
         tmp_path / "tiny/world",
         {
@@ -210,7 +204,7 @@ def test_show_prints_the_table(
             "dpo/seed0/alpaca_eval/metrics.json": alpaca_eval(55.5, 1.0),
         },
     )
-    main_table.show(tmp_path, settings)
+    show(tmp_path, settings)
     printed = capsys.readouterr().out
     assert "55.5" in printed and "±1.0" in printed and "local judge" in printed
     assert "dpo − sft" in printed, "the differences follow"

@@ -1,4 +1,4 @@
-"""The study's figures beside the paper's: what may stand there, and what every gap says."""
+"""The study's figures compared with the paper's: which are shown, and the reasons for gaps."""
 
 import csv
 import math
@@ -14,7 +14,7 @@ from sams.study.settings import Paper
 from sams.study.study import Study
 from sams.tables import captions, paper_table, render
 from sams.tables.results import read_cells
-from tests.tables.made import alpaca_eval, mt_bench, study, train, write
+from tests.tables.made import alpaca_eval, mt_bench, run_script, study, train, write
 
 GPT = "gpt-4-1106-preview"
 TABLE1 = {"table": "table1", "setting": "llama3-instruct"}
@@ -74,7 +74,7 @@ def test_reported_figures_are_the_paper_s(shared_data: Path) -> None:
     assert checked == 160, "figures of tables 1, 2 and 3"
 
 
-def test_every_file_is_whole_and_every_table_can_be_asked_for() -> None:
+def test_every_file_is_complete_and_every_table_is_accepted() -> None:
     tables = Paper.model_json_schema()["properties"]["table"]["enum"]
     assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted(tables)
     for table in tables:
@@ -133,7 +133,7 @@ def test_every_gap_says_why(tmp_path: Path) -> None:
     assert rows["dpo", "win_rate"]["difference"] == pytest.approx(41.0 - 37.9)
     assert rows["dpo", "length_controlled_winrate"]["reproduced_missing"] == "unavailable: one length"
     assert rows["dpo", "mt_bench"]["reproduced_missing"] == "not run: score_mt_bench, seed 1"
-    assert rows["dpo", "mt_bench"]["reported"] == 7.0, "nothing of ours stands beside it yet"
+    assert rows["dpo", "mt_bench"]["reported"] == 7.0, "shown before the study has a score"
     assert rows["dpo-top", "win_rate"]["reported_missing"] == "not in the paper's Table 1"
     assert rows["dpo-top", "win_rate"]["reproduced_missing"] == "not run: score_alpaca_eval, seed 0, 1"
     assert rows["kto", "win_rate"]["reproduced_missing"] == "no method of this study"
@@ -156,7 +156,7 @@ def test_every_gap_says_why(tmp_path: Path) -> None:
         (GPT, {"model": {"architecture": {"model_type": "llama"}, "tokenizer": "bpe"}}, "from scratch"),
     ],
 )
-def test_scores_that_do_not_compare_never_stand_beside_the_paper_s(
+def test_scores_that_are_not_comparable_are_never_shown(
     judge: str, changes: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
     if "world" in changes:
@@ -172,8 +172,8 @@ def test_scores_that_do_not_compare_never_stand_beside_the_paper_s(
     assert "37.9" not in render.markdown("t", *_with_notes(settings, table, tmp_path))
 
 
-def test_a_judge_that_is_asked_for_counts_before_it_has_judged(tmp_path: Path) -> None:
-    """The cheapest time to hear that scores will not compare."""
+def test_a_requested_judge_counts_before_it_has_judged(tmp_path: Path) -> None:
+    """The reader learns before the run that scores will not be comparable."""
     benchmarks = {"judge": {"kind": "openai", "model": "llama-judge"}, "alpaca_eval": {}}
     row = build(real(["sft", "dpo"], [0], TABLE1, benchmarks=benchmarks), tmp_path)["dpo", "win_rate"]
     assert row["reported"] is None and "llama-judge" in row["reported_missing"]
@@ -205,7 +205,7 @@ def _with_notes(settings: Study, table: Any, root: Path) -> tuple[render.Readabl
     return readable, reasons + captions.paper_notes(settings, read_cells(root), table)
 
 
-def test_command_writes_four_forms(tmp_path: Path) -> None:
+def test_script_writes_four_forms(tmp_path: Path) -> None:
     root = write(
         tmp_path / "R",
         {
@@ -215,9 +215,7 @@ def test_command_writes_four_forms(tmp_path: Path) -> None:
     )
     outputs = {kind: tmp_path / "T" / f"paper.{kind}" for kind in ("csv", "md", "tex", "html")}
     settings = real(["sft", "dpo"], [0], TABLE2)
-    paper_table.main(
-        settings.model_dump_json(), root, *(outputs[kind] for kind in ("csv", "md", "tex", "html"))
-    )
+    run_script("paper_table", settings, root, outputs)
     rows = list(csv.DictReader(outputs["csv"].read_text().splitlines()))
     assert list(rows[0]) == paper_table.COLUMNS
     [dpo] = [row for row in rows if (row["row"], row["score"]) == ("dpo", "test_accuracy")]
@@ -225,7 +223,7 @@ def test_command_writes_four_forms(tmp_path: Path) -> None:
     text = outputs["md"].read_text()
     assert "| dpo | 1 | 64.3 | 60.2 ±1.5 | −4.0 |" in text
     assert "| kto | 0 | 60.2 | – [3] | – |" in text and "- [3] no method of this study." in text
-    assert "2 prompts of the training pairs are in the test pairs too, which makes 3 test pairs" in text
+    assert "2 prompts of the training pairs are also in 3 test pairs" in text
     tex = outputs["tex"].read_text()
     assert r"dpo & 1 & 64.3 & 60.2 $\pm$1.5 & $-$4.0 &" in tex and r"\toprule" in tex
     assert r"kto & 0 & 60.2 & -- {[}3]" in tex

@@ -91,19 +91,20 @@ def readable(text: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text.partition("<body>")[2])).split())
 
 
-def test_each_method_is_shown_beside_the_start_and_the_first_trained_one() -> None:
+def test_each_method_is_shown_with_the_start_and_the_first_trained_one() -> None:
     assert pairs(made.study([*METHODS, "x"], [0])) == [
         *(("dpo", "sft"), ("dpo-sams", "sft"), ("x", "sft")),
         *(("dpo-sams", "dpo"), ("x", "dpo")),
     ]
     assert pairs(made.study(["dpo"], [0])) == pairs(made.study(["sft"], [0])) == []
     assert pairs(made.study(["x", "dpo"], [0])) == [("dpo", "x")]
+    assert pairs(made.study(METHODS, [0], benchmarks={})) == [], "no benchmark, no answers"
 
 
 def test_a_page_says_what_was_asked_answered_and_judged(results: Path) -> None:
     said = readable(page(STUDY, results, "dpo", "sft"))
     assert "Study tiny, world, seed 0." in said
-    # Score and lengths, reckoned by hand: 13, 19 and len(ATTACK) characters; the baseline's are 10.
+    # Score and lengths, computed by hand: 13, 19 and len(ATTACK) characters; the baseline's are 10.
     attack = len(ATTACK)
     assert f"dpo 52.0 53.0 {(13 + 19 + attack) / 3:.0f} 19 {attack}" in said
     assert "baseline – – 10 10 10" in said
@@ -118,8 +119,10 @@ def test_a_page_says_what_was_asked_answered_and_judged(results: Path) -> None:
         in said
     )
     assert "The baseline's answer baseline 0" in said
-    assert "What is 6 x 7? dpo, rated 10, 11 characters dpo one 101 What the judge said <b>Fair.</b>" in said
-    assert "And half of it? dpo, rated 9, 7 characters dpo two What the judge said" in said
+    assert (
+        "What is 6 x 7? dpo, rated 10, 11 characters dpo one 101 The judge's explanation <b>Fair.</b>" in said
+    )
+    assert "And half of it? dpo, rated 9, 7 characters dpo two The judge's explanation" in said
     assert "not GPT-4 judgments and never comparable with published" in said
 
 
@@ -130,9 +133,9 @@ def test_what_models_say_is_shown_and_not_run(results: Path) -> None:
     assert not re.search(r"""(src|href)\s*=|https?:|@import|url\(""", text.replace(escape(ATTACK), ""))
 
 
-def test_methods_that_do_not_compare_are_refused(results: Path) -> None:
+def test_methods_that_are_not_comparable_are_refused(results: Path) -> None:
     made.write(results, {"sft/seed0/alpaca_eval/annotations.json": annotations("sft", "gpt-4")})
-    with pytest.raises(UserError, match="judgments of 'gpt-4', 'local judge' do not compare"):
+    with pytest.raises(UserError, match="judgments of 'gpt-4', 'local judge' are not comparable"):
         page(STUDY, results, "dpo", "sft")
     made.write(results, {"sft/seed0/alpaca_eval/annotations.json": annotations("sft")})
     with pytest.raises(UserError, match=r"dpo-sams/seed0/.*judged on other questions than .*: '101'"):
@@ -142,10 +145,12 @@ def test_methods_that_do_not_compare_are_refused(results: Path) -> None:
         page(STUDY, results, "dpo", "sft")
 
 
-def test_a_study_with_one_benchmark_has_that_one(results: Path) -> None:
+def test_a_study_with_one_benchmark_has_that_one(results: Path, tmp_path: Path) -> None:
     study: Study = made.study(METHODS, [0], benchmarks={"mt_bench": {}})
     text = page(study, results, "dpo", "sft")
     assert 'data-benchmark="mt_bench"' in text and "alpaca_eval" not in text
+    made.run_script("answers_page", study, results, {"html": tmp_path / "p.html"}, method="dpo", base="sft")
+    assert (tmp_path / "p.html").read_text(encoding="utf-8") == text
 
 
 # --- in a browser ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A results folder made by hand is whole; each thing that can be wrong with it is found, and named."""
+"""A results folder made by hand passes all checks; each fault is found and named."""
 
 import json
 import os
@@ -91,10 +91,10 @@ def results(tmp_path: Path) -> Path:
 
 
 def broken(root: Path, settings: Study | None = None) -> list[tuple[str, str, str]]:
-    return [(f.check, f.where, f.found) for f in verify(root, settings) if not f.holds]
+    return [(f.check, f.where, f.text) for f in verify(root, settings) if not f.holds]
 
 
-def test_whole_results_hold(results: Path) -> None:
+def test_complete_results_pass(results: Path) -> None:
     findings = verify(results, SETTINGS)
     assert all(finding.holds for finding in findings), [f for f in findings if not f.holds]
     counts: dict[str, int] = {}
@@ -143,20 +143,20 @@ COMMIT = {"git_commit": "b" * 40, "git_dirty": "true"}
             rewrite("world/dpo/seed0/trained/weights", "x"),
             [("files", "dpo/seed0/trained", "weights has changed")],
         ),
-        (lambda r: (r / "world/data/train").unlink(), [("files", "world/data", "train is not there")]),
+        (lambda r: (r / "world/data/train").unlink(), [("files", "world/data", "train is missing")]),
         (rewrite("world/data/more", "x"), [("files", "world/data", "more was added")]),
-        (resealed_tokens, [("made from", "sft/seed0/model", "tokens is another one now (world/tokens)")]),
-        (rewrite("tables/main.csv", "method,better"), [("tables", "tables/main.csv", "is not what follows")]),
+        (resealed_tokens, [("made from", "sft/seed0/model", "tokens has changed (world/tokens)")]),
+        (rewrite("tables/main.csv", "method,better"), [("tables", "tables/main.csv", "does not match")]),
         (
             lambda r: shutil.rmtree(r / "world/reference/seed0"),
-            [("made from", "world/dpo/seed0", "reference is not there (world/reference/seed0)")],
+            [("made from", "world/dpo/seed0", "reference is missing (world/reference/seed0)")],
         ),
-        (lambda r: (r / "world/sft/seed0/recipe.json").unlink(), [("recipe", "sft/seed0", "is not there")]),
+        (lambda r: (r / "world/sft/seed0/recipe.json").unlink(), [("recipe", "sft/seed0", "is missing")]),
         (
             lambda r: shutil.copy(r / "world/dpo/seed0/recipe.json", r / "world/dpo/seed1/recipe.json"),
-            [("recipe", "world/dpo/seed1", "is of dpo, seed 0")],
+            [("recipe", "world/dpo/seed1", "belongs to dpo, seed 0")],
         ),
-        (other_recipe, [("recipe", "dpo", "2 different ones over its seeds")]),
+        (other_recipe, [("recipe", "dpo", "2 different recipes over its seeds")]),
         (other_recipe, [("recipe", "dpo/seed1", "differs from the study in training.beta")]),
         (
             edit("world/dpo/seed1/recipe.json", code={"sams.loop": "other"}),
@@ -168,7 +168,7 @@ COMMIT = {"git_commit": "b" * 40, "git_dirty": "true"}
         ),
         (
             edit("world/dpo/seed1/environment.json", commit=COMMIT),
-            [("commit", "all runs", "2 different"), ("commit", "all runs", "seed1 was made from an edited")],
+            [("commit", "all runs", "2 different"), ("commit", "all runs", "seed1 was made from a modified")],
         ),
         (
             edit("world/dpo/seed1/environment.json", commit={}),
@@ -192,11 +192,11 @@ COMMIT = {"git_commit": "b" * 40, "git_dirty": "true"}
         ),
         (
             rewrite("world/dpo/seed0/alpaca_eval/answers.json", "[]"),
-            [("figures", "alpaca", "is not what was judged")],
+            [("figures", "alpaca", "differs from the judged answers")],
         ),
     ],
 )
-def test_what_is_wrong_is_named(
+def test_faults_are_named(
     fault: Callable[[Path], None], expected: list[tuple[str, str, str]], results: Path
 ) -> None:
     fault(results)
@@ -205,14 +205,14 @@ def test_what_is_wrong_is_named(
         assert any(f[0] == check and where in f[1] and words in f[2] for f in found), found
 
 
-def test_a_folder_without_results_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(UserError, match="give results/<study>"):
             verify(folder)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_a_bundle_is_the_same_bytes_and_holds_without_weights(
+def test_a_bundle_is_the_same_bytes_and_passes_without_weights(
     results: Path, tmp_path: Path, kind: str
 ) -> None:
     first, second = (tmp_path / f"{name}.{kind}" for name in ("first", "second"))
@@ -231,20 +231,20 @@ def test_a_bundle_is_the_same_bytes_and_holds_without_weights(
     ]
     again = CliRunner().invoke(app, ["verify", str(first)])
     assert again.exit_code == 0, again.output
-    assert "all hold" in again.output and "left out of the" in " ".join(again.output.split())
+    assert "all passed" in again.output and "not in the bundle" in " ".join(again.output.split())
 
 
-def test_a_changed_bundle_does_not_hold(results: Path, tmp_path: Path) -> None:
+def test_a_changed_bundle_fails(results: Path, tmp_path: Path) -> None:
     pack(results, tmp_path / "b.zip")
     changed = tmp_path / "changed.zip"
     with zipfile.ZipFile(tmp_path / "b.zip") as old, zipfile.ZipFile(changed, "w") as new:
         for name in old.namelist():
             new.writestr(name, b"method,better\n" if name.endswith("main.csv") else old.read(name))
     ran = CliRunner().invoke(app, ["verify", str(changed)])
-    assert ran.exit_code == 1 and "1 do not hold" in ran.output
+    assert ran.exit_code == 1 and "1 failed" in ran.output
 
 
-def test_results_that_do_not_hold_are_not_packed(results: Path, tmp_path: Path) -> None:
+def test_results_that_fail_are_not_packed(results: Path, tmp_path: Path) -> None:
     (results / "world/data/train").write_text("x")
     ran = CliRunner().invoke(app, ["verify", str(results), "--bundle", str(tmp_path / "b.zip")])
     assert ran.exit_code == 1 and not (tmp_path / "b.zip").exists()

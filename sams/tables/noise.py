@@ -1,0 +1,134 @@
+"""Figure of label noise: test accuracy of methods that were trained on flipped labels."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from sams.runtime.files import canonical_json, read_json
+from sams.tables.main_table import main_table
+from sams.tables.panels import (
+    COLOURS,
+    LINES,
+    MARKERS,
+    Logs,
+    draw,
+    evaluations,
+    label_pairs_seen,
+    legend,
+    panels,
+    write_across,
+)
+from sams.tables.results import Cells, data_reports
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Noise(NamedTuple):
+    """Label noise of a method.
+
+    Args:
+        share: share of its training pairs whose labels are flipped.
+        family: its other settings, equal for methods that differ in `share` alone.
+    """
+
+    share: float
+    family: str
+
+
+def noise(logs: Logs, cells: Cells, of: Mapping[str, Noise]) -> "Figure":
+    """Test accuracy under label noise.
+
+    Plots by the share of flipped labels, for methods that differ in it alone; by pairs seen, for each share; and by
+    the share of flips among the pairs that a method trained on.
+
+    Args:
+        logs: metric logs of the methods.
+        cells: contents of the metrics files, for the final accuracies and their errors.
+        of: label noise of the methods for which it is known.
+    """
+    shares = sorted({noisy.share for method, noisy in of.items() if method in logs and noisy.share})
+    families: dict[str, list[str]] = {}
+    for method in sorted((method for method in logs if method in of), key=lambda method: of[method].share):
+        families.setdefault(of[method].family, []).append(method)
+    several = any(len({of[method].share for method in members}) > 1 for members in families.values())
+    by_share = ["Final test accuracy (%)"] if several else []
+    by_seen = [f"Test accuracy (%), {share:.0%} of the training labels flipped" for share in shares]
+    figure, axes = panels([*by_share, *by_seen, "Final test accuracy (%)"], height=3.8)
+    if not shares:
+        write_across(axes[0], "no labels of this study's data are known to be flipped")
+        return figure
+    index = {method: number for number, method in enumerate(logs)}
+    for first, *others in families.values():  # style and name are those of the method with the least noise
+        members = [first, *others]
+        final = {method: _final_accuracy(cells, method) for method in members}
+        if others and several:
+            _points(axes[0], index[first], first, [(of[m].share, *final[m]) for m in members])
+        for method in members:
+            if of[method].share in shares:
+                tested = [100 * accuracy for accuracy in evaluations(logs[method], "eval/rewards/accuracies")]
+                axis = axes[len(by_share) + shares.index(of[method].share)]
+                draw(axis, index[first], first, tested, marked="some")
+        noisy = [(_flips_trained_on(logs[m], of[m].share), *final[m]) for m in members if of[m].share]
+        if noisy:
+            _points(axes[-1], index[first], first, noisy)
+    label_pairs_seen(axes[len(by_share) : -1])
+    if several:
+        axes[0].set_xlabel("Flipped labels among the training pairs (share)")
+    axes[-1].set_xlim(-0.03, 1.15 * axes[-1].get_xlim()[1])  # from 0, so that small differences look small
+    axes[-1].set_xlabel("Flipped labels among the pairs trained on (share)")
+    legend(figure, axes, "Bars: one standard error, over seeds if there are several, else over test pairs.")
+    return figure
+
+
+def _flips_trained_on(frames: "Sequence[pd.DataFrame]", share: float) -> float:
+    """Share of flipped labels among the pairs that a method trained on: the chosen pairs, or all."""
+    name = "selected/flipped_share"
+    shares = [frame[name].mean() if name in frame else share for frame in frames]
+    return float(sum(shares) / len(shares))
+
+
+def _final_accuracy(cells: Cells, method: str) -> tuple[float, float]:
+    """Test accuracy and its standard error, over seeds if the method has several."""
+    seeds = sorted({cell.seed for cell in cells if cell.method == method})
+    row = main_table(cells, [method], seeds).iloc[0]
+    kind = "seeds" if len(seeds) > 1 else "items"
+    return float(row["test_accuracy"]), float(row[f"test_accuracy_se_{kind}"])
+
+
+def _points(axis: "Axes", index: int, method: str, points: Sequence[tuple[float, float, float]]) -> None:
+    """Draw points (x, y, error) in a method's style, joined by its line."""
+    x, y, error = zip(*points, strict=True)
+    axis.errorbar(
+        x,
+        y,
+        yerr=error,
+        label=method,
+        color=COLOURS[index % len(COLOURS)],
+        marker=MARKERS[index % len(MARKERS)],
+        markersize=7,
+        markerfacecolor="white",
+        linestyle=LINES[index % len(LINES)],
+        capsize=3,
+    )
+
+
+def label_noise(setting: Path, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, Noise]:
+    """Label noise by method: flips in the data, as counted by `prepare_data`, and flips by the method's recipe."""
+    counts = [report["train"] for report in data_reports(setting)]
+    written = sum(count.get("written", 0) for count in counts)
+    before = sum(count.get("flipped", 0) for count in counts) / written if written else 0.0
+    noise_of = {}
+    for method in methods:
+        files = [setting / method / f"seed{seed}" / "recipe.json" for seed in seeds]
+        recipes = [read_json(file)["recipe"] for file in files if file.is_file()]
+        if recipes:
+            training = recipes[0]["training"]
+            own = training.get("flipped_share", 0.0)
+            others = {key: value for key, value in training.items() if not key.startswith("flip")}
+            family = canonical_json([others, recipes[0].get("scheduler")])
+            # A label that is flipped twice is the original one.
+            noise_of[method] = Noise(before + own - 2 * before * own, family)
+    return noise_of
