@@ -217,9 +217,9 @@ def _study(configfiles: list[Path] | None, rehearse: bool = False, given: list[s
 def main() -> None:
     """Run the command line. A `UserError` prints one line and exits with status 2."""
     from sams.runtime.errors import UserError
-    from sams.runtime.files import write_for_no_others
+    from sams.runtime.files import restrict_umask
 
-    write_for_no_others()
+    restrict_umask()
     try:
         app()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What the project promises about security (docs/security.md): one test for each promise that has none elsewhere."""
+"""Security promises of docs/security.md: one test for each promise that has none elsewhere."""
 
 import ast
 import contextlib
@@ -26,7 +26,7 @@ from sams.data.forms import read_pairs
 from sams.judge import proxy as judge_proxy
 from sams.runtime import stage
 from sams.runtime.errors import UserError
-from sams.runtime.files import write_for_no_others, write_json
+from sams.runtime.files import restrict_umask, write_json
 from sams.scoring import fetch
 from sams.tables import render
 from sams.tables.bundle import unpacked
@@ -34,7 +34,7 @@ from sams.tracking import pages as mlflow_pages
 from sams.training.export import KEY, export_trained
 from sams.training.sharded import load_sharded
 from sams.world import local_judge
-from tests.bad_input.test_bad_input_models import Trap
+from tests.bad_input.models import Trap
 from tests.conftest import ROOT
 from tests.study.test_config import tiny_study
 
@@ -65,7 +65,7 @@ def said(call: ast.Call, name: str) -> str | None:
 
 
 def test_no_code_that_comes_with_a_model_is_run() -> None:
-    """And from_pretrained finds it said in so many words at each call, or in the options that it is given."""
+    """Each from_pretrained call has `trust_remote_code=False`, directly or in its options."""
     loading = (".from_pretrained", ".from_config")
     loaders = [(where, call) for where, name, call in calls() if name.endswith(loading)]
     loaders = [(where, call) for where, call in loaders if "GenerationConfig" not in ast.unparse(call.func)]
@@ -270,8 +270,8 @@ def test_servers_listen_on_loopback_with_limits(monkeypatch: pytest.MonkeyPatch,
     started: list[str] = []
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     server = SimpleNamespace(wait=lambda: 0)
-    monkeypatch.setattr(mlflow_pages.child, "start", lambda words: started.extend(words) or server)
-    monkeypatch.setattr(mlflow_pages.child, "end", lambda _: None)
+    monkeypatch.setattr(mlflow_pages, "start_child", lambda words: started.extend(words) or server)
+    monkeypatch.setattr(mlflow_pages, "end_child", lambda _: None)
     monkeypatch.setattr(mlflow_pages, "stop_on_signals", lambda: None)
     (tmp_path / "mlflow.db").touch()
     mlflow_pages.open_ui(tmp_path)
@@ -289,7 +289,7 @@ def test_nobody_else_can_write_what_is_written(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(SystemExit):
             stage.run(main)
         assert os.umask(0o027) == 0o002
-        write_for_no_others()
+        restrict_umask()
         assert os.umask(0o027) == 0o027, "what is stricter already stays"
     finally:
         os.umask(before)

@@ -57,7 +57,6 @@ def build_selector(
         rank=workers.rank,
         world=workers.world,
         sum=workers.sum_on_cpu,
-        agree=workers.broadcast,
     )
     return SELECTORS[name].load().build(setup)
 

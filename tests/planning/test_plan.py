@@ -1,4 +1,4 @@
-"""The plan of a study: its jobs against Snakemake's own, what is told, what is warned of."""
+"""The plan of a study: its jobs compared with Snakemake's, its figures and its warnings."""
 
 import subprocess
 import sys

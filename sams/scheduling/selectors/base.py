@@ -30,7 +30,6 @@ class Setup:
         folder: folder for files that the selector appends to during the run.
         rank, world: rank of this process and number of processes.
         sum: sum of a tensor over all processes, on the CPU; a collective call.
-        agree: the first process's value of a tensor, on all processes; a collective call.
     """
 
     seed: int
@@ -45,7 +44,6 @@ class Setup:
     rank: int
     world: int
     sum: Callable[[Tensor], Tensor]
-    agree: Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -110,6 +108,10 @@ class Selector(Protocol):
         """Choose k of the n pairs (some rounds are full: k = n): [k] int64 indices on the CPU, ascending."""
         ...
 
+    def accept(self, choice: Tensor) -> None:
+        """Take the choice that all processes train on: that of rank 0, which may differ from the process's own."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs."""
         ...
@@ -132,6 +134,9 @@ class Stateless:
 
     def observe(self, view: View | None) -> dict[str, float]:
         return {}
+
+    def accept(self, choice: Tensor) -> None:
+        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {}

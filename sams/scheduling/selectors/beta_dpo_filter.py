@@ -60,6 +60,9 @@ class BetaDpoFilter:
         log_densities = -((view.margins.cpu().double() - self.mean) / self.deviation).square() / 2
         return top_k(log_densities + noise, k)
 
+    def accept(self, choice: Tensor) -> None:
+        pass
+
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state(), "mean": self.mean, "deviation": self.deviation}
 

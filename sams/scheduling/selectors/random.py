@@ -28,6 +28,9 @@ class Random:
     def choose(self, view: View | None, n: int, k: int) -> Tensor:
         return torch.randperm(n, generator=self.generator)[:k].sort().values
 
+    def accept(self, choice: Tensor) -> None:
+        pass
+
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}
 
