@@ -58,7 +58,9 @@ def test_nothing_runs_again_without_a_change(
             DATA | START,
         ),
         ({"preference": {"beta": 0.2}}, {"train_preference"}, DATA | START),
-        ({"scheduler": {"gamma": 0.25}}, {"pretrain_scheduler", "train_preference"}, DATA | {"train_sft"}),
+        ({"scheduler": {"delta": 0.25}}, {"pretrain_scheduler", "train_preference"}, DATA | {"train_sft"}),
+        # Pretraining on a frozen policy has no batch-level reward.
+        ({"scheduler": {"gamma": 0.25}}, {"train_preference"}, DATA | START),
         ({"sft": {"learning_rate": 1.0e-3}}, START | {"train_preference"}, DATA),
         ({"model": {"tokenizer": "bpe"}}, {"tokenise", "train_preference"} | START, {"prepare_data"}),
         (

@@ -1,6 +1,7 @@
 """Selectors: what they choose, and how SamS learns with a lag of one round."""
 
 import math
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from sams.scheduling.selectors.sams import Sams
 from sams.scheduling.selectors.table import SELECTORS as TABLE
 from sams.scheduling.selectors.top_loss import TopLoss
 from sams.scheduling.selectors.top_margin import TopMargin
+from tests.conftest import ROOT
 from tests.scheduling.test_scheduler import LAYERS, WIDTH, saved, scheduler
 
 
@@ -440,3 +442,12 @@ def test_the_table_says_what_the_class_says(name: str) -> None:
     selector = TABLE[name].load()
     assert selector.needs_view == TABLE[name].needs_view
     assert selector.__module__ == TABLE[name].module
+
+
+def test_the_page_lists_every_selector() -> None:
+    page = (ROOT / "docs" / "selectors.md").read_text(encoding="utf-8")
+    table = page.partition("| name |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` ", table, re.MULTILINE) == list(TABLE)
+    unseen = re.search(r"^((?:`\w+`(?:, | and )?)+) need no scoring pass", page, re.MULTILINE)
+    assert unseen is not None
+    assert set(re.findall(r"`(\w+)`", unseen[1])) == {name for name in TABLE if not TABLE[name].needs_view}
