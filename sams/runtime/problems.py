@@ -36,11 +36,12 @@ def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     for part in path:
         fields = [group.model_fields[part] for group in groups if part in group.model_fields]
         # A key of a mapping and an index of a list are not fields: their content has been found already.
-        groups = [inner for field in fields for inner in _groups(field.annotation)] or groups
+        groups = [inner for field in fields for inner in groups_in(field.annotation)] or groups
     return [key for group in groups for key in group.model_fields]
 
 
-def _groups(annotation: Any) -> list[type[BaseModel]]:
+def groups_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the groups of settings that an annotation names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [group for part in get_args(annotation) for group in _groups(part)]
+    return [group for part in get_args(annotation) for group in groups_in(part)]

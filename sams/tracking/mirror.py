@@ -160,8 +160,9 @@ class Mirror:
         return RESULTS / UNSENT / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
     def _write_marker(self, ending: Ending) -> None:
-        def relative(path: Path) -> str:
-            return os.path.relpath(path, RESULTS)
+        def relative(path: Path) -> str:  # so that a moved results folder keeps its markers
+            path, results = path.resolve(), RESULTS.resolve()
+            return str(path.relative_to(results) if path.is_relative_to(results) else path)
 
         folders = [self._sidecar.parent, *([self._copy_to] if self._copy_to else [])]
         content = {
