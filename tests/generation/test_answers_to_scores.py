@@ -101,7 +101,7 @@ def test_a_model_gets_its_scores(
 
 
 def check_difficulty(report: dict[str, Any], table: Path, questions: Path) -> None:
-    """The table passes, and the control says that length control takes most of the judge's leaning away."""
+    """Check the table, and that length control removes most of the length bias in the control."""
     rows = read_table(table)
     check_table(rows, [row["instruction"] for row in read_outputs(questions / "alpaca_eval.json")], "table")
     assert rows[0].model == "world-baseline-verbose" and len(rows) == 2 * INSTRUCTIONS
@@ -120,7 +120,7 @@ def score_as_the_rule_does(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> dict[str, Any]:
-    """The command line's function, in this process; the package's own process is a child as ever."""
+    """Score by the function of the command line; the package runs in a child process."""
     # A proxy and a key of the user's are no concern of the local judge.
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-it")
