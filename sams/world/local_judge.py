@@ -93,7 +93,7 @@ def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:
             for token, log_prob in sorted(verdict.log_probs.items(), key=lambda item: -item[1])
         ]
         log_probs = {"content": [{**tokens[0], "top_logprobs": tokens}], "refusal": None}
-    prompt_tokens, tokens = len(prompt.split()), len(verdict.text.split())
+    prompt_tokens, completion_tokens = len(prompt.split()), len(verdict.text.split())
     return {
         "id": "chatcmpl-local",
         "object": "chat.completion",
@@ -109,8 +109,8 @@ def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:
         ],
         "usage": {
             "prompt_tokens": prompt_tokens,
-            "completion_tokens": tokens,
-            "total_tokens": prompt_tokens + tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
         },
     }
 
