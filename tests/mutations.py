@@ -359,22 +359,22 @@ FAULTS = [
         # Within a pair the prompt's log-probs cancel, up to rounding: DPO's gradient would not show it.
         "prompt tokens count",
         "policy/rows.py",
-        "places.append(torch.arange(row * longest + len(prompt), row * longest + end))",
-        "places.append(torch.arange(row * longest + 1, row * longest + end))",
+        "indices.append(torch.arange(row * longest + len(prompt), row * longest + end))",
+        "indices.append(torch.arange(row * longest + 1, row * longest + end))",
         (f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",),
     ),
     Fault(
         "the EOS does not count",
         "policy/rows.py",
-        "places.append(torch.arange(found, found + count))",
-        "places.append(torch.arange(found, found + count - 1))",
+        "own.append(torch.arange(end, end + count))",
+        "own.append(torch.arange(end, end + count - 1))",
         (f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",),
     ),
     Fault(
         "in a packed row a completion's first token is predicted by its sibling's last",
         "policy/rows.py",
-        "heads.append(torch.cat([torch.tensor([before]), places[-1][:-1]]))",
-        "heads.append(places[-1] - 1)",
+        "previous.append(torch.cat([torch.tensor([before]), own[-1][:-1]]))",
+        "previous.append(own[-1] - 1)",
         (
             f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",
             f"{PACKING}packed_pairs_equal_padded_ones[llama-False]",
@@ -384,7 +384,7 @@ FAULTS = [
         "in a packed row positions go on after the first completion",
         "policy/rows.py",
         "positions.append(torch.arange(prompt, prompt + count))",
-        "positions.append(torch.arange(found - start, found - start + count))",
+        "positions.append(torch.arange(end - start, end - start + count))",
         (f"{PACKING}packed_pairs_equal_padded_ones[llama-False]",),
     ),
     Fault(

@@ -332,7 +332,9 @@ def _same(root: Path, runs: list[Run]) -> Iterator[Finding]:
     for stage in sorted({run.stage for run in runs}):
         digests: dict[str, set[str]] = {}
         for run in runs:
-            for module, digest in _kept(run, "recipe.json").get("code", {}).items() if run.stage == stage else ():
+            for module, digest in (
+                _kept(run, "recipe.json").get("code", {}).items() if run.stage == stage else ()
+            ):
                 digests.setdefault(module, set()).add(digest)
         problems = [f"{module} differs between runs" for module, found in digests.items() if len(found) > 1]
         yield Finding("code", stage, not problems, _told(problems, f"{len(digests)} modules"))

@@ -150,7 +150,7 @@ SHARDS: list[Any] = [
     (
         "an index that leaves the folder",
         in_json(INDEX, weight_map={NORM: "../one/model.safetensors"}),
-        f"{INDEX}, tensor model.norm.weight: expected the name of a file beside it, found '../one.*; fetch",
+        f"{INDEX}, tensor model.norm.weight: expected the name of a file in the same folder, found '../one.*; fetch",
     ),
     (
         "a shard without its tensor",
@@ -325,7 +325,7 @@ TOGETHER: list[Any] = [
     (
         "a weight of another shape",
         tensors(lambda found: found.update({NORM: torch.ones(5)})),
-        r"model: tensor model.norm.weight has shape \[5\], the config asks for \[32\]; give",
+        r"model: tensor model.norm.weight has shape \[5\], the config has \[32\]; give",
     ),
     (
         "another kind of model",
