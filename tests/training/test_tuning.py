@@ -65,7 +65,7 @@ def test_a_model_that_cannot_pack_is_told_of_and_computes_padded_rows(
         tuned, policy = found(workers, settings, micro_batch=2, scoring_micro_batch=2)
     assert tuned.packed is None and policy.packed is None
     assert "rows cannot be packed" in caplog.text or "does not support" in caplog.text
-    assert "computes padded rows, which takes longer" in caplog.text
+    assert "computes padded rows, which is slower" in caplog.text
 
 
 def test_packing_can_be_switched_off(workers: Workers) -> None:
@@ -131,7 +131,7 @@ def test_memory_bounds_the_micro_batch_and_calls_for_checkpointing(
     tuned, policy = found(workers, settings)
     assert tuned.activation_checkpointing and policy.model.is_gradient_checkpointing
     free(0.01 * longest)
-    with pytest.raises(UserError, match=r"activation_checkpointing: .*longest item take.*that are left"):
+    with pytest.raises(UserError, match=r"activation_checkpointing: .*longest item take.*available"):
         found(workers, settings)
 
 
