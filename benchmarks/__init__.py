@@ -1,1 +1,1 @@
-"""Benchmarks: speed and memory, measured on the machine that they run on."""
+"""Benchmarks of speed and memory, and simulations of large runs."""

@@ -1,11 +1,11 @@
-"""Memory and time of stages `prepare_data` and `tokenise`, and of reading tokens to train, by size of the data.
+"""Memory and time of `prepare_data`, `tokenise` and reading tokens in training, by size of the data.
 
     python -m benchmarks.data_memory --pairs pairs.jsonl.gz --rows 30000 --rows 300000
     python -m benchmarks.data_memory --pairs pairs.jsonl.gz --form list --form hub --stage prepare_data
 
-The data sets are made of the given pairs, repeated with some words at the end of both responses. Each stage runs as
-the workflow runs it, as a process of its own. Its peak is what the kernel says of resident memory, in which pages
-of memory-mapped files count (they can be given up at any time); anonymous memory beside it is sampled.
+The data sets repeat the given pairs with other words at the end of both responses. Each stage runs in a separate
+process, as in the workflow. The kernel counts its peak of resident memory, including pages of memory-mapped files,
+which can be evicted at any time; anonymous memory is sampled.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ DIGITS = "zero one two three four five six seven eight nine".split()
 OTHER_ROWS = 500
 PART_ROWS = 10_000
 SAMPLE_SECONDS = 0.1
-# What each process of a training job does with its pairs before the first step, and after the first 1,000 of them.
+# Work of a training process with its pairs before the first step, then the first 1,000 pairs.
 READ = """
 from pathlib import Path
 from sams.training.tasks.base import read_tokens
@@ -59,10 +59,10 @@ def main(
 
     Args:
         pairs: preference pairs whose responses are text.
-        out: where the figures go; those of other sizes and forms stay.
-        rows: sizes of the training split.
+        out: file of the figures; those of other sizes and forms stay in it.
+        rows: numbers of training pairs.
         form: lines (gzipped JSON lines), list (a JSON list) or hub (a folder of Parquet files).
-        stage: what to run, in this order: prepare_data, tokenise, read_tokens, or nothing (read_tokens' imports).
+        stage: stages to run, in this order: prepare_data, tokenise, read_tokens, or nothing (read_tokens' imports).
     """
     found: dict[str, Any] = read_json(out) if out.is_file() else {}
     for kind in form:
@@ -77,7 +77,7 @@ def main(
 def measured(
     pairs: Path, folder: Path, kind: str, count: int, stages: list[str]
 ) -> Iterator[tuple[str, dict[str, float]]]:
-    """Figures of each stage on a data set of that size and form."""
+    """Yield the figures of each stage on a data set of one size and form."""
     data = Data(
         train=write(folder / "train", repeated(pairs, count), kind),
         test=write(folder / "test", repeated(pairs, OTHER_ROWS), "lines"),
@@ -96,7 +96,7 @@ def measured(
 
 
 def repeated(pairs: Path, count: int) -> Iterator[Row]:
-    """So many pairs: the given ones again and again, each time with other words at the end."""
+    """Yield `count` pairs: the given ones repeated, each time with other words at the end."""
     given = [row for _, row in numbered_rows(str(pairs), "train")]
     for number in range(count):
         row, turn = given[number % len(given)], number // len(given)
@@ -105,13 +105,13 @@ def repeated(pairs: Path, count: int) -> Iterator[Row]:
 
 
 def examples(count: int) -> Iterator[Row]:
-    """Supervised examples, only because a study has some."""
+    """Yield supervised examples, which a study needs."""
     for number in range(count):
         yield {"prompt": f"Which number is {number}?", "response": str(number)}
 
 
 def write(path: Path, rows: Iterable[Row], kind: str) -> str:
-    """Write a data set in one of the forms; returns how a study names it."""
+    """Write a data set in one of the forms and return its name for a study."""
     if kind == "hub":
         import pyarrow as pa
         from pyarrow import parquet
@@ -133,7 +133,7 @@ def write(path: Path, rows: Iterable[Row], kind: str) -> str:
 
 
 def watched(command: list[str], folder: Path) -> dict[str, float]:
-    """Run a process in a folder; its CPU and wall seconds, peak resident and peak anonymous memory in MB."""
+    """Run a process in a folder; return its CPU and wall seconds, and peak resident and anonymous memory in MB."""
     started = time.monotonic()
     peaks = {"VmHWM": 0, "RssAnon": 0}
     environment = os.environ | {

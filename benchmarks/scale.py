@@ -1,8 +1,8 @@
-"""What a step of ours costs as it grows: `make bench-scale` -> results/bench/scale.json and a table.
+"""Scaling of a training step: `make bench-scale` -> results/bench/scale.json and a table.
 
-One thing is varied at a time: pairs of a batch, tokens of a pair, layers, vocabulary, processes. For each the
-exponent of cost = a * size ^ exponent is fitted to the medians: 1 is proportional, 0 is free. Cost is CPU seconds,
-but for processes, where it is wall time: 0 is no gain, -1 the ideal.
+Varies one quantity at a time: pairs of a batch, tokens of a pair, layers, vocabulary, processes. For each, the
+exponent of cost = a * size ^ exponent is fitted to the medians: 1 is proportional, 0 is constant. Cost is CPU time,
+except for processes, where it is wall time: 0 is no gain, -1 is ideal.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ TRAINERS = ("plain", "sams")
 
 
 def exponent(sizes: list[float], costs: list[float]) -> float:
-    """Slope of log cost over log size."""
+    """Return the slope of log cost over log size."""
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
 def measure_axis(axis: str, trainer: str) -> dict[str, Any]:
-    """Cost at each size of one axis, and its exponent."""
+    """Return the cost at each size of one axis, and the exponent."""
     sizes, varied = AXES[axis]
     figure = "wall_seconds" if axis == "processes" else "cpu_seconds"
     entries = [
@@ -63,7 +63,7 @@ def measure_axis(axis: str, trainer: str) -> dict[str, Any]:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("results/bench/scale.json"),
+    out: Annotated[Path, typer.Option(help="File of the figures.")] = Path("results/bench/scale.json"),
 ) -> None:
     """Measure, write and print."""
     result = {trainer: {axis: measure_axis(axis, trainer) for axis in AXES} for trainer in TRAINERS}

@@ -1,9 +1,8 @@
-"""Memory and traffic of large policies on many GPUs, without one: python -m benchmarks.scale_simulation.
+"""Simulate memory and traffic of large policies on many GPUs: python -m benchmarks.scale_simulation.
 
-Each row is a step of the trainer's own sharded policy in a fake process group, on tensors that have a shape and no
-data: what torch's tracker counts at the peak of one process, and what its collectives send in a step. Prints the
-table of docs/scale.md and writes results/bench/scale_simulation.json, row by row. With `--quick` the model is cut to
-4 and to 8 blocks, and what a block adds is extrapolated.
+Each row is a step of the trainer's sharded policy in a fake process group, on tensors without data: the peak of one
+process as torch's tracker counts it, and the bytes that its collectives send. Prints the table of docs/scale.md and
+writes results/bench/scale_simulation.json row by row. `--quick` extrapolates from models cut to 4 and 8 blocks.
 """
 
 import time
@@ -13,12 +12,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.traffic import CountTraffic, Traffic, expected
 from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
-from sams.planning.models import build, config_of
-from sams.planning.traffic import Traffic, expected
+from sams.planning.models import build
 from sams.policy.model import blocks
 from sams.runtime.files import read_json, write_json
 from sams.runtime.gpus import GPUS
+from sams.study.architectures import config_of
 from sams.study.settings import Model
 
 GIB = 2**30
@@ -40,14 +40,16 @@ QUICK = (4, 8)
 def simulate(
     name: str, world: int, replicas: int, pairs: int, micro_batches: int, *, quick: bool
 ) -> dict[str, Any]:
-    """One row."""
+    """Simulate one row of the table."""
     started = time.monotonic()
     model = Model(path=MODELS[name], precision="bfloat16", activation_checkpointing=True)
     config = config_of(model)
     passes = Passes(pairs, 2, micro_batches, True, True)
 
     def step(cut: dict[str, int]) -> tuple[float, Traffic]:
-        return Simulation(config | cut, model, world, True, MAX_LENGTH, replicas).step(passes)
+        counted = CountTraffic()
+        peak = Simulation(config | cut, model, world, True, MAX_LENGTH, replicas).peak(passes, counted)
+        return peak, counted.traffic
 
     if quick:
         (less, few), (more, many) = (step({"num_hidden_layers": layers}) for layers in QUICK)
@@ -57,7 +59,7 @@ def simulate(
     else:
         peak, traffic = step({})
         sent = traffic.sent
-    # Two micro-batches are run of more, which gather as much each.
+    # At most two micro-batches are simulated; each gathers the same.
     sent["all_gather"] *= micro_batches / min(2, micro_batches)
     policy = build(config, model.attention)
     total = sum(weight.numel() for weight in policy.parameters())
@@ -89,7 +91,7 @@ def simulate(
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
+    """Format the rows as a Markdown table."""
     lines = [
         "| model | processes | sharded over | micro-batches × pairs | weights, gradients, moments | peak | taken "
         "| 80 GB | all-gather | reduce-scatter | all-reduce |",

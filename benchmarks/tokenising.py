@@ -1,11 +1,10 @@
-"""Speed of stage `tokenise` against the tokenizer alone.
+"""Compare the speed of stage `tokenise` with the tokenizer alone.
 
     python -m benchmarks.tokenising --pairs pairs.jsonl.gz
 
 In one process and with one tokenizer (byte-level BPE of 4096, trained on the pairs), in turn: the tokenizer's
-bare `encode_batch` of the rendered texts, prompt + chosen and prompt + rejected, which yields nothing that could
-be trained on; and the whole stage, from a prepared Parquet file to an Arrow data set on disk: templates, control
-tokens, cutting, counting and writing. Threads are the stage's, which has one.
+`encode_batch` of the rendered texts, prompt + chosen and prompt + rejected; and the complete stage, from a prepared
+Parquet file to an Arrow data set on disk, with templates, control tokens, truncation, counting and writing.
 """
 
 import gc
@@ -34,13 +33,13 @@ def main(
     rounds: int = 5,
     max_length: int = 1024,
 ) -> None:
-    """Measure both in turn, `rounds` times after one that warms up, and write the figures to `out`.
+    """Measure both in turn, `rounds` times after a warm-up, and write the figures to `out`.
 
     Args:
-        pairs: preference pairs in any form that a study takes.
-        out: where the figures go.
-        rounds: measurements of each.
-        max_length: limit of prompt and response, half of it for the prompt. The bare tokenizer has none.
+        pairs: preference pairs in any form that a study accepts.
+        out: file of the figures.
+        rounds: number of measurements of each.
+        max_length: limit of prompt with response, half of it for the prompt. The tokenizer alone has none.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +51,7 @@ def main(
         texts = [
             str(tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True))
             + f" {row[side]}"
-            for batch in tokenise.read_batches(file)
+            for batch in tokenise.read_batches(file, "pairs")
             for row in batch
             for side in ("chosen", "rejected")
         ]
@@ -63,22 +62,22 @@ def main(
                     texts[start : start + 2 * tokenise.READ_ROWS], add_special_tokens=False
                 )
 
-        def stage() -> None:
+        def complete() -> None:
             with tempfile.TemporaryDirectory(dir=folder) as made:
                 tokenise.tokenise_split(file, "train", tokenizer, recipe, Path(made) / "train")
 
-        seconds = [(cpu_seconds(bare), cpu_seconds(stage)) for _ in range(rounds + 1)][1:]
+        seconds = [(cpu_seconds(bare), cpu_seconds(complete)) for _ in range(rounds + 1)][1:]
     rows = len(texts) // 2
-    ratios = [alone / whole for alone, whole in seconds]
+    ratios = [alone / stage for alone, stage in seconds]
     write_json(
         out,
         {
             "pairs": rows,
             "source": pairs.name,
             "bare_cpu_seconds": [alone for alone, _ in seconds],
-            "stage_cpu_seconds": [whole for _, whole in seconds],
+            "stage_cpu_seconds": [stage for _, stage in seconds],
             "bare_pairs_per_cpu_second": rows / statistics.median(alone for alone, _ in seconds),
-            "stage_pairs_per_cpu_second": rows / statistics.median(whole for _, whole in seconds),
+            "stage_pairs_per_cpu_second": rows / statistics.median(stage for _, stage in seconds),
             "ratio": statistics.median(ratios),
             "ratio_least": min(ratios),
             "ratio_most": max(ratios),
@@ -88,7 +87,7 @@ def main(
 
 
 def cpu_seconds(work: Callable[[], None]) -> float:
-    """CPU seconds of this process, all threads, that some work takes."""
+    """Return the CPU seconds of this process, all threads, that a function takes."""
     gc.collect()
     started = time.process_time()
     work()

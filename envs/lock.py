@@ -1,11 +1,11 @@
-"""Makes the lock anew (`make lock`): uv.lock from pyproject.toml, and from it what gets installed.
+"""Write the lock (`make lock`): uv.lock from pyproject.toml, and the exports that are installed.
 
     envs/lock/cuda.txt   every package with its hashes; torch and NVIDIA's libraries from PyPI
-    envs/lock/cpu.txt    the same versions without what only CUDA needs; torch as its CPU build
-    envs/lock/slurm.txt  Snakemake's plugin for Slurm, what it adds to either
+    envs/lock/cpu.txt    the same versions without packages for CUDA; torch's CPU build
+    envs/lock/slurm.txt  Snakemake's Slurm plugin and the packages that it adds to either
     envs/sams.yaml       the conda environment of the rules
 
-Versions stay unless pyproject.toml asks otherwise; `make lock LOCK=--upgrade` takes the newest that fit.
+Versions stay unless pyproject.toml changes; `make lock LOCK=--upgrade` takes the newest that fit.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def main() -> None:
     uv("lock", "--default-index", "https://pypi.org/simple", *sys.argv[1:])
     CUDA.write_text(CUDA_HEADER + export())
 
-    # What torch asks for on CUDA's behalf, and with it what nothing else asks for.
+    # Packages that only torch for CUDA requires.
     packages = tomllib.loads((ENVS.parent / "uv.lock").read_text())["package"]
     torch = next(package for package in packages if package["name"] == "torch")
     names = [dependency["name"] for dependency in torch["dependencies"]]
@@ -59,7 +59,7 @@ def main() -> None:
     added = re.findall(r"(?m)^\S+==.*\n(?: +--hash.*\n)+", export("--extra=slurm"))
     SLURM.write_text(SLURM_HEADER + "".join(package for package in added if package not in CUDA.read_text()))
 
-    # Here torch stays 2.13.0, for either build, which says itself what it needs of CUDA.
+    # torch stays 2.13.0 here for both builds; each lists its own CUDA requirements.
     pins = re.findall(r"(?m)^\S+==\S+", export("--no-dev", "--no-hashes", *without_cuda))
     CONDA.write_text(CONDA_HEADER + "".join(f"      - {pin}\n" for pin in pins))
 
@@ -76,7 +76,7 @@ def export(*options: str) -> str:
 
 
 def cpu_torch(cuda: re.Match) -> str:
-    """torch's lines for its CPU build, hashed as the wheel on pip's find-links is and as cpu.txt says."""
+    """Return torch's lines for its CPU build, with the hashes of the wheel on pip's find-links and of cpu.txt."""
     version = cuda[1] + "+cpu"
     old = CPU.read_text() if CPU.exists() else ""
     lines = re.findall(rf"(?m)^torch=={re.escape(version)} .*\n((?: +--hash.*\n)+)", old)

@@ -1,8 +1,8 @@
-"""Makes .venv from the lock, or does nothing where it is up to date (`make env`).
+"""Install the lock into .venv unless it is up to date (`make env`).
 
-With --slurm it is .venv-slurm, an environment of its own with Snakemake's plugin for Slurm (`make env-slurm`).
+With --slurm: .venv-slurm, a separate environment with Snakemake's Slurm plugin (`make env-slurm`).
 
-Standard library only, and in a syntax that older Pythons can read: they get a message, not a SyntaxError.
+Standard library only, in a syntax that older Pythons can read: they get a message, not a SyntaxError.
 """
 
 import argparse
@@ -20,11 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 FOR_SLURM = "--slurm" in sys.argv
 VENV = ROOT / (".venv-slurm" if FOR_SLURM else ".venv")
 PYTHON = VENV / "bin" / "python"
-STAMP = VENV / "sams.json"  # written last: a .venv without it is half made
+STAMP = VENV / "sams.json"  # written last: a .venv without it is incomplete
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Makes .venv from the lock, unless it is up to date.")
+    parser = argparse.ArgumentParser(description="Install the lock into .venv unless it is up to date.")
     parser.add_argument("--torch", choices=["cpu", "cuda"], help="the export to install; see choose()")
     parser.add_argument("--slurm", action="store_true", help="make .venv-slurm, with the plugin for Slurm")
     torch = parser.parse_args().torch
@@ -59,7 +59,7 @@ def fail(message):
 
 
 def check_machine():
-    """Refuses a Python or a system that the lock was not made for."""
+    """Refuse a Python or a system that the lock does not support."""
     found = ".".join(map(str, sys.version_info[:3]))
     if not (3, 11) <= sys.version_info[:2] < (3, 13):
         fail(
@@ -71,22 +71,22 @@ def check_machine():
 
 
 def export(torch):
-    """The file of the locked packages with torch for `cpu` or `cuda`."""
+    """Return the file of the locked packages with torch for `cpu` or `cuda`."""
     return ROOT / "envs" / "lock" / f"{torch}.txt"
 
 
 def exports(torch):
-    """All files of locked packages that this environment holds."""
+    """Return all files of locked packages for this environment."""
     return [export(torch), *([ROOT / "envs" / "lock" / "slurm.txt"] if FOR_SLURM else [])]
 
 
 def requirement(name, torch="cuda"):
-    """One package's lines in an export: its version and its hashes."""
+    """Return one package's lines in an export: version and hashes."""
     return re.findall(rf"^{name}==.*\n(?: +--hash.*\n)+", export(torch).read_text(), re.M)[0]
 
 
 def stamp(torch):
-    """What .venv is made from: an export, the project's metadata, a Python, and the path its scripts hold."""
+    """Return the inputs of .venv: an export, the project's metadata, a Python, and the path in its scripts."""
     import tomllib  # from Python 3.11 on
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -96,7 +96,7 @@ def stamp(torch):
 
 
 def create():
-    # The base interpreter, in case this one is that of an activated .venv, which is about to be emptied.
+    # The base interpreter: this one may be in an activated .venv, which is about to be emptied.
     base = getattr(sys, "_base_executable", sys.executable)
     name = VENV.name.replace(".venv", "sams")
     made = subprocess.run(
@@ -116,17 +116,17 @@ def pip(*arguments, **options):
 
 
 def pip_install_locked(name, *options, torch="cuda"):
-    """Has pip install one package of the lock, in silence."""
+    """Install one package of the lock quietly with pip."""
     arguments = ["install", "--no-deps", "--require-hashes", *options, "--requirement", "/dev/stdin"]
     return pip(*arguments, input=requirement(name, torch), capture_output=True)
 
 
 def choose():
-    """The export for this machine, and why."""
+    """Return the export for this machine, and the reason."""
     smi = shutil.which("nvidia-smi")
     if smi and subprocess.run([smi, "-L"], capture_output=True, text=True).stdout.startswith("GPU "):
         return "cuda", "an NVIDIA GPU is present"
-    # Without an index pip has its find-links alone, where a wheel must fit this Python and the hashes.
+    # Without an index pip has find-links only, where a wheel must fit this Python and the hashes.
     asked = pip_install_locked("torch", "--dry-run", "--ignore-installed", "--no-index", torch="cpu")
     if asked.returncode == 0:
         return "cpu", "no NVIDIA GPU, and torch's CPU wheel is on pip's find-links"
@@ -134,7 +134,7 @@ def choose():
 
 
 def install(torch):
-    """Installs an export and the project: with uv, or with pip from the same file where uv cannot."""
+    """Install an export and the project with uv, or with pip if uv fails."""
     arguments = ["--no-deps", "--no-build-isolation", "--require-hashes"]
     arguments += [word for file in exports(torch) for word in ("--requirement", str(file))]
     if not sys.stderr.isatty():
@@ -149,19 +149,19 @@ def install(torch):
 
 
 def uv_install(torch, arguments):
-    """Whether uv could be had and did it."""
+    """Install with uv; return whether uv was available and succeeded."""
     if pip_install_locked("uv").returncode:
         return False
     command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(PYTHON), *arguments]
     command += ["--compile-bytecode"]  # once here, not at every start where Python may not write its caches
-    command += ["--no-config"]  # what pyproject.toml says to the resolver has no place here
+    command += ["--no-config"]  # pyproject.toml's resolver settings do not apply
     command += ["--index-strategy", "unsafe-best-match"]  # indexes are equal, as for pip; safe with hashes
     settings = pip_settings()
     options = {"index-url": "--default-index", "extra-index-url": "--index"}
     if torch == "cpu":  # elsewhere uv would take a 2.13.0+cpu found there for 2.13.0, and stop at its hash
         options["find-links"] = "--find-links"
     for name, option in options.items():
-        command += [word for place in settings.get(name, "").split() for word in (option, place)]
+        command += [word for address in settings.get(name, "").split() for word in (option, address)]
     environment = dict(os.environ)
     if "cert" in settings:
         environment["SSL_CERT_FILE"] = settings["cert"]
@@ -169,7 +169,7 @@ def uv_install(torch, arguments):
 
 
 def pip_settings():
-    """pip's settings by name; uv does not read them."""
+    """Return pip's settings by name; uv does not read them."""
     lines = pip("config", "list", capture_output=True).stdout.splitlines()
     values = {key: ast.literal_eval(value) for key, value in (line.split("=", 1) for line in lines)}
     settings = {}

@@ -7,7 +7,7 @@ sys.path.insert(0, workflow.basedir)
 
 from sams.launch import resources
 from sams.launch.changes import code_text
-from sams.launch.jobs import Jobs, options
+from sams.launch.jobs import Jobs, literal, options
 from sams.launch.machine import gpus_here, job_environment
 from sams.launch.workflow import (
     forget_unfinished,
@@ -18,25 +18,26 @@ from sams.launch.workflow import (
 )
 from sams.runtime.digests import remember
 from sams.runtime.errors import UserError
-from sams.runtime.files import restrict_umask
+from sams.runtime.files import canonical_json, restrict_umask
 from sams.runtime.provenance import code_of
 from sams.scoring.fetch import PUBLISHED
-from sams.study.config import load_study, read_file, read_settings, resolved
+from sams.study.files import DEFAULT, from_command_line, load_study, read_settings
 from sams.study.recipes import recipe_json, scheduler_is_pretrained
+from sams.study.rounds import required_rows
 from sams.study.settings import Launch
 from sams.tables.side_by_side import pairs
 
 try:
-    for file in workflow.config_settings.configfiles:
-        read_file(file)  # Snakemake takes the last of a key that is given twice
-    # In place, because the report's captions read `config` too.
-    config |= resolved(
-        read_settings([Path(workflow.basedir) / "config" / "config.yaml"]),
-        workflow.config_settings.overwrite_config,
+    settings = read_settings(
+        [DEFAULT, *workflow.config_settings.configfiles],
+        from_command_line(workflow.config_settings.config),
     )
-    STUDY = load_study(dict(config))
+    STUDY = load_study(settings)
 except UserError as error:
     raise WorkflowError(str(error))
+# In place, because the captions of the report read `config` too.
+config.clear()
+config |= settings
 
 RESULTS = STUDY.results.as_posix()
 LOGS = f"results/{STUDY.study}/logs/{STUDY.setting}"
@@ -58,6 +59,7 @@ BENCHMARKS = [name for name in ("alpaca_eval", "mt_bench") if getattr(STUDY.benc
 # Parameter of the tables. Launch settings change no figure, and so no table.
 STUDY_SETTINGS = recipe_json(STUDY.model_copy(update={"launch": Launch()}))
 JOBS = Jobs(STUDY)
+REQUIRED_ROWS = literal(canonical_json(required_rows(STUDY)))
 GPUS_HERE = gpus_here()
 TRAINING = resources.training(STUDY, GPUS_HERE)
 
@@ -79,6 +81,10 @@ if workflow.is_main_process:
 
 
 onstart:
+    if "preflight" in workflow.dag_settings.forcerun and len(workflow.dag.jobs) > 1:
+        raise WorkflowError(
+            "with -R preflight Snakemake runs no other job; run `snakemake preflight -R preflight` before this command"
+        )
     restrict_umask()
     try:
         lock_results(Path("results") / STUDY.study)

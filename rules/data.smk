@@ -1,7 +1,7 @@
 # Needs: what the study's `data` and `benchmarks` name. Makes: preference pairs, benchmark inputs, token ids.
 
 
-# Checks this machine before anything is computed: once for each study, or with -R preflight.
+# Checks this machine before anything is computed: once for each study, or by `snakemake preflight -R preflight`.
 # None of its parameters is compared. While a job upstream has to run again, Snakemake does not look at the parameters
 # of what comes after it: a changed beta would run preflight, and train nothing.
 rule preflight:
@@ -94,6 +94,6 @@ rule tokenise:
         **resources.plain(STUDY, "tokenise"),
     params:
         **JOBS.parameters("tokenise"),
-        options=options("data", processes="{threads}", out=TOKENS),
+        options=options("data", processes="{threads}", required=REQUIRED_ROWS, out=TOKENS),
     shell:
         STAGE

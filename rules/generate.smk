@@ -56,7 +56,7 @@ if STUDY.on_policy:
             reward_model=STUDY.on_policy.reward_model,
             options=options(
                 "model",
-                prompts=STUDY.on_policy.prompts,
-                reward_model=STUDY.on_policy.reward_model,
+                prompts=literal(STUDY.on_policy.prompts),
+                reward_model=literal(STUDY.on_policy.reward_model),
                 out="{output.pairs}",
             ),

@@ -1,4 +1,4 @@
-"""What all tests share: no threads beside pytest's workers, nothing off this machine, toy models."""
+"""Environment and fixtures of all tests: one thread a process, no network, small data."""
 
 import os
 
@@ -15,15 +15,20 @@ import pytest  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def patience(seconds: float) -> float:
+    """Return a time-out for work of some seconds: three times as long, and longer on a machine under load."""
+    return seconds * max(3.0, os.getloadavg()[0])
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Only `-m gpu` sees the GPUs: all other tests give the same figures where there are some."""
+    """Hide the GPUs, except with `-m gpu`, so that other tests give the same figures on every machine."""
     if config.option.markexpr != "gpu":
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real preference data and published scores, which lie beside the project on some machines."""
+    """Folder of real preference data and published scores, which some machines have next to the project."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"real data is not on this machine ({folder})")
@@ -32,7 +37,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenised toy data set."""
+    """Folder of a small tokenised data set."""
     from tests import tiny
 
     return tiny.write_tokens(tmp_path_factory.mktemp("tokens"))

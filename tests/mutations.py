@@ -471,8 +471,8 @@ FAULTS = [
     Fault(
         "the metric log is not cut back on resume",
         "tracking/log.py",
-        "stream.truncate(resume_at or 0)",
-        "stream.seek(0, 2)",
+        "log = Jsonl(path, size=kept)",
+        "log = Jsonl(path)",
         ("tracking/test_tracking.py::test_resume_cuts_the_log_back_to_the_checkpoint",),
     ),
     Fault(
@@ -541,7 +541,7 @@ FAULTS = [
     ),
     Fault(
         "table: a column of the paper is read as its neighbour",
-        "tables/reported.py",
+        "study/reported.py",
         'zip(held["columns"], values, strict=True)',
         'zip(held["columns"], values[1:] + values[:1], strict=True)',
         (PAPER,),

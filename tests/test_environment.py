@@ -82,7 +82,7 @@ def test_slurm_plugin_is_in_an_environment_of_its_own():
         files = [*locked[name].get("wheels", []), *filter(None, [locked[name].get("sdist")])]
         assert release == Version(locked[name]["version"]) and name not in CUDA
         assert hashes == {file["hash"] for file in files}
-    # All else that the plugin asks for is in the other exports.
+    # The plugin's other requirements are in the other exports.
     needed = {dependency["name"] for name in added for dependency in locked[name]["dependencies"]}
     assert needed <= CUDA.keys() | added.keys()
 
@@ -135,7 +135,7 @@ def test_the_project_asks_for_what_it_imports():
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     imported += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    # An optional engine, imported where a study asks for it and refused in one line where it is missing.
+    # An optional engine: imported if a study requests it, with an error in one line if it is missing.
     optional = {"vllm"}
     modules = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"sams"} - optional
     asked_for = {canonicalize_name(needed.name) for needed in RUNTIME}

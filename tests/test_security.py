@@ -1,4 +1,4 @@
-"""What the project promises about security (docs/security.md): one test for each promise that has none elsewhere."""
+"""Security promises of docs/security.md: one test for each promise that has none elsewhere."""
 
 import ast
 import contextlib
@@ -34,7 +34,7 @@ from sams.tracking import pages as mlflow_pages
 from sams.training.export import KEY, export_trained
 from sams.training.sharded import load_sharded
 from sams.world import local_judge
-from tests.bad_input.test_bad_input_models import Trap
+from tests.bad_input.models import Trap
 from tests.conftest import ROOT
 from tests.study.test_config import tiny_study
 
@@ -65,7 +65,7 @@ def said(call: ast.Call, name: str) -> str | None:
 
 
 def test_no_code_that_comes_with_a_model_is_run() -> None:
-    """And from_pretrained finds it said in so many words at each call, or in the options that it is given."""
+    """Each from_pretrained call has `trust_remote_code=False`, directly or in its options."""
     loading = (".from_pretrained", ".from_config")
     loaders = [(where, call) for where, name, call in calls() if name.endswith(loading)]
     loaders = [(where, call) for where, call in loaders if "GenerationConfig" not in ast.unparse(call.func)]
@@ -270,8 +270,8 @@ def test_servers_listen_on_loopback_with_limits(monkeypatch: pytest.MonkeyPatch,
     started: list[str] = []
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     server = SimpleNamespace(wait=lambda: 0)
-    monkeypatch.setattr(mlflow_pages.child, "start", lambda words: started.extend(words) or server)
-    monkeypatch.setattr(mlflow_pages.child, "end", lambda _: None)
+    monkeypatch.setattr(mlflow_pages, "start_child", lambda words: started.extend(words) or server)
+    monkeypatch.setattr(mlflow_pages, "end_child", lambda _: None)
     monkeypatch.setattr(mlflow_pages, "stop_on_signals", lambda: None)
     (tmp_path / "mlflow.db").touch()
     mlflow_pages.open_ui(tmp_path)

@@ -1,1 +1,1 @@
-"""Data: sources, the synthetic world, records, templates, tokenised pairs."""
+"""From data files and hub data sets to records, and from records to token ids."""

@@ -1,4 +1,4 @@
-"""The forms in which people keep preference pairs and supervised examples, read into canonical records.
+"""Readers of preference pairs and supervised examples in the usual row formats.
 
 A preference pair:
 
@@ -11,8 +11,8 @@ A preference pair:
 A supervised example: ``{"prompt": text or messages, "response": text}``, ``{"messages": messages}`` or
 ``{"instruction": text, "input": text, "output": text}``.
 
-The first row decides the form; all rows must have it. A prompt that is text is one question of the user, or, if
-it begins with `Human:`, a dialogue in hh-rlhf's form. White space around messages and responses does not count.
+The first row decides the format, and all rows must have it. A prompt given as text is one user message or, if it
+begins with `Human:`, a dialogue in hh-rlhf's format. White space around messages and responses is removed.
 """
 
 import re
@@ -33,21 +33,20 @@ KNOWN_ROLES = ("system", "user", "assistant")
 PAIR_FORMS = (("prompt", "chosen", "rejected"), ("instruction", "chosen", "rejected"), ("chosen", "rejected"))
 EXAMPLE_FORMS = (("messages",), ("prompt", "response"), ("instruction", "output"))
 
-
 NAMED_BROKEN_ROWS = 10
 
 
 class Reading:
-    """What was found while rows were read, for the report.
+    """Counts of the rows read, for the report.
 
     Args:
-        drop: leave a row out that cannot be read, instead of ending with it.
+        drop: whether to skip a row that cannot be read, instead of raising its error.
 
     Attributes:
-        rows: rows of the source so far.
-        left_out: rows or pairs that the data set's own rules leave out, by the rule.
-        broken: what was wrong with the rows that were left out: the first ones, each with its place.
-        n_broken: how many those were.
+        rows: number of rows read.
+        left_out: number of rows or pairs that the data set's own rules exclude, by rule.
+        broken: error messages of the first skipped rows.
+        n_broken: number of skipped rows.
     """
 
     def __init__(self, *, drop: bool = False) -> None:
@@ -58,15 +57,15 @@ class Reading:
         self.broken: list[str] = []
 
     def each(self, rows: Iterator[tuple[str, Row]], read: Callable[[Row, str], T]) -> Iterator[T]:
-        """What `read` makes of each row and its place.
+        """Yield the result of `read` for each row and its location.
 
         Raises:
-            UserError: a row cannot be read and is not to be dropped, or none can.
+            UserError: a row cannot be read and `drop` is False, or no row can be read.
         """
         for where, row in rows:
             self.rows += 1
             try:
-                found = read(row, where)
+                record = read(row, where)
             except UserError as error:
                 if not self.drop:
                     raise
@@ -74,22 +73,22 @@ class Reading:
                 if len(self.broken) < NAMED_BROKEN_ROWS:
                     self.broken.append(str(error))
             else:
-                yield found
+                yield record
         if self.n_broken == self.rows:
             raise UserError(f"none of {self.rows} rows can be read, the first: {self.broken[0]}")
 
     @property
     def counts(self) -> dict[str, Any]:
-        """Rows of the source, and what was left out of them."""
+        """Number of rows, and of those left out, by reason."""
         broken = {"broken_rows": self.n_broken, "first_broken": self.broken} if self.n_broken else {}
         return {"rows": self.rows, **self.left_out, **broken}
 
 
 def read_pairs(source: str, split: str, reading: Reading | None = None) -> Iterator[Pair]:
-    """Preference pairs of a file or hub data set (of that split, if the source names none).
+    """Yield the preference pairs of a file or hub data set (of `split`, unless the source names one).
 
     Raises:
-        UserError: naming source, row (from 1) and key.
+        UserError: a row cannot be read; the message names source, row (from 1) and key.
     """
     keys: tuple[str, ...] | None = None
 
@@ -105,10 +104,10 @@ def read_pairs(source: str, split: str, reading: Reading | None = None) -> Itera
 
 
 def read_examples(source: str, split: str, reading: Reading | None = None) -> Iterator[Example]:
-    """Supervised examples of a file or hub data set (of that split, if the source names none).
+    """Yield the supervised examples of a file or hub data set (of `split`, unless the source names one).
 
     Raises:
-        UserError: naming source, row (from 1) and key.
+        UserError: a row cannot be read; the message names source, row (from 1) and key.
     """
     keys: tuple[str, ...] | None = None
 
@@ -143,7 +142,7 @@ def _pair(row: Row, keys: tuple[str, ...], where: str) -> Pair:
 
 
 def _pair_of_conversations(row: Row, chosen: list[Any], rejected: Any, where: str) -> Pair:
-    """Both sides are lists of messages: whole conversations, or only the answers to `prompt`."""
+    """Read a pair whose sides are lists of messages: complete conversations, or the answers to `prompt` alone."""
     sides = [
         _messages(side, f"{where}, key '{key}'") for key, side in (("chosen", chosen), ("rejected", rejected))
     ]
@@ -176,14 +175,14 @@ def _pair_of_conversations(row: Row, chosen: list[Any], rejected: Any, where: st
 
 
 def _same_question(given: Any, prompt: list[Message], where: str) -> bool:
-    """Whether `prompt`, which some data sets give beside whole conversations, agrees with them."""
+    """Return whether `prompt`, which some data sets give in addition to complete conversations, agrees with them."""
     if isinstance(given, str):
         return given.strip() in (message["content"] for message in prompt)
     return _messages(given, where) == prompt
 
 
 def _pair_of_dialogues(chosen: str, rejected: str, where: str) -> Pair:
-    """Both sides are whole dialogues in hh-rlhf's form."""
+    """Read a pair whose sides are complete dialogues in hh-rlhf's format."""
     (start, good), (other, bad) = (
         _last_answer(text, f"{where}, key '{key}'")
         for key, text in (("chosen", chosen), ("rejected", rejected))
@@ -203,7 +202,7 @@ def _last_answer(text: str, where: str) -> tuple[str, str]:
         raise UserError(
             "expected a dialogue with turns '\\n\\nHuman:' and '\\n\\nAssistant:'",
             where=where,
-            remedy="or give the prompt in a key of its own, 'prompt'",
+            remedy="or give the prompt in a separate key 'prompt'",
         )
     return start, text_of(answer, where)
 
@@ -226,6 +225,7 @@ def _example(row: Row, keys: tuple[str, ...], where: str) -> Example:
 
 
 def value_of(row: Row, key: str, where: str) -> Any:
+    """Return the value of a key that the row must have."""
     if key not in row:
         raise UserError(
             f"missing; the row has {sorted(map(str, row))}",
@@ -236,7 +236,7 @@ def value_of(row: Row, key: str, where: str) -> Any:
 
 
 def text_of(value: Any, where: str) -> str:
-    """Text without the white space around it, which must not be empty."""
+    """Return a text without surrounding white space, or raise if it is empty or not valid text."""
     if not isinstance(value, str):
         raise UserError(
             f"expected text, found {type(value).__name__}", where=where, remedy="drop the row or correct it"
@@ -245,7 +245,7 @@ def text_of(value: Any, where: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise UserError(
-            "holds half of a surrogate pair", where=where, remedy="write the file anew as valid Unicode"
+            "holds half of a surrogate pair", where=where, remedy="write the file again as valid Unicode"
         ) from None
     if "\0" in value:
         raise UserError("holds a NUL character", where=where, remedy="drop the row or the character")
@@ -255,22 +255,23 @@ def text_of(value: Any, where: str) -> str:
 
 
 def prompt_of(row: Row, key: str, where: str) -> list[Message]:
-    value, place = value_of(row, key, where), f"{where}, key '{key}'"
+    """Return the messages of a prompt given as text, as messages, or as instruction and input."""
+    value, location = value_of(row, key, where), f"{where}, key '{key}'"
     if key == "instruction":
-        parts = [text_of(value, place)]
+        parts = [text_of(value, location)]
         if row.get("input"):
             parts.append(text_of(row["input"], f"{where}, key 'input'"))
         return [{"role": "user", "content": "\n\n".join(parts)}]
     if isinstance(value, list):
-        return _checked(_messages(value, place), where)
-    text = text_of(value, place)
+        return _checked(_messages(value, location), where)
+    text = text_of(value, location)
     if text.startswith("Human:"):
         return _checked(_dialogue(f"\n\n{text}", where), where)
     return [{"role": "user", "content": text}]
 
 
 def _messages(value: Any, where: str) -> list[Message]:
-    """Messages in OpenAI's format."""
+    """Check messages in OpenAI's format and return them stripped."""
     if not isinstance(value, list) or not value:
         found = "an empty list" if value == [] else type(value).__name__
         raise UserError(
@@ -278,22 +279,22 @@ def _messages(value: Any, where: str) -> list[Message]:
         )
     messages = []
     for number, message in enumerate(value, start=1):
-        place = f"{where}, message {number}"
+        location = f"{where}, message {number}"
         if not isinstance(message, dict) or message.get("role") not in KNOWN_ROLES:
             role = message.get("role") if isinstance(message, dict) else message
             raise UserError(
                 f"expected a `role` of {', '.join(KNOWN_ROLES)}, found {role!r:.40}",
-                where=place,
+                where=location,
                 remedy="drop the row or correct it",
             )
-        messages.append({"role": message["role"], "content": text_of(message.get("content"), place)})
+        messages.append({"role": message["role"], "content": text_of(message.get("content"), location)})
     return messages
 
 
 def _dialogue(text: str, where: str) -> list[Message]:
-    """Turns of a dialogue in hh-rlhf's form; an empty `Assistant:` at the end is the one to be filled.
+    """Return the messages of a dialogue in hh-rlhf's format, without an empty `Assistant:` at the end.
 
-    Two turns of one speaker in a row, which hh-rlhf has here and there, are one turn.
+    Consecutive turns of one speaker, which hh-rlhf contains, become one message.
     """
     before, *parts = TURN.split(text)
     if before.strip():
@@ -315,7 +316,7 @@ def _dialogue(text: str, where: str) -> list[Message]:
 
 
 def _checked(prompt: list[Message], where: str) -> list[Message]:
-    """See that a prompt is a system message or none, then user and assistant in turn, the user last."""
+    """Check that a prompt has at most one system message, then user and assistant in turn, the user last."""
     roles = [message["role"] for message in prompt]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if turns != [("user", "assistant")[number % 2] for number in range(len(turns))] or len(turns) % 2 == 0:

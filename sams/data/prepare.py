@@ -1,4 +1,4 @@
-"""Stage `prepare_data`: from the world, files or hub data sets to checked records with stable ids."""
+"""Stage `prepare_data`: read the world, files or hub data sets, and write checked records with stable ids."""
 
 import logging
 import tempfile
@@ -31,10 +31,10 @@ Record = Example | Pair
 
 
 def main(recipe: str, out: Path) -> None:
-    """Write sft.parquet, train.parquet, test.parquet, of a world with validation pairs theirs, and report.json.
+    """Write sft.parquet, train.parquet, test.parquet, validation.parquet (worlds that have it) and report.json.
 
     Raises:
-        UserError: naming source, row and key; nothing is left at `out` then.
+        UserError: a row cannot be read; the message names source, row and key. `out` is not created then.
     """
     settings = read_recipe(recipe, DataRecipe)
     data = settings.data
@@ -63,13 +63,13 @@ def main(recipe: str, out: Path) -> None:
 
 
 def splits(data: Data, rows: Path) -> dict[str, tuple[Iterator[Any], forms.Reading]]:
-    """The records of each split, and how their rows are read; `test` first.
+    """Return the records of each split with the counts of their rows; `test` comes first.
 
-    Supervised examples fall back on the responses of `train` that the data set's rules name.
+    Without `data.sft`, supervised examples are the responses of `train` that the data set's rules name.
 
     Args:
         data: settings.
-        rows: a folder for the world's pairs as rows of a named form.
+        rows: folder for the world's pairs, written as rows of a named form.
     """
     readings = {split: forms.Reading(drop=data.broken_rows == "drop") for split in SPLITS}
     if data.world is not None and data.form == "auto":
@@ -81,7 +81,7 @@ def splits(data: Data, rows: Path) -> dict[str, tuple[Iterator[Any], forms.Readi
         if data.world.validation_pairs:
             records[VALIDATION] = world.validation_pairs(data.world)
             readings[VALIDATION] = forms.Reading()
-        return {split: (found, readings[split]) for split, found in records.items()}
+        return {split: (own, readings[split]) for split, own in records.items()}
     train, test = data.train, data.test
     if data.world is not None:
         train = write_rows(world.train_pairs(data.world), data.form, rows / "train.jsonl")
@@ -100,7 +100,7 @@ def splits(data: Data, rows: Path) -> dict[str, tuple[Iterator[Any], forms.Readi
 
 
 def write_rows(pairs: Iterator[Pair], form: Form, file: Path) -> str:
-    """Write pairs as rows of a named form, and say where."""
+    """Write pairs as rows of a named form and return the path."""
     row_of = rendered(form)
     with file.open("w", encoding="utf-8") as stream:
         stream.writelines(canonical_json(row_of(pair)) + "\n" for pair in pairs)
@@ -108,27 +108,25 @@ def write_rows(pairs: Iterator[Pair], form: Form, file: Path) -> str:
 
 
 def check_rows(data: Data, split: str, rows: int, report: dict[str, Any]) -> None:
-    """Hold a split's rows against the published number, which goes into the report.
+    """Compare a split's number of rows with the published one, and add the latter to the report.
 
     Raises:
-        UserError: they differ, and the settings refuse that.
+        UserError: they differ, and `data.other_row_counts` is `refuse`.
     """
-    published = {"train": data.published_rows.get("train"), "test": data.published_rows.get("test")}.get(
-        split
-    )
+    published = data.published_rows.get(split)  # type: ignore[call-overload]
     if published is None or data.world is not None:
         return
     report["published_rows"] = published
     if rows == published:
         return
-    problem = f"{rows} rows, published with {published}"
+    problem = f"{rows} rows, but {published} are published"
     if data.other_row_counts == "refuse":
         raise UserError(problem, where=f"data.{split}", remedy="check the revision, or report other counts")
     log.warning("%s: %s", split, problem)
 
 
 def source_of(data: Data, split: str) -> dict[str, str]:
-    """Where a split came from, for the report."""
+    """Return the source of a split, for the report."""
     if data.world is not None:
         form = "" if data.form == "auto" else f", in the form {data.form}"
         return {"source": f"the synthetic world{form}"}
@@ -138,7 +136,7 @@ def source_of(data: Data, split: str) -> dict[str, str]:
 
 
 def leak(train: Digests, test: Digests) -> dict[str, int]:
-    """How many different prompts are in both splits, and how many test pairs they make up."""
+    """Count the distinct prompts that are in both splits, and the test pairs that have them."""
     trained, _ = train.counts()
     tested, pairs = test.counts()
     shared = np.isin(tested, trained)
@@ -148,17 +146,20 @@ def leak(train: Digests, test: Digests) -> dict[str, int]:
 def write_split(
     records: Iterator[Record], file: Path, held_out: Set[int] = frozenset()
 ) -> tuple[dict[str, int], Digests]:
-    """Write the records of one split, a part at a time, without exact repeats.
+    """Write the records of one split in parts, without exact repeats.
 
-    Memory grows by the digests alone, some thirty bytes a record.
+    Memory grows by the digests alone, about thirty bytes a record.
 
     Args:
-        records: what is written.
-        file: the Parquet file.
-        held_out: digests of prompts, as numbers, whose records are left out.
+        records: records of the split.
+        file: the Parquet file to write.
+        held_out: digests of prompts, as integers, whose records are left out.
 
     Returns:
-        Counts of what was read, dropped and written, and the digest of the prompt of each record written.
+        Numbers of records read, dropped and written, and the prompt digest of each record written.
+
+    Raises:
+        UserError: no record is left.
     """
     from pyarrow import parquet
 
@@ -200,12 +201,12 @@ def write_split(
         if writer is not None:
             writer.close()
     if not counts["written"]:
-        raise UserError(f"nothing is left of the split ({counts})", where=file.stem, remedy="see to the data")
+        raise UserError(f"nothing is left of the split ({counts})", where=file.stem, remedy="check the data")
     return counts, prompts
 
 
 def _table(rows: list[dict[str, Any]]) -> Any:
-    """Rows as an Arrow table, whose types do not depend on what the rows hold."""
+    """Convert rows to an Arrow table with fixed types, which empty columns need."""
     import pyarrow as pa
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])

@@ -1,9 +1,9 @@
-"""Published preference data sets: their rows read into pairs, and the responses that SFT learns from.
+"""Readers of published preference data sets: their pairs, and the responses that SFT learns.
 
 The rules are those of DPO's reference code (Rafailov et al. 2023; eric-mitchell/direct-preference-optimization,
 commit 21fd7fe, `preference_datasets.py`):
 
-* `hh` (Anthropic/hh-rlhf): the prompt is what stands before the last `Assistant:`; SFT learns the chosen response.
+* `hh` (Anthropic/hh-rlhf): the prompt is the text before the last `Assistant:`; SFT learns the chosen response.
 * `shp` (stanfordnlp/SHP): pairs whose scores differ by a factor of 2 or more; SFT learns the response to a post
   with the highest score.
 * `stack_exchange` (HuggingFaceH4/stack-exchange-preferences): every two answers to a question, the one with the
@@ -32,16 +32,16 @@ Answers = tuple[list[Message], list[tuple[str, float]]]
 
 
 def published_pairs(form: Form, source: str, split: str, reading: Reading) -> Iterator[Pair]:
-    """Preference pairs of a data set of a named form.
+    """Yield the preference pairs of a data set in a named form.
 
     Args:
         form: form of the rows.
         source: file, hub id or folder.
-        split: split of a hub data set, if `source` names none.
-        reading: what is done with rows that cannot be read, and what is counted.
+        split: split of a hub data set, unless `source` names one.
+        reading: counts of rows, and whether rows that cannot be read are skipped.
 
     Raises:
-        UserError: naming source, row and key.
+        UserError: a row cannot be read; the message names source, row and key.
     """
     if form == "shp":
         for answers in reading.each(numbered_rows(source, split), _post):
@@ -54,10 +54,10 @@ def published_pairs(form: Form, source: str, split: str, reading: Reading) -> It
 
 
 def sft_targets(form: Form, source: str, split: str, reading: Reading) -> Iterator[Example]:
-    """The responses of a preference data set that SFT learns from.
+    """Yield the responses of a preference data set that SFT learns.
 
     Raises:
-        UserError: naming source, row and key.
+        UserError: a row cannot be read; the message names source, row and key.
     """
     if form == "shp":
         best: dict[str, tuple[float, str]] = {}
@@ -89,7 +89,7 @@ def _best(scored: list[tuple[str, float]]) -> tuple[str, float]:
 
 
 def _post(row: Row, where: str) -> Answers:
-    """A post and two comments, the preferred one first."""
+    """Read a post and two comments, the preferred one first."""
     post = text_of(value_of(row, "history", where), f"{where}, key 'history'")
     scored = []
     for side in "AB":
@@ -114,8 +114,8 @@ def _shp_pair(answers: Answers, reading: Reading) -> Iterator[Pair]:
 def _score(row: Row, key: str, where: str, above: float | None = None) -> float:
     value = value_of(row, key, where)
     if not isinstance(value, int | float) or (above is not None and value <= above):
-        wanted = "a number" if above is None else f"a number above {above:g}"
-        raise UserError(f"expected {wanted}, found {value!r:.40}", where=f"{where}, key '{key}'")
+        expected = "a number" if above is None else f"a number above {above:g}"
+        raise UserError(f"expected {expected}, found {value!r:.40}", where=f"{where}, key '{key}'")
     return float(value)
 
 
@@ -123,18 +123,18 @@ def _score(row: Row, key: str, where: str, above: float | None = None) -> float:
 
 
 def _question(row: Row, where: str) -> Answers:
-    """A question and its answers, without HTML."""
+    """Read a question and its answers, without HTML."""
     question = text_of(_stripped(value_of(row, "question", where)), f"{where}, key 'question'")
     given = value_of(row, "answers", where)
     if not isinstance(given, list) or not given:
         raise UserError("expected a list of answers", where=f"{where}, key 'answers'")
     scored = []
     for number, answer in enumerate(given, start=1):
-        place = f"{where}, answer {number}"
+        location = f"{where}, answer {number}"
         if not isinstance(answer, dict):
-            raise UserError("expected `text` and `pm_score`", where=place)
-        text = text_of(_stripped(value_of(answer, "text", place)), f"{place}, key 'text'")
-        scored.append((text, _score(answer, "pm_score", place)))
+            raise UserError("expected `text` and `pm_score`", where=location)
+        text = text_of(_stripped(value_of(answer, "text", location)), f"{location}, key 'text'")
+        scored.append((text, _score(answer, "pm_score", location)))
     return _asked(question), scored
 
 
@@ -148,7 +148,7 @@ def _every_two(answers: Answers, reading: Reading) -> Iterator[Pair]:
 
 
 class _Text(HTMLParser):
-    """Collects the text of blocks, with a blank line between; code stays in `<code>`."""
+    """HTML parser that collects the text of each block and keeps `<code>` tags."""
 
     BLOCKS = ("p", "pre", "li", "ul", "ol", "blockquote", "div", "h1", "h2", "h3", "h4", "hr", "table", "tr")
 
@@ -175,7 +175,7 @@ class _Text(HTMLParser):
 
 
 def _stripped(html: Any) -> Any:
-    """Text of an HTML string; what is no string is left to the caller's check."""
+    """Return the text of an HTML string; other values are returned for the caller to check."""
     if not isinstance(html, str):
         return html
     parser = _Text()
@@ -184,11 +184,11 @@ def _stripped(html: Any) -> Any:
     return "\n\n".join(block.strip() for block in parser.blocks if block.strip())
 
 
-# --- the other way ----------------------------------------------------------------------------------
+# --- writers for rehearsals ----------------------------------------------------------------------------------
 
 
 def rendered(form: Form) -> Callable[[Pair], Row]:
-    """How a pair is written as a row of a form: rehearsals read the synthetic world as if it were the data set."""
+    """Return a function that writes a pair as a row of a form; rehearsals read the synthetic world through it."""
     writers: dict[str, Callable[[Pair], Row]] = {
         "hh": _as_dialogues,
         "messages": _as_messages,
@@ -216,7 +216,7 @@ def _as_messages(pair: Pair) -> Row:
 
 
 def _said(pair: Pair) -> str:
-    """The turns of a prompt as one text, for forms that know no dialogue."""
+    """Join the messages of a prompt, for forms without dialogues."""
     return " ".join(turn["content"] for turn in pair.prompt)
 
 

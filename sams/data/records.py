@@ -1,4 +1,4 @@
-"""Canonical records: a supervised example, a preference pair."""
+"""Records that every data source is read into: supervised examples and preference pairs."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ Message = dict[str, str]
 
 
 def prompt_digest(prompt: list[Message]) -> bytes:
-    """Eight bytes that stand for a prompt."""
+    """Return an eight-byte digest of a prompt."""
     return hashlib.sha256(canonical_json(prompt).encode()).digest()[:8]
 
 
 def is_flipped(pair: str, share: float, seed: int) -> bool:
-    """Whether controlled noise swaps the labels of the pair with this id.
+    """Return whether label noise swaps the responses of the pair with this id.
 
-    It hangs on id and seed alone, so the order of the data does not matter, and the pairs that one share flips are
-    flipped by any greater one too.
+    The result depends on id and seed alone. So the order of the data does not matter, and a larger share flips all
+    pairs that a smaller one flips.
     """
     drawn = hashlib.sha256(f"flip/{seed}/{pair}".encode()).digest()[:8]
     return int.from_bytes(drawn) < share * 2**64
@@ -29,7 +29,7 @@ def _content_id(**content: object) -> str:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt (messages `{role, content}`, the last from the user) and the response to learn.
+    """Prompt (messages `{role, content}`, the last from the user) and the response to learn.
 
     `imperfect`: whether the response is known to be wrong (True) or right (False); None if not known.
     """
@@ -40,13 +40,13 @@ class Example:
 
     @property
     def id(self) -> str:
-        """Sixteen hex digits that stand for prompt and response."""
+        """Content id: sixteen hex digits of the SHA-256 of prompt and response."""
         return _content_id(prompt=self.prompt, response=self.response)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt with the preferred and the rejected response.
+    """Prompt with the preferred and the rejected response.
 
     `flipped`: whether the label is known to be swapped (True) or clean (False); None if not known.
     """
@@ -58,5 +58,5 @@ class Pair:
 
     @property
     def id(self) -> str:
-        """Sixteen hex digits that stand for prompt, chosen and rejected response."""
+        """Content id: sixteen hex digits of the SHA-256 of prompt, chosen and rejected response."""
         return _content_id(prompt=self.prompt, chosen=self.chosen, rejected=self.rejected)

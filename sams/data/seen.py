@@ -1,4 +1,4 @@
-"""Sets of digests that fit into memory however many there are."""
+"""Compact sets and lists of eight-byte digests."""
 
 from array import array
 from bisect import bisect_left
@@ -9,9 +9,9 @@ RECENT = 50_000
 
 
 class Seen:
-    """A set of eight-byte digests at some eight to sixteen bytes each, a tenth of what a Python set takes.
+    """Set of eight-byte digests that takes 8 to 16 bytes a digest, a tenth of a Python set.
 
-    Those added last are in a set. Before it grows large they join the others in one sorted array.
+    Recent digests are in a Python set, which is merged into a sorted array before it grows large.
     """
 
     def __init__(self) -> None:
@@ -19,23 +19,23 @@ class Seen:
         self._recent: set[int] = set()
 
     def add(self, digest: bytes) -> bool:
-        """Add a digest; returns whether it is new."""
+        """Add a digest and return whether it is new."""
         number = int.from_bytes(digest)
-        place = bisect_left(self._sorted, number)
-        if number in self._recent or (place < len(self._sorted) and self._sorted[place] == number):
+        index = bisect_left(self._sorted, number)
+        if number in self._recent or (index < len(self._sorted) and self._sorted[index] == number):
             return False
         self._recent.add(number)
-        # A share of the whole, so that few joinings are needed, however many there are.
+        # Merging at a share of the array's length keeps the number of merges small.
         if len(self._recent) >= max(RECENT, len(self._sorted) // 8):
             self._sorted.extend(self._recent)
             self._recent.clear()
-            # In place: the array lends its memory.
+            # Sorts in place: NumPy shares the array's memory.
             np.frombuffer(self._sorted, dtype=np.uint64).sort()
         return True
 
 
 class Digests:
-    """Eight-byte digests, repeats among them, at eight bytes each."""
+    """List of eight-byte digests that takes eight bytes a digest."""
 
     def __init__(self) -> None:
         self._numbers = array("Q")
@@ -45,5 +45,5 @@ class Digests:
         self._numbers.append(int.from_bytes(digest))
 
     def counts(self) -> tuple[np.ndarray, np.ndarray]:
-        """The different digests in ascending order, [digests] uint64, and how often each is there, int64."""
+        """Return the distinct digests, sorted, [digests] uint64, and their numbers of occurrences, int64."""
         return np.unique(np.frombuffer(self._numbers, dtype=np.uint64), return_counts=True)

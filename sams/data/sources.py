@@ -1,6 +1,6 @@
-"""Rows of people's data: JSONL, JSON and Parquet files, gzip or not, and data sets of the Hugging Face hub.
+"""Readers of rows: JSONL, JSON and Parquet files, also gzipped, and data sets of the Hugging Face hub.
 
-A file is known by its content, not by its name. A hub data set (or a local folder of that form) is named
+The content of a file decides its format, not its name. A hub data set (or a local folder of that form) is named
 ``id``, ``id@revision``, ``id:split`` or ``id@revision:config/split``.
 """
 
@@ -20,7 +20,7 @@ from sams.runtime.errors import UserError, first_line, nearest
 Row = dict[str, Any]
 
 GZIP, PARQUET, BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
-# Data sets of the shipped studies, to suggest for a name that is nearly theirs.
+# Data sets of the shipped studies, suggested for misspelt names.
 KNOWN = (
     "Anthropic/hh-rlhf",
     "princeton-nlp/gemma2-ultrafeedback-armorm",
@@ -32,36 +32,38 @@ KNOWN = (
 DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".gz", ".csv", ".txt")
 BATCH_ROWS = 1000
 
-# Bytes of a JSON list that are read together, and characters after which a row is taken to have no end.
+# Bytes of a JSON list that are read at once, and the most characters of a row.
 JSON_PART, LONGEST_ROW = 1 << 16, 1 << 26
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
-    """An object's keys and values; a key given twice is a mistake, of which JSON takes the last."""
+    """Build a row, or raise if a key is given twice (`json` would keep the last value)."""
     row = dict(pairs)
     if len(row) < len(pairs):
-        doubled = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        doubled = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
         raise ValueError(f"key {doubled!r:.40} is given twice")
     return row
 
 
 _JSON, _BLANK = json.JSONDecoder(object_pairs_hook=_object), re.compile(r"[ \t\n\r]*")
-# What json raises: for a text that is none, for a number of thousands of digits, for one that is nested too deep.
+# Errors of `json`: for invalid text or a number of thousands of digits, and for deep nesting.
 FAULTS = (ValueError, RecursionError)
 
 
 def numbered_rows(source: str, split: str) -> Iterator[tuple[str, Row]]:
-    """Rows of a source with their place (`train.jsonl, row 7`; of a JSONL file, its line), for messages.
+    """Yield the rows of a source, each with its location for messages (`train.jsonl, row 7`).
+
+    Rows are counted from 1; the row number of a JSONL file is its line number.
 
     Args:
         source: file, hub id or folder.
-        split: which split of a hub data set, if `source` names none.
+        split: split of a hub data set, unless `source` names one.
 
     Raises:
-        UserError: naming source and row.
+        UserError: a row cannot be read, or there is none; the message names source and row.
     """
     path = Path(source)
-    found = False
+    empty = True
     for number, row in _read_file(path) if path.is_file() else enumerate(_read_hub(source, split), start=1):
         where = f"{source}, row {number}"
         if not isinstance(row, dict):
@@ -70,21 +72,44 @@ def numbered_rows(source: str, split: str) -> Iterator[tuple[str, Row]]:
                 where=where,
                 remedy="give one JSON object per row",
             )
-        found = True
+        empty = False
         yield where, row
-    if not found:
+    if empty:
         raise UserError("the data has no row", where=source, remedy="give at least one")
 
 
 def looks_like_file(source: str) -> bool:
-    """Whether a source is meant as a path: hub ids have at most one slash and no suffix of a data file."""
+    """Return whether a source is written as a path: hub ids have at most one slash and no suffix of a data file."""
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(DATA_SUFFIXES)
 
 
 def data_set_name(source: str) -> tuple[str, str | None]:
-    """Hub id or folder that a source names, and its revision."""
+    """Return the hub id or folder that a source names, and its revision."""
     name, _, revision = source.partition(":")[0].partition("@")
     return name, revision or None
+
+
+def is_missing_path(source: str) -> bool:
+    """Return whether a source is written as a path (also `folder:split`) that does not exist."""
+    name, _ = data_set_name(source)
+    return looks_like_file(name) and not Path(source).exists() and not Path(name).is_dir()
+
+
+def is_hub_id(source: str) -> bool:
+    """Return whether a source names a data set of the hub."""
+    name, _ = data_set_name(source)
+    return not looks_like_file(name) and not Path(name).exists() and not Path(source).exists()
+
+
+def similar_file(path: str) -> str:
+    """Return ``; did you mean X?`` for an existing file with a similar name, or an empty text."""
+    folder = Path(path).parent
+    return nearest(Path(path).name, [file.name for file in folder.iterdir()] if folder.is_dir() else [])
+
+
+def similar_data_set(name: str) -> str:
+    """Return ``; did you mean X?`` for a data set of the shipped studies with a similar name, or an empty text."""
+    return nearest(name, list(KNOWN))
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -111,7 +136,7 @@ def _read_file(file: Path) -> Iterator[tuple[int, Any]]:
 
 @contextmanager
 def _unpacked(file: Path) -> Iterator[IO[bytes]]:
-    """Open a file; a gzip file is unpacked to a temporary one, so that a broken one is noticed before use."""
+    """Open a file. A gzip file is unpacked to a temporary one first, so that damage is noticed before use."""
     try:
         with file.open("rb") as packed:
             if packed.read(2) != GZIP:
@@ -124,10 +149,10 @@ def _unpacked(file: Path) -> Iterator[IO[bytes]]:
                 plain.seek(0)
                 yield plain
     except PermissionError:
-        raise UserError("cannot be read", where=str(file), remedy="see to its permissions") from None
+        raise UserError("cannot be read", where=str(file), remedy="check its permissions") from None
     except OSError as error:
         raise UserError(
-            f"cannot be read or unpacked ({error.strerror})", where=str(file), remedy="see to the disk"
+            f"cannot be read or unpacked ({error.strerror})", where=str(file), remedy="check the disk"
         ) from None
 
 
@@ -156,7 +181,7 @@ def _parquet_rows(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
 
     number = 0
     try:
-        # Read ahead, the file would be held to its end.
+        # pre_buffer would keep the complete file in memory.
         for batch in parquet.ParquetFile(stream, pre_buffer=False).iter_batches(BATCH_ROWS):
             for row in batch.to_pylist():
                 number += 1
@@ -170,7 +195,7 @@ def _parquet_rows(stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
 
 
 def _json_list(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
-    """Rows of a JSON list, one after the other: no more of the text is held than a part, or a row."""
+    """Yield the rows of a JSON list, with no more than a part of the text or one row in memory."""
     text = _Text(stream)
     number = 0
 
@@ -188,7 +213,7 @@ def _json_list(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
         except UnicodeDecodeError:
             raise
         except FAULTS as error:
-            raise fault(_told(error)) from None
+            raise fault(_message(error)) from None
         number += 1
         yield number, row
     if text.symbol():
@@ -196,53 +221,53 @@ def _json_list(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
 
 
 class _Text:
-    """UTF-8 text of JSON, read as far as it is needed."""
+    """Incremental reader of JSON in UTF-8."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
-        self._held = ""
-        self._place = 0
+        self._buffer = ""
+        self._index = 0
         self._ended = False
 
     def symbol(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """Return the next character that is not white space, or an empty text at the end."""
         while True:
-            self._place = _BLANK.match(self._held, self._place).end()  # type: ignore[union-attr]
-            if self._place < len(self._held) or self._ended:
-                return self._held[self._place : self._place + 1]
+            self._index = _BLANK.match(self._buffer, self._index).end()  # type: ignore[union-attr]
+            if self._index < len(self._buffer) or self._ended:
+                return self._buffer[self._index : self._index + 1]
             self._read_on()
 
-    def take(self, wanted: str) -> bool:
-        """Take the next symbol if it is the wanted one; returns whether it is."""
-        found = self.symbol() == wanted
-        self._place += found
-        return found
+    def take(self, symbol: str) -> bool:
+        """Consume the next symbol if it is the given one, and return whether it is."""
+        same = self.symbol() == symbol
+        self._index += same
+        return same
 
     def value(self) -> Any:
-        """Take the next value.
+        """Consume and return the next value.
 
         Raises:
-            ValueError, RecursionError: there is none.
+            ValueError, RecursionError: the text is not a value.
         """
         self.symbol()
         while True:
             try:
-                value, end = _JSON.raw_decode(self._held, self._place)
+                value, end = _JSON.raw_decode(self._buffer, self._index)
             except FAULTS:
-                if self._ended or len(self._held) - self._place > LONGEST_ROW:
+                if self._ended or len(self._buffer) - self._index > LONGEST_ROW:
                     raise
             else:
-                if end < len(self._held) or self._ended:  # at the end of what is held a number may go on
-                    self._place = end
+                if end < len(self._buffer) or self._ended:  # a number at the end of the buffer may continue
+                    self._index = end
                     return value
             self._read_on()
 
     def _read_on(self) -> None:
-        """Read as much again as is held, so that a long value is not tried at each of its many parts."""
-        left = self._held[self._place :]
-        part = self._stream.read(max(JSON_PART, len(left)))
-        self._held, self._place = left + self._utf8.decode(part, final=not part), 0
+        """Double the unread text, so that a long value is decoded few times."""
+        rest = self._buffer[self._index :]
+        part = self._stream.read(max(JSON_PART, len(rest)))
+        self._buffer, self._index = rest + self._utf8.decode(part, final=not part), 0
         self._ended = not part
 
 
@@ -258,12 +283,12 @@ def _json_lines(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
         except FAULTS as error:
             column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             raise UserError(
-                f"not JSON ({_told(error)}{column})", where=where, remedy="give one JSON object per line"
+                f"not JSON ({_message(error)}{column})", where=where, remedy="give one JSON object per line"
             ) from None
         yield number, row
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
 
 
@@ -272,7 +297,7 @@ def _told(error: Exception) -> str:
 
 def _read_hub(source: str, split: str) -> Iterator[Any]:
     name, revision = data_set_name(source)
-    if looks_like_file(name) and not Path(name).is_dir():
+    if is_missing_path(source):
         raise UserError(
             f"no such file{similar_file(name)}", where=source, remedy="correct the path, or give a hub id"
         )
@@ -281,21 +306,10 @@ def _read_hub(source: str, split: str) -> Iterator[Any]:
     config, _, named = source.partition(":")[2].rpartition("/")
     try:
         rows = datasets.load_dataset(name, config or None, revision=revision, split=named or split)
-    except Exception as error:  # files from anywhere: datasets and what it calls raise what they like
+    except Exception as error:  # `datasets` and its dependencies raise errors of any class
         raise UserError(
             f"neither a file nor a data set that can be loaded ({first_line(error)}){similar_data_set(name)}",
             where=source,
             remedy="correct the path, or check id, revision, split, network, and HF_TOKEN for a gated one",
         ) from error
     yield from rows
-
-
-def similar_file(path: str) -> str:
-    """``; did you mean X?`` for a file that is there and called nearly so."""
-    folder = Path(path).parent
-    return nearest(Path(path).name, [file.name for file in folder.iterdir()] if folder.is_dir() else [])
-
-
-def similar_data_set(name: str) -> str:
-    """``; did you mean X?`` for a data set of the shipped studies that is called nearly so."""
-    return nearest(name, list(KNOWN))

@@ -1,8 +1,8 @@
-"""Chat templates: how a conversation becomes token ids, for training and for generation alike.
+"""Tokenise conversations with a chat template, the same way for training and for generation.
 
-A conversation is rendered and tokenised as one text, as `apply_chat_template` would do it, with one difference:
-a control token that somebody wrote (`</s>` in a question) is encoded as the plain text it is. For that it is
-rendered as a mark, which no template can take apart, and encoded on its own.
+A conversation is rendered and tokenised as one text, as by `apply_chat_template`, with one difference: a control
+token in a message (`</s>` in a question) is encoded as plain text. It is rendered as a mark that templates leave
+unchanged, and its text is encoded separately.
 """
 
 import re
@@ -14,7 +14,7 @@ from sams.runtime.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# For tokenizers without a template of their own: the form of the HH data, one turn after the other.
+# Default for tokenizers without a template: the dialogues of the HH data.
 PLAIN_TEMPLATE = (
     "{% if bos_token and bos_token != eos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}"
@@ -31,13 +31,12 @@ _MARK = re.compile(f"{_OPEN}([0-9a-f]+){_CLOSE}")
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:
-    """Token ids of a conversation that the assistant is to answer.
+    """Return the token ids of a conversation up to the assistant's answer.
 
-    They begin with exactly one BOS. A tokenizer that has none, or whose BOS is its EOS, gets none but what
-    its template writes.
+    They begin with exactly one BOS. Without a BOS, or with a BOS that is the EOS, they begin as the template does.
 
     Raises:
-        UserError: when the template does not take these roles.
+        UserError: the template refuses these roles.
     """
     return encode_prompts(tokenizer, [messages])[0]
 
@@ -45,7 +44,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message])
 def encode_prompts(
     tokenizer: "PreTrainedTokenizerBase", conversations: list[list[Message]]
 ) -> list[list[int]]:
-    """`encode_prompt` of many conversations, tokenised together."""
+    """Apply `encode_prompt` to many conversations, tokenised in one call."""
     control = _control_pattern(tokenizer)
     rendered = [
         _render(tokenizer, [{**turn, "content": _marked(turn["content"], control)} for turn in messages])
@@ -55,17 +54,17 @@ def encode_prompts(
 
 
 class CompletionEncoder:
-    """Token ids of responses as they follow `encode_prompt`, each with exactly one EOS, its last.
+    """Tokenise responses that follow the ids of `encode_prompt`; each ends with its only EOS.
 
-    What stands between generation prompt and response, and after the response, is read off the template. A
-    template that ends a turn without EOS gets one.
+    The text between generation prompt and response, and the text after the response, are those of the template. EOS
+    is appended if the template ends a turn without it.
 
     Attributes:
-        end: the token ids that end a response.
+        end: token ids that end a response.
 
     Raises:
-        UserError: the tokenizer has no EOS; or the template renders an answered conversation differently
-            from its generation prompt and the answer.
+        UserError: the tokenizer has no EOS, or the template renders an answered conversation differently from its
+            generation prompt followed by the answer.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -89,12 +88,12 @@ class CompletionEncoder:
         [end] = _encode(tokenizer, [after.rstrip()])
         eos = tokenizer.eos_token_id
         self.end = end[: end.index(eos) + 1] if eos in end else [*end, eos]
-        # A response is tokenised after the end of its prompt, since what precedes a word can change its token.
+        # Responses are tokenised after the end of a prompt, since the preceding text can change a word's tokens.
         self._context = prompt.rpartition(question)[2]
         [self._context_ids] = _encode(tokenizer, [self._context])
 
     def __call__(self, responses: list[str]) -> list[list[int]]:
-        """Token ids of each response; of one that holds no token, the end alone."""
+        """Return the token ids of each response; a response without tokens becomes `end` alone."""
         texts = [self._lead + _marked(response, self._control) for response in responses]
         length = len(self._context_ids)
         encoded = []
@@ -102,7 +101,7 @@ class CompletionEncoder:
         for text, ids in zip(texts, in_context, strict=True):
             if ids[:length] == self._context_ids:
                 own = ids[length:]
-            else:  # the response begins with what merges into the prompt's last token
+            else:  # the start of the response merges into the prompt's last token
                 [own] = _encode(self._tokenizer, [text])
             encoded.append([*own, *self.end])
         return encoded
@@ -111,7 +110,7 @@ class CompletionEncoder:
 def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, generation: bool = True) -> str:
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
-    except Exception as error:  # a template raises whatever its author chose
+    except Exception as error:  # templates raise errors of any class
         raise UserError(
             f"the chat template refuses the roles {[message['role'] for message in messages]}: {error}",
             where="model.chat_template",
@@ -123,11 +122,11 @@ def _with_one_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[
     bos = tokenizer.bos_token_id
     if bos is None or bos == tokenizer.eos_token_id:
         return ids
-    start = next((place for place, token in enumerate(ids) if token != bos), len(ids))
+    start = next((index for index, token in enumerate(ids) if token != bos), len(ids))
     return [bos, *ids[start:]]
 
 
-# --- control tokens that people wrote -------------------------------------------------------------
+# --- control tokens in messages -------------------------------------------------------------------
 
 
 def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> dict[str, int]:
@@ -143,13 +142,13 @@ def _control_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
 
 
 def _marked(text: str, control: re.Pattern[str]) -> str:
-    """The text with a mark in place of each control token that it spells."""
+    """Replace each control token in a text by a mark."""
     return control.sub(lambda found: f"{_OPEN}{found.group().encode().hex()}{_CLOSE}", text)
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:
-    """Token ids of rendered texts; what stands in marks is encoded as plain text."""
-    # What was marked is at the odd places.
+    """Tokenise rendered texts; the content of marks is encoded as plain text."""
+    # `split` returns the content of marks at odd indices.
     parts = [_MARK.split(text) if _OPEN in text else [text] for text in texts]
     rendered = iter(_ids(tokenizer, [piece for pieces in parts for piece in pieces[::2]], plain=False))
     written = [bytes.fromhex(piece).decode() for pieces in parts for piece in pieces[1::2]]
@@ -157,7 +156,7 @@ def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list
     return [
         next(rendered)
         if len(pieces) == 1
-        else [token for place in range(len(pieces)) for token in next(plain if place % 2 else rendered)]
+        else [token for index in range(len(pieces)) for token in next(plain if index % 2 else rendered)]
         for pieces in parts
     ]
 
@@ -174,6 +173,6 @@ def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str], *, plain: bool)
     )["input_ids"]
     if not plain:
         return encoded
-    # Some tokenizers know no other way to encode such a text than its control token: then it is left out.
+    # Some tokenizers encode such a text as the control token all the same: those ids are removed.
     control = set(_control_tokens(tokenizer).values()) - {tokenizer.unk_token_id}
     return [[token for token in ids if token not in control] for ids in encoded]

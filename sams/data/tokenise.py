@@ -1,7 +1,8 @@
-"""Stage `tokenise`: from prepared records to token ids, once for all methods."""
+"""Stage `tokenise`: convert prepared records to token ids, once for all methods."""
 
 import contextlib
 import itertools
+import json
 import logging
 import multiprocessing
 import random
@@ -22,7 +23,8 @@ from sams.runtime.files import manifest_digest, refuse_damage, whole_folder, wri
 from sams.runtime.progress import Progress
 from sams.runtime.stage import read_recipe, run
 from sams.study.recipes import TokeniseRecipe
-from sams.study.rounds import check_rounds, current_study
+from sams.study.rounds import check_rows
+from sams.study.settings import Model
 from sams.study.sources import digests_of_sources
 
 if TYPE_CHECKING:
@@ -38,30 +40,32 @@ RESPONSES = {
 }
 COUNTED = ("read", "kept", "dropped_empty", "dropped_equal", "prompt_cut", "response_cut")
 READ_ROWS = 1000
-"""Rows of a batch, which one process encodes."""
+"""Rows of a batch."""
 WORTH_PROCESSES = 20_000
-"""Rows from which on other processes are worth their start."""
+"""Least number of rows that is encoded by several processes."""
 
 Row = dict[str, Any]
 Columns = dict[str, list[Any]]
 
 
-def main(recipe: str, data: Path, out: Path, processes: int = 1) -> None:
-    """Write tokenizer/, sft/, train/, test/, validation/ where the data has it, and report.json.
+def main(recipe: str, data: Path, out: Path, processes: int = 1, required: str = "{}") -> None:
+    """Write tokenizer/, sft/, train/, test/, validation/ (if the data has it) and report.json.
 
     Args:
         recipe: the stage's recipe.
         data: prepared records.
         out: folder of the results.
-        processes: that encode batches side by side; what is written does not depend on it.
+        processes: number of processes that encode batches; the result does not depend on it.
+        required: rows that each split needs, with the key that requires them, as JSON (`rounds.required_rows`).
 
     Raises:
-        UserError: tokenizer, template or model cannot be had or do not fit together; too little is left of a split.
+        UserError: tokenizer, template or model cannot be loaded or do not fit together, or too few rows are left.
     """
     settings = read_recipe(recipe, TokeniseRecipe)
     refuse_damage(data)
-    tokenizer = build_tokenizer(settings.model, texts(data))
-    check_model(settings.model, tokenizer, settings.max_length)
+    model = Model.model_validate(settings.model.model_dump())
+    tokenizer = build_tokenizer(model, texts(data))
+    check_model(model, tokenizer, settings.max_length)
     report: dict[str, Any] = {"vocabulary": len(tokenizer)}
     with whole_folder(
         out, upstream={"data": manifest_digest(data)}, sources=digests_of_sources(settings)
@@ -74,13 +78,14 @@ def main(recipe: str, data: Path, out: Path, processes: int = 1) -> None:
                     continue
                 report[split] = tokenise_split(file, split, tokenizer, settings, part / split, pool)
                 log.info("%s: %s", split, report[split])
-        if (study := current_study()) is not None:
-            check_rounds(study, {split: report[split]["kept"] for split in RESPONSES if split in report})
+        check_rows(
+            json.loads(required), {split: report[split]["kept"] for split in RESPONSES if split in report}
+        )
         write_json(part / "report.json", report)
 
 
 def texts(data: Path) -> Iterator[str]:
-    """What a tokenizer is trained on: the conversations of the training splits, written plainly."""
+    """Yield the conversations of the training splits as plain text, to train a tokenizer."""
     turns = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: ", "system": ""}
     for split in ("sft", "train"):
         for batch in read_batches(data / f"{split}.parquet", f"tokenizer from {split}"):
@@ -98,13 +103,13 @@ def tokenise_split(
     out: Path,
     pool: "Pool | None" = None,
 ) -> dict[str, Any]:
-    """Tokenise one split into an Arrow data set; return what was kept, cut and dropped, and the lengths.
+    """Tokenise one split into an Arrow data set; return the numbers of kept, cut and dropped rows, and lengths.
 
-    Memory does not grow with the data: rows are read, encoded and written a batch at a time, of a pool some batches.
-    Each batch is encoded by itself, and they are written in order, whoever encodes them.
+    Memory does not grow with the data: rows are read, encoded and written in batches. Batches are encoded
+    independently and written in order, so the result does not depend on the pool.
 
     Raises:
-        UserError: when nothing is left.
+        UserError: no row is left.
     """
     responses = RESPONSES[split]
     names = ["id", "prompt_ids", *(f"{name}_ids" for name in responses)]
@@ -128,7 +133,7 @@ def tokenise_split(
             raise UserError(
                 f"nothing is left after tokenising ({dict(counts)})",
                 where=str(file),
-                remedy="raise data.max_length, or see to the data",
+                remedy="raise data.max_length, or check the data",
             )
         if mismatching:
             with token_writer(out, [*names, "mismatched_ids"], unknown=unknown) as writer:
@@ -138,14 +143,14 @@ def tokenise_split(
 
 
 class Encoder:
-    """Turns batches of records into columns of token ids."""
+    """Converts batches of records to columns of token ids."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe) -> None:
         self._tokenizer, self._settings = tokenizer, settings
         self._encode = CompletionEncoder(tokenizer)
 
     def __call__(self, batch: list[Row], names: list[str]) -> tuple[Columns, Counter[str]]:
-        """The columns `names` of what is kept, and counts of what was."""
+        """Return the columns `names` of the kept rows, and the counts."""
         counts: Counter[str] = Counter()
         columns: Columns = {name: [] for name in names}
         responses = [name.removesuffix("_ids") for name in names[2:] if name.endswith("_ids")]
@@ -166,7 +171,7 @@ class Encoder:
 
 
 class Pool:
-    """Processes that encode batches."""
+    """Pool of processes that encode batches."""
 
     def __init__(self, executor: ProcessPoolExecutor, processes: int) -> None:
         self._executor, self._most = executor, 2 * processes
@@ -174,7 +179,7 @@ class Pool:
     def encode(
         self, batches: Iterable[list[Row]], names: list[str]
     ) -> Iterator[tuple[Columns, Counter[str]]]:
-        """Encoded batches in their order; only a few are under way at any time."""
+        """Yield encoded batches in order, with a bounded number of pending ones."""
         waiting: deque[Future[tuple[Columns, Counter[str]]]] = deque()
         for batch in batches:
             waiting.append(self._executor.submit(_encode_here, batch, names))
@@ -188,11 +193,11 @@ class Pool:
 def encoding_processes(
     tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe, processes: int
 ) -> Iterator[Pool | None]:
-    """So many processes, started when the first batch comes; None for one."""
+    """Yield a pool of processes, which start with the first batch, or None for one process."""
     if processes < 2:
         yield None
         return
-    # Not forked: Arrow's threads are at work in this process.
+    # A fork would copy the state of Arrow's threads.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, spawn, _begin_here, (tokenizer, settings)) as executor:
         yield Pool(executor, processes)
@@ -212,7 +217,7 @@ def _encode_here(batch: list[Row], names: list[str]) -> tuple[Columns, Counter[s
 
 
 def rows_of(file: Path) -> int:
-    """Records of a prepared Parquet file."""
+    """Return the number of records of a prepared Parquet file."""
     from pyarrow import parquet
 
     return int(parquet.read_metadata(file).num_rows)
@@ -225,9 +230,9 @@ def fit(
     bos: int | None,
     counts: Counter[str],
 ) -> list[list[int]]:
-    """Cut prompt and responses to the length limits; count what was cut.
+    """Truncate prompt and responses to the length limits, and count truncations.
 
-    A prompt that is too long loses its beginning (but for BOS), a response its end, EOS included.
+    A long prompt loses its beginning (except BOS), a long response its end, including EOS.
     """
     limit = settings.max_prompt_length
     if len(prompt) > limit:
@@ -240,34 +245,31 @@ def fit(
 
 
 def mismatched(pairs: Path, count: int, max_length: int) -> Iterator[dict[str, Any]]:
-    """For every pair a completion that was not written for its prompt: KTO's KL term is estimated on them.
+    """Yield the columns of a split and `mismatched_ids`: completions of other prompts, for KTO's KL term.
 
-    The pairs are shifted in a circle, by a step drawn once; completions are chosen and rejected ones in turn, cut
-    to the length limit. An epoch may be shuffled as it likes: the completion of a pair stays the same.
+    The completion of a pair is that of the pair a fixed number of rows further on (cyclic; drawn once), in turn the
+    chosen and the rejected one, truncated to the length limit. It is the same in every epoch and order.
 
     Args:
-        pairs: tokenised split.
-        count: its pairs.
+        pairs: folder of the tokenised split.
+        count: number of its pairs.
         max_length: limit of prompt and completion.
 
-    Returns:
-        The columns of the split and mismatched_ids, batch by batch.
-
     Raises:
-        UserError: when there is one pair only.
+        UserError: there is only one pair.
     """
     if count < 2:
         raise UserError("KTO needs two pairs or more, to mismatch them", remedy="give more data")
     shift = random.Random("mismatched").randrange(1, count)
     others = itertools.islice(itertools.chain(_completions(pairs), _completions(pairs)), shift, None)
-    place = 0
+    row = 0
     for batch in tokens.read_batches(pairs):
-        found = []
+        completions = []
         for prompt in batch["prompt_ids"].to_pylist():
-            found.append(next(others)[place % 2][: max_length - len(prompt)])
-            place += 1
+            completions.append(next(others)[row % 2][: max_length - len(prompt)])
+            row += 1
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-        yield columns | {"mismatched_ids": found}
+        yield columns | {"mismatched_ids": completions}
 
 
 def _completions(pairs: Path) -> Iterator[tuple[list[int], list[int]]]:
@@ -276,15 +278,15 @@ def _completions(pairs: Path) -> Iterator[tuple[list[int], list[int]]]:
 
 
 def read_batches(file: Path, what: str) -> Iterator[list[Row]]:
-    """Records of a prepared Parquet file, a batch at a time; tells how far `what` is."""
+    """Yield the records of a prepared Parquet file in batches, and report progress as `what`."""
     from pyarrow import parquet
 
-    # Read ahead, a file would be held to its end.
+    # pre_buffer would keep the complete file in memory.
     records = parquet.ParquetFile(file, pre_buffer=False)
-    with Progress(what, records.metadata.num_rows, "records") as course:
+    with Progress(what, records.metadata.num_rows, "records") as progress:
         for batch in records.iter_batches(READ_ROWS):
             yield batch.to_pylist()
-            course.add(len(batch))
+            progress.add(len(batch))
 
 
 if __name__ == "__main__":

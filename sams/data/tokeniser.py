@@ -1,4 +1,4 @@
-"""The tokenizer of a study: the model's own, or one trained on the study's data."""
+"""Load the model's tokenizer, or train one on the study's data."""
 
 import logging
 from collections import Counter
@@ -22,14 +22,14 @@ BYTES = 256
 
 
 def build_tokenizer(model: Model, texts: Iterator[str]) -> "PreTrainedTokenizerBase":
-    """Load or train the tokenizer that the settings ask for, with a chat template and a pad token.
+    """Load or train the tokenizer of the settings, with a chat template and a pad token.
 
     Args:
         model: settings; `chat_template` names a file that replaces the tokenizer's own template.
-        texts: the study's texts, read only when a tokenizer is trained.
+        texts: the study's texts, read only to train a tokenizer.
 
     Raises:
-        UserError: when tokenizer or template cannot be read, or the tokenizer has no EOS.
+        UserError: tokenizer or template cannot be read, or the tokenizer has no EOS.
     """
     template = None if model.chat_template is None else _template_of(Path(model.chat_template))
     if model.path is None:
@@ -50,7 +50,7 @@ def build_tokenizer(model: Model, texts: Iterator[str]) -> "PreTrainedTokenizerB
             "the tokenizer has no EOS token", where="model.path", remedy="set `eos_token` in its config"
         )
     if tokenizer.pad_token_id is None:
-        # Padding is masked everywhere, so any token will do.
+        # Padding is masked everywhere, so its token does not matter.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -70,7 +70,7 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a hub id or folder.
 
     Raises:
-        UserError: when it is not there.
+        UserError: it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -78,7 +78,7 @@ def load_tokenizer(model: Model) -> "PreTrainedTokenizerBase":
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             model.path, revision=model.revision, trust_remote_code=False
         )
-    except Exception as error:  # files from anywhere: transformers and what it calls raise what they like
+    except Exception as error:  # transformers and its dependencies raise errors of any class
         raise UserError(
             f"cannot load the tokenizer of {model.path}: {first_line(error)}",
             where="model.path",
@@ -91,7 +91,7 @@ def train_tokenizer(model: Model, template: str, texts: Iterator[str]) -> "PreTr
     """Train a tokenizer: `words` splits at white space, `bpe` is byte-level BPE.
 
     Raises:
-        UserError: when the vocabulary is too small for a byte-level tokenizer.
+        UserError: the vocabulary is too small for a byte-level tokenizer.
     """
     raw = _bpe(model, texts) if model.tokenizer == "bpe" else _words(model, template, texts)
     raw.add_special_tokens(list(model.control_tokens))
@@ -113,9 +113,9 @@ def _wrapped(raw: "Tokenizer", template: str) -> "PreTrainedTokenizerBase":
 
 
 def _words(model: Model, template: str, texts: Iterator[str]) -> "Tokenizer":
-    """The template's words and the most frequent ones.
+    """Train a vocabulary of the template's words and the most frequent ones.
 
-    Control tokens are kept apart from them: one that somebody wrote is an unknown word.
+    Control tokens are not among the words: in a text they are unknown words.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -130,7 +130,7 @@ def _words(model: Model, template: str, texts: Iterator[str]) -> "Tokenizer":
 
 
 def _words_of(template: str) -> list[str]:
-    """The words that a chat template puts around messages."""
+    """Return the words that a chat template adds to messages."""
     from tokenizers import Tokenizer, models
 
     bare = _wrapped(Tokenizer(models.WordLevel({UNKNOWN: 0}, unk_token=UNKNOWN)), template)

@@ -1,7 +1,7 @@
-"""Tokenised splits on disk: written a batch at a time, read without being loaded.
+"""Write tokenised splits in batches, and memory-map them for training.
 
 A split is a folder that `datasets.load_from_disk` opens: an Arrow stream with a column `id`, columns `..._ids` of
-token ids and, of pairs, `flipped`. It is written and read with pyarrow alone: training needs no more than that.
+token ids and, for pairs, `flipped`. pyarrow alone reads and writes it, so that training does not need `datasets`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ DATA = "data-00000-of-00001.arrow"
 
 
 class TokenLists(Sequence[list[int]]):
-    """A column of token ids. They stay on disk, memory-mapped, until a row is asked for.
+    """Column of token ids in a memory-mapped file, read row by row.
 
     Args:
-        chunks: token ids of successive rows, one after the other, and where each row begins and the last ends.
+        chunks: concatenated token ids of successive rows, and the offsets of the rows.
 
     Attributes:
         lengths: tokens of each row, [rows] int64.
@@ -46,18 +46,18 @@ class TokenLists(Sequence[list[int]]):
         return self._starts[-1]
 
     def __getitem__(self, row: Any) -> Any:
-        """Token ids of one row."""
+        """Return the token ids of one row."""
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         row %= len(self)
         chunk = bisect_right(self._starts, row) - 1
         values, offsets = self._chunks[chunk]
-        place = row - self._starts[chunk]
-        return values[offsets[place] : offsets[place + 1]].tolist()
+        index = row - self._starts[chunk]
+        return values[offsets[index] : offsets[index + 1]].tolist()
 
 
 class Swapped(Sequence[list[int]]):
-    """A column in which some rows are another column's; neither is read for it.
+    """Column that takes some rows from another column, without reading either.
 
     Attributes:
         lengths: tokens of each row, [rows] int64.
@@ -71,29 +71,29 @@ class Swapped(Sequence[list[int]]):
         return len(self._swapped)
 
     def __getitem__(self, row: Any) -> Any:
-        """Token ids of one row."""
+        """Return the token ids of one row."""
         return (self._other if self._swapped[row] else self._own)[row]
 
 
 def lengths_of(column: Sequence[Sequence[int]]) -> np.ndarray:
-    """Tokens of each row of a column, [rows] int64; a column on disk is not read for it."""
+    """Return the number of tokens of each row, [rows] int64, without reading columns on disk."""
     if isinstance(column, TokenLists | Swapped):
         return column.lengths
     return np.array([len(row) for row in column], dtype=np.int64)
 
 
 def read_columns(folder: Path) -> dict[str, Sequence[Any]]:
-    """Columns of a tokenised split: those of token ids are memory-mapped, the others are lists.
+    """Read the columns of a tokenised split: token ids are memory-mapped, the others are lists.
 
     Raises:
-        UserError: when the folder holds no such split.
+        UserError: the folder is not a tokenised split.
     """
     import pyarrow as pa
 
     tables = []
     try:
         for name in (part["filename"] for part in read_json(folder / STATE)["_data_files"]):
-            # The table holds the map, and its arrays are views of it.
+            # The table keeps the memory map open; its arrays are views.
             tables.append(pa.ipc.open_stream(pa.memory_map(str(folder / name))).read_all())
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
@@ -113,7 +113,7 @@ def _parts(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
-    """Batches of a split that `token_writer` wrote, in order; they are read, not mapped."""
+    """Yield the batches of a split that `token_writer` wrote, in order; they are read, not memory-mapped."""
     import pyarrow as pa
 
     with pa.OSFile(str(folder / DATA)) as stream:
@@ -121,12 +121,12 @@ def read_batches(folder: Path) -> Iterator[pa.RecordBatch]:
 
 
 class TokenWriter:
-    """Takes the rows of a split in batches, and counts tokens as they pass.
+    """Writes the rows of a split in batches and counts their tokens.
 
     Args:
-        stream: open Arrow stream of that schema.
+        stream: open Arrow stream of `schema`.
         schema: columns of the split.
-        unknown: id of the token for unknown words, if there is one.
+        unknown: id of the token for unknown words, if the tokenizer has one.
     """
 
     def __init__(self, stream: pa.RecordBatchStreamWriter, schema: pa.Schema, unknown: int | None) -> None:
@@ -154,11 +154,11 @@ class TokenWriter:
             self._tokens[name] += pc.sum(lengths).as_py()
             self._longest[name] = max(self._longest[name], pc.max(lengths).as_py())
             if self._unknown is not None:
-                found = pc.equal(pc.list_flatten(batch[name]), self._unknown)
-                self._unknowns += pc.sum(found, min_count=0).as_py()
+                unknown = pc.equal(pc.list_flatten(batch[name]), self._unknown)
+                self._unknowns += pc.sum(unknown, min_count=0).as_py()
 
     def report(self) -> dict[str, Any]:
-        """Mean and greatest length of prompts and responses, all tokens, and how many are unknown words."""
+        """Return mean and maximum length of each column, and the numbers of tokens and of unknown words."""
         lengths = {
             name: {"mean": round(tokens / self._rows, 2), "max": self._longest[name]}
             for name, tokens in self._tokens.items()
@@ -171,9 +171,9 @@ def token_writer(folder: Path, names: Sequence[str], *, unknown: int | None) -> 
     """Write a tokenised split to a new folder.
 
     Args:
-        folder: the folder; it is made.
-        names: its columns, in order.
-        unknown: id of the token for unknown words, if there is one.
+        folder: folder to create.
+        names: columns, in order.
+        unknown: id of the token for unknown words, if the tokenizer has one.
     """
     import pyarrow as pa
 
@@ -182,7 +182,7 @@ def token_writer(folder: Path, names: Sequence[str], *, unknown: int | None) -> 
     folder.mkdir()
     with pa.OSFile(str(folder / DATA), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
         yield TokenWriter(stream, schema, unknown)
-    # What `datasets` keeps beside its files. It reads the column types off the Arrow schema.
+    # Files that `datasets` expects; it takes the column types from the Arrow schema.
     write_json(folder / "dataset_info.json", {})
     write_json(
         folder / STATE,

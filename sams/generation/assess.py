@@ -13,9 +13,9 @@ from sams.generation.decode import Decoder
 from sams.policy.model import load_model
 from sams.policy.policy import Policy
 from sams.runtime.files import read_json, whole_file, write_json
-from sams.study.config import BASE_METHOD
 from sams.study.recipes import AssessRecipe, ExportRecipe, current_job, recipe_json
 from sams.study.settings import WorldAccuracy
+from sams.study.study import BASE_METHOD
 from sams.tables.choose import place, points
 from sams.training import export
 from sams.training.distribution import Workers

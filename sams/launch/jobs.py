@@ -11,10 +11,10 @@ from sams.runtime.digests import digest_of_source
 from sams.runtime.files import MANIFEST
 from sams.scoring.fetch import published
 from sams.study.code import ENTRY_POINTS, code_of_job
-from sams.study.config import Study
 from sams.study.recipes import recipe_json, recipe_of
 from sams.study.settings import Settings
 from sams.study.sources import sources_of
+from sams.study.study import Study
 
 SCORING = ("make_difficulty", "score_alpaca_eval", "score_mt_bench")
 """Stages that share the recipe `score`."""
@@ -72,6 +72,11 @@ class Jobs:
         return of
 
 
+def literal(text: str) -> str:
+    """An option's value whose braces are its own."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
 def options(*inputs: str, **more: str) -> Callable[..., str]:
     """Parameter of a rule with the command-line options of its jobs, which change no result.
 
@@ -88,7 +93,6 @@ def options(*inputs: str, **more: str) -> Callable[..., str]:
             files = input.get(name) or []
             given += [(name, file) for file in ([files] if isinstance(files, str) else files)]
         for name, value in more.items():
-            # `format_map` needs all keys, wildcards has them as attributes.
             known = {"input": input, "output": output, "threads": threads, "wildcards": wildcards}
             given.append((name, value.format(**dict(wildcards.items()), **known)))
         return " ".join(f"--{name.replace('_', '-')} {shlex.quote(_folder(value))}" for name, value in given)

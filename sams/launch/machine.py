@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sams.runtime.interrupt import WORKFLOW
-from sams.study.config import Study
+from sams.runtime.processes import PARENT
 from sams.study.recipes import job_of, recipe_json
 from sams.study.settings import Launch
+from sams.study.study import Study
 
 CPU_PROCESSES = 2
 
@@ -57,7 +57,7 @@ def job_environment(study: Study, source: str) -> str:
         "PATH": f"{python}:$PATH",
         "PYTHONPATH": f"{shlex.quote(source)}${{PYTHONPATH:+:$PYTHONPATH}}",
         "TOKENIZERS_PARALLELISM": "${TOKENIZERS_PARALLELISM:-false}",
-        WORKFLOW: str(os.getpid()),
+        PARENT: str(os.getpid()),
         "SAMS_JOB": shlex.quote(recipe_json(job_of(study))),
     }
     exports = " ".join(f"{name}={value}" for name, value in variables.items())

@@ -1,4 +1,4 @@
-"""The first job of a study: what depends on this machine is checked before anything is computed."""
+"""Stage `preflight`: check GPUs, disk, judge, data and models before anything is computed."""
 
 import logging
 import os
@@ -8,13 +8,20 @@ from typing import Any
 
 import typer
 
-from sams.data.sources import data_set_name, looks_like_file, similar_data_set, similar_file
+from sams.data.sources import (
+    data_set_name,
+    is_hub_id,
+    is_missing_path,
+    looks_like_file,
+    similar_data_set,
+    similar_file,
+)
 from sams.launch.machine import gpus_here, processes
 from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.files import write_json
 from sams.scoring.fetch import FOLDER, PUBLISHED, check, published
-from sams.study.config import Study
 from sams.study.settings import Model
+from sams.study.study import Study
 
 log = logging.getLogger("preflight")
 
@@ -24,7 +31,7 @@ ENCODERS = ("random", "all-MiniLM-L6-v2")
 
 
 def main(study: str, out: Path, results: Path = Path("results")) -> None:
-    """Check GPUs, keys, paths and disk; prepare the MLflow database; write what was found to `out`."""
+    """Check GPUs, keys, paths and disk, prepare the MLflow database, and write the findings to `out`."""
     from sams.runtime.provenance import commit, environment
     from sams.runtime.stage import read_recipe
 
@@ -42,25 +49,25 @@ def main(study: str, out: Path, results: Path = Path("results")) -> None:
 
 
 def check_gpus(study: Study) -> int:
-    """See that there are as many GPUs as processes, or none and none wanted.
+    """Check that each process has a GPU, or all run on CPUs, and return the number of GPUs.
 
     Raises:
-        UserError: naming the key and what to set it to.
+        UserError: the settings do not fit this machine; the message names the key and a value for it.
     """
     gpus = gpus_here()
-    wanted = processes(study.launch, gpus)
+    here = processes(study.launch, gpus)
     where = "launch.nproc_per_node"
     if study.launch.device == "cuda" and not gpus:
         raise UserError(
             "cuda, but this machine shows no GPU", where="launch.device", remedy="set auto or cpu"
         )
-    if study.launch.device != "cpu" and isinstance(study.launch.nproc_per_node, int) and wanted > gpus:
+    if study.launch.device != "cpu" and isinstance(study.launch.nproc_per_node, int) and here > gpus:
         raise UserError(
-            f"{wanted} processes, but this machine has {gpus} GPUs",
+            f"{here} processes, but this machine has {gpus} GPUs",
             where=where,
             remedy="set it to auto, or launch.device to cpu",
         )
-    world = study.launch.nodes * wanted
+    world = study.launch.nodes * here
     for key, size in batch_sizes(study).items():
         if size % world:
             raise UserError(
@@ -70,7 +77,7 @@ def check_gpus(study: Study) -> int:
 
 
 def batch_sizes(study: Study) -> dict[str, int]:
-    """Global batch of every training stage, by config key."""
+    """Return the global batch size of every training stage, by config key."""
     sizes = {
         f"{method}.batch_size": study.preference_of(method).batch_size for method in study.preference_methods
     }
@@ -82,10 +89,10 @@ def batch_sizes(study: Study) -> dict[str, int]:
 
 
 def check_disk(results: Path) -> int:
-    """See that the results folder has room for anything at all.
+    """Check that the results folder has a minimum of free space, and return the free bytes.
 
     Raises:
-        UserError: naming the folder.
+        UserError: it has not; the message names the folder.
     """
     results.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(results).free
@@ -97,10 +104,10 @@ def check_disk(results: Path) -> int:
 
 
 def check_judge(study: Study) -> None:
-    """See that a judge behind an endpoint has its key, and answers one small call.
+    """Check that a judge endpoint has its key and answers one small call.
 
     Raises:
-        UserError: naming the variable or the endpoint.
+        UserError: it has not; the message names the variable or the endpoint.
     """
     scored = study.benchmarks.alpaca_eval or study.benchmarks.mt_bench
     judge = study.benchmarks.judge
@@ -111,7 +118,7 @@ def check_judge(study: Study) -> None:
         raise UserError(
             "the judge needs a key",
             where="environment variable OPENAI_API_KEY",
-            remedy="export it; it is never written anywhere",
+            remedy="export it; it is never written to a file",
         )
     from sams.judge.endpoint import DEFAULT_MODEL
     from sams.judge.trial import try_out
@@ -120,14 +127,14 @@ def check_judge(study: Study) -> None:
 
 
 def check_sources(study: Study) -> None:
-    """See that files exist and hub ids can be found, before hours are spent.
+    """Check that files exist and that the hub knows the ids.
 
     Raises:
-        UserError: naming the key.
+        UserError: a source cannot be found; the message names the key.
     """
     named = {f"data.{split}": getattr(study.data, split) for split in ("train", "test", "sft")}
     for key, source in named.items():
-        if source is not None and names_a_missing_path(source):
+        if source is not None and is_missing_path(source):
             raise UserError(
                 f"no such file: {source}{similar_file(source)}",
                 where=key,
@@ -155,10 +162,10 @@ def check_sources(study: Study) -> None:
 
 
 def check_model_source(model: Model, key: str) -> None:
-    """See that a model can be had, and that the weights in a folder are whole.
+    """Check that a model can be found, and the weights of a local one.
 
     Raises:
-        UserError: naming the key, the file or the tensor.
+        UserError: it cannot be used; the message names the key, the file or the tensor.
     """
     if model.path is None:
         return
@@ -176,14 +183,8 @@ def check_model_source(model: Model, key: str) -> None:
         check_hub_model(model, key)
 
 
-def names_a_missing_path(source: str) -> bool:
-    """Whether a source of data is meant as a file or folder (`folder:split` too), and is not there."""
-    name, _ = data_set_name(source)
-    return looks_like_file(name) and not Path(source).exists() and not Path(name).is_dir()
-
-
 def models(study: Study) -> dict[str, Model]:
-    """The models that the study starts from or scores, by config key."""
+    """Return the models that the study starts from or scores, by config key."""
     finished = {
         f"method_settings.{method}.model.path": study.model_of(method) for method in study.finished_methods
     }
@@ -191,27 +192,27 @@ def models(study: Study) -> dict[str, Model]:
 
 
 def hub_commits(study: Study) -> dict[str, str | None]:
-    """The commit that each hub id of the study stands for, by `id@revision`; null where the hub does not say.
+    """Return the commit of each hub id of the study, by `id@revision`; None if the hub does not answer.
 
-    A revision such as `main` moves: whoever repeats the study pins what stands here.
+    A revision such as `main` moves; to repeat the study, pin the commits.
 
     Raises:
-        UserError: the hub says that there is no such id or revision.
+        UserError: the hub has no such id or revision.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    asked = {
+    hub_ids = {
         (model.path, model.revision or "main", "model")
         for model in models(study).values()
         if model.path is not None and not Path(model.path).exists()
     }
     for source in (study.data.train, study.data.test, study.data.sft):
-        name, revision = data_set_name(source or "")
-        if name and not looks_like_file(name) and not Path(name).exists() and not Path(source or "").exists():
-            asked.add((name, revision or "main", "dataset"))
+        if source and is_hub_id(source):
+            name, revision = data_set_name(source)
+            hub_ids.add((name, revision or "main", "dataset"))
     commits: dict[str, str | None] = {}
-    for name, revision, kind in sorted(asked):
+    for name, revision, kind in sorted(hub_ids):
         try:
             found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_SECONDS)
             commits[f"{name}@{revision}"] = found.sha
@@ -219,14 +220,14 @@ def hub_commits(study: Study) -> dict[str, str | None]:
             reason, remedy = hub_problem(error, revision)
             near = similar_data_set(name) if kind == "dataset" else ""
             raise UserError(f"{reason}{near}", where=f"{kind} {name}@{revision}", remedy=remedy) from None
-        except Exception as error:  # the hub's client lets the errors of its HTTP library through
+        except Exception as error:  # the hub's client passes on errors of its HTTP library
             commits[f"{name}@{revision}"] = None
             log.warning("%s@%s: its commit is not known (%s)", name, revision, first_line(error))
     return commits
 
 
 def benchmark_sources(study: Study) -> dict[str, str]:
-    """Files that the benchmarks' settings name, by key."""
+    """Return the files that the benchmarks' settings name, by key."""
     groups = {"alpaca_eval": study.benchmarks.alpaca_eval, "mt_bench": study.benchmarks.mt_bench}
     return {
         f"benchmarks.{name}.{key}": value
@@ -238,17 +239,17 @@ def benchmark_sources(study: Study) -> dict[str, str]:
 
 
 def check_hub_model(model: Model, key: str = "model.path") -> None:
-    """See that a model's config can be had from the hub or its cache, and that its weights are no mere pickles.
+    """Check that a model's config is on the hub or in its cache, and that its weights are not pickled only.
 
     Raises:
-        UserError: saying what the hub answered.
+        UserError: it cannot be used; the message holds the hub's answer.
     """
     from huggingface_hub import HfApi, hf_hub_download
 
     name = str(model.path)
     try:
         hf_hub_download(name, "config.json", revision=model.revision, etag_timeout=HUB_SECONDS)
-    except Exception as error:  # the hub's client lets the errors of its HTTP library through
+    except Exception as error:  # the hub's client passes on errors of its HTTP library
         reason, remedy = hub_problem(error, model.revision)
         raise UserError(f"{name} cannot be had: {reason}", where=key, remedy=remedy) from None
     try:
@@ -267,10 +268,10 @@ def check_hub_model(model: Model, key: str = "model.path") -> None:
 
 
 def hub_problem(error: Exception, revision: str | None) -> tuple[str, str]:
-    """What the hub's client says, and what to do about it."""
+    """Return the problem that an error of the hub's client stands for, and its remedy."""
     from huggingface_hub import errors
 
-    token = "export HF_TOKEN" if not os.environ.get("HF_TOKEN") else "see to HF_TOKEN"
+    token = "export HF_TOKEN" if not os.environ.get("HF_TOKEN") else "check HF_TOKEN"
     known: tuple[tuple[type[Exception], str, str], ...] = (
         (errors.GatedRepoError, "it is gated", f"accept its terms on the hub, and {token}"),
         (errors.RevisionNotFoundError, f"it has no revision {revision}", "correct the revision"),

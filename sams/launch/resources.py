@@ -1,8 +1,8 @@
-"""What each rule asks a scheduler for: GPUs, nodes, memory, time, disk; told without importing torch.
+"""Resources of each rule: GPUs, nodes, memory, time and disk, computed without torch.
 
-Snakemake hands these to Slurm, Kubernetes and the like; on one machine `gpu` alone limits what runs at once. Memory
-and disk follow from the recipe. The time of a training job is a slot, not a forecast: a job whose time is up saves,
-is queued again and goes on (docs/cluster.md). A profile's `set-resources` overrides any of it.
+Snakemake passes them to Slurm, Kubernetes and the like; on one machine `gpu` alone limits the jobs that run at once.
+Memory and disk follow from the settings. The time of a training job is a slot, not a forecast: a job at its limit
+saves, is queued again and continues (docs/cluster.md). A profile's `set-resources` overrides any of them.
 """
 
 from typing import Any
@@ -10,26 +10,26 @@ from typing import Any
 from sams.launch.machine import gpus_wanted, processes
 from sams.runtime.errors import UserError
 from sams.study.architectures import config_of
-from sams.study.config import Study
 from sams.study.settings import Model
+from sams.study.study import Study
 
 MIB = 2**20
 
 PROCESS_MB = 2000
-"""Memory of a process that has imported torch and transformers, buffers included: 700 MB were seen on CPUs."""
+"""Memory of a process that has imported torch and transformers, with buffers: 700 MB were measured on CPUs."""
 ASSUMED_WEIGHTS = 8.0e9
-"""Of a model whose architecture is not known here."""
+"""Number of weights of a model whose architecture is not known."""
 
 TRAINING_BYTES = 16
-"""Float32 weights, gradient and AdamW's two moments, of each weight."""
+"""Bytes a weight: float32 weight, gradient and AdamW's two moments."""
 LOADING_BYTES = 4
-"""Float32 weights, which a process holds before they go to its GPU: all of them, or under FSDP2 its shard."""
+"""Bytes a weight: float32, in host memory before it is moved to the GPU (all weights, or under FSDP2 the shard)."""
 CHECKPOINT_BYTES = 3 * 12
-"""Float32 weights and moments, of each weight: two checkpoints that are kept, and the one being written."""
+"""Bytes a weight: float32 weight and moments in two kept checkpoints and the one being written."""
 
 TRAINING_MINUTES = 24 * 60
 SMALL_WEIGHTS = 1.0e8
-"""Weights of a model whose jobs are short."""
+"""Most weights of a model whose training jobs are short."""
 SMALL_MINUTES = 120
 
 MINUTES = {
@@ -43,18 +43,18 @@ MINUTES = {
     "score": 720,
     "tables": 60,
 }
-"""Slot of the other rules, by rule or kind of rule."""
+"""Time of the other rules, by rule or kind of rule."""
 
 MEMORY_MB = {"prepare_data": 8000, "tokenise": 16000, "score": 4000}
-"""Memory of the rules that hold no weights, where it is not that of one process."""
+"""Memory of rules without weights that need more than `PROCESS_MB`."""
 
 
 def training(study: Study, gpus: int) -> dict[str, Any]:
-    """Resources of a rule that is one torchrun.
+    """Return the resources of a rule that runs torchrun.
 
     Args:
         study: the study.
-        gpus: GPUs of this machine, which `nproc_per_node: auto` counts.
+        gpus: GPUs of this machine, for `nproc_per_node: auto`.
     """
     launch, weights = study.launch, weights_of(study.model)
     each, on_gpus = processes(launch, gpus), gpus_wanted(launch, gpus)
@@ -64,7 +64,7 @@ def training(study: Study, gpus: int) -> dict[str, Any]:
         training is not None and training.lora for training in trainings
     ):
         per_weight /= each
-    asked = {
+    resources = {
         **_gpus(study, on_gpus),
         "nodes": launch.nodes,
         "processes": each,
@@ -73,33 +73,33 @@ def training(study: Study, gpus: int) -> dict[str, Any]:
         "runtime": SMALL_MINUTES if weights < SMALL_WEIGHTS else TRAINING_MINUTES,
     }
     if launch.nodes > 1:
-        # What Slurm's plugin needs to hear of a job on several nodes: `mpi` stops it from starting one task on one of
-        # them (`sams.launch.nodes` starts one on each), `gres` counts per node where `gpu` counts all.
-        asked |= {"mpi": "srun", "tasks": launch.nodes, "tasks_per_gpu": 0}
+        # Snakemake's Slurm plugin: without `mpi` it would start one task on one node (`sams.launch.nodes` starts one
+        # on each); `gres` counts GPUs per node, `gpu` counts all.
+        resources |= {"mpi": "srun", "tasks": launch.nodes, "tasks_per_gpu": 0}
         if on_gpus:
             kind = f"{launch.gpu_model}:" if launch.gpu_model else ""
-            asked = {key: value for key, value in asked.items() if key not in ("gpu", "gpu_model")}
-            asked["gres"] = f"gpu:{kind}{on_gpus}"
-    return asked
+            resources = {key: value for key, value in resources.items() if key not in ("gpu", "gpu_model")}
+            resources["gres"] = f"gpu:{kind}{on_gpus}"
+    return resources
 
 
 def generation(study: Study, gpus: int) -> dict[str, Any]:
-    """Resources of a rule that generates with one process, on one GPU if there are any."""
+    """Return the resources of a rule that generates in one process, on one GPU if there are any."""
     return {**_gpus(study, min(1, gpus_wanted(study.launch, gpus))), **_one_process(study, "generate")}
 
 
 def checking(study: Study, gpus: int) -> dict[str, Any]:
-    """Resources of `preflight`, which looks at a machine like those that train."""
+    """Return the resources of `preflight`, which runs on a machine like those that train."""
     return {**_gpus(study, gpus_wanted(study.launch, gpus)), **_without_weights("preflight")}
 
 
 def exporting(study: Study) -> dict[str, Any]:
-    """Resources of a rule that holds the weights once, on a CPU."""
+    """Return the resources of a rule that holds the weights once, on a CPU."""
     return {"gpu": 0, **_one_process(study, "export_model")}
 
 
 def plain(study: Study, kind: str) -> dict[str, Any]:
-    """Resources of a rule without weights: one of `MINUTES`. The synthetic world's data are small."""
+    """Return the resources of a rule without weights, one of `MINUTES`. The synthetic world's data is small."""
     made_here = {"mem_mb": PROCESS_MB} if study.data.world is not None and kind != "score" else {}
     return {"gpu": 0, **_without_weights(kind), **made_here}
 

@@ -15,7 +15,7 @@ import psutil
 
 from sams.launch.changes import changes
 from sams.runtime.errors import UserError
-from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
+from sams.runtime.processes import EXIT_INTERRUPTED, STOP_SIGNALS
 
 LOCK = ".lock"
 

@@ -12,8 +12,8 @@ from sams.losses.base import PairLogps, PairLoss
 class IPO(PairLoss):
     """IPO on log-ratios per token: (difference - 1 / (2 beta))^2, beta being the paper's tau.
 
-    Source: Azar et al. 2024, Eq. 17, normalised by length as its authors ran it and as TRL's `ipo`. The
-    rewards are per token too, as the loss sees them; TRL reports them summed.
+    Source: Azar et al. 2024, Eq. 17, normalised by length as in the authors' runs and TRL's `ipo`. The
+    rewards are per token too; TRL reports them summed.
     """
 
     per_token: ClassVar[bool] = True

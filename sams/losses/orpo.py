@@ -15,7 +15,7 @@ class ORPO(PairLoss):
     """ORPO: negative log-prob per token of the chosen response - beta * log sigmoid of the log odds ratio.
 
     Source: Hong et al. 2024, Eq. 4, 6 and 7, on probabilities per token; `beta` is the paper's lambda, as in
-    TRL. The likelihood term covers the response alone (TRL's takes in the prompt).
+    TRL. The likelihood term covers the response only (in TRL the prompt too).
     """
 
     needs_reference: ClassVar[bool] = False
@@ -27,6 +27,6 @@ class ORPO(PairLoss):
 
 
 def log_odds(logp: Tensor) -> Tensor:
-    """log(p / (1 - p)) of p = e^logp, precise near p = 1; a p that rounds to 1 counts as one step below."""
+    """Return log(p / (1 - p)) of p = e^logp, precise near p = 1; a p that rounds to 1 counts as one step below."""
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
     return logp - torch.log(-torch.expm1(logp))

@@ -13,8 +13,8 @@ class RDPO(PairLoss):
     """R-DPO: -log sigmoid(reward margin + alpha * (tokens of the chosen - tokens of the rejected)).
 
     Source: Park et al. 2024, "Disentangling length from quality in DPO", Eq. 9: DPO for the reward less
-    alpha per token. The sign is plus: what length explains of a preference, the policy need not learn, so a
-    pair whose chosen response is the longer one pulls less. `rewards` are net of the penalty.
+    alpha per token. The sign is plus: the policy need not learn the part of a preference that length
+    explains, so a pair with a longer chosen response has less weight. `rewards` leave out the penalty.
     """
 
     alpha: float = 0.05

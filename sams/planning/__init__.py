@@ -1,1 +1,1 @@
-"""Memory, time and cost of a study, before it is launched and without a GPU."""
+"""Plan a study: hours, memory, disk and judge calls, computed without a GPU."""

@@ -1,8 +1,8 @@
-"""Peak memory of a training process, from a run of its passes on tensors that have a shape and no data.
+"""Peak memory of a training process, simulated on tensors without data.
 
-torch's memory trackers count every storage while the study's own policy, sharded or not as the trainer does it, takes
-its step on the longest rows there can be. They do not see the CUDA context, NCCL's buffers and fragmentation: RESERVE
-and SPARE stand for these.
+torch's memory trackers count every storage while the study's policy, sharded as in training, takes a step on the
+longest possible rows. They do not see the CUDA context, NCCL's buffers and fragmentation: RESERVE and SPARE stand for
+these.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import DeviceMesh
 
 from sams.planning.models import build
-from sams.planning.traffic import CountTraffic, Traffic
 from sams.policy.model import checkpoint_activations
 from sams.policy.packing import SEGMENTS
 from sams.policy.policy import Policy
@@ -33,21 +32,21 @@ if TYPE_CHECKING:
     from sams.study.settings import Model
 
 RESERVE = 2 * 2**30
-"""Bytes of a GPU taken by its context and by NCCL. An assumption."""
+"""Bytes of GPU memory taken by the CUDA context and NCCL. An assumption."""
 SPARE = 1.1
-"""What is allocated, over what tensors hold: fragmentation. An assumption."""
+"""Allocated memory over the memory of tensors (fragmentation). An assumption."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The passes of one kind between two steps of the optimiser, on one process.
+    """Passes of one process between two optimiser steps.
 
     Attributes:
-        items: of a micro-batch.
-        completions: of an item: 2 of a pair, 1 of an example.
-        micro_batches: more than one are added up before gradients are exchanged.
+        items: items of a micro-batch.
+        completions: completions of an item: 2 for a pair, 1 for an example.
+        micro_batches: micro-batches whose gradients are accumulated before they are reduced.
         trained: whether gradients are computed.
-        checkpointing: whether blocks are computed again in the backward pass.
+        checkpointing: whether activations are recomputed in the backward pass.
     """
 
     items: int
@@ -59,15 +58,15 @@ class Passes:
 
 @dataclass(frozen=True)
 class Simulation:
-    """How a study runs its policy.
+    """A policy and the way a study distributes it.
 
     Attributes:
         config: transformers config.
         model: settings of the policy.
-        world: processes.
-        sharded: FSDP2; otherwise each process holds the policy whole, as alone or with DDP.
-        max_length: longest prompt and completion in tokens.
-        replicas: of the policy, each sharded over a part of the processes (HSDP).
+        world: number of processes.
+        sharded: whether FSDP2 shards the policy; otherwise each process holds all of it.
+        max_length: longest prompt with completion, in tokens.
+        replicas: replicas of the policy, each sharded over a part of the processes (HSDP).
     """
 
     config: dict[str, Any]
@@ -77,12 +76,15 @@ class Simulation:
     max_length: int
     replicas: int = 1
 
-    def peak(self, passes: Passes) -> int:
-        """Bytes at the peak of one process: weights, and of what is trained gradients and AdamW's moments too."""
-        return self.step(passes)[0]
+    def peak(self, passes: Passes, watched: contextlib.AbstractContextManager[Any] | None = None) -> int:
+        """Run one step of one or two micro-batches, or one scoring pass, and return the peak of one process in bytes.
 
-    def step(self, passes: Passes) -> tuple[int, Traffic]:
-        """The peak, and what one process sends: in a step of one or two micro-batches, or in one pass of scoring."""
+        The peak includes the weights and, if `passes.trained`, gradients and AdamW's moments.
+
+        Args:
+            passes: the passes of the step.
+            watched: context manager that is active during the passes, such as `benchmarks.traffic.CountTraffic`.
+        """
         rows = longest_rows(passes, self.max_length, packed=self.model.packing)
         world = self.world if self.sharded else 1
         with fake_processes(world, self.replicas) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
@@ -92,9 +94,11 @@ class Simulation:
                 checkpoint_activations(policy.model)
             if self.sharded and self.world > 1:
                 shard(policy, mesh, self.model.precision)
-            return self._run(policy, rows, passes)
+            return self._run(policy, rows, passes, watched or contextlib.nullcontext())
 
-    def _run(self, policy: Policy, rows: Rows, passes: Passes) -> tuple[int, Traffic]:
+    def _run(
+        self, policy: Policy, rows: Rows, passes: Passes, watched: contextlib.AbstractContextManager[Any]
+    ) -> int:
         optimiser = _with_moments(policy) if passes.trained else None
         sharded = self.sharded and self.world > 1
         tracker: Any = FSDPMemTracker(policy, optimiser) if sharded else MemTracker()  # type: ignore[arg-type]
@@ -103,10 +107,10 @@ class Simulation:
         compute = partial(
             torch.autocast, "cpu", torch.bfloat16, enabled=not sharded and self.model.precision == "bfloat16"
         )
-        with tracker, CountTraffic() as counted, torch.set_grad_enabled(passes.trained):
-            # What a second micro-batch adds, further ones do not.
+        with tracker, watched, torch.set_grad_enabled(passes.trained):
+            # More than two micro-batches take no more memory than two.
             for left in reversed(range(min(2, passes.micro_batches))):
-                tracker.reset_mod_stats()  # each pass is the tracker's first
+                tracker.reset_mod_stats()  # the tracker expects one pass
                 if sharded:
                     policy.set_requires_gradient_sync(left == 0)  # type: ignore[operator]
                 with compute():
@@ -115,22 +119,21 @@ class Simulation:
                     logps.mean().backward()
             if optimiser is not None:
                 optimiser.step()
-        peak = max(int(found["Total"]) for found in tracker.get_tracker_snapshot("peak").values())
-        return peak, counted.traffic
+        return max(int(total["Total"]) for total in tracker.get_tracker_snapshot("peak").values())
 
 
 def longest_rows(passes: Passes, max_length: int, *, packed: bool) -> Rows:
-    """Rows of items as long as they can be: a prompt of one token, and completions up to the limit."""
+    """Return rows of the longest possible items: a prompt of one token, and completions up to the limit."""
     item: Item = ([1], [[1] * (max_length - 1)] * passes.completions)
     if packed:
         return pack_rows([item] * passes.items)
     rows = pad_rows([item] * passes.items)
-    # All rows are of one length: nothing is masked, and transformers would look into the mask.
+    # All rows have the same length, so there is no mask; transformers would read its values.
     return Rows(rows.input_ids, rows.sequence, rows.answers, rows.predicts, rows.counts)
 
 
 def on_cpu(policy: Policy) -> Policy:
-    """Make a meta policy's weights tensors of the CPU, which a fake tensor mode gives no data either."""
+    """Replace a policy's meta tensors by CPU tensors, which have no data under a fake tensor mode."""
     made: dict[Any, Any] = {}
     for module in policy.modules():
         for name, weight in module.named_parameters(recurse=False):
@@ -143,7 +146,7 @@ def on_cpu(policy: Policy) -> Policy:
 
 
 def _with_moments(policy: Policy) -> torch.optim.Optimizer:
-    """The trainer's optimiser as it is after its first step, moments included."""
+    """Return the trainer's optimiser in the state after its first step, with moments."""
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, fused=True)
     for parameter in trained:
@@ -155,7 +158,7 @@ def _with_moments(policy: Policy) -> torch.optim.Optimizer:
 
 @contextlib.contextmanager
 def fake_processes(world: int, replicas: int = 1) -> Iterator[DeviceMesh]:
-    """A process group of which this is rank 0. The others are not there, and nothing is waited for."""
+    """Yield a device mesh of a fake process group: this process is rank 0, and collectives return at once."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)

@@ -1,4 +1,4 @@
-"""An architecture without its weights: how many there are."""
+"""Build architectures without weights, and count the weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Sizes:
     """Numbers of weights.
 
     Attributes:
-        total: all.
-        body: those that every token meets, N.
-        head: of the output layer, N_h.
-        cache: bytes of keys and values that generation keeps per token, in bfloat16.
+        total: all weights.
+        body: weights that every token passes, N.
+        head: weights of the output layer, N_h.
+        cache: bytes of cached keys and values a token in generation, in bfloat16.
     """
 
     total: int
@@ -30,7 +30,7 @@ class Sizes:
 
 
 def build(config: dict[str, Any], attention: str) -> Policy:
-    """A policy of that architecture on the meta device: shapes, and nothing in them."""
+    """Build a policy of an architecture on the meta device."""
     known = dict(config)
     made = transformers.AutoConfig.for_model(known.pop("model_type"), **known)
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""What a plan tells: jobs, memory, disk, judge."""
+"""Records that a plan consists of: jobs, memory, disk and judge calls."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sams.planning.peaks import Memory
 
 @dataclass(frozen=True)
 class Stage:
-    """Jobs of one kind.
+    """Jobs of one rule, or of one rule and method.
 
     Attributes:
-        name: the rule, and the method where it has one job each.
-        jobs: how many.
-        rounds: of one job; 0 where there are none.
-        tokens: that the policy meets, of all jobs.
-        gpu_hours: of all jobs; None for CPU jobs, and where no GPU is planned for.
+        name: rule, and the method if each method has a job.
+        jobs: number of jobs.
+        rounds: rounds of one job; 0 if it has none.
+        tokens: tokens that pass the policy in all jobs.
+        gpu_hours: GPU-hours of all jobs; None for CPU jobs, and without a GPU to plan for.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes that stay, or that are there while a job runs."""
+    """Files of one kind: their number and bytes, and whether they stay when the job has ended."""
 
     what: str
     count: int
@@ -38,13 +38,13 @@ class Disk:
 
     @property
     def bytes(self) -> float:
-        """Of all."""
+        """Bytes of all files."""
         return self.count * self.each
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Calls of a judge for one benchmark, over all models."""
+    """Judge calls of one benchmark for all models."""
 
     benchmark: str
     calls: int
@@ -54,7 +54,7 @@ class Judged:
 
 @dataclass
 class Plan:
-    """What is printed."""
+    """Plan of a study."""
 
     stages: list[Stage]
     memory: list[Memory]

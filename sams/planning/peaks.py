@@ -1,4 +1,4 @@
-"""Peak memory of the processes of a study's stages, on one kind of machine."""
+"""Peak memory of the processes of each stage."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from sams.runtime.gpus import Gpu
 from sams.training.tuning import ADAM_BYTES, MEMORY_SHARE, WAITING_BYTES
 
 if TYPE_CHECKING:
-    from sams.study.config import Study
     from sams.study.settings import MicroBatch, Training
+    from sams.study.study import Study
 
 DEPTHS = (4, 8)
-"""Blocks of the models that are run; what deeper ones take is extrapolated, since each block adds as much."""
+"""Numbers of blocks that are simulated. Deeper models are extrapolated: each block adds the same memory."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak of one process of a stage, in bytes.
+    """Peak memory of one process of a stage, in bytes.
 
     Attributes:
-        stages: those of the same passes.
-        passes: the largest of them: `4 x 1 pair` are four micro-batches of one.
-        policy: weights, gradients, moments, activations, as torch's tracker counts them.
-        scheduler: weights, gradients, moments.
-        taken: with what the tracker does not see.
-        fits: whether the GPU, or this machine's share for the process, holds it; None where it is not known.
-        accumulated: bytes of it that are gradients waiting, unsharded, for the last micro-batch.
+        stages: stages with the same passes.
+        passes: largest passes: `4 x 1` are four micro-batches of one item.
+        checkpointing: whether activations are recomputed.
+        policy: weights, gradients, moments and activations, as torch's tracker counts them.
+        scheduler: weights, gradients and moments.
+        taken: estimate with the parts that the tracker does not see.
+        fits: whether the GPU, or the process's share of this machine, holds it; None if unknown.
+        accumulated: part that is unsharded gradients, accumulated until the last micro-batch.
     """
 
     stages: str
@@ -48,14 +49,14 @@ class Memory:
 
 
 class Peaks:
-    """Peaks of one study on one kind of machine.
+    """Computes the peak memory of a study's stages on one kind of machine.
 
     Args:
         study: the study.
         config: transformers config of its policy.
-        sizes: weights of the policy.
-        gpu: None for processes on the CPUs of this machine.
-        world: processes of a training job.
+        sizes: numbers of weights of the policy.
+        gpu: GPU of each process; None for processes on the CPUs of this machine.
+        world: number of processes of a training job.
         sharded: whether they shard the policy.
     """
 
@@ -81,34 +82,34 @@ class Peaks:
         completions: int,
         scheduler: SchedulerCosts | None = None,
     ) -> Memory:
-        """The largest passes of a stage that trains on so many items of a global batch."""
+        """Return the peak of a stage that trains on `items` items of a global batch."""
         share = max(1, -(-items // self.world))
         held = 0 if scheduler is None else scheduler.bytes
         # Frozen weights have no gradients and moments; the adapters themselves are small.
         frozen = 0.0 if training.lora is None else self._state
         checkpointing = self._checkpointing(completions, scheduler, frozen)
-        wanted = training.micro_batch_size
-        size = self._fitting(completions, checkpointing, scheduler, frozen) if wanted == "auto" else wanted
+        given = training.micro_batch_size
+        size = self._fitting(completions, checkpointing, scheduler, frozen) if given == "auto" else given
         size = max(1, min(share, size))
         batches = -(-share // size)
         waiting = self.sharded and batches > 1 and training.lora is None
         passes = Passes(-(-share // batches), completions, 2 if waiting else 1, True, checkpointing)
         peak = self.peak(passes) - frozen
         accumulated = 4.0 * self.sizes.total if waiting else 0.0
-        told = f"{batches} x {passes.items}"
-        # Scoring passes meet gradients and moments too.
+        label = f"{batches} x {passes.items}"
+        # Gradients and moments stay in memory during scoring passes.
         scoring = training.scoring_micro_batch_size
         most = -(-training.batch_size // self.world)
         seen = Passes(most if scoring == "auto" else scoring, completions, trained=False)
         if (scored := self.peak(seen) + self._state - frozen) > peak:
-            peak, told, accumulated = scored, f"scoring {seen.items}", 0.0
-        # These processes hold all weights before they shard them.
-        whole = training.lora is not None or (stage == "train_sft" and self.study.model.path is None)
-        return self.row(stage, told, checkpointing, peak, held, accumulated, whole=whole)
+            peak, label, accumulated = scored, f"scoring {seen.items}", 0.0
+        # These processes load all weights before they shard them.
+        complete = training.lora is not None or (stage == "train_sft" and self.study.model.path is None)
+        return self.row(stage, label, checkpointing, peak, held, accumulated, complete=complete)
 
     @property
     def _state(self) -> float:
-        """Bytes of gradients and two moments of all weights, on one process."""
+        """Bytes of gradients and two moments of all weights on one process."""
         return float(ADAM_BYTES * self.sizes.total) / (self.world if self.sharded else 1)
 
     def scored(
@@ -119,7 +120,7 @@ class Peaks:
         completions: int,
         scheduler: SchedulerCosts | None = None,
     ) -> Memory:
-        """A stage of scoring passes alone."""
+        """Return the peak of a stage that has scoring passes only."""
         items = most if micro_batch == "auto" else micro_batch
         peak = self.peak(Passes(items, completions, trained=False))
         held = 0 if scheduler is None else scheduler.bytes
@@ -134,10 +135,10 @@ class Peaks:
         scheduler: float,
         accumulated: float = 0.0,
         *,
-        whole: bool = False,
+        complete: bool = False,
     ) -> Memory:
-        """What such a process takes; `whole`: it loads the policy whole before it shards it."""
-        start = 4.0 * self.sizes.total * (1 + 1 / self.world) if self.sharded and whole else 0.0
+        """Return the peak of a process; with `complete` it loads the complete policy before it is sharded."""
+        start = 4.0 * self.sizes.total * (1 + 1 / self.world) if self.sharded and complete else 0.0
         if start > policy + scheduler:
             passes, policy, scheduler, accumulated = "before sharding", start, 0.0, 0.0
         taken = self._taken(policy + scheduler)
@@ -148,16 +149,16 @@ class Peaks:
 
     @cached_property
     def room(self) -> float:
-        """Bytes of a GPU, or of a process's share of this machine."""
+        """Bytes of the GPU, or of a process's share of this machine."""
         return self.gpu.memory if self.gpu is not None else psutil.virtual_memory().total / self.world
 
     def peak(self, passes: Passes) -> float:
-        """Peak of a process."""
+        """Return the tracked peak of a process in bytes."""
         return self._extrapolated(lambda depth: self._peak_at(passes, depth))
 
     def _peak_at(self, passes: Passes, depth: int) -> int:
-        """Peak of the model cut to so many blocks."""
-        if not passes.trained and passes.items > 2:  # no activation stays, so items add up
+        """Return the tracked peak with the model cut to `depth` blocks."""
+        if not passes.trained and passes.items > 2:  # linear: no activations are stored
             one, two = (self._peak_at(replace(passes, items=items), depth) for items in (1, 2))
             return one + (passes.items - 1) * (two - one)
         if (passes, depth) not in self._peaks:
@@ -168,28 +169,28 @@ class Peaks:
         return self._peaks[passes, depth]
 
     def _extrapolated(self, at: Callable[[int], float]) -> float:
-        """A value of the whole model from its values at two depths; of a shallow model the value itself."""
-        whole, (few, more) = self.config["num_hidden_layers"], DEPTHS
-        if whole <= more:
-            return at(whole)
-        return at(few) + (whole - few) / (more - few) * (at(more) - at(few))
+        """Extrapolate a value from two depths to the model's depth; shallow models need no extrapolation."""
+        depth, (few, more) = self.config["num_hidden_layers"], DEPTHS
+        if depth <= more:
+            return at(depth)
+        return at(few) + (depth - few) / (more - few) * (at(more) - at(few))
 
     def _added(self, completions: int, checkpointing: bool) -> float:
-        """Bytes that one more of the longest items adds to the peak."""
+        """Return the bytes that one more of the longest items adds to the peak."""
         one, two = (Passes(items, completions, 1, True, checkpointing) for items in (1, 2))
         return max(
             1.0, self._extrapolated(lambda depth: self._peak_at(two, depth) - self._peak_at(one, depth))
         )
 
     def _checkpointing(self, completions: int, scheduler: SchedulerCosts | None, frozen: float) -> bool:
-        """As set; `auto`: where the longest item would not fit otherwise."""
-        wanted = self.study.model.activation_checkpointing
-        return wanted if wanted != "auto" else not self._fitting(completions, False, scheduler, frozen)
+        """Return the setting; `auto` means only if the longest item does not fit otherwise."""
+        given = self.study.model.activation_checkpointing
+        return given if given != "auto" else not self._fitting(completions, False, scheduler, frozen)
 
     def _fitting(
         self, completions: int, checkpointing: bool, scheduler: SchedulerCosts | None, frozen: float
     ) -> int:
-        """The most of the longest items that fit in a micro-batch, by the rule of `sams.training.tuning`."""
+        """Return how many of the longest items fit in a micro-batch, by the rule of `sams.training.tuning`."""
         shards = self.world if self.sharded else 1
         free = self.room - (RESERVE if self.gpu is not None else 0) - 4.0 * self.sizes.total / shards
         free -= 0 if scheduler is None else scheduler.bytes
@@ -200,7 +201,7 @@ class Peaks:
 
 
 def together(rows: list[Memory]) -> list[Memory]:
-    """Rows that differ in their stage alone, as one."""
+    """Merge rows that differ only in their stage."""
     grouped: dict[Any, list[str]] = {}
     for row in rows:
         key = (row.passes, row.checkpointing, row.policy, row.scheduler, row.taken, row.fits, row.accumulated)

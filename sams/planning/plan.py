@@ -1,4 +1,4 @@
-"""The plan of a study: its jobs and their hours, memory, disk and judge calls, and what will not fit."""
+"""Plan a study: its jobs and their hours, memory, disk and judge calls, with warnings of what will not fit."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from sams.planning.peaks import Memory, Peaks, together
 from sams.planning.work import SchedulerCosts, Work, scheduler_costs
 from sams.runtime.gpus import Gpu
 from sams.study.architectures import config_of
-from sams.study.config import Study
 from sams.study.recipes import recipe_of, scheduler_is_pretrained
+from sams.study.study import Study
 from sams.tables.render import number
 from sams.training.checkpoints import KEPT
 from sams.training.reference import MOST_ITEMS
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 QUESTIONS = {"alpaca_eval": 805, "mt_bench": 80}
 TURNS = {"alpaca_eval": 1, "mt_bench": 2}
 
-# Tokens of a judge's prompt, four characters to one. AlpacaEval: template, instruction, baseline (3,612 characters),
-# and an answer of 2,034. MT-Bench: the mean of 480 recorded judgments (3,101 characters).
+# Tokens of a judge's prompt, at four characters a token. AlpacaEval: template, instruction, baseline (3,612
+# characters) and an answer of 2,034. MT-Bench: the mean of 480 recorded judgments (3,101 characters).
 JUDGE_PROMPT = {"alpaca_eval": 1410, "mt_bench": 775}
 JUDGE_ANSWER = {"alpaca_eval": 1, "mt_bench": USUAL_ANSWER_TOKENS}
 
 LONGEST_ANSWER = 1024
-"""Steps of a batch of answers, which ends with its longest one. An assumption."""
+"""Decoding steps of a batch, which ends with its longest answer. An assumption."""
 STEP_SECONDS = 0.03
-"""Least time of a decoding step of transformers, whatever the GPU. An assumption."""
+"""Least time of a decoding step with transformers on any GPU. An assumption."""
 SCHEDULER_RATE = 0.5
-"""TensorFloat-32, in which the scheduler computes, against bfloat16."""
+"""Rate of TensorFloat-32, which the scheduler uses, relative to bfloat16."""
 GIB = 2**30
 
 
@@ -52,10 +52,10 @@ class Planner:
     Args:
         study: the study.
         facts: sizes of its data.
-        gpu: name of the GPU; None for processes on the CPUs of this machine.
-        world: processes of a training job, and GPUs there are.
-        use: share of the GPU's peak that training reaches; None takes what is assumed for it.
-        results: results folder, on whose disk there must be room.
+        gpu: name and data of the GPU; None for processes on the CPUs of this machine.
+        world: number of processes of a training job, and of GPUs.
+        use: share of the GPU's peak that training reaches; None uses the assumption of `gpu`.
+        results: results folder, whose disk the study needs.
     """
 
     def __init__(
@@ -80,32 +80,32 @@ class Planner:
 
     @cached_property
     def sizes(self) -> Sizes:
-        """Weights of the policy."""
+        """Numbers of weights of the policy."""
         return sizes_of(self.config)
 
     @cached_property
     def peaks(self) -> Peaks:
-        """Peak memory of its processes."""
+        """Peak memory of the policy's processes."""
         return Peaks(
             self.study, self.config, self.sizes, gpu=self.gpu, world=self.world, sharded=self.sharded
         )
 
     @cached_property
     def packed(self) -> bool:
-        """Whether a pair's prompt is computed once."""
+        """Whether the prompt of a pair is computed once."""
         return self.study.model.packing
 
     def plan(self) -> Plan:
-        """Everything."""
-        made = Plan(self.stages(), self.memory(), self.disk(), self.judge())
-        self._notes(made)
-        self._warn(made)
-        return made
+        """Return the complete plan."""
+        plan = Plan(self.stages(), self.memory(), self.disk(), self.judge())
+        self._add_notes(plan)
+        self._add_warnings(plan)
+        return plan
 
     # --- jobs -------------------------------------------------------------------------------------
 
     def stages(self) -> list[Stage]:
-        """All jobs but the small ones: inputs of the benchmarks, tables, figures."""
+        """Return all jobs except small ones (benchmark inputs, tables, figures)."""
         study = self.study
         sets = self.seeds if study.data.world is not None and study.data.world.per_seed else 1
         stages = [Stage("prepare_data", sets)]
@@ -113,8 +113,8 @@ class Planner:
             stages.append(Stage("tokenise", sets))
         if study.sft is not None:
             watching = recipe_of(study, "train_sft").watching  # type: ignore[attr-defined]
-            told = None if watching is None else (watching.scheduler, watching.ratio)
-            work = count.sft(study.sft, told, self.facts)
+            watched = None if watching is None else (watching.scheduler, watching.ratio)
+            work = count.sft(study.sft, watched, self.facts)
             stages.append(self._stage("train_sft", self.seeds, work, self._scheduler("", train_encoder=True)))
         methods = study.preference_methods
         costs: SchedulerCosts | None
@@ -145,13 +145,13 @@ class Planner:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a method compares with the reference model."""
+        """Whether a method needs the reference model."""
         methods = self.study.preference_methods
         return any(self.study.preference_of(method).needs_reference for method in methods)
 
     @property
     def pretrains(self) -> bool:
-        """Whether a job of its own pretrains the scheduler."""
+        """Whether a separate job pretrains the scheduler."""
         frozen = self.study.pretrain is not None and self.study.pretrain.policy == "frozen"
         return frozen and any(
             scheduler_is_pretrained(self.study, method) for method in self.study.preference_methods
@@ -159,7 +159,7 @@ class Planner:
 
     @property
     def benchmarks(self) -> list[Literal["alpaca_eval", "mt_bench"]]:
-        """Those that the study scores."""
+        """Benchmarks that the study scores."""
         names: tuple[Literal["alpaca_eval", "mt_bench"], ...] = ("alpaca_eval", "mt_bench")
         return [name for name in names if getattr(self.study.benchmarks, name) is not None]
 
@@ -197,37 +197,37 @@ class Planner:
     # --- memory -----------------------------------------------------------------------------------
 
     def memory(self) -> list[Memory]:
-        """The largest passes of every stage that loads the policy."""
+        """Return the peak memory of every stage that loads the policy."""
         study = self.study
-        found: list[Memory] = []
+        rows: list[Memory] = []
         costs: SchedulerCosts | None
         if study.sft is not None:
             watching = study.pretrain is not None and study.pretrain.policy == "moving"
             costs = self._scheduler("", train_encoder=True) if watching else None
-            found.append(self.peaks.trained("train_sft", study.sft, study.sft.batch_size, 1, costs))
+            rows.append(self.peaks.trained("train_sft", study.sft, study.sft.batch_size, 1, costs))
         if self.needs_reference:
             micro = recipe_of(study, "compute_reference").micro_batch_size  # type: ignore[attr-defined]
-            found.append(self.peaks.scored("compute_reference", micro, MOST_ITEMS, 2))
+            rows.append(self.peaks.scored("compute_reference", micro, MOST_ITEMS, 2))
         if self.pretrains:
             assert study.pretrain is not None
             share = -(-study.pretrain.batch_size // self.world)
             micro = study.pretrain.scoring_micro_batch_size
             costs = self._scheduler("", train_encoder=True)
-            found.append(self.peaks.scored("pretrain_scheduler", micro, share, 1, costs))
+            rows.append(self.peaks.scored("pretrain_scheduler", micro, share, 1, costs))
         for method in study.preference_methods:
             training = study.preference_of(method)
             if method in study.selective_methods:
-                found.append(self.peaks.trained(f"train_crossfit {method}", training, training.batch_size, 2))
-            largest = count.course(training, self.facts).largest
+                rows.append(self.peaks.trained(f"train_crossfit {method}", training, training.batch_size, 2))
+            largest = count.schedule(training, self.facts).largest
             costs = self._scheduler(method) if training.selector == "sams" else None
-            found.append(self.peaks.trained(method, training, largest, 2, costs))
-        found = together(found)
+            rows.append(self.peaks.trained(method, training, largest, 2, costs))
+        rows = together(rows)
         decodings = [getattr(study.benchmarks, name).decoding for name in self.benchmarks]
         if decodings and self.gpu is not None:
             largest_cache = max(decoding.batch_size * self._positions(decoding) for decoding in decodings)
             held = 2.0 * self.sizes.total + self.sizes.cache * largest_cache
-            found.append(self.peaks.row("generate (one GPU each)", "longest answers", False, held, 0))
-        return found
+            rows.append(self.peaks.row("generate (one GPU each)", "longest answers", False, held, 0))
+        return rows
 
     def _positions(self, decoding: Decoding) -> int:
         return int(
@@ -240,27 +240,27 @@ class Planner:
     # --- disk and judge ---------------------------------------------------------------------------
 
     def disk(self) -> list[Disk]:
-        """What the study writes."""
+        """Return the files that the study writes."""
         study, sizes = self.study, self.sizes
-        found: list[Disk] = []
+        files: list[Disk] = []
         trained = len(study.preference_methods) + (study.sft is not None)
         exported = 2 if study.model.precision == "bfloat16" else 4
         if trained:
-            found.append(Disk("trained weights, float32", trained * self.seeds, 4.0 * sizes.total))
+            files.append(Disk("trained weights, float32", trained * self.seeds, 4.0 * sizes.total))
         if kept := sum(
             own.validated * own.evaluations for own in map(study.preference_of, study.preference_methods)
         ):
-            found.append(Disk("weights of evaluations, float32", kept * self.seeds, 4.0 * sizes.total))
-        found.append(
+            files.append(Disk("weights of evaluations, float32", kept * self.seeds, 4.0 * sizes.total))
+        files.append(
             Disk("exported models", len(study.exported_methods) * self.seeds, exported * sizes.total)
         )
         if study.model.path is not None and not Path(study.model.path).is_dir():
-            found.append(
+            files.append(
                 Disk("the model in the hub's cache", 1 + len(self.study.finished_methods), 2.0 * sizes.total)
             )
         pair, _ = self.facts.pair(packed=True)
         tokens = (self.facts.train + self.facts.test) * pair + self.facts.sft * self.facts.example[0]
-        found.append(Disk("token ids", 1, 4 * tokens))
+        files.append(Disk("token ids", 1, 4 * tokens))
         sams = [
             method for method in study.preference_methods if study.preference_of(method).selector == "sams"
         ]
@@ -274,25 +274,25 @@ class Planner:
             pool = max(pool, min(settings.replay_bytes, arms * costs.arm_bytes))
         if trained:
             each = 12.0 * sizes.total + nets
-            found.append(Disk("checkpoints of the job that runs", KEPT + 1, each, stays=False))
+            files.append(Disk("checkpoints of the job that runs", KEPT + 1, each, stays=False))
         if pool:
-            found.append(Disk("replay pool of the job that runs", 1, 3 * pool, stays=False))
-        return found
+            files.append(Disk("replay pool of the job that runs", 1, 3 * pool, stays=False))
+        return files
 
     def judge(self) -> list[Judged]:
-        """Calls of a judge that is asked through an endpoint."""
+        """Return the calls of a judge endpoint."""
         judge, models = self.study.benchmarks.judge, len(self.study.methods) * self.seeds
-        found = []
+        parts = []
         for name in self.benchmarks if judge.kind == "openai" else []:
             calls = models * QUESTIONS[name] * TURNS[name]
             tokens = Tokens(calls * JUDGE_PROMPT[name], calls * JUDGE_ANSWER[name])
-            found.append(Judged(name, calls, tokens, tokens.cost(judge.prices)))
-        return found
+            parts.append(Judged(name, calls, tokens, tokens.cost(judge.prices)))
+        return parts
 
-    # --- what is told -----------------------------------------------------------------------------
+    # --- notes and warnings-----------------------------------------------------------------------
 
-    def _notes(self, made: Plan) -> None:
-        notes, facts, sizes = made.notes, self.facts, self.sizes
+    def _add_notes(self, plan: Plan) -> None:
+        notes, facts, sizes = plan.notes, self.facts, self.sizes
         notes += [
             f"{number(facts.train, 0)} pairs, {number(facts.test, 0)} test pairs, {number(facts.sft, 0)} supervised "
             f"examples; {number(sizes.total / 1e6, 1)} million weights.",
@@ -301,14 +301,14 @@ class Planner:
         if self.timed:
             notes.append(
                 f"Assumed: training reaches {self.rate / 1e12:.0f} TFLOP/s of each GPU, {self.use:.0%} of its peak "
-                "(--mfu), recomputed activations counted. Waiting, loading, checkpoints and CPU jobs are left out."
+                "(--mfu), including recomputed activations. Waiting, loading, checkpoints and CPU jobs are left out."
             )
         else:
-            notes.append("Time is planned for bfloat16 on GPUs only.")
+            notes.append("Hours are planned for bfloat16 on GPUs only.")
         if self.benchmarks and self.timed:
             notes.append(
                 f"Assumed: a batch of answers takes {LONGEST_ANSWER} steps of {1000 * STEP_SECONDS:.0f} ms or more, "
-                "one GPU to a job; vLLM would be faster."
+                "and each job uses one GPU; vLLM would be faster."
             )
         unseen = f" and {RESERVE / GIB:.0f} GiB" if self.gpu is not None else ""
         room = (
@@ -316,23 +316,25 @@ class Planner:
         )
         notes.append(
             f"Memory: rows of the longest pairs, {self.study.data.max_length} tokens a side. `taken` is {SPARE} "
-            f"times the tensors{unseen}: the rest is for fragmentation and what else torch's tracker does not see. "
+            f"times the tensors{unseen}, for fragmentation and memory that torch's tracker does not see. "
             f"{room} has {self.peaks.room / GIB:.1f} GiB."
         )
-        if any(row.accumulated for row in made.memory):
+        if any(row.accumulated for row in plan.memory):
             notes.append(
-                f"Gradients of several micro-batches wait unsharded for the last one: {4 * sizes.total / GIB:.1f} "
-                "GiB a process. With its whole share in one micro-batch there are none."
+                f"Gradients of several micro-batches are accumulated unsharded: {4 * sizes.total / GIB:.1f} GiB a "
+                "process. A process with one micro-batch has none."
             )
         if self.study.model.activation_checkpointing == "auto":
-            notes.append("activation_checkpointing auto: hours are those with it.")
+            notes.append("activation_checkpointing auto: hours include recomputed activations.")
         if "auto" in self._micro_batches():
-            notes.append("micro_batch_size auto: as many as fit; the trainer may find fewer to be as fast.")
-        if made.judge:
+            notes.append(
+                "micro_batch_size auto: the largest that fits; the trainer may choose a smaller one."
+            )
+        if plan.judge:
             priced = self.study.benchmarks.judge.prices is not None
             notes.append(
-                "Judge tokens: four characters to one."
-                + ("" if priced else " What they cost is not known: set `benchmarks.judge.prices`.")
+                "Judge tokens: four characters a token."
+                + ("" if priced else " Their cost is not known: set `benchmarks.judge.prices`.")
             )
 
     def _micro_batches(self) -> list[MicroBatch]:
@@ -342,16 +344,16 @@ class Planner:
     def _preferences(self) -> list[Preference]:
         return [self.study.preference_of(method) for method in self.study.preference_methods]
 
-    def _warn(self, made: Plan) -> None:
-        warnings = made.warnings
-        for row in made.memory:
+    def _add_warnings(self, plan: Plan) -> None:
+        warnings = plan.warnings
+        for row in plan.memory:
             if row.fits is False:
                 warnings.append(
                     f"{row.stages} will not fit: {row.taken / GIB:.1f} GiB of {self.peaks.room / GIB:.1f} GiB "
                     f"({self._remedy(row)})."
                 )
-        stays = sum(part.bytes for part in made.disk if part.stays)
-        passing = sum(part.bytes for part in made.disk if not part.stays)
+        stays = sum(part.bytes for part in plan.disk if part.stays)
+        passing = sum(part.bytes for part in plan.disk if not part.stays)
         there = self.results if self.results.is_dir() else Path()
         free = shutil.disk_usage(there).free
         if free < stays + passing:
@@ -373,12 +375,12 @@ class Planner:
 
     @property
     def host_bytes(self) -> float:
-        """Memory of the machine while a job starts. Shards are read a tensor at a time, which is not counted."""
+        """Host memory of a starting job in bytes, without shards, which are read a tensor at a time."""
         study = self.study
         adapted = any(training.lora is not None for training in [study.sft, *self._preferences] if training)
         fresh = study.sft is not None and study.model.path is None
-        whole = not self.sharded or adapted or fresh
-        return 4.0 * self.sizes.total * self.world if whole else 0.0
+        complete = not self.sharded or adapted or fresh
+        return 4.0 * self.sizes.total * self.world if complete else 0.0
 
     def _remedy(self, row: Memory) -> str:
         if not self.sharded and self.world > 1:
@@ -391,11 +393,11 @@ class Planner:
 
 
 def world_of(study: Study, gpus: int | None) -> int:
-    """Processes of a training job: as asked for, else as the study says, else as it would be here."""
+    """Return the number of processes of a training job: given, or of the study on this machine."""
     return gpus or study.launch.nodes * processes(study.launch, gpus_here())
 
 
 def on_cpus(study: Study) -> bool:
-    """Whether the study would run on CPUs as it is launched here."""
+    """Return whether the study would run on CPUs on this machine."""
     launch = study.launch
     return launch.device == "cpu" or (launch.nproc_per_node == "auto" and not gpus_here())

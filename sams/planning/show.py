@@ -1,4 +1,4 @@
-"""A plan, printed."""
+"""Print a plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sams.runtime.gpus import gpu_named
 from sams.tables.render import MISSING, Readable, number, terminal
 
 if TYPE_CHECKING:
-    from sams.study.config import Study
+    from sams.study.study import Study
 
 DEFAULT_GPU = "H100"
 WIDTH = 38
@@ -32,7 +32,7 @@ def show(
     """Plan a study and print it.
 
     Raises:
-        UserError: the model, the size of the data or the GPU is not known.
+        UserError: the model, the number of pairs or the GPU is not known.
     """
     import torch
 
@@ -51,7 +51,7 @@ def show(
 
 
 def print_plan(plan: Plan, title: str) -> None:
-    """Print the tables of a plan, its notes, and its warnings last."""
+    """Print the tables, notes and warnings of a plan."""
     total = sum(stage.gpu_hours or 0.0 for stage in plan.stages)
     rows: list[tuple[str, ...]] = [
         (
@@ -132,12 +132,12 @@ def _readable(columns: list[str], rows: list[tuple[str, ...]]) -> Readable:
 
 
 def _short(stages: str) -> str:
-    """A list of stages, cut to the width of its column."""
+    """Shorten a list of stages to the width of its column."""
     names, kept = stages.split(", "), ""
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         longer = f"{kept}, {name}" if kept else name
-        if place and len(longer) > WIDTH - 4:
-            return f"{kept}, +{len(names) - place}"
+        if index and len(longer) > WIDTH - 4:
+            return f"{kept}, +{len(names) - index}"
         kept = longer
     return kept
 
@@ -147,7 +147,7 @@ def _millions(count: float) -> float | None:
 
 
 def _amount(value: float) -> str:
-    """With as many decimals as a small amount needs; a dash for none."""
+    """Format an amount, with more decimals below 1, and a dash for 0."""
     return number(value or None, 1 if value >= 1 else 3)
 
 

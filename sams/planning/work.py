@@ -1,8 +1,8 @@
-"""What the jobs of a study compute: tokens that the policy meets, arms of the scheduler, and the arithmetic of both.
+"""Work of a study's jobs: tokens that pass the policy, arms of the scheduler, and the FLOPs of both.
 
-A job is counted as the trainer runs it (`sams.training.loop`). Left out: finding the micro-batch, the agreement with
-the reference at the start, the few pairs that are followed, padding, and attention between tokens (2 % of an 8 B
-model's arithmetic at 1,024 tokens).
+Jobs are counted as the trainer runs them (`sams.training.loop`). Not counted: the search for the micro-batch size,
+the comparison with the reference at the start, followed pairs, padding, and attention between tokens (2 % of the
+FLOPs of an 8 B model at 1,024 tokens).
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import torch
 from sams.planning.models import Sizes
 from sams.scheduling.networks import Exploitation, Exploration
 from sams.scheduling.scheduler import context_width
-from sams.scheduling.selection import Selection, selected
+from sams.scheduling.selection import Selection, count_rounds, selected, selection_of
 from sams.scheduling.selectors.table import SELECTORS
-from sams.training.batches import count_rounds
 
 if TYPE_CHECKING:
     from sams.planning.data import Facts
@@ -26,16 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Work:
-    """What one job computes.
+    """Work of one job.
 
     Attributes:
-        rounds: global batches.
+        rounds: number of global batches.
         scored: tokens of passes without gradients.
-        scored_answers: those among them that meet the vocabulary.
+        scored_answers: answer tokens among them, which pass the output layer.
         trained: tokens of passes with gradients.
-        trained_answers: those among them that meet the vocabulary.
-        arms: scored by the scheduler.
-        fitted: arms that the scheduler was fitted to, as often as it was.
+        trained_answers: answer tokens among them.
+        arms: arms that the scheduler scores.
+        fitted: arms that the scheduler is fitted to, counted once for each update.
     """
 
     rounds: int = 0
@@ -48,48 +47,42 @@ class Work:
 
     @property
     def tokens(self) -> float:
-        """Tokens that the policy meets, as often as it does."""
+        """Tokens that pass the policy, counted once for each pass."""
         return self.scored + self.trained
 
     def score(self, items: float, size: tuple[float, float]) -> None:
-        """Count items scored; `size` is tokens and answer tokens of one."""
+        """Count scored items; `size` holds the tokens and answer tokens of one."""
         self.scored += items * size[0]
         self.scored_answers += items * size[1]
 
     def train(self, items: float, size: tuple[float, float]) -> None:
-        """Count items trained on."""
+        """Count trained items; `size` holds the tokens and answer tokens of one."""
         self.trained += items * size[0]
         self.trained_answers += items * size[1]
 
     def flops(self, sizes: Sizes, *, checkpointing: bool) -> float:
-        """Arithmetic of the policy: 2 N per token of a forward pass, twice that of a backward pass.
+        """Return the FLOPs of the policy: 2 N a token for a forward pass, 4 N for a backward pass.
 
-        The output layer counts for answer tokens only. Checkpointing runs a trained token's forward pass twice.
+        The output layer counts for answer tokens only. With checkpointing a trained token has two forward passes.
         """
         passes = 4 if checkpointing else 3
         body = self.scored + passes * self.trained
         return 2 * (sizes.body * body + sizes.head * (self.scored_answers + passes * self.trained_answers))
 
 
-def course(training: Preference, facts: Facts) -> Selection:
-    """The rounds of a method, and how many pairs each trains on."""
-    share = training.preselected
-    batch = training.batch_size if share is None else selected(training.batch_size, share)
-    items = range(round(facts.train * (share or 1.0)))
-    rounds = count_rounds(items, training, "preference.batch_size", batch)
-    ratios = (1.0,) if SELECTORS[training.selector].crossfitted else training.ratios
-    return Selection(batch, rounds, ratios, training.warmup_rounds, training.full_every, training.end_after)
+def schedule(training: Preference, facts: Facts) -> Selection:
+    """Return the rounds of a method and the number of pairs that each trains on."""
+    return selection_of(training, round(facts.train * (training.preselected or 1.0)))
 
 
 def preference(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:
-    """A method's training."""
-    return _loop(training, course(training, facts), facts, scheduler, packed=packed)
+    """Count the training of a method."""
+    return _loop(training, schedule(training, facts), facts, scheduler, packed=packed)
 
 
 def crossfit(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:
-    """One half of a cross-fitting: plain training on half of the pairs, then the losses of the other half."""
-    half = range(-(-facts.train // 2))
-    rounds = count_rounds(half, training, "preference.batch_size")
+    """Count one half of a cross-fitting: training on half of the pairs, then the losses of the other half."""
+    rounds = count_rounds(-(-facts.train // 2), training, "preference.batch_size")
     plain = training.model_copy(update={"selector": "all", "ratio": 1.0})
     work = _loop(plain, Selection(training.batch_size, rounds, (1.0,)), facts, scheduler, packed=packed)
     work.score(facts.train // 2, facts.pair(packed=packed))
@@ -118,8 +111,8 @@ def _loop(
 
 
 def sft(training: Sft, watching: tuple[Scheduler, Ratio] | None, facts: Facts) -> Work:
-    """Supervised fine-tuning, with a scheduler that learns beside it or without."""
-    work = Work(count_rounds(range(facts.sft), training, "sft.batch_size"))
+    """Count supervised fine-tuning, with or without a scheduler that learns at the same time."""
+    work = Work(count_rounds(facts.sft, training, "sft.batch_size"))
     for _ in range(work.rounds):
         work.train(training.batch_size, facts.example)
         if watching is not None:
@@ -130,8 +123,8 @@ def sft(training: Sft, watching: tuple[Scheduler, Ratio] | None, facts: Facts) -
 
 
 def pretrain(training: Pretrain, facts: Facts, scheduler: Scheduler) -> Work:
-    """Scheduler pretraining beside a frozen policy."""
-    work = Work(count_rounds(range(facts.train), training, "pretrain.batch_size"))
+    """Count scheduler pretraining with a frozen policy."""
+    work = Work(count_rounds(facts.train, training, "pretrain.batch_size"))
     for _ in range(work.rounds):
         work.score(training.batch_size, facts.example)
         _learn(work, scheduler, training.batch_size, selected(training.batch_size, training.ratio))
@@ -139,7 +132,7 @@ def pretrain(training: Pretrain, facts: Facts, scheduler: Scheduler) -> Work:
 
 
 def reference(facts: Facts, *, mismatched: bool, packed: bool) -> Work:
-    """Log-probs of all pairs."""
+    """Count the reference log-probs of all pairs."""
     work = Work()
     work.score(facts.train + facts.test, facts.pair(packed=packed))
     if mismatched:
@@ -154,14 +147,14 @@ def _learn(work: Work, scheduler: Scheduler, n: int, chosen: int) -> None:
 
 @dataclass(frozen=True)
 class SchedulerCosts:
-    """What the scheduler takes, on every process.
+    """Memory and FLOPs of the scheduler on every process.
 
     Attributes:
-        parameters: of both nets, the encoder's included.
-        trained: of them, those with gradient and moments.
-        score: FLOPs of an arm scored.
-        fit: FLOPs of an arm in one fit.
-        arm_bytes: of an arm in the replay pool.
+        parameters: parameters of both networks, including the encoder.
+        trained: parameters with gradients and moments.
+        score: FLOPs to score an arm.
+        fit: FLOPs of one update for an arm.
+        arm_bytes: bytes of an arm in the replay pool.
     """
 
     parameters: int
@@ -172,16 +165,16 @@ class SchedulerCosts:
 
     @property
     def bytes(self) -> int:
-        """Weights, and gradient and two moments of those that are trained, in float32."""
+        """Bytes of weights, and of gradient and two moments of the trained ones, in float32."""
         return 4 * self.parameters + 12 * self.trained
 
     def flops(self, work: Work) -> float:
-        """Arithmetic of a job, on each process."""
+        """Return the FLOPs of a job on each process."""
         return work.arms * self.score + work.fitted * self.fit
 
 
 def scheduler_costs(settings: Scheduler, config: Any, *, train_encoder: bool) -> SchedulerCosts:
-    """Count the nets for a policy of that transformers config; nothing is computed."""
+    """Count parameters and FLOPs of the networks for a policy's transformers config, on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
 
     layers, width = config.num_hidden_layers, context_width(config.hidden_size, settings.merge)
@@ -206,7 +199,7 @@ def scheduler_costs(settings: Scheduler, config: Any, *, train_encoder: bool) ->
 
 
 def _without_values(kind: Any, *arguments: Any) -> Any:
-    """Build on meta; that weights read from a file have nowhere to go is what is wanted here."""
+    """Build a network on the meta device, without the warning that weights from a file are not copied."""
     import warnings
 
     with warnings.catch_warnings():

@@ -1,17 +1,17 @@
-"""Mistakes a user can mend: one line that names the place, what is wrong and what to do."""
+"""Errors that users can correct, reported in one line with location, problem and remedy."""
 
 import difflib
 
-LONGEST = 300  # characters that are quoted of what somebody else's code says
+LONGEST = 300  # characters of a library's message that are quoted
 
 
 class UserError(Exception):
-    """A mistake in the input, the settings or the machine, told in one line.
+    """Error in the input, the settings or the machine, reported in one line.
 
     Args:
-        problem: what is wrong and what was expected, without a full stop.
-        where: the file, row or config key concerned (``data/train.jsonl, row 7, key 'chosen'``).
-        remedy: what to do about it, without a full stop.
+        problem: the problem and the expected value, without a full stop.
+        where: file, row or settings key (``data/train.jsonl, row 7, key 'chosen'``).
+        remedy: how to correct it, without a full stop.
     """
 
     def __init__(self, problem: str, *, where: str = "", remedy: str = "") -> None:
@@ -22,12 +22,12 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of somebody else's code says first, or its name where it says nothing."""
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return said if len(said) <= LONGEST else f"{said[:LONGEST]} ..."
+    """Return the first line of a library's error message, shortened, or the error's class if it has no message."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def nearest(name: object, known: list[str]) -> str:
-    """``; did you mean X?`` for the known name that is most like a given one; empty if none is."""
+    """Return ``; did you mean X?`` for the known name that is most similar to `name`, or an empty text."""
     near = difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {near[0]}?" if near else ""

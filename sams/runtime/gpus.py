@@ -1,4 +1,4 @@
-"""GPU models: memory, bandwidth, arithmetic."""
+"""Table of GPU models."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        memory: bytes that a process can use, a little less than the name says.
-        bandwidth: of the memory, bytes per second (vendors' data sheets).
+        memory: bytes that a process can use, a little less than the nominal size.
+        bandwidth: memory bandwidth in bytes a second (vendors' data sheets).
         peak: dense bfloat16 FLOP/s (vendors' data sheets).
-        use: share of the peak that training reaches, recomputed activations included. An assumption.
+        use: share of the peak that training reaches, including recomputed activations. An assumption.
     """
 
     memory: float
@@ -35,10 +35,10 @@ GPUS = {
 
 
 def gpu_named(name: str) -> Gpu:
-    """The GPU of a name.
+    """Return a GPU by name.
 
     Raises:
-        UserError: naming those that are known.
+        UserError: the name is not known; the message lists the known ones.
     """
     if name not in GPUS:
         raise UserError(f"no GPU '{name}'", where="--gpu", remedy=f"choose one of {', '.join(GPUS)}")

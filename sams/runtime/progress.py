@@ -1,4 +1,4 @@
-"""How far a long stage is: a bar on a terminal, in a log file a line now and then."""
+"""Report the progress of a long stage: a bar on a terminal, lines in a log file."""
 
 import logging
 import sys
@@ -14,14 +14,14 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
-    """Counts what is done of a stage, and tells it.
+    """Counts the finished items of a stage and reports them.
 
     Args:
-        what: name of what is going on.
-        total: how much there is to do; None where it is not known.
-        unit: what is counted, in the plural.
-        done: how much an earlier start has done.
-        cost: what it has cost so far, in words; empty while nothing is known.
+        what: name of the stage.
+        total: number of items; None if it is not known.
+        unit: name of the items, in the plural.
+        done: number of items that an earlier start has finished.
+        cost: returns the cost so far as text, empty while it is not known.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Progress:
         self.unit = unit
         self.done = self.first = done
         self.cost = cost
-        self.started = self.told = time.monotonic()
+        self.started = self.logged = time.monotonic()
         self.bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -40,7 +40,7 @@ class Progress:
             self.bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}")
 
     def add(self, count: int = 1, *, kept: bool = False) -> None:
-        """So many more are done; those kept from an earlier start took no time."""
+        """Count finished items; `kept` ones are from an earlier start and do not count for the rate."""
         self.done += count
         if kept:
             self.first += count
@@ -48,13 +48,13 @@ class Progress:
             if cost := self.cost():
                 self.bar.set_postfix_str(cost, refresh=False)
             self.bar.update(count)
-        elif (now := time.monotonic()) - self.told >= SECONDS_BETWEEN_LINES:
-            self.told = now
+        elif (now := time.monotonic()) - self.logged >= SECONDS_BETWEEN_LINES:
+            self.logged = now
             log.info("%s", str(self))
 
     @property
     def left(self) -> int:
-        """How much is still to do, where that is known."""
+        """Number of unfinished items; 0 if the total is not known."""
         return (self.total or self.done) - self.done
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Progress:
         return f"{self.what}: {', '.join(parts)}"
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()
 
@@ -84,20 +84,20 @@ class Progress:
 
 
 def progress(items: Iterable[T], what: str, total: int | None, unit: str, *, done: int = 0) -> Iterator[T]:
-    """Pass items on, and tell how many have been dealt with."""
-    with Progress(what, total, unit, done=done) as course:
+    """Yield the items and report their progress."""
+    with Progress(what, total, unit, done=done) as counter:
         for item in items:
             yield item
-            course.add()
+            counter.add()
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words, to two units: `45 s`, `3 min 30 s`, `2 h 5 min`, `3 d 4 h`."""
-    whole = round(seconds)
+    """Format seconds in at most two units: `45 s`, `3 min 30 s`, `2 h 5 min`, `3 d 4 h`."""
+    rest = round(seconds)
     units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
     parts: list[str] = []
     for name, size in units:
-        count, whole = divmod(whole, size)
+        count, rest = divmod(rest, size)
         if count or (name == "s" and not parts):
             parts.append(f"{count} {name}")
         elif parts:

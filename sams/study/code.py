@@ -21,11 +21,14 @@ ENTRY_POINTS = {
     "assess": "sams.generation.assess",
     "generate_answers": "sams.generation.generate",
     "sample_pairs": "sams.generation.on_policy",
-    "make_difficulty": "sams.world.difficulty",
+    "make_difficulty": "sams.scoring.difficulty",
     "score_alpaca_eval": "sams.scoring.alpaca_eval",
     "score_mt_bench": "sams.scoring.mt_bench",
 }
 """Module of each stage, started by `python -m`."""
+
+WATCHING = "sams.training.watching"
+"""Module with which a scheduler learns during SFT."""
 
 
 def code_of_job(stage: str, recipe: Settings) -> dict[str, str]:

@@ -17,7 +17,7 @@ from sams.runtime.digests import digest_of_source
 from sams.runtime.errors import UserError
 from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, read_json, sha256_of
 from sams.runtime.provenance import ENVIRONMENT
-from sams.study.config import BASE_METHOD, Study
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.choose import chosen_of
 from sams.tables.chosen_table import chosen_table, read_figures
 from sams.tables.comparisons import alpaca_eval_items, mt_bench_items

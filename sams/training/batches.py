@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
 
-from sams.runtime.errors import UserError
 from sams.training.distribution import seeded
-
-if TYPE_CHECKING:
-    from sams.study.settings import Training
 
 
 @dataclass(frozen=True)
@@ -57,29 +52,6 @@ def rounds(items: int | Sequence[int], batch: int, epochs: int, seed: int) -> It
         for start in range(0, len(order) - batch + 1, batch):
             number += 1
             yield number, order[start : start + batch]
-
-
-def count_rounds(items: Sequence[object], training: Training, where: str, batch: int | None = None) -> int:
-    """Number of optimiser steps of a run.
-
-    Args:
-        items: what is trained on.
-        training: batch size, epochs and limit.
-        where: config key of the batch size, for the message.
-        batch: the batch size, where it is not the settings'.
-
-    Raises:
-        UserError: when the data does not fill one batch.
-    """
-    batch = batch or training.batch_size
-    if len(items) < batch:
-        raise UserError(
-            f"{len(items)} examples do not fill one global batch of {batch}",
-            where=where,
-            remedy="give more data or a smaller batch_size",
-        )
-    steps = len(items) // batch * training.epochs
-    return steps if training.max_steps is None else min(steps, training.max_steps)
 
 
 def deal(

@@ -18,9 +18,10 @@ from sams.policy.policy import bare
 from sams.runtime.errors import UserError
 from sams.runtime.faults import is_out_of_memory
 from sams.runtime.files import digest_of, write_json
+from sams.runtime.processes import WORKER
 from sams.runtime.provenance import ENVIRONMENT, digest_of_code, made_on
 from sams.training.checkpoints import Checkpoints
-from sams.training.distribution import WORKER, Workers
+from sams.training.distribution import Workers
 from sams.training.gates import TrainingFailure
 from sams.training.tuning import Tuning
 
@@ -145,6 +146,7 @@ class TrainingJob:
             },
             derived={f"upstream.{name}": digest for name, digest in self.upstream.items()},
             resume_at=offset,
+            copy_to=self.out,
             enabled=self.job.tracking,
         )
         return self.run

@@ -15,7 +15,7 @@ from torch import nn
 
 from sams.policy.policy import weights_of
 from sams.runtime.costs import Costs
-from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
+from sams.runtime.processes import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.runtime.progress import progress
 from sams.training.batches import Batches
 from sams.training.distribution import seeded

@@ -17,11 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.policy.policy import bare
-from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, whole_file
-from sams.scheduling.selection import Selection, selected
-from sams.scheduling.selectors.table import SELECTORS
-from sams.training.batches import Batches, count_rounds
+from sams.scheduling.selection import Selection, selection_of
+from sams.training.batches import Batches
 from sams.training.crossfit_losses import easiest_first, read_losses
 from sams.training.gates import refuse_foreign_reference
 from sams.training.job import METRICS, TrainingJob, mean_and_error
@@ -131,27 +129,14 @@ def write_labels(task: PreferenceTask, out: Path) -> None:
 def plan(
     task: PreferenceTask, training: Preference, order: list[int] | None, seed: int
 ) -> tuple[Batches, Selection]:
-    """Batches and selection of a run.
-
-    With pairs chosen before the run (`order`), rounds are as many, and train on as many pairs, as without.
+    """Return the batches and the selection of a run: of all pairs, or of those in `order`.
 
     Raises:
         UserError: when the data does not fill a batch, or a run is too short for its ratios.
     """
-    try:
-        if order is not None:
-            size = selected(training.batch_size, training.preselected or 1.0)
-            ratios = (1.0,) if SELECTORS[training.selector].crossfitted else training.ratios
-        else:
-            size, ratios = training.batch_size, training.ratios
-        items = task.ids if order is None else order
-        steps = count_rounds(items, training, "preference.batch_size", size)
-        selection = Selection(
-            size, steps, ratios, training.warmup_rounds, training.full_every, training.end_after
-        )
-    except ValueError as error:
-        raise UserError(str(error), where="preference.ratio") from None
-    return Batches(len(items) if order is None else order, size, training.epochs, steps, seed), selection
+    items = len(task.ids) if order is None else order
+    selection = selection_of(training, len(task.ids if order is None else order))
+    return Batches(items, selection.batch_size, training.epochs, selection.rounds, seed), selection
 
 
 def starts_from(reference: Path, model: str) -> bool:

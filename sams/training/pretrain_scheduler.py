@@ -8,7 +8,8 @@ A scheduler can learn during SFT too, from a policy that moves: see `sams.traini
 
 from pathlib import Path
 
-from sams.training.batches import Batches, count_rounds
+from sams.scheduling.selection import count_rounds
+from sams.training.batches import Batches
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy
 from sams.training.loop import train
@@ -38,7 +39,7 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
             len(task.ids),
             training.batch_size,
             training.epochs,
-            steps=count_rounds(task.ids, training, "pretrain.batch_size"),
+            steps=count_rounds(len(task.ids), training, "pretrain.batch_size"),
             seed=settings.seed,
         )
         watching = Watching(

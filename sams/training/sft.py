@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 
 from sams.policy.model import build_model
 from sams.runtime.errors import UserError
-from sams.training.batches import Batches, count_rounds
+from sams.scheduling.selection import count_rounds
+from sams.training.batches import Batches
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy, wrap
 from sams.training.loop import Reports, train
@@ -60,7 +61,7 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
                 training=training,
             )
         data, test = read_tokens(tokens, "sft"), SftTask(read_tokens(tokens, "test"), response="chosen_ids")
-        steps = count_rounds(data["id"], training, "sft.batch_size")
+        steps = count_rounds(len(data["id"]), training, "sft.batch_size")
         batches = Batches(
             len(data["id"]), training.batch_size, training.epochs, steps=steps, seed=settings.seed
         )

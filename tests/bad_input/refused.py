@@ -1,5 +1,6 @@
-"""Running a stage or the command `sams` as a user does, in this process, to see how a mistake is told."""
+"""Run a stage or the command `sams` as a user does, in this process, and check how an error is reported."""
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ Refused = Callable[..., str]
 
 
 class Case(NamedTuple):
-    """A mistake: what is wrong, how it is made, and what the one line must say, as a regular expression."""
+    """An error: its name, how it is made, and a regular expression for the one line."""
 
     name: str
     made: Any
@@ -22,15 +23,20 @@ class Case(NamedTuple):
 
 
 def cases(*groups: Any) -> pytest.MarkDecorator:
-    """A table of cases as a parameter `case`."""
+    """Parametrise a test by cases."""
     rows = [Case(*row) for row in groups]
     assert len({row.name for row in rows}) == len(rows)
     return pytest.mark.parametrize("case", rows, ids=[row.name for row in rows])
 
 
+def lines(*rows: Any) -> bytes:
+    """JSON lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Refused:
-    """Run a stage's `main` with options, or `sams` with words, which must end as `one_line` says."""
+    """Run a stage's `main` with options, or `sams` with words; it must end as `one_line` checks."""
 
     def run(main: Callable[..., Any] | None, *words: str, says: str, **options: Any) -> str:
         for name, value in options.items():
@@ -49,14 +55,16 @@ def refused(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
 
 
 def one_line(status: Any, error: str, output: str, says: str) -> str:
-    """Exit status 2, no traceback, and as the last thing one line that says what is expected, with a remedy."""
+    """Check for exit status 2, no traceback, and a last line with location, problem and remedy; return the line."""
     lines = [line for line in error.splitlines() if line.strip()]
     assert status == 2 and "Traceback" not in error + output, error + output
-    told = [line for line in lines if line.startswith("error: ")]
-    assert len(told) == 1 and lines[-1] == told[0], error
-    place, _, rest = told[0].removeprefix("error: ").partition(": ")
-    assert place and rest, f"names no place: {told[0]}"
-    assert re.search(r"(;|: give|: choose|: set|: drop|: rename|: write) ?\S+", rest), f"no remedy: {told[0]}"
-    assert re.search(says, told[0]), f"{says!r} is not in {told[0]!r}"
-    assert len(told[0]) < 900, "a line that nobody reads"
-    return told[0]
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and lines[-1] == errors[0], error
+    location, _, rest = errors[0].removeprefix("error: ").partition(": ")
+    assert location and rest, f"names no location: {errors[0]}"
+    assert re.search(r"(;|: give|: choose|: set|: drop|: rename|: write) ?\S+", rest), (
+        f"no remedy: {errors[0]}"
+    )
+    assert re.search(says, errors[0]), f"{says!r} is not in {errors[0]!r}"
+    assert len(errors[0]) < 900, "the line is too long"
+    return errors[0]

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: Debian's packages, a controller and two nodes, taken down to the last package."""
+"""A Slurm installation on this machine from Debian's packages: a controller and two nodes, removed afterwards."""
 
 import os
 import shutil
@@ -11,12 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.conftest import patience
+
 PACKAGES = ("slurm-wlm", "munge")
 HERE = Path(__file__).resolve().parent
 
 
 def refuse() -> str:
-    """Why Slurm cannot be installed here for a while; empty where it can."""
+    """Return the reason why Slurm cannot be installed here, or an empty text."""
     if os.geteuid() != 0:
         return "installing Slurm needs root"
     if shutil.which("apt-get") is None:
@@ -27,7 +29,7 @@ def refuse() -> str:
 
 
 class Slurm:
-    """Debian's Slurm while a test runs. All its files but the packages' lie in `state`."""
+    """Debian's Slurm while a test runs. All its files except the packages' are in `state`."""
 
     def __init__(self, state: Path) -> None:
         self.state = state
@@ -46,7 +48,7 @@ class Slurm:
             *PACKAGES,
         ]
         quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-        done = subprocess.run(apt, env=quiet, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(apt, env=quiet, capture_output=True, text=True, timeout=patience(300))
         if done.returncode:
             pytest.skip(
                 f"apt-get cannot install {' and '.join(PACKAGES)}: {done.stderr.strip().splitlines()[-1]}"
@@ -84,19 +86,19 @@ class Slurm:
         self.wait("idle", lambda: self.run("sinfo", "--noheader", "--format=%t %D") == "idle 2", 60)
 
     def daemon(self, *command: str) -> None:
-        """Start a daemon in the foreground, in a session of its own, away from a terminal's signals."""
+        """Start a daemon in the foreground, in a separate session, without a terminal's signals."""
         with (self.state / f"{command[0]}.{command[-1]}.out").open("wb") as out:
             self.daemons.append(subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True))
 
     def run(self, *command: str) -> str:
-        """What one of Slurm's commands says."""
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        """Return the output of one of Slurm's commands."""
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience(60))
         return (done.stdout or done.stderr).strip()
 
     def wait(self, what: str, condition: object, seconds: float) -> None:
-        """Wait until something is so."""
+        """Wait for a condition."""
         assert callable(condition)
-        end = time.monotonic() + seconds
+        end = time.monotonic() + patience(seconds)
         while not condition():
             if time.monotonic() > end:
                 logs = "".join(file.read_text()[-2000:] for file in sorted(self.state.glob("*.log")))
@@ -122,7 +124,7 @@ class Slurm:
         if new:
             apt = ["apt-get", "-o", "DPkg::Lock::Timeout=120", "purge", "-y", *new]
             quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-            subprocess.run(apt, env=quiet, capture_output=True, check=True, timeout=300)
+            subprocess.run(apt, env=quiet, capture_output=True, check=True, timeout=patience(300))
         for user in ("munge", "slurm"):
             subprocess.run(["userdel", user], capture_output=True)
         for place in (

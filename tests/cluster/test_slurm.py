@@ -131,7 +131,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, slurm: Slurm) -> Path:
 
 @pytest.fixture(scope="module")
 def scheduled(tmp_path_factory: pytest.TempPathFactory, slurm: Slurm) -> Path:
-    """The same under Slurm; its training was stopped once and went on."""
+    """The same under Slurm; its training is stopped once and continues."""
     folder = tmp_path_factory.mktemp("scheduled")
     study = under_slurm(folder, TRAINED, *config(folder))
     job = stop_training(folder, slurm, study)
@@ -154,7 +154,7 @@ def test_a_stopped_training_is_queued_again_and_ends_bit_by_bit_the_same(
 
 
 def test_two_nodes_train_the_same_model_also_when_stopped(alone: Path, scheduled: Path, slurm: Slurm) -> None:
-    """One process on each of two nodes in place of two on one, started by srun."""
+    """One process on each of two nodes instead of two on one, started by srun."""
     (scheduled / TRAINED).unlink()
     study = under_slurm(scheduled, TRAINED, *config(scheduled, nodes=2, nproc_per_node=1))
     stop_training(scheduled, slurm, study)

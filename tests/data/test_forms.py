@@ -1,4 +1,4 @@
-"""Every form in which pairs and examples are read, and every mistake that is refused with its place."""
+"""Every row format of pairs and examples, and the location of every error in them."""
 
 import json
 from pathlib import Path
@@ -236,7 +236,7 @@ def refused(read: Any, file: str, message: str) -> None:
     ("row", "message"), [case[1:] for case in REFUSED_PAIRS], ids=[c[0] for c in REFUSED_PAIRS]
 )
 def test_refused_pairs(row: Any, message: str, tmp_path: Path) -> None:
-    # A blank line before it: the place named is the line of the file.
+    # The blank line counts: the message names the line of the file.
     file = tmp_path / "rows.jsonl"
     file.write_text(f"\n{json.dumps(row)}\n")
     refused(read_pairs, str(file), message)

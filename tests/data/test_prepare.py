@@ -1,4 +1,4 @@
-"""Preparation: the three splits whole or not at all, counted, with repeats dropped and leaks named."""
+"""Stage `prepare_data`: atomic output, counts, dropped repeats, and prompts that are in both splits."""
 
 import json
 import logging
@@ -111,9 +111,9 @@ def test_other_numbers_of_rows_than_published_are_said_or_refused(
     }
     with caplog.at_level(logging.WARNING):
         report = prepared(tmp_path / "data", **files)
-    assert caplog.messages == ["test: 1 rows, published with 2"]
+    assert caplog.messages == ["test: 1 rows, but 2 are published"]
     assert [report[split]["published_rows"] for split in ("train", "test")] == [3, 2]
-    with pytest.raises(UserError, match=r"data\.test: 1 rows, published with 2"):
+    with pytest.raises(UserError, match=r"data\.test: 1 rows, but 2 are published"):
         prepared(tmp_path / "again", **files, other_row_counts="refuse")
 
 

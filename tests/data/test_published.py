@@ -1,4 +1,4 @@
-"""Published data sets: their rows in, the pairs that DPO's reference code makes of them out."""
+"""Published data sets: their rows give the pairs that DPO's reference code makes of them."""
 
 import json
 from pathlib import Path

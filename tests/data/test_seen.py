@@ -1,4 +1,4 @@
-"""Digests in little memory: the same answers as Python's own set and counter."""
+"""Compact digests give the same answers as Python's set and counter."""
 
 import random
 import tracemalloc

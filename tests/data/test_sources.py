@@ -1,4 +1,4 @@
-"""Files and hub data sets are read whatever they are called, row by row; broken ones are refused by name."""
+"""Files and hub data sets are read row by row, whatever their names; damaged files are named."""
 
 import gzip
 import io

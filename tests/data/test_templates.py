@@ -1,4 +1,4 @@
-"""Conversations as token ids: golden ids per template, one BOS, one EOS, and no control token out of a message."""
+"""Conversations as token ids: golden ids of each template, one BOS, one EOS, no control token from a message."""
 
 from typing import Any
 

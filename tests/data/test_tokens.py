@@ -1,4 +1,4 @@
-"""Tokenised splits on disk: `datasets` opens them, training reads them without loading them."""
+"""Tokenised splits on disk: `datasets` opens them, and training reads them without loading them."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What several fault tests start from: undisturbed runs, a disk that fills up, damage, a run that stops half way."""
+"""Fixtures of fault tests: undisturbed runs, a disk that fills up, damage, a run that stops half way."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ COURSE = {
 
 @dataclass
 class Disk:
-    """A file system of its own, small enough to be filled."""
+    """A separate file system, small enough to be filled."""
 
     folder: Path
 

@@ -1,4 +1,4 @@
-"""A long training of a very small model in a process of its own, which measures itself at every save.
+"""A long training of a very small model in a separate process, which measures itself at every save.
 
     python -m tests.faults.soak FOLDER STEPS
 
@@ -24,7 +24,7 @@ KILLED = "killed"
 
 
 def recipe(steps: int) -> Any:
-    """SamS on a very small model; its replay pool is full nearly all the time, and its file is written anew."""
+    """SamS on a very small model; its replay pool is full nearly all the time, and its file is rewritten."""
     from sams.study.recipes import PreferenceRecipe
     from sams.study.settings import Model, Preference, Scheduler
 
@@ -109,7 +109,7 @@ def train(folder: Path, steps: int) -> None:
 
 
 def run(folder: Path, steps: int) -> None:
-    """Prepare, train until the kill, and train to the end, each in a process of its own."""
+    """Prepare, train until the kill, and train to the end, each in a separate process."""
     from sams.study.recipes import Job
 
     job = Job.model_validate({"study": "soak", "setting": "s", "tracking": True, "launch": {"device": "cpu"}})

@@ -1,4 +1,4 @@
-"""A very small study, run as people run it, and what is left of it when something was killed."""
+"""A very small study, run as users run it, and the remains of a killed one."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import psutil
 import yaml
 
 from sams.runtime.files import sha256_of
-from tests.conftest import ROOT
+from tests.conftest import ROOT, patience
 
 MARK = "SAMS_FAULTS_RUN"
 
@@ -59,7 +59,7 @@ def overlay(folder: Path, settings: dict[str, Any] = STUDY) -> str:
 
 
 class Workflow:
-    """A run of Snakemake in a folder, in a process group of its own, its processes marked."""
+    """A run of Snakemake in a folder, in a separate process group, with marked processes."""
 
     def __init__(self, folder: Path, *arguments: str, cores: int = 1, source: Path = ROOT) -> None:
         self.mark = uuid.uuid4().hex
@@ -121,14 +121,14 @@ def marked(mark: str) -> Iterator[psutil.Process]:
 
 def all_gone(run: Workflow, seconds: float = 15.0) -> list[str]:
     """Wait until none of its processes is left; return the command lines of those that stay."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience(seconds)
     while (left := run.members()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return [" ".join(process.cmdline())[:200] for process in left if process.is_running()]
 
 
 def final_files(results: Path) -> dict[str, str]:
-    """Digest of every final file of a results folder, times aside; hidden files too."""
+    """Return the digest of every final file of a results folder, hidden ones too, without times."""
     found = {}
     for path in sorted(results.rglob("*")):
         name = f"/{path.relative_to(results)}"
@@ -138,7 +138,7 @@ def final_files(results: Path) -> dict[str, str]:
 
 
 def digest(path: Path) -> str:
-    """What a file says, without times."""
+    """Return the content of a file without times, or its hash."""
     if path.suffix == ".json" and path.name != "manifest.json":
         return json.dumps(without_times(json.loads(path.read_text())), sort_keys=True)
     if path.name == "judgments.jsonl":
@@ -156,7 +156,7 @@ def digest(path: Path) -> str:
 
 
 def without_times(value: Any) -> Any:
-    """JSON without the keys that tell of times, memory and the like."""
+    """Return JSON without keys of times, memory and the like."""
     if isinstance(value, dict):
         return {key: without_times(inner) for key, inner in value.items() if not TIMES.search(key)}
     if isinstance(value, list):

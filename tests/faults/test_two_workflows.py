@@ -1,4 +1,4 @@
-"""Two workflows on the same results, two studies side by side, and a lock whose owner is dead."""
+"""Two workflows on the same results, two studies at the same time, and a lock whose owner was killed."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 from sams.launch.workflow import lock_results
 from sams.runtime.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, patience
 from tests.faults.study import STUDY, Workflow, all_gone, overlay
 
 HOLDER = """
@@ -48,7 +48,7 @@ def test_the_second_workflow_says_so_and_the_first_goes_on(tmp_path: Path) -> No
     first = Workflow(tmp_path, *arguments)
     second = None
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience(120)
         while not first.begun():
             assert first.process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)

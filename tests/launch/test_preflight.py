@@ -1,4 +1,4 @@
-"""The first job: what depends on the machine is named in one line before anything is computed."""
+"""Stage `preflight`: problems of the machine are reported in one line before anything is computed."""
 
 import json
 import threading
@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from sams.data.sources import is_missing_path
 from sams.launch import preflight
 from sams.launch.machine import gpus_wanted, processes
 from sams.runtime.errors import UserError
-from sams.study.config import Study
+from sams.study.study import Study
 from tests.study.test_config import tiny_study
 
 
@@ -121,9 +122,9 @@ def test_a_machine_that_is_ready(tmp_path: Path) -> None:
 
 def test_a_folder_of_the_hubs_form_is_named_with_its_split(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    assert not preflight.names_a_missing_path(f"{tmp_path}/set:train")
-    assert preflight.names_a_missing_path(f"{tmp_path}/sett:train")
-    assert not preflight.names_a_missing_path("some/data@v1:train")
+    assert not is_missing_path(f"{tmp_path}/set:train")
+    assert is_missing_path(f"{tmp_path}/sett:train")
+    assert not is_missing_path("some/data@v1:train")
 
 
 def study_on_the_hub(folder: Path) -> Study:

@@ -1,4 +1,4 @@
-"""Memory predicted from shapes: against the kernel's count of a real step, and by hand where it is sharded."""
+"""Simulated memory, compared with the kernel's count of a real step, and with formulas if sharded."""
 
 import json
 import os
@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
+from benchmarks.traffic import CountTraffic, expected
 from sams.planning.memory import Passes, Simulation
 from sams.planning.models import build, sizes_of
-from sams.planning.traffic import expected
 from sams.policy.model import blocks
 from sams.study.architectures import config_of
 from sams.study.settings import Model
@@ -97,10 +97,12 @@ def test_traffic_of_a_step_is_what_sharding_costs_by_hand(replicas: int) -> None
     total = sum(weight.numel() for weight in policy.parameters())
     inner = sum(weight.numel() for weight in blocks(policy.model).parameters())
     hand = expected(inner, total - inner, processes=8 // replicas, replicas=replicas, compute=torch.bfloat16)
-    assert simulation.step(Passes(1, checkpointing=True))[1].sent == hand.sent
-    scored = simulation.step(Passes(1, trained=False))[1].sent
+    trained, scored = CountTraffic(), CountTraffic()
+    simulation.peak(Passes(1, checkpointing=True), trained)
+    assert trained.traffic.sent == hand.sent
+    simulation.peak(Passes(1, trained=False), scored)
     shards = 8 // replicas
-    assert scored == {"all_gather": 2 * total * (shards - 1) / shards}
+    assert scored.traffic.sent == {"all_gather": 2 * total * (shards - 1) / shards}
 
 
 def test_replicas_of_fewer_shards_hold_more() -> None:

@@ -1,4 +1,4 @@
-"""The plan of a study: its jobs against Snakemake's own, what is told, what is warned of."""
+"""The plan of a study: its jobs compared with Snakemake's, its figures and its warnings."""
 
 import subprocess
 import sys
@@ -14,7 +14,8 @@ from sams.planning.plan import GIB, Planner
 from sams.planning.show import print_plan
 from sams.runtime.errors import UserError
 from sams.runtime.gpus import GPUS, Gpu, gpu_named
-from sams.study.config import Study, load_study, read_settings
+from sams.study.files import load_study, read_settings
+from sams.study.study import Study
 from tests.conftest import ROOT
 
 STUDIES = ROOT / "config" / "studies"

@@ -1,4 +1,4 @@
-"""Arithmetic of jobs: against the trainer's own tally, and against what the two passes are meant to cost."""
+"""FLOPs of jobs, compared with the trainer's count and with the intended cost of two passes."""
 
 from types import SimpleNamespace
 from typing import Any

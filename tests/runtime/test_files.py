@@ -1,4 +1,4 @@
-"""Files are whole or absent."""
+"""Files and folders are written atomically."""
 
 import json
 import os
@@ -41,12 +41,12 @@ def test_a_folder_that_fails_half_way_leaves_the_old_one(tmp_path: Path) -> None
     assert read_json(folder / MANIFEST)["origin"] == "first"
 
 
-def test_a_manifest_stands_for_content_and_not_for_what_is_told(tmp_path: Path) -> None:
+def test_a_manifest_digest_depends_on_content_and_not_on_facts(tmp_path: Path) -> None:
     digests = []
-    for place, (text, fact) in enumerate([("1", "a"), ("1", "b"), ("2", "a")]):
-        with whole_folder(tmp_path / str(place), fact=fact) as part:
+    for index, (text, fact) in enumerate([("1", "a"), ("1", "b"), ("2", "a")]):
+        with whole_folder(tmp_path / str(index), fact=fact) as part:
             (part / "x").write_text(text)
-        digests.append(manifest_digest(tmp_path / str(place)))
+        digests.append(manifest_digest(tmp_path / str(index)))
     assert digests[0] == digests[1] != digests[2]
 
 

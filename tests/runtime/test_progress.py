@@ -1,4 +1,4 @@
-"""How far a long stage is, in a log that is not flooded; and what a result was made on."""
+"""Progress lines in a log, and the recorded environment of a result."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from sams.runtime.provenance import ENVIRONMENT, made_on
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 100.0

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from sams.cli import app
 from sams.runtime.errors import UserError
 from sams.runtime.files import manifest_digest, read_json, sha256_of, write_json, write_manifest
-from sams.study.config import Study
 from sams.study.recipes import recipe_of
+from sams.study.study import Study
 from sams.tables.bundle import bundled_files, pack
 from sams.tables.main_table import main_table
 from sams.tables.results import read_cells

@@ -1,4 +1,4 @@
-"""Selector `random`: the baseline that any scheduling must beat."""
+"""Selector `random`: a uniform draw, the baseline for all others."""
 
 from typing import Any, Self
 

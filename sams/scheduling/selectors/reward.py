@@ -1,6 +1,6 @@
-"""Selector `reward`: Top-K by the sample-level reward itself (SamS Eq. 7), without a network.
+"""Selector `reward`: Top-K by the sample-level reward (SamS Eq. 7), without a network.
 
-The mandatory ablation of `sams`: what the scheduler adds over it is memory across rounds.
+An ablation of `sams`, whose scheduler adds memory across rounds.
 """
 
 from typing import Self
@@ -12,11 +12,11 @@ from sams.scheduling.selectors.base import Setup, Stateless, View, top_k
 
 
 class Reward(Stateless):
-    """Chooses the k pairs whose sample-level reward (SamS Eq. 7) is highest.
+    """Chooses the k pairs with the highest sample-level reward (SamS Eq. 7).
 
     Args:
         delta: weight of the margin term against the uncertainty term.
-        uncertainty: sum or mean, over tokens, of the chosen log-prob.
+        uncertainty: sum or mean of the chosen log-prob over tokens.
     """
 
     @classmethod

@@ -1,0 +1,87 @@
+"""A judge endpoint that cannot be used: `preflight` reports it in one line, after at most two small calls."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sams.launch import preflight
+from tests.bad_input.refused import Case, Refused, cases, refused
+from tests.judge.endpoint import KEY, Endpoint, always, serving
+from tests.study.test_config import tiny_study
+
+__all__ = ["refused"]
+
+# How the endpoint answers, what differs in the settings, the key.
+JUDGES: list[Any] = [
+    ("no key", ("ok", {}, None), "environment variable OPENAI_API_KEY: the judge needs a key; export it"),
+    (
+        "a key with its line end",
+        ("ok", {}, f"{KEY}\n"),
+        "OPENAI_API_KEY: the key holds white space.*; export it anew",
+    ),
+    (
+        "a key in quotes of another kind",
+        ("ok", {}, f"\u201c{KEY}\u201d"),
+        "OPENAI_API_KEY: the key holds .*; export",
+    ),
+    ("a wrong key", ("ok", {}, "sk-another"), "URL: the judge refuses the key; check OPENAI_API_KEY"),
+    ("a key that is withdrawn", ("401", {}, KEY), "URL: the judge refuses the key; check OPENAI_API_KEY"),
+    (
+        "nobody at the address",
+        ("ok", {"base_url": "http://127.0.0.1:9/v1"}, KEY),
+        "127.0.0.1:9/v1: the judge cannot be reached; check",
+    ),
+    (
+        "another address",
+        ("404", {}, KEY),
+        "URL: the judge refuses a call with HTTP 404; check 'judge.base_url' and 'judge.model'",
+    ),
+    (
+        "no log-probs",
+        ("no_log_probs", {}, KEY),
+        "URL: judge judge gives no log-probs, which AlpacaEval needs; set 'judge.model'",
+    ),
+    ("no text", ("empty", {}, KEY), "URL: judge judge gives no text to a short question; set 'judge.model'"),
+    (
+        "an endpoint that is down",
+        ("500", {}, KEY),
+        "URL: a call of judge judge failed 2 times .HTTP 500.; check",
+    ),
+    (
+        "answers that are no JSON",
+        ("broken", {}, KEY),
+        "URL: a call of judge judge failed 2 times .broken JSON.; check",
+    ),
+]
+
+
+@cases(*JUDGES)
+def test_the_judge_is_asked_before_anything_is_trained(
+    case: Case, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome, settings, key = case.made
+    if key is not None:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+    with serving(Endpoint(always(outcome))) as endpoint:
+        judge = {"kind": "openai", "base_url": endpoint.base_url, "model": "judge", "retry_seconds": 0.001}
+        study = tiny_study(benchmarks__judge=judge | settings)
+        said = refused(
+            preflight.main,
+            study=study.model_dump_json(),
+            out=tmp_path / "f",
+            results=tmp_path / "r",
+            says=case.says.replace("URL", endpoint.base_url),
+        )
+        assert endpoint.billed <= 2, "no more than two small calls"
+    assert KEY[3:] not in said
+
+
+@pytest.mark.parametrize("benchmark", ["alpaca_eval", "mt_bench"])
+def test_a_judge_that_answers_passes(benchmark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    other = {"alpaca_eval": "mt_bench", "mt_bench": "alpaca_eval"}[benchmark]
+    with serving(Endpoint()) as endpoint:
+        judge = {"kind": "openai", "base_url": endpoint.base_url, "model": "judge"}
+        preflight.check_judge(tiny_study(benchmarks__judge=judge, **{f"benchmarks__{other}": None}))
+        assert endpoint.billed == 1
