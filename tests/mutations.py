@@ -219,8 +219,8 @@ FAULTS = [
     Fault(
         "both terms of pretraining's r_S are the same quantity",
         "training/watching.py",
-        'margins=-found["loss"],\n            chosen_logps=found["logps/chosen"],',
-        'margins=-found["loss"],\n            chosen_logps=-found["loss"],',
+        'margins=-values["loss"],\n            chosen_logps=values["logps/chosen"],',
+        'margins=-values["loss"],\n            chosen_logps=-values["loss"],',
         (f"{PASSES}the_view_of_a_single_response_still_tells_samples_apart",),
     ),
     Fault(
@@ -506,8 +506,8 @@ FAULTS = [
     Fault(
         "a torn checkpoint is resumed",
         "training/checkpoints.py",
-        'int(found.parent.name.split("-")[1]) for found in self.folder.glob(f"step-*/{COMPLETE}")',
-        'int(found.name.split("-")[1]) for found in self.folder.glob("step-*")',
+        'int(found.parent.name.split("-")[1]) for found in run.glob(f"step-*/{COMPLETE}")',
+        'int(found.name.split("-")[1]) for found in run.glob("step-*")',
         (f"{RUNS}a_torn_checkpoint_is_ignored_and_old_ones_are_pruned",),
     ),
     Fault(

@@ -33,7 +33,7 @@ class Selection:
 
     Attributes:
         batch_size: n, the pairs of a global batch.
-        rounds: rounds of the whole run.
+        rounds: rounds of the complete run.
         ratios: K / n; several ratios apply to consecutive equal parts of the run.
         warmup_rounds: number of first rounds that train on the full batch.
         full_every: every `full_every`-th round trains on the full batch; None for no such rounds.
