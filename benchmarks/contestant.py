@@ -80,7 +80,7 @@ class Trainer(Protocol):
     """Takes steps."""
 
     def step(self, batch: int, update: bool) -> dict[str, float]:
-        """One step on a batch; returns the loss, the number of tokens, and the number of positions including padding."""
+        """Take a step on a batch; return the loss, and the numbers of tokens and of positions with padding."""
         ...
 
 

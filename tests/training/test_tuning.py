@@ -44,10 +44,10 @@ def policy_of(settings: Model) -> Policy:
     return Policy(model)
 
 
-def found(workers: Workers, settings: Model, **wanted: Any) -> tuple[Tuning, Policy]:
+def found(workers: Workers, settings: Model, **overrides: Any) -> tuple[Tuning, Policy]:
     policy = policy_of(settings)
     sizes = {"micro_batch": "auto", "scoring_micro_batch": "auto", "items": 8, "scored_items": 16}
-    return tune(policy, TASK, workers, settings, **(sizes | wanted)), policy
+    return tune(policy, TASK, workers, settings, **(sizes | overrides)), policy
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
@@ -152,8 +152,8 @@ def test_what_is_trained_beside_the_policy_leaves_less_room(
     policy.pack(SEGMENTS)
     weights = tuning.local_weights(policy)
     monkeypatch.setattr(tuning, "free_bytes", lambda device: 3 * tuning.ADAM_BYTES * weights)
-    alone, beside = (tuning.fit(policy, TASK, workers, False, other)[1] for other in (0, weights))
-    assert beside == pytest.approx(alone / 2, abs=1)
+    alone, together = (tuning.fit(policy, TASK, workers, False, other)[1] for other in (0, weights))
+    assert together == pytest.approx(alone / 2, abs=1)
 
 
 def test_a_found_size_is_kept_in_the_result_and_a_resumed_run_takes_it_over(
