@@ -139,7 +139,7 @@ class Whole:
                     "seed": 0,
                     "model": MODEL,
                     "training": Sft.model_validate(COURSE),
-                    "watching": {"scheduler": SCHEDULER, "ratio": 0.5, "gamma": 0.5},
+                    "watching": {"scheduler": SCHEDULER, "ratio": 0.5},
                 }
             ),
             "export": ExportRecipe(model=MODEL),

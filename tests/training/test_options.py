@@ -169,7 +169,7 @@ def test_adapters_are_trained_alone_and_merged_at_export(
 def test_a_scheduler_that_watches_learns_and_leaves_sft_bitwise_alone(tokens: Path, tmp_path: Path) -> None:
     training = Sft.model_validate(TRAINING | {"max_steps": 4})
     plain = SftRecipe(seed=0, model=tiny.settings(), training=training)
-    watched = plain.model_copy(update={"watching": Watching(scheduler=Scheduler(), ratio=0.5, gamma=0.5)})
+    watched = plain.model_copy(update={"watching": Watching(scheduler=Scheduler(), ratio=0.5)})
     here(sft, plain, tokens=tokens, out=tmp_path / "a", checkpoints=tmp_path / "ca")
     here(
         sft,
