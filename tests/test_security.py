@@ -126,7 +126,7 @@ def test_an_export_runs_nothing_that_stands_for_a_weight(tmp_path: Path) -> None
 
     state[f"{KEY}model.norm.weight"] = Trap(str(tmp_path / "sprung"))
     dcp.save(state, checkpoint_id=trained)
-    with pytest.raises(UserError, match=r"trained: weight .*model\.norm\.weight is no tensor"):
+    with pytest.raises(UserError, match=r"trained: weight .*model\.norm\.weight is not a tensor"):
         export_trained(trained, "sdpa", out, torch.float32)
     assert not (tmp_path / "sprung").exists()
 

@@ -28,7 +28,7 @@ ENTRY_POINTS = {
 """Module of each stage, started by `python -m`."""
 
 WATCHING = "sams.training.watching"
-"""Module with which a scheduler learns during SFT."""
+"""Module with which a scheduler learns during SFT, imported by name: other SFT jobs do not depend on it."""
 
 
 def code_of_job(stage: str, recipe: Settings) -> dict[str, str]:

@@ -118,7 +118,7 @@ TOGETHER: list[Any] = [
     (
         "a weight of another shape",
         tensors(lambda found: found.update({NORM: torch.ones(5)})),
-        r"model: tensor model.norm.weight has shape \[5\], the config asks for \[32\]; give",
+        r"model: tensor model.norm.weight has shape \[5\], the config has \[32\]; give",
     ),
     (
         "another kind of model",

@@ -177,7 +177,7 @@ def test_top_k_is_the_head_of_the_list_sorted_by_score_then_index(
 ) -> None:
     k = data.draw(st.integers(1, len(scores)))
     scores = torch.tensor(scores).tolist()  # as float32 holds them
-    expected = sorted(sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:k])
+    expected = sorted(sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:k])
     assert top_k(torch.tensor(scores), k).tolist() == expected
 
 
@@ -185,7 +185,7 @@ def test_top_k_keeps_the_order_of_equals_in_a_large_batch() -> None:
     # Without `stable`, torch keeps it in short lists only.
     scores = torch.zeros(64)
     scores[::3] = 1.0
-    others = [place for place in range(64) if place % 3]
+    others = [index for index in range(64) if index % 3]
     assert top_k(scores, 40).tolist() == sorted([*range(0, 64, 3), *others[:18]])
 
 
@@ -262,7 +262,7 @@ def test_oracle_takes_no_flipped_pair_while_clean_ones_last(
     k = data.draw(st.integers(1, len(flipped)))
     chosen = Oracle(seed).choose(with_flips(*flipped), len(flipped), k)
     clean = flipped.count(False)
-    assert sum(flipped[place] for place in chosen) == max(0, k - clean)
+    assert sum(flipped[index] for index in chosen) == max(0, k - clean)
 
 
 def test_oracle_draws_evenly_among_the_clean_and_then_among_the_flipped() -> None:
@@ -360,7 +360,7 @@ def test_sams_takes_the_top_k_of_its_scores() -> None:
         selector.observe(seen)
         scores = selector.scheduler.score(merge_contexts(seen.contexts, "concat"))[0].tolist()
         chosen = choose(selector, seen, 16, 4).tolist()
-        assert {scores[place] for place in chosen} == set(sorted(scores)[-4:])
+        assert {scores[index] for index in chosen} == set(sorted(scores)[-4:])
 
 
 def test_sams_breaks_ties_by_index() -> None:
