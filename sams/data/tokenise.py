@@ -46,7 +46,7 @@ Columns = dict[str, list[Any]]
 
 
 def main(recipe: str, data: Path, out: Path, processes: int = 1) -> None:
-    """Write tokenizer/, sft/, train/, test/, validation/ (if the data has it) and report.json.
+    """Write tokenizer/, sft/, train/, test/, validation/ where the data has it, and report.json.
 
     Args:
         recipe: the stage's recipe.
@@ -55,7 +55,7 @@ def main(recipe: str, data: Path, out: Path, processes: int = 1) -> None:
         processes: number of processes that encode batches; the result does not depend on it.
 
     Raises:
-        UserError: tokenizer, template or model cannot be loaded or do not fit together, or too few rows are left.
+        UserError: tokenizer, template or model cannot be had or do not fit together; too little is left of a split.
     """
     settings = read_recipe(recipe, TokeniseRecipe)
     refuse_damage(data)

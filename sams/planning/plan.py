@@ -219,7 +219,7 @@ class Planner:
             training = study.preference_of(method)
             if method in study.selective_methods:
                 rows.append(self.peaks.trained(f"train_crossfit {method}", training, training.batch_size, 2))
-            largest = count.schedule(training, self.facts).largest
+            largest = count.course(training, self.facts).largest
             costs = self._scheduler(method) if training.selector == "sams" else None
             rows.append(self.peaks.trained(method, training, largest, 2, costs))
         rows = together(rows)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sams.study.settings import Preference, Pretrain, Ratio, Scheduler, Sft
 
 UNSEEN = ("all", "random", "selective")
-"""Selectors without a scoring pass."""
+"""Selectors that choose without a scoring pass."""
 
 
 @dataclass
@@ -73,8 +73,8 @@ class Work:
         return 2 * (sizes.body * body + sizes.head * (self.scored_answers + passes * self.trained_answers))
 
 
-def schedule(training: Preference, facts: Facts) -> Selection:
-    """Return the rounds of a method and the number of pairs that each trains on."""
+def course(training: Preference, facts: Facts) -> Selection:
+    """The rounds of a method, and how many pairs each trains on."""
     share = training.preselected
     batch = training.batch_size if share is None else selected(training.batch_size, share)
     items = range(round(facts.train * (share or 1.0)))
@@ -85,11 +85,11 @@ def schedule(training: Preference, facts: Facts) -> Selection:
 
 def preference(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:
     """Count the training of a method."""
-    return _loop(training, schedule(training, facts), facts, scheduler, packed=packed)
+    return _loop(training, course(training, facts), facts, scheduler, packed=packed)
 
 
 def crossfit(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:
-    """Count one half of a cross-fitting: training on half of the pairs, then the losses of the other half."""
+    """One half of a cross-fitting: plain training on half of the pairs, then the losses of the other half."""
     half = range(-(-facts.train // 2))
     rounds = count_rounds(half, training, "preference.batch_size")
     plain = training.model_copy(update={"selector": "all", "ratio": 1.0})
@@ -120,7 +120,7 @@ def _loop(
 
 
 def sft(training: Sft, watching: tuple[Scheduler, Ratio] | None, facts: Facts) -> Work:
-    """Count supervised fine-tuning, with or without a scheduler that learns at the same time."""
+    """Supervised fine-tuning, with a scheduler that learns beside it or without."""
     work = Work(count_rounds(range(facts.sft), training, "sft.batch_size"))
     for _ in range(work.rounds):
         work.train(training.batch_size, facts.example)
@@ -132,7 +132,7 @@ def sft(training: Sft, watching: tuple[Scheduler, Ratio] | None, facts: Facts) -
 
 
 def pretrain(training: Pretrain, facts: Facts, scheduler: Scheduler) -> Work:
-    """Count scheduler pretraining with a frozen policy."""
+    """Scheduler pretraining beside a frozen policy."""
     work = Work(count_rounds(range(facts.train), training, "pretrain.batch_size"))
     for _ in range(work.rounds):
         work.score(training.batch_size, facts.example)

@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders, and manifests with the SHA-256 of each file."""
+"""Files and folders that are complete or absent: written under a temporary name, then renamed."""
 
 import glob
 import hashlib
@@ -17,25 +17,30 @@ MANIFEST = "manifest.json"
 
 
 def restrict_umask() -> None:
-    """Withhold write permission for others from the files that this process and its children create."""
+    """Let owner and group alone change the files that this process and its children create from now on."""
     given = os.umask(0o077)
     os.umask(given | 0o002)
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON with sorted keys and without spaces, so that equal values give equal text."""
+    """JSON in which neither key order nor layout counts, so equal settings give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
+    """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def sha256_of_text(text: str) -> str:
+    """Hexadecimal SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; if the block succeeds, sync it to disk and rename it to `path`."""
+    """Yield a temporary path next to `path`; sync it to disk and rename it to `path` if the block succeeds."""
     part = _part_of(path)
     try:
         yield part
@@ -48,10 +53,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, **facts: Any) -> Iterator[Path]:
-    """Yield a temporary folder; if the block succeeds, write its manifest and rename it to `path`.
+    """Yield a temporary folder; if the block succeeds, seal it with a manifest and rename it to `path`.
 
-    An existing folder at `path` is replaced. `facts` are added to the manifest. `environment.json` describes the
-    machine and the libraries; the manifest does not list it.
+    An older folder at `path` is replaced. The manifest holds `facts` and the hashes of the files. The folder also
+    gets `environment.json`, which no hash covers.
     """
     part = _part_of(path)
     shutil.rmtree(part, ignore_errors=True)
@@ -68,15 +73,15 @@ def whole_folder(path: Path, **facts: Any) -> Iterator[Path]:
 
 
 def _part_of(path: Path) -> Path:
-    """Return this process's temporary path for a path, and remove those of processes that were killed."""
+    """The temporary path of this process for `path`; deletes those that killed processes have left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for other in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
-        writer = other.name.rpartition("-")[2]
+    for left in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
+        writer = left.name.rpartition("-")[2]
         if writer.isdecimal() and not _is_alive(int(writer)):
-            if other.is_dir():
-                shutil.rmtree(other, ignore_errors=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
             else:
-                other.unlink(missing_ok=True)
+                left.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.part-{os.getpid()}")
 
 
@@ -91,7 +96,7 @@ def _is_alive(process: int) -> bool:
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Write `manifest.json`, the last file of a folder: the SHA-256 of every file, and `facts`."""
+    """Write `manifest.json`, the last file of a folder: `facts`, and the SHA-256 of every other file."""
     files = {
         str(path.relative_to(folder)): sha256_of(path)
         for path in sorted(folder.rglob("*"))
@@ -101,7 +106,7 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read the manifest of a folder.
+    """The manifest of a folder sealed by `write_manifest`.
 
     Raises:
         UserError: it is damaged.
@@ -109,43 +114,62 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = read_json(folder / MANIFEST)
         if not all(isinstance(digest, str) for digest in manifest["files"].values()):
-            raise TypeError("expected digests as text")
+            raise TypeError("digests are texts")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(folder, f"{MANIFEST} is damaged ({error})") from None
     return manifest
 
 
 def refuse_damage(folder: Path) -> None:
-    """Hash all files of a folder and compare them with its manifest.
+    """Check the files of a folder sealed by `write_manifest` against its hashes.
 
     Raises:
-        UserError: a file has changed or is missing; the message names the first one.
+        UserError: naming the first file that has changed or is gone.
     """
     for name, digest in read_manifest(folder)["files"].items():
         file = folder / name
         if not file.is_file():
-            raise damaged(folder, f"{name} is missing")
+            raise damaged(folder, f"{name} is not there")
         if sha256_of(file) != digest:
             raise damaged(folder, f"{name} is not what was written (its SHA-256 differs)")
 
 
 def damaged(folder: Path, problem: str) -> UserError:
-    """Return the error for a folder whose files do not match its manifest."""
+    """The error about a sealed folder whose files have changed."""
     return UserError(
         problem,
         where=str(folder),
-        remedy=f"restore it, or delete {folder / MANIFEST}: snakemake then makes the folder again",
+        remedy=f"put it back, or delete {folder / MANIFEST}: snakemake then makes the folder again",
     )
 
 
 def manifest_digest(folder: Path) -> str:
-    """Return a digest of a folder's content by its manifest, sixteen hex digits."""
+    """Sixteen hex digits that stand for the content of a folder sealed by `write_manifest`."""
     files = read_manifest(folder)["files"]
     return hashlib.sha256(canonical_json(files).encode()).hexdigest()[:16]
 
 
+def digest_of(path: Path) -> str:
+    """Digest of a file that a job reads, or of a folder sealed by a manifest, whose files are checked.
+
+    Of several processes rank 0 alone checks them: its error ends the others.
+
+    Raises:
+        UserError: the file or folder is not there, or damaged.
+    """
+    if path.is_dir() and (path / MANIFEST).is_file():
+        if os.environ.get("RANK", "0") == "0":
+            refuse_damage(path)
+        return manifest_digest(path)
+    if path.is_file():
+        return sha256_of(path)[:16]
+    raise UserError(
+        "no such file, or a folder without its manifest", where=str(path), remedy="run its rule first"
+    )
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically. NaN and infinity are errors."""
+    """Write indented JSON, completely or not at all. NaN and infinity are refused."""
     with whole_file(path) as part:
         part.write_text(
             json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"

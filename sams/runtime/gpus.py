@@ -1,4 +1,4 @@
-"""Table of GPU models."""
+"""GPUs that a study can be planned for."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        memory: bytes that a process can use, a little less than the nominal size.
-        bandwidth: memory bandwidth in bytes a second (vendors' data sheets).
-        use: share of the dense bfloat16 peak that training reaches, including recomputed activations. An assumption.
+        memory: bytes that a process finds, a little less than the name says.
+        bandwidth: of its memory, bytes per second (vendors' data sheets).
+        use: share of its dense bfloat16 peak that training reaches, recomputed activations counted. An assumption.
     """
 
     memory: float
@@ -33,10 +33,10 @@ GPUS = {
 
 
 def gpu_named(name: str) -> Gpu:
-    """Return a GPU by name.
+    """A GPU by its name.
 
     Raises:
-        UserError: the name is not known; the message lists the known ones.
+        UserError: naming those that are known.
     """
     if name not in GPUS:
         raise UserError(f"no GPU '{name}'", where="--gpu", remedy=f"choose one of {', '.join(GPUS)}")
