@@ -5,7 +5,7 @@
 #   snakemake --cores all --configfile config/studies/own_data.yaml
 #
 # Results:  results/<study>/<setting>/<stage or method>/seed<k>/
-# Besides:  results/<study>/{tables,logs,benchmarks,checkpoints}
+# Others:   results/<study>/{tables,logs,benchmarks,checkpoints}
 from snakemake.utils import min_version
 
 min_version("9.19")
@@ -20,7 +20,6 @@ report: "workflow/report/workflow.rst"
 include: "rules/common.smk"
 include: "rules/data.smk"
 include: "rules/train.smk"
-include: "rules/reference.smk"
 include: "rules/generate.smk"
 include: "rules/score.smk"
 include: "rules/chosen.smk"

@@ -88,11 +88,12 @@ class Ours:
     """The pieces that the training loop is made of, in its order."""
 
     def __init__(self, entry: Entry) -> None:
-        from sams.losses import build_loss
-        from sams.training.costs import Tally
+        from sams.losses.table import build_loss
+        from sams.runtime.costs import Tally
         from sams.training.distribution import Workers
         from sams.training.passes import score
-        from sams.training.tasks import PairTask, PreferenceTask
+        from sams.training.tasks.pairs import PairTask
+        from sams.training.tasks.preference import PreferenceTask
         from sams.training.tuning import tune
 
         self.entry = entry
@@ -149,7 +150,7 @@ class Ours:
 
         from sams.scheduling.pool import ReplayPool
         from sams.scheduling.scheduler import Scheduler, context_width
-        from sams.scheduling.selectors import Sams
+        from sams.scheduling.selectors.sams import Sams
         from sams.study.settings import Scheduler as Settings
 
         settings = Settings()
@@ -168,7 +169,7 @@ class Ours:
                 generator=torch.Generator().manual_seed(0),
             ),
         )
-        return Sams(scheduler, gamma=0.5, seed=0, trained=False, agree=self.workers.broadcast)
+        return Sams(scheduler, gamma=0.5, seed=0, trained=False)
 
     def step(self, batch: int, update: bool) -> dict[str, float]:
         from sams.training.batches import balanced
@@ -190,7 +191,7 @@ class Ours:
             view = self.task.view(items, seen, contexts)
             self.selector.observe(view)
             k = max(1, round(self.entry.ratio * n))
-            self.selector.choose(view, n, k)
+            self.selector.accept(self.workers.broadcast(self.selector.choose(view, n, k)).cpu())
             # An untrained scheduler's taste in lengths is chance, and would be in every ratio: all its work is done,
             # and then pairs are trained on that have their share of the batch's tokens.
             chosen = balanced(items, self.task.packed_lengths, n // k)[0]
@@ -205,7 +206,7 @@ class Ours:
         return {
             "loss": found["loss"].mean().item(),
             "tokens": float(tally.tokens),
-            "places": float(tally.places),
+            "places": float(tally.positions),
         }
 
     def tokens_seen(self, batch: int) -> int:

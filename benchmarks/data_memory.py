@@ -37,7 +37,8 @@ SAMPLE_SECONDS = 0.1
 # Work of a training process with its pairs before the first step, then the first 1,000 pairs.
 READ = """
 from pathlib import Path
-from sams.training.tasks import PairTask, read_tokens
+from sams.training.tasks.base import read_tokens
+from sams.training.tasks.pairs import PairTask
 task = PairTask(read_tokens(Path("tokens"), "train"))
 for start in range(0, 1000, 50):
     task.sequences(list(range(start, start + 50)))

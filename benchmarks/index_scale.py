@@ -17,7 +17,7 @@ import numpy as np
 from sams.data.tokens import TokenLists
 from sams.runtime.files import write_json
 from sams.training.batches import deal, rounds
-from sams.training.tasks import PairTask
+from sams.training.tasks.pairs import PairTask
 
 BATCH = 64
 

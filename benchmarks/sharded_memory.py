@@ -86,7 +86,7 @@ def load(how: str, folder: Path, trained: Path | None) -> dict[str, Any]:
         policy = loading.load_policy(folder, settings, workers, training=Preference())
     found = {"peak_mb": peak.end(), "seconds": round(time.monotonic() - started, 1), "world": workers.world}
     if trained is not None:
-        checkpoints = Checkpoints(trained.parent / "checkpoints", "run", workers)
+        checkpoints = Checkpoints(trained.parent / "checkpoints", workers, inputs={}, code={})
         checkpoints.publish(policy, trained, config=bare(policy).model.config)
     parts = workers.all_gather(torch.tensor([found["peak_mb"]]))
     if workers.is_main:

@@ -1,63 +1,93 @@
-# Validates the config and names what the rules share. Needs nothing, makes nothing.
+# Needs: the config. Makes: the study, names of files, and the functions that the rules share.
 import re
-import shlex
 import sys
 from pathlib import Path
 
 sys.path.insert(0, workflow.basedir)
 
 from sams.launch import resources
-from sams.study.config import load_study, read_file, read_settings, resolved
-from sams.scoring.fetch import PUBLISHED, published
+from sams.launch.changes import code_text
+from sams.launch.jobs import Jobs, literal, options
+from sams.launch.machine import gpus_here, job_environment
+from sams.launch.workflow import (
+    forget_unfinished,
+    leave_if_stopped,
+    lock_results,
+    name_changes,
+    stop_jobs_on_signals,
+)
+from sams.runtime.digests import remember
 from sams.runtime.errors import UserError
-from sams.launch.machine import gpus_here, set_job_environment
-from sams.launch.preflight import benchmark_sources
-from sams.runtime.provenance import code_digest
-from sams.study.recipes import recipe_json, recipe_of, scheduler_is_pretrained
+from sams.runtime.files import canonical_json, restrict_umask
+from sams.runtime.provenance import code_of
+from sams.scoring.fetch import PUBLISHED
+from sams.study.files import DEFAULT, from_command_line, load_study, read_settings
+from sams.study.recipes import recipe_json, scheduler_is_pretrained
+from sams.study.rounds import required_rows
 from sams.study.settings import Launch
 from sams.tables.side_by_side import pairs
-from sams.launch.workflow import forget_unfinished, hold, leave_if_stopped, stop_jobs_on_signals
 
 try:
-    for file in workflow.config_settings.configfiles:
-        read_file(file)  # Snakemake takes the last of a key that is given twice
-    # In place, because the report's captions read `config` too.
-    config |= resolved(
-        read_settings([Path(workflow.basedir) / "config" / "config.yaml"]),
-        workflow.config_settings.overwrite_config,
+    settings = read_settings(
+        [DEFAULT, *workflow.config_settings.configfiles],
+        from_command_line(workflow.config_settings.config),
     )
-    STUDY = load_study(dict(config))
+    STUDY = load_study(settings)
 except UserError as error:
     raise WorkflowError(str(error))
+# In place, because the captions of the report read `config` too.
+config.clear()
+config |= settings
 
 RESULTS = STUDY.results.as_posix()
 LOGS = f"results/{STUDY.study}/logs/{STUDY.setting}"
 COSTS = f"results/{STUDY.study}/benchmarks/{STUDY.setting}"
+CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
 TABLES = f"results/{STUDY.study}/tables"
+PREFLIGHT = f"results/{STUDY.study}/preflight.json"
 OF_SEED = "seed{seed}/" if STUDY.data.world and STUDY.data.world.per_seed else ""
 DATA = f"{RESULTS}/data/{OF_SEED}manifest.json"
 TOKENS = f"{RESULTS}/tokens/{OF_SEED}manifest.json"
 QUESTIONS = f"{RESULTS}/questions/manifest.json"
+START = f"{RESULTS}/sft/seed{{seed}}/model/manifest.json"
 SCHEDULER = f"{RESULTS}/scheduler/seed{{seed}}/weights/manifest.json"
+RUN = f"{RESULTS}/{{method}}/seed{{seed}}"
 PRETRAINING = STUDY.pretrain.policy if STUDY.pretrain else "none"
 FIGURES = ["learning_curves", "selection", "difficulty", "noise", "cost"]
-CHECKPOINTS = f"results/{STUDY.study}/checkpoints/{STUDY.setting}"
+BENCHMARKS = [name for name in ("alpaca_eval", "mt_bench") if getattr(STUDY.benchmarks, name)]
 
-GPUS_HERE = gpus_here()
-# What tables are made of. How jobs are launched changes no figure, and so no table.
+# Parameter of the tables. Launch settings change no figure, and so no table.
 STUDY_SETTINGS = recipe_json(STUDY.model_copy(update={"launch": Launch()}))
+JOBS = Jobs(STUDY)
+REQUIRED_ROWS = literal(canonical_json(required_rows(STUDY)))
+GPUS_HERE = gpus_here()
 TRAINING = resources.training(STUDY, GPUS_HERE)
-PROCESSES = TRAINING["processes"]
-set_job_environment(STUDY, workflow.basedir)
 
+# Command of a stage, and of one that runs as several processes.
+ARGUMENTS = "-m {params.module} --recipe {params.recipe:q} {params.options} > {log:q} 2>&1"
+STAGE = f"python {ARGUMENTS}"
+DISTRIBUTED_STAGE = (
+    "exec python -m sams.launch.nodes"
+    " --nodes {resources.nodes} --processes {resources.processes} --cpus {threads} "
+) + ARGUMENTS
+
+# Snakemake formats the prefix.
+shell.prefix(job_environment(STUDY, workflow.basedir).replace("{", "{{").replace("}", "}}"))
+remember(Path(".snakemake") / "sams" / "digests.json")
+name_changes()
 stop_jobs_on_signals()
 if workflow.is_main_process:
-    forget_unfinished(Path("results") / STUDY.study / "preflight.json")
+    forget_unfinished(Path(PREFLIGHT))
 
 
 onstart:
+    if "preflight" in workflow.dag_settings.forcerun and len(workflow.dag.jobs) > 1:
+        raise WorkflowError(
+            "with -R preflight Snakemake runs no other job; run `snakemake preflight -R preflight` before this command"
+        )
+    restrict_umask()
     try:
-        hold(Path("results") / STUDY.study)
+        lock_results(Path("results") / STUDY.study)
     except UserError as error:
         raise WorkflowError(str(error))
 
@@ -78,33 +108,22 @@ if not SCHEDULED:
     workflow.global_resources.setdefault("gpu", max(TRAINING.get("gpu", 0), GPUS_HERE))
 
 
+def one_of(names):
+    """Pattern of a wildcard that takes these names; of none, a pattern that no file name has."""
+    return "|".join(re.escape(str(name)) for name in names) or "none"
+
+
 wildcard_constraints:
-    method="|".join(map(re.escape, STUDY.methods)),
-    base="|".join(map(re.escape, STUDY.methods)),
-    seed="|".join(str(seed) for seed in STUDY.seeds),
-    published="|".join(map(re.escape, PUBLISHED)),
+    method=one_of(STUDY.methods),
+    base=one_of(STUDY.methods),
+    seed=one_of(STUDY.seeds),
+    published=one_of(PUBLISHED),
+    half="0|1",
 
 
-def recipe(stage, benchmark=""):
-    """Recipe of a job of this stage: the slice of the config that its result depends on."""
-
-    def of(wildcards):
-        return recipe_json(
-            recipe_of(
-                STUDY,
-                stage,
-                method=wildcards.get("method", ""),
-                seed=int(wildcards.get("seed", 0)),
-                benchmark=benchmark,
-            )
-        )
-
-    return of
-
-
-def results_folder(wildcards):
-    """Folder of the study's setting."""
-    return RESULTS
+def code(module):
+    """Parameter of a rule with the digests of a module's code."""
+    return code_text(code_of(module))
 
 
 def per_seed(pattern):
@@ -117,24 +136,17 @@ def per_run(pattern, methods):
     return expand(f"{RESULTS}/{pattern}", method=methods, seed=STUDY.seeds)
 
 
-def benchmarks():
-    """The benchmarks that the study scores."""
-    names = ("alpaca_eval", "mt_bench")
-    return [name for name in names if getattr(STUDY.benchmarks, name) is not None]
-
-
 def scores():
     """Metrics of every method, seed and benchmark."""
-    return expand(
-        f"{RESULTS}/{{method}}/seed{{seed}}/{{benchmark}}/metrics.json",
-        method=STUDY.methods,
-        seed=STUDY.seeds,
-        benchmark=benchmarks(),
-    )
+    return [
+        f
+        for name in BENCHMARKS
+        for f in per_run(f"{{method}}/seed{{seed}}/{name}/metrics.json", STUDY.methods)
+    ]
 
 
 def training_figures():
-    """Figures of every training job, metric logs beside them."""
+    """Figures of every training job."""
     return per_run("{method}/seed{seed}/train_metrics.json", STUDY.trained_methods)
 
 
@@ -143,50 +155,45 @@ def pretrained_schedulers():
     return per_seed("scheduler/seed{seed}/weights/manifest.json") if STUDY.pretrain else []
 
 
-def data_files():
-    """Local files of the study's data; a changed file is prepared again. `preflight` names a missing one."""
-    sources = (STUDY.data.train, STUDY.data.test, STUDY.data.sft)
-    return [source for source in sources if source is not None and Path(source).is_file()]
+def pretrained_scheduler(wildcards):
+    """The scheduler that a method starts from, if it has one."""
+    return SCHEDULER if scheduler_is_pretrained(STUDY, wildcards.method) else []
 
 
-def tokenizer_files():
-    """Local files that the tokenizer is made of: the chat template, and those of a local model."""
-    template = STUDY.model.chat_template
-    given = [template] if template is not None and Path(template).is_file() else []
-    return given + local_files(
-        STUDY.model.path, "token*", "special_tokens_map.json", "vocab*", "merges.txt", "chat*"
-    )
+def reference_logps(wildcards):
+    """Log-probs of the reference model; none for a loss without a reference."""
+    needed = STUDY.preference_of(wildcards.method).needs_reference
+    return f"{RESULTS}/reference/seed{{seed}}/manifest.json" if needed else []
 
 
-def local_files(folder, *patterns):
-    """Files of a local model; none of one on the hub. What is replaced in place is read again."""
-    if folder is None or not Path(folder).is_dir():
+def crossfit_losses(wildcards):
+    """Losses of both halves of the pairs, for selector `selective`."""
+    if wildcards.method not in STUDY.selective_methods:
         return []
-    return sorted(
-        {str(file) for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()}
-    )
+    return [f"{RUN}/crossfit/half{half}/losses/manifest.json" for half in (0, 1)]
 
 
-def start_files(wildcards):
-    """Config and weights of the local model that a stage starts from."""
-    model = STUDY.model_of(wildcards.get("method", "sft"))
-    return local_files(model.path, "config.json", "*.safetensors", "*.bin")
+def trained_weights(wildcards):
+    """Trained weights of a method; none for a finished model and the start of a study without SFT."""
+    return f"{RUN}/trained/manifest.json" if wildcards.method in STUDY.trained_methods else []
 
 
-def prompt_files():
-    """Local file of the prompts that on-policy pairs are sampled for."""
-    source = STUDY.on_policy.prompts
-    return [source] if Path(source).is_file() else []
+def tokens_of_export(wildcards):
+    """Token ids, whose tokenizer a trained or fresh model goes with; a model from elsewhere has its own."""
+    is_finished = wildcards.method not in STUDY.trained_methods and STUDY.model_of(wildcards.method).path
+    return [] if is_finished else TOKENS
 
 
-def benchmark_files():
-    """Local files of the benchmarks' inputs: those that are there or can be fetched."""
-    return [source for source in benchmark_sources(STUDY).values() if available(source)]
+def difficulty_table(wildcards):
+    """The table of AlpacaEval's length control: given, made for the world, or none."""
+    if STUDY.benchmarks.alpaca_eval.difficulty is not None:
+        return ancient(JOBS.sources("score_alpaca_eval")(wildcards))
+    return f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []
 
 
 def answer_pages():
     """Pages of answers side by side; none where no benchmark is scored."""
-    shown = pairs(STUDY) if benchmarks() else []
+    shown = pairs(STUDY) if BENCHMARKS else []
     return [f"{TABLES}/answers/{method}/beside_{base}.html" for method, base in shown]
 
 
@@ -199,91 +206,20 @@ def judged_answers(wildcards):
     return [
         f"{RESULTS}/{method}/seed{STUDY.seeds[0]}/{benchmark}/{file}"
         for method in (wildcards.method, wildcards.base)
-        for benchmark in benchmarks()
+        for benchmark in BENCHMARKS
         for file in files[benchmark]
     ]
 
 
-def available(source):
-    """Whether a file is there or can be fetched. A dry run does not need it; `preflight` does."""
-    return Path(source).is_file() or published(source) is not None
+# Names that rules/tables.smk and rules/chosen.smk use.
+code_digest = code
 
 
-def pretrained_scheduler(wildcards):
-    """The scheduler that a method starts from, if it has one."""
-    if not scheduler_is_pretrained(STUDY, wildcards.method):
-        return []
-    return f"{RESULTS}/scheduler/seed{wildcards.seed}/weights/manifest.json"
+def recipe(stage):
+    """Parameter of a rule with the recipe of its jobs."""
+    return JOBS.parameters(stage)["recipe"]
 
 
-def scheduler_option(wildcards, input):
-    """Command-line option of `pretrained_scheduler`."""
-    return f"--scheduler {shlex.quote(str(Path(input.scheduler).parent))}" if input.get("scheduler") else ""
-
-
-def scheduler_made(wildcards):
-    """Command-line option of the scheduler that SFT trains beside the policy."""
-    weights = Path(SCHEDULER.format(seed=wildcards.seed)).parent
-    return f"--scheduler {shlex.quote(str(weights))}" if PRETRAINING == "moving" else ""
-
-
-def reference_logps(wildcards):
-    """Cached reference log-probs; none for a loss without a reference."""
-    if not STUDY.preference_of(wildcards.method).needs_reference:
-        return []
-    return f"{RESULTS}/reference/seed{wildcards.seed}/manifest.json"
-
-
-def reference_option(wildcards, input):
-    """Command-line option of `reference_logps`."""
-    return f"--reference {shlex.quote(str(Path(input.reference).parent))}" if input.get("reference") else ""
-
-
-def crossfit_losses(wildcards):
-    """Losses of both halves of the pairs, for selector `selective`."""
-    if wildcards.method not in STUDY.selective_methods:
-        return []
-    folder = f"{RESULTS}/{wildcards.method}/seed{wildcards.seed}/crossfit"
-    return [f"{folder}/half{half}/losses/manifest.json" for half in (0, 1)]
-
-
-def crossfit_option(wildcards, input):
-    """Command-line options of `crossfit_losses`."""
-    return " ".join(f"--crossfit {shlex.quote(str(Path(half).parent))}" for half in input.get("crossfit", []))
-
-
-def difficulty_table(wildcards):
-    """The table that AlpacaEval's length control needs: given, made for the world, or none."""
-    given = STUDY.benchmarks.alpaca_eval.difficulty
-    if given is not None:
-        return given if available(given) else []
-    return f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []
-
-
-def difficulty_option(wildcards, input):
-    """Command-line option of `difficulty_table`."""
-    return f"--difficulty {shlex.quote(str(input.difficulty))}" if input.get("difficulty") else ""
-
-
-def trained_weights(wildcards):
-    """Trained weights of a method; none for a finished model and the start of a study without SFT."""
-    if wildcards.method not in STUDY.trained_methods:
-        return []
-    return f"{RESULTS}/{wildcards.method}/seed{wildcards.seed}/trained/manifest.json"
-
-
-def tokens_of_export(wildcards):
-    """Token ids, whose tokenizer a trained or fresh model goes with; a model from elsewhere has its own."""
-    if wildcards.method not in STUDY.trained_methods and STUDY.model_of(wildcards.method).path is not None:
-        return []
-    return TOKENS.format(seed=wildcards.seed)
-
-
-def tokens_option(wildcards, input):
-    """Command-line option of `tokens_of_export`."""
-    return f"--tokens {shlex.quote(str(Path(input.tokens).parent))}" if input.get("tokens") else ""
-
-
-def trained_option(wildcards, input):
-    """Command-line option of `trained_weights`."""
-    return f"--trained {shlex.quote(str(Path(input.trained).parent))}" if input.get("trained") else ""
+def results_folder(wildcards):
+    """Folder of the study's setting."""
+    return RESULTS

@@ -1,27 +1,29 @@
 # Needs: what the study's `data` and `benchmarks` name. Makes: preference pairs, benchmark inputs, token ids.
 
 
-# Checks what depends on the machine, before anything is computed: once for each study, or with -R preflight.
-# It has no parameter on purpose. While a job upstream has to run again, Snakemake does not look at the parameters
+# Checks this machine before anything is computed: once for each study, or by `snakemake preflight -R preflight`.
+# None of its parameters is compared. While a job upstream has to run again, Snakemake does not look at the parameters
 # of what comes after it: a changed beta would run preflight, and train nothing.
 rule preflight:
     output:
-        found=f"results/{STUDY.study}/preflight.json",
+        found=PREFLIGHT,
     log:
         f"{LOGS}/preflight.log",
     conda:
         "../envs/sams.yaml"
     resources:
         **resources.checking(STUDY, GPUS_HERE),
+    params:
+        study=lambda wildcards, output: recipe_json(STUDY),
     shell:
-        'python -m sams.launch.preflight --study "$SAMS_STUDY" --out {output.found:q} > {log:q} 2>&1'
+        "python -m sams.launch.preflight --study {params.study:q} --out {output.found:q} > {log:q} 2>&1"
 
 
 # Reads, checks and identifies every example and pair.
 rule prepare_data:
     input:
-        preflight=ancient(rules.preflight.output.found),
-        files=data_files(),
+        preflight=ancient(PREFLIGHT),
+        sources=ancient(JOBS.sources("prepare_data")),
     output:
         manifest=DATA,
     log:
@@ -31,11 +33,10 @@ rule prepare_data:
     resources:
         **resources.plain(STUDY, "prepare_data"),
     params:
-        recipe=recipe("prepare_data"),
-        code=code_digest("sams.data.prepare"),
-        out=subpath(output.manifest, parent=True),
+        **JOBS.parameters("prepare_data"),
+        options=options(out=DATA),
     shell:
-        "python -m sams.data.prepare --recipe {params.recipe:q} --out {params.out:q} > {log:q} 2>&1"
+        STAGE
 
 
 # Fetches a published input of a benchmark, unless it was put there by hand.
@@ -60,10 +61,10 @@ rule fetch_benchmark_inputs:
 # Collects questions, references, judge prompts and the baseline's answers.
 rule prepare_questions:
     input:
-        preflight=ancient(rules.preflight.output.found),
-        files=benchmark_files(),
+        preflight=ancient(PREFLIGHT),
+        sources=ancient(JOBS.sources("prepare_questions")),
     output:
-        manifest=f"{RESULTS}/questions/manifest.json",
+        manifest=QUESTIONS,
     log:
         f"{LOGS}/prepare_questions.log",
     conda:
@@ -71,19 +72,17 @@ rule prepare_questions:
     resources:
         **resources.plain(STUDY, "prepare_questions"),
     params:
-        recipe=recipe("prepare_questions"),
-        code=code_digest("sams.scoring.questions"),
-        out=subpath(output.manifest, parent=True),
+        **JOBS.parameters("prepare_questions"),
+        options=options(out=QUESTIONS),
     shell:
-        "python -m sams.scoring.questions --recipe {params.recipe:q} --out {params.out:q} > {log:q} 2>&1"
+        STAGE
 
 
 # Trains or loads the tokenizer and turns the data into token ids.
 rule tokenise:
     input:
         data=DATA,
-        tokenizer=tokenizer_files(),
-        start=start_files,
+        sources=ancient(JOBS.sources("tokenise")),
     output:
         manifest=TOKENS,
     log:
@@ -94,14 +93,7 @@ rule tokenise:
     resources:
         **resources.plain(STUDY, "tokenise"),
     params:
-        recipe=recipe("tokenise"),
-        code=code_digest("sams.data.tokenise"),
-        data=subpath(input.data, parent=True),
-        out=subpath(output.manifest, parent=True),
+        **JOBS.parameters("tokenise"),
+        options=options("data", processes="{threads}", required=REQUIRED_ROWS, out=TOKENS),
     shell:
-        "python -m sams.data.tokenise"
-        " --processes {threads}"
-        " --recipe {params.recipe:q}"
-        " --data {params.data:q}"
-        " --out {params.out:q}"
-        " > {log:q} 2>&1"
+        STAGE

@@ -15,26 +15,20 @@ rule make_difficulty:
     resources:
         **resources.plain(STUDY, "score"),
     params:
-        recipe=recipe("score"),
-        code=code_digest("sams.world.difficulty"),
-        questions=subpath(input.questions, parent=True),
+        **JOBS.parameters("make_difficulty"),
+        options=options("questions", out="{output.table}", report="{output.report}"),
     shell:
-        "python -m sams.world.difficulty"
-        " --recipe {params.recipe:q}"
-        " --questions {params.questions:q}"
-        " --out {output.table:q}"
-        " --report {output.report:q}"
-        " > {log:q} 2>&1"
+        STAGE
 
 
 rule score_alpaca_eval:
     input:
-        answers=f"{RESULTS}/{{method}}/seed{{seed}}/alpaca_eval/answers.json",
+        answers=f"{RUN}/alpaca_eval/answers.json",
         questions=QUESTIONS,
         difficulty=difficulty_table,
     output:
-        metrics=f"{RESULTS}/{{method}}/seed{{seed}}/alpaca_eval/metrics.json",
-        annotations=f"{RESULTS}/{{method}}/seed{{seed}}/alpaca_eval/annotations.json",
+        metrics=f"{RUN}/alpaca_eval/metrics.json",
+        annotations=f"{RUN}/alpaca_eval/annotations.json",
     log:
         f"{LOGS}/score_alpaca_eval/{{method}}-seed{{seed}}.log",
     benchmark:
@@ -44,47 +38,36 @@ rule score_alpaca_eval:
     resources:
         **resources.plain(STUDY, "score"),
     params:
-        recipe=recipe("score"),
-        code=code_digest("sams.scoring.alpaca_eval"),
-        reference=f"{RESULTS}/questions/alpaca_eval.json",
-        difficulty=difficulty_option,
+        **JOBS.parameters("score_alpaca_eval"),
+        options=options(
+            "difficulty",
+            model_outputs="{input.answers}",
+            reference_outputs=f"{RESULTS}/questions/alpaca_eval.json",
+            out="{output.metrics}",
+            annotations_out="{output.annotations}",
+        ),
     shell:
-        "python -m sams.scoring.alpaca_eval"
-        " --recipe {params.recipe:q}"
-        " --model-outputs {input.answers:q}"
-        " --reference-outputs {params.reference:q}"
-        " {params.difficulty}"
-        " --out {output.metrics:q}"
-        " --annotations-out {output.annotations:q}"
-        " > {log:q} 2>&1"
+        STAGE
 
 
-rule score_mt_bench:
+use rule score_alpaca_eval as score_mt_bench with:
     input:
-        answers=f"{RESULTS}/{{method}}/seed{{seed}}/mt_bench/answers.jsonl",
+        answers=f"{RUN}/mt_bench/answers.jsonl",
         questions=QUESTIONS,
     output:
-        metrics=f"{RESULTS}/{{method}}/seed{{seed}}/mt_bench/metrics.json",
-        judgments=f"{RESULTS}/{{method}}/seed{{seed}}/mt_bench/judgments.jsonl",
+        metrics=f"{RUN}/mt_bench/metrics.json",
+        judgments=f"{RUN}/mt_bench/judgments.jsonl",
     log:
         f"{LOGS}/score_mt_bench/{{method}}-seed{{seed}}.log",
     benchmark:
         f"{COSTS}/score_mt_bench/{{method}}-seed{{seed}}.tsv"
-    conda:
-        "../envs/sams.yaml"
-    resources:
-        **resources.plain(STUDY, "score"),
     params:
-        recipe=recipe("score"),
-        code=code_digest("sams.scoring.mt_bench"),
-        questions=subpath(input.questions, parent=True),
-    shell:
-        "python -m sams.scoring.mt_bench"
-        " --recipe {params.recipe:q}"
-        " --answers {input.answers:q}"
-        " --questions {params.questions:q}/mt_bench_questions.jsonl"
-        " --references {params.questions:q}/mt_bench_references.jsonl"
-        " --judge-prompts {params.questions:q}/judge_prompts.jsonl"
-        " --out {output.metrics:q}"
-        " --judgments-out {output.judgments:q}"
-        " > {log:q} 2>&1"
+        **JOBS.parameters("score_mt_bench"),
+        options=options(
+            "answers",
+            questions=f"{RESULTS}/questions/mt_bench_questions.jsonl",
+            references=f"{RESULTS}/questions/mt_bench_references.jsonl",
+            judge_prompts=f"{RESULTS}/questions/judge_prompts.jsonl",
+            out="{output.metrics}",
+            judgments_out="{output.judgments}",
+        ),

@@ -47,7 +47,7 @@ if STUDY.paper:
             data=per_seed(f"data/{OF_SEED}manifest.json"),
             curves=training_figures(),
             scores=scores(),
-            reported=f"{workflow.basedir}/sams/tables/paper/{STUDY.paper.table}.yaml",
+            reported=f"{workflow.basedir}/sams/study/paper/{STUDY.paper.table}.yaml",
         output:
             csv=f"{TABLES}/paper.csv",
             md=f"{TABLES}/paper.md",

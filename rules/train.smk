@@ -1,14 +1,14 @@
-# Needs: token ids (data.smk), reference log-probs (reference.smk).
-# Makes: trained policies, the pretrained scheduler, exported models.
+# Needs: token ids (data.smk). Makes: trained policies, the pretrained scheduler, log-probs of the reference model,
+# exported models.
 #
 # Checkpoints are not outputs: Snakemake deletes a failed job's outputs, and a killed run must resume.
 
 
-# With `pretrain.policy: moving` the scheduler learns beside the policy, in the same job.
+# With `pretrain.policy: moving` the scheduler learns in the same job.
 rule train_sft:
     input:
         tokens=TOKENS,
-        start=start_files,
+        sources=ancient(JOBS.sources("train_sft")),
     output:
         trained=f"{RESULTS}/sft/seed{{seed}}/trained/manifest.json",
         metrics=f"{RESULTS}/sft/seed{{seed}}/train_metrics.json",
@@ -20,33 +20,28 @@ rule train_sft:
         f"{COSTS}/train_sft/seed{{seed}}.tsv"
     conda:
         "../envs/sams.yaml"
-    threads: PROCESSES * STUDY.launch.threads_per_process
+    threads: TRAINING["processes"] * STUDY.launch.threads_per_process
     resources:
         **TRAINING,
     params:
-        recipe=recipe("train_sft"),
-        code=code_digest("sams.training.sft"),
-        tokens=subpath(input.tokens, parent=True),
-        scheduler=scheduler_made,
-        out=subpath(output.metrics, parent=True),
-        checkpoints=f"{CHECKPOINTS}/sft/seed{{seed}}",
+        **JOBS.parameters("train_sft"),
+        options=options(
+            "tokens",
+            **({"scheduler": SCHEDULER} if PRETRAINING == "moving" else {}),
+            out=f"{RESULTS}/sft/seed{{seed}}",
+            checkpoints=f"{CHECKPOINTS}/sft/seed{{seed}}",
+        ),
     shell:
-        "exec python -m sams.launch.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
-        " -m sams.training.sft"
-        " --recipe {params.recipe:q}"
-        " --tokens {params.tokens:q}"
-        " {params.scheduler}"
-        " --out {params.out:q}"
-        " --checkpoints {params.checkpoints:q}"
-        " > {log:q} 2>&1"
+        DISTRIBUTED_STAGE
 
 
 if PRETRAINING == "frozen":
 
-    rule pretrain_scheduler:
+    use rule train_sft as pretrain_scheduler with:
         input:
             tokens=TOKENS,
-            model=f"{RESULTS}/sft/seed{{seed}}/model/manifest.json",
+            model=START,
+            sources=ancient(JOBS.sources("pretrain_scheduler")),
         output:
             weights=SCHEDULER,
             metrics=f"{RESULTS}/scheduler/seed{{seed}}/train_metrics.json",
@@ -55,127 +50,101 @@ if PRETRAINING == "frozen":
             f"{LOGS}/pretrain_scheduler/seed{{seed}}.log",
         benchmark:
             f"{COSTS}/pretrain_scheduler/seed{{seed}}.tsv"
-        conda:
-            "../envs/sams.yaml"
-        threads: PROCESSES * STUDY.launch.threads_per_process
-        resources:
-            **TRAINING,
         params:
-            recipe=recipe("pretrain_scheduler"),
-            code=code_digest("sams.training.pretrain_scheduler"),
-            tokens=subpath(input.tokens, parent=True),
-            model=subpath(input.model, parent=True),
-            out=subpath(output.metrics, parent=True),
-            checkpoints=f"{CHECKPOINTS}/scheduler/seed{{seed}}",
-        shell:
-            "exec python -m sams.launch.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
-            " -m sams.training.pretrain_scheduler"
-            " --recipe {params.recipe:q}"
-            " --tokens {params.tokens:q}"
-            " --model {params.model:q}"
-            " --out {params.out:q}"
-            " --checkpoints {params.checkpoints:q}"
-            " > {log:q} 2>&1"
+            **JOBS.parameters("pretrain_scheduler"),
+            options=options(
+                "tokens",
+                "model",
+                out=f"{RESULTS}/scheduler/seed{{seed}}",
+                checkpoints=f"{CHECKPOINTS}/scheduler/seed{{seed}}",
+            ),
+
+
+# Log-probs of every pair under the reference model, by pair id.
+use rule train_sft as compute_reference with:
+    input:
+        tokens=TOKENS,
+        model=START,
+    output:
+        manifest=f"{RESULTS}/reference/seed{{seed}}/manifest.json",
+    log:
+        f"{LOGS}/compute_reference/seed{{seed}}.log",
+    benchmark:
+        f"{COSTS}/compute_reference/seed{{seed}}.tsv"
+    params:
+        **JOBS.parameters("compute_reference"),
+        options=options("tokens", "model", out="{output.manifest}"),
 
 
 # For selector `selective`: the losses of one half of the pairs under a model that was trained on the other.
-rule train_crossfit:
+use rule train_sft as train_crossfit with:
     input:
         tokens=TOKENS,
-        model=f"{RESULTS}/sft/seed{{seed}}/model/manifest.json",
+        model=START,
         reference=reference_logps,
+        sources=ancient(JOBS.sources("train_crossfit")),
     output:
-        losses=f"{RESULTS}/{{method}}/seed{{seed}}/crossfit/half{{half}}/losses/manifest.json",
-        metrics=f"{RESULTS}/{{method}}/seed{{seed}}/crossfit/half{{half}}/train_metrics.json",
-        curve=f"{RESULTS}/{{method}}/seed{{seed}}/crossfit/half{{half}}/train.jsonl",
+        losses=f"{RUN}/crossfit/half{{half}}/losses/manifest.json",
+        metrics=f"{RUN}/crossfit/half{{half}}/train_metrics.json",
+        curve=f"{RUN}/crossfit/half{{half}}/train.jsonl",
     log:
         f"{LOGS}/train_crossfit/{{method}}-seed{{seed}}-half{{half}}.log",
     benchmark:
         f"{COSTS}/train_crossfit/{{method}}-seed{{seed}}-half{{half}}.tsv"
     wildcard_constraints:
-        method="|".join(map(re.escape, STUDY.selective_methods)) or "none",
-        half="0|1",
-    conda:
-        "../envs/sams.yaml"
-    threads: PROCESSES * STUDY.launch.threads_per_process
-    resources:
-        **TRAINING,
+        method=one_of(STUDY.selective_methods),
     params:
-        recipe=recipe("train_crossfit"),
-        code=code_digest("sams.training.crossfit"),
-        tokens=subpath(input.tokens, parent=True),
-        model=subpath(input.model, parent=True),
-        reference=reference_option,
-        out=subpath(output.metrics, parent=True),
-        checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}-half{{half}}",
-    shell:
-        "exec python -m sams.launch.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
-        " -m sams.training.crossfit"
-        " --recipe {params.recipe:q}"
-        " --half {wildcards.half}"
-        " --tokens {params.tokens:q}"
-        " --model {params.model:q}"
-        " {params.reference}"
-        " --out {params.out:q}"
-        " --checkpoints {params.checkpoints:q}"
-        " > {log:q} 2>&1"
+        **JOBS.parameters("train_crossfit"),
+        options=options(
+            "tokens",
+            "model",
+            "reference",
+            half="{half}",
+            out=f"{RUN}/crossfit/half{{half}}",
+            checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}-half{{half}}",
+        ),
 
 
-rule train_preference:
+use rule train_sft as train_preference with:
     input:
         tokens=TOKENS,
-        model=f"{RESULTS}/sft/seed{{seed}}/model/manifest.json",
+        model=START,
         reference=reference_logps,
         scheduler=pretrained_scheduler,
         crossfit=crossfit_losses,
+        sources=ancient(JOBS.sources("train_preference")),
     output:
-        trained=f"{RESULTS}/{{method}}/seed{{seed}}/trained/manifest.json",
-        metrics=f"{RESULTS}/{{method}}/seed{{seed}}/train_metrics.json",
-        curve=f"{RESULTS}/{{method}}/seed{{seed}}/train.jsonl",
+        trained=f"{RUN}/trained/manifest.json",
+        metrics=f"{RUN}/train_metrics.json",
+        curve=f"{RUN}/train.jsonl",
     log:
         f"{LOGS}/train_preference/{{method}}-seed{{seed}}.log",
     benchmark:
         f"{COSTS}/train_preference/{{method}}-seed{{seed}}.tsv"
     wildcard_constraints:
-        method="|".join(map(re.escape, STUDY.preference_methods)) or "none",
-    conda:
-        "../envs/sams.yaml"
-    threads: PROCESSES * STUDY.launch.threads_per_process
-    resources:
-        **TRAINING,
+        method=one_of(STUDY.preference_methods),
     params:
-        recipe=recipe("train_preference"),
-        code=code_digest("sams.training.preference"),
-        tokens=subpath(input.tokens, parent=True),
-        model=subpath(input.model, parent=True),
-        reference=reference_option,
-        scheduler=scheduler_option,
-        crossfit=crossfit_option,
-        out=subpath(output.metrics, parent=True),
-        checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}",
-    shell:
-        "exec python -m sams.launch.nodes --nodes {resources.nodes} --processes {resources.processes} --cpus {threads}"
-        " -m sams.training.preference"
-        " --recipe {params.recipe:q}"
-        " --tokens {params.tokens:q}"
-        " --model {params.model:q}"
-        " {params.reference}"
-        " {params.scheduler}"
-        " {params.crossfit}"
-        " --out {params.out:q}"
-        " --checkpoints {params.checkpoints:q}"
-        " > {log:q} 2>&1"
+        **JOBS.parameters("train_preference"),
+        options=options(
+            "tokens",
+            "model",
+            "reference",
+            "scheduler",
+            "crossfit",
+            out=RUN,
+            checkpoints=f"{CHECKPOINTS}/{{method}}/seed{{seed}}",
+        ),
 
 
 # Turns sharded weights, the model that a study without SFT starts from, or a finished one into a Hugging Face folder.
 rule export_model:
     input:
-        preflight=ancient(f"results/{STUDY.study}/preflight.json"),
+        preflight=ancient(PREFLIGHT),
         tokens=tokens_of_export,
         trained=trained_weights,
-        start=start_files,
+        sources=ancient(JOBS.sources("export_model")),
     output:
-        manifest=f"{RESULTS}/{{method}}/seed{{seed}}/model/manifest.json",
+        manifest=f"{RUN}/model/manifest.json",
     log:
         f"{LOGS}/export_model/{{method}}-seed{{seed}}.log",
     conda:
@@ -183,15 +152,7 @@ rule export_model:
     resources:
         **resources.exporting(STUDY),
     params:
-        recipe=recipe("export_model"),
-        code=code_digest("sams.training.export"),
-        tokens=tokens_option,
-        trained=trained_option,
-        out=subpath(output.manifest, parent=True),
+        **JOBS.parameters("export_model"),
+        options=options("tokens", "trained", out="{output.manifest}"),
     shell:
-        "python -m sams.training.export"
-        " --recipe {params.recipe:q}"
-        " {params.tokens}"
-        " {params.trained}"
-        " --out {params.out:q}"
-        " > {log:q} 2>&1"
+        STAGE

@@ -1,4 +1,4 @@
-"""The command `sams`. Everything heavy is imported by the command that needs it."""
+"""The command `sams`. Each command imports what it needs, so that others start fast."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,11 @@ app = typer.Typer(
 ConfigFiles = Annotated[
     list[Path] | None, typer.Option("--configfile", help="Overlays over config/config.yaml, in order.")
 ]
-Rehearse = Annotated[bool, typer.Option("--rehearse", help="The study's rehearsal, not the study.")]
+Rehearse = Annotated[bool, typer.Option("--rehearse", help="Rehearse the study.")]
+Given = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A key over the overlays: preference.beta=0.3."),
+]
 SOURCE = Path(__file__).resolve().parent.parent
 
 
@@ -26,27 +30,26 @@ def show(
     configfile: ConfigFiles = None,
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
     rehearse: Rehearse = False,
+    given: Given = None,
 ) -> None:
-    """Print a study's main table and where its figures are."""
+    """Print the main table of a study and the paths of its figures."""
     from sams.tables.main_table import show as show_table
 
-    show_table(results, _study(configfile, rehearse))
+    show_table(results, _study(configfile, rehearse, given))
 
 
 @app.command()
-def check(configfile: ConfigFiles = None, rehearse: Rehearse = False) -> None:
-    """Validate a study's settings and print them resolved, as JSON."""
-    typer.echo(_study(configfile, rehearse).model_dump_json(indent=2))
+def check(configfile: ConfigFiles = None, rehearse: Rehearse = False, given: Given = None) -> None:
+    """Validate the settings of a study and print them as JSON, with defaults."""
+    typer.echo(_study(configfile, rehearse, given).model_dump_json(indent=2))
 
 
 @app.command()
 def grid(
-    method: Annotated[
-        list[str] | None, typer.Option(help="Methods; by default, all that have a grid.")
-    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Methods; default: all with a grid.")] = None,
     configfile: ConfigFiles = None,
 ) -> None:
-    """Print an overlay with a study's tuning grids written out, a method to each point."""
+    """Print an overlay with one method for each point of a study's tuning grids."""
     import yaml
 
     from sams.study.grids import written_out
@@ -58,25 +61,36 @@ def grid(
 def plan(
     configfile: ConfigFiles = None,
     study: Annotated[
-        str | None, typer.Option(help="Name of a study in config/studies, in place of --configfile.")
+        str | None, typer.Option(help="Name of a study in config/studies, instead of --configfile.")
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="H100 (default), H200, B200, A100, L40S or L4.")] = None,
-    gpus: Annotated[int | None, typer.Option(min=1, help="How many; default: launch.nproc_per_node.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="Number of GPUs; default: launch.nproc_per_node.")
+    ] = None,
     mfu: Annotated[
         float | None,
-        typer.Option(min=0.01, max=1.0, help="Share of the GPU's bfloat16 peak that is reached."),
+        typer.Option(min=0.01, max=1.0, help="Share of the GPU's bfloat16 peak that training reaches."),
     ] = None,
-    pairs: Annotated[int | None, typer.Option(min=1, help="Preference pairs, where it is not known.")] = None,
-    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a prompt.")] = None,
-    response_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a response.")] = None,
-    results: Annotated[Path, typer.Option(help="Results folder, for data that is there.")] = Path("results"),
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="Number of preference pairs, if it is not known.")
+    ] = None,
+    prompt_tokens: Annotated[
+        float | None, typer.Option(min=1, help="Mean number of tokens of a prompt.")
+    ] = None,
+    response_tokens: Annotated[
+        float | None, typer.Option(min=1, help="Mean number of tokens of a response.")
+    ] = None,
+    results: Annotated[Path, typer.Option(help="Results folder, for data already prepared.")] = Path(
+        "results"
+    ),
+    given: Given = None,
 ) -> None:
-    """Print what a study takes before it runs: jobs, hours, memory, disk, judge. Needs neither GPU nor hub."""
+    """Print an estimate of jobs, hours, memory, disk and judge calls of a study. Needs no GPU and no hub."""
     from sams.planning.show import show as show_plan
 
     named = [] if study is None else [SOURCE / "config" / "studies" / f"{study}.yaml"]
     show_plan(
-        _study([*named, *(configfile or [])]),
+        _study([*named, *(configfile or [])], given=given),
         results,
         gpu=gpu,
         gpus=gpus,
@@ -89,18 +103,19 @@ def plan(
 
 @app.command()
 def recipe(
-    stage: Annotated[
-        str, typer.Argument(help="A rule: train_sft, pretrain_scheduler, train_preference, ...")
-    ],
+    stage: Annotated[str, typer.Argument(help="Stage: train_sft, pretrain_scheduler, train_preference, ...")],
     method: Annotated[str, typer.Option(help="Method of the study.")] = "",
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
     benchmark: Annotated[str, typer.Option(help="alpaca_eval or mt_bench.")] = "",
     configfile: ConfigFiles = None,
+    given: Given = None,
 ) -> None:
-    """Print the recipe of one job, for a bare torchrun line."""
+    """Print the recipe of one job, for a run with torchrun alone."""
     from sams.study.recipes import recipe_of
 
-    resolved = recipe_of(_study(configfile), stage, method=method, seed=seed, benchmark=benchmark)
+    resolved = recipe_of(
+        _study(configfile, given=given), stage, method=method, seed=seed, benchmark=benchmark
+    )
     typer.echo(resolved.model_dump_json(indent=2))
 
 
@@ -116,34 +131,33 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Write the curves to this file: .csv, .svg or .png.")
     ] = None,
-    results: Annotated[
-        Path, typer.Option(help="Results folder that MLflow run ids are looked up in.")
-    ] = Path("results"),
+    results: Annotated[Path, typer.Option(help="Results folder with the MLflow runs.")] = Path("results"),
 ) -> None:
-    """Print what sets runs apart: settings, figures, differences with intervals."""
-    from sams.tables.compare import compare as hold_beside
+    """Compare runs: print the settings that differ, figures, and differences with intervals."""
+    from sams.tables.compare import compare as compare_runs
     from sams.tables.compare import show, sides, write_curves
 
-    found = sides(runs, results)
-    show(hold_beside(found))
+    compared = sides(runs, results)
+    show(compare_runs(compared))
     if out is not None:
-        write_curves(found, out)
+        write_curves(compared, out)
 
 
 @app.command()
 def verify(
     results: Annotated[Path, typer.Argument(help="results/<study>, or a bundle of it.")],
     configfile: Annotated[
-        list[Path] | None, typer.Option("--configfile", help="The study that they should be results of.")
+        list[Path] | None,
+        typer.Option("--configfile", help="Overlays of the study that the results should be of."),
     ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(
-            help="Pack all but weights and data as this file, .zip or .tar.gz, if everything holds."
+            help="Archive to write, .zip or .tar.gz, with all but weights and data, if every check passes."
         ),
     ] = None,
 ) -> None:
-    """Check a study's results: hashes, recipes, environment, commit, figures. Exit status 1 if one does not hold."""
+    """Check results of a study: hashes, recipes, environment, commit, figures. Exit status 1 if a check fails."""
     from sams.tables.bundle import check_kind, pack, unpacked
     from sams.tables.verify import print_findings
     from sams.tables.verify import verify as check_results
@@ -162,22 +176,22 @@ def verify(
 @app.command()
 def schema(
     check_only: Annotated[
-        bool, typer.Option("--check", help="Only see whether the file is up to date.")
+        bool, typer.Option("--check", help="Only check that the files are up to date.")
     ] = False,
 ) -> None:
-    """Write config/schema.yaml from the typed settings."""
-    import yaml
-
+    """Write config/schema.yaml and docs/settings.md from the typed settings."""
     from sams.runtime.errors import UserError
-    from sams.study.config import Study
+    from sams.study.reference import schema_text, settings_page
 
-    text = "# Generated by `sams schema` from sams/study/config.py. Do not edit.\n"
-    text += yaml.safe_dump(Study.model_json_schema(), sort_keys=False, allow_unicode=True, width=110)
-    path = SOURCE / "config" / "schema.yaml"
-    if not check_only:
-        path.write_text(text, encoding="utf-8")
-    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-        raise UserError("differs from sams/study/config.py", where=str(path), remedy="run `sams schema`")
+    files = {
+        SOURCE / "config" / "schema.yaml": schema_text(),
+        SOURCE / "docs" / "settings.md": settings_page(),
+    }
+    for path, text in files.items():
+        if not check_only:
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            raise UserError("differs from sams/study/settings", where=str(path), remedy="run `sams schema`")
 
 
 @app.command()
@@ -185,22 +199,23 @@ def mlflow(
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
     port: Annotated[int, typer.Option(help="Port on the loopback interface.")] = 5000,
 ) -> None:
-    """Open MLflow's pages on the runs of a results folder."""
+    """Open the MLflow UI on the runs of a results folder."""
     from sams.tracking.pages import open_ui
 
     raise typer.Exit(open_ui(results, port=port))
 
 
-def _study(configfiles: list[Path] | None, rehearse: bool = False):  # type: ignore[no-untyped-def]
-    from sams.study.config import load_study, read_settings
+def _study(configfiles: list[Path] | None, rehearse: bool = False, given: list[str] | None = None):  # type: ignore[no-untyped-def]
+    """Read a study: overlays over the default study, then the values of `--set`."""
+    from sams.study.files import DEFAULT, from_options, load_study, read_settings
 
-    files = [SOURCE / "config" / "config.yaml", *(configfiles or [])]
-    given = {"rehearse": True} if rehearse else {}
-    return load_study(read_settings(files, given), where=str(files[-1]))
+    files = [DEFAULT, *(configfiles or [])]
+    more = from_options(given or []) | ({"rehearse": True} if rehearse else {})
+    return load_study(read_settings(files, more), where=str(files[-1]))
 
 
 def main() -> None:
-    """Run the command; a `UserError` ends it with one line and exit status 2."""
+    """Run the command line. A `UserError` prints one line and exits with status 2."""
     from sams.runtime.errors import UserError
     from sams.runtime.files import restrict_umask
 

@@ -139,15 +139,15 @@ FAULTS = [
         (f"{OPTIONS}a_reference_that_is_not_the_policys_own_is_noticed_before_the_first_step",),
     ),
     Fault(
-        "cached references are taken by place, not by pair id",
-        "training/tasks.py",
+        "cached references are taken by position, not by pair id",
+        "training/tasks/preference.py",
         "[reference[pair] for pair in self.ids]",
         "list(reference.values())",
         (f"{PASSES}a_cached_reference_equals_one_computed_on_line_in_any_order_of_the_pairs",),
     ),
     Fault(
         "a cache of other pairs is accepted",
-        "training/tasks.py",
+        "training/tasks/preference.py",
         'if wrong or len(cached) != len(table["id"]):',
         "if not cached:",
         (
@@ -218,7 +218,7 @@ FAULTS = [
     ),
     Fault(
         "both terms of pretraining's r_S are the same quantity",
-        "training/tasks.py",
+        "training/watching.py",
         'margins=-found["loss"],\n            chosen_logps=found["logps/chosen"],',
         'margins=-found["loss"],\n            chosen_logps=-found["loss"],',
         (f"{PASSES}the_view_of_a_single_response_still_tells_samples_apart",),
@@ -236,8 +236,9 @@ FAULTS = [
     Fault(
         "no lag: this round's arms get this round's r_B",
         "training/loop.py",
-        "metrics |= selector.observe(view)",
-        "selector.choose(view, n, selection.size(step)); metrics |= selector.observe(view)",
+        "step.metrics |= selector.observe(view)",
+        "selector.accept(selector.choose(view, len(step.batch), selecting.selection.size(step.number)))\n"
+        "    step.metrics |= selector.observe(view)",
         (f"{RUNS}there_is_one_batch_reward_per_optimiser_step", TRAJECTORY),
     ),
     Fault(
@@ -295,23 +296,23 @@ FAULTS = [
     # The policy's update.
     Fault(
         "the update takes all n pairs",
-        "training/loop.py",
-        'trained = batch if updates == "all" else chosen',
-        "trained = batch",
+        "training/updates.py",
+        "step.trained = step.batch if self.complete_batch else step.chosen_items",
+        "step.trained = step.batch",
         (f"{RUNS}training_moves_the_policy_and_reports", TRAJECTORY),
     ),
     Fault(
         "the gradient is not cleared between steps",
-        "training/loop.py",
-        "optimiser.zero_grad()",
-        "_ = optimiser.zero_grad",
+        "training/updates.py",
+        "self.optimiser.zero_grad()",
+        "_ = self.optimiser.zero_grad",
         (TRAJECTORY,),
     ),
     Fault(
         "each micro-batch has its own mean",
         "training/passes.py",
-        '(found["loss"] * weights).sum() * (workers.world / total)',
-        'found["loss"].mean() * (workers.world * micro_batch / len(items))',
+        '(values["loss"] * weights).sum() * (workers.world / total)',
+        'values["loss"].mean() * (workers.world * micro_batch / len(items))',
         (f"{PASSES}micro_batches_change_neither_loss_nor_gradient",),
     ),
     Fault(
@@ -319,7 +320,7 @@ FAULTS = [
         "training/passes.py",
         "    total = sum(task.weights[item] for item in items)\n",
         "    mine = sum(deal([task.lengths[item] for item in items], workers.world, micro_batch)[workers.rank], [])\n"
-        "    total = workers.world * max(1, sum(task.weights[items[place]] for place in mine))\n",
+        "    total = workers.world * max(1, sum(task.weights[items[at]] for at in mine))\n",
         (f"{PASSES}the_processes_average_is_the_gradient_of_the_mean_over_all",),
     ),
     Fault(
@@ -333,15 +334,15 @@ FAULTS = [
         # What it is told before the forward pass is then what it was told for the micro-batch before.
         "DDP is told after the forward pass whether to exchange gradients",
         "training/passes.py",
-        "workers.exchange_gradients(policy, number == len(hands[workers.rank]))",
+        "workers.exchange_gradients(policy, number == len(mine))",
         "workers.exchange_gradients(policy, number == 1)",
         (f"{RUNS}two_processes_equal_one[2-ddp]",),
     ),
     Fault(
         "scores come back in the order they were dealt",
         "training/passes.py",
-        "whole[places] = values.detach().float()",
-        "whole[sorted(places)] = values.detach().float()",
+        "all_values[positions] = values.detach().float()",
+        "all_values[sorted(positions)] = values.detach().float()",
         (f"{PASSES}the_scoring_pass_reports_in_the_order_asked",),
     ),
     Fault(
@@ -444,7 +445,7 @@ FAULTS = [
     # Losses.
     Fault(
         "the reference is left out of the loss",
-        "losses/__init__.py",
+        "losses/base.py",
         "chosen, rejected = chosen - logps.reference_chosen, rejected - logps.reference_rejected",
         "chosen, rejected = chosen - 0, rejected - 0",
         (
@@ -454,14 +455,14 @@ FAULTS = [
     ),
     Fault(
         "robust DPO is not divided by 1 - 2 eps",
-        "losses/__init__.py",
+        "losses/dpo.py",
         "return mixed / (1 - 2 * self.label_smoothing)",
         "return mixed",
         (f"{LOSSES}robust_is_dpo_under_clean_labels_on_average_over_flips",),
     ),
     Fault(
         "R-DPO has the wrong sign",
-        "losses/__init__.py",
+        "losses/rdpo.py",
         "+ self.alpha * extra_tokens",
         "- self.alpha * extra_tokens",
         (f"{LOSSES}r_dpo_is_lowest_at_the_best_policy_for_reward_less_alpha_per_token",),
@@ -470,22 +471,22 @@ FAULTS = [
     Fault(
         "the metric log is not cut back on resume",
         "tracking/log.py",
-        "stream.truncate(resume_at or 0)",
-        "stream.seek(0, 2)",
+        "log = Jsonl(path, size=kept)",
+        "log = Jsonl(path)",
         ("tracking/test_tracking.py::test_resume_cuts_the_log_back_to_the_checkpoint",),
     ),
     Fault(
         "a resumed run begins the epoch anew",
         "training/loop.py",
-        'itertools.islice(course(), state["step"], steps)',
-        'itertools.islice(course(), 0, steps - state["step"])',
+        "following = batches.after(done)\n",
+        "following = batches.after(0)\n",
         (RESUMED,),
     ),
     Fault(
         "a resumed run has lost the scheduler's state",
-        "training/loop.py",
-        'selector.load_state_dict(state.pop("selector"))',
-        'state.pop("selector")',
+        "training/checkpoints.py",
+        'selector.load_state_dict(loop.pop("selector"))',
+        'loop.pop("selector")',
         (RESUMED,),
     ),
     Fault(
@@ -540,7 +541,7 @@ FAULTS = [
     ),
     Fault(
         "table: a column of the paper is read as its neighbour",
-        "tables/reported.py",
+        "study/reported.py",
         'zip(held["columns"], values, strict=True)',
         'zip(held["columns"], values[1:] + values[:1], strict=True)',
         (PAPER,),

@@ -18,6 +18,7 @@ from sams.runtime.progress import progress
 from sams.runtime.stage import read_recipe, run
 from sams.study.recipes import DataRecipe
 from sams.study.settings import Data, Form
+from sams.study.sources import digests_of_sources
 from sams.world import examples as world
 
 log = logging.getLogger(__name__)
@@ -35,10 +36,12 @@ def main(recipe: str, out: Path) -> None:
     Raises:
         UserError: a row cannot be read; the message names source, row and key. `out` is not created then.
     """
-    data = read_recipe(recipe, DataRecipe).data
+    settings = read_recipe(recipe, DataRecipe)
+    data = settings.data
     report: dict[str, Any] = {split: {} for split in SPLITS}
     prompts: dict[str, Digests] = {}
-    with whole_folder(out) as part, tempfile.TemporaryDirectory() as rows:
+    sources = digests_of_sources(settings)
+    with whole_folder(out, sources=sources) as part, tempfile.TemporaryDirectory() as rows:
         held_out: Set[int] = frozenset()
         for split, (records, reading) in splits(data, Path(rows)).items():
             counts, prompts[split] = write_split(records, part / f"{split}.parquet", held_out)

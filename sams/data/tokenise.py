@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import logging
 import multiprocessing
 import random
@@ -22,7 +23,9 @@ from sams.runtime.files import manifest_digest, refuse_damage, whole_folder, wri
 from sams.runtime.progress import Progress
 from sams.runtime.stage import read_recipe, run
 from sams.study.recipes import TokeniseRecipe
-from sams.study.rounds import check_rounds, current_study
+from sams.study.rounds import check_rows
+from sams.study.settings import Model
+from sams.study.sources import digests_of_sources
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -45,24 +48,28 @@ Row = dict[str, Any]
 Columns = dict[str, list[Any]]
 
 
-def main(recipe: str, data: Path, out: Path, processes: int = 1) -> None:
-    """Write tokenizer/, sft/, train/, test/, validation/ where the data has it, and report.json.
+def main(recipe: str, data: Path, out: Path, processes: int = 1, required: str = "{}") -> None:
+    """Write tokenizer/, sft/, train/, test/, validation/ (if the data has it) and report.json.
 
     Args:
         recipe: the stage's recipe.
         data: prepared records.
         out: folder of the results.
         processes: number of processes that encode batches; the result does not depend on it.
+        required: rows that each split needs, with the key that requires them, as JSON (`rounds.required_rows`).
 
     Raises:
-        UserError: tokenizer, template or model cannot be had or do not fit together; too little is left of a split.
+        UserError: tokenizer, template or model cannot be loaded or do not fit together, or too few rows are left.
     """
     settings = read_recipe(recipe, TokeniseRecipe)
     refuse_damage(data)
-    tokenizer = build_tokenizer(settings.model, texts(data))
-    check_model(settings.model, tokenizer, settings.max_length)
+    model = Model.model_validate(settings.model.model_dump())
+    tokenizer = build_tokenizer(model, texts(data))
+    check_model(model, tokenizer, settings.max_length)
     report: dict[str, Any] = {"vocabulary": len(tokenizer)}
-    with whole_folder(out, upstream={"data": manifest_digest(data)}) as part:
+    with whole_folder(
+        out, upstream={"data": manifest_digest(data)}, sources=digests_of_sources(settings)
+    ) as part:
         tokenizer.save_pretrained(part / "tokenizer")
         with encoding_processes(tokenizer, settings, processes) as pool:
             for split in RESPONSES:
@@ -71,8 +78,9 @@ def main(recipe: str, data: Path, out: Path, processes: int = 1) -> None:
                     continue
                 report[split] = tokenise_split(file, split, tokenizer, settings, part / split, pool)
                 log.info("%s: %s", split, report[split])
-        if (study := current_study()) is not None:
-            check_rounds(study, {split: report[split]["kept"] for split in RESPONSES if split in report})
+        check_rows(
+            json.loads(required), {split: report[split]["kept"] for split in RESPONSES if split in report}
+        )
         write_json(part / "report.json", report)
 
 

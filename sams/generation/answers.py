@@ -1,7 +1,6 @@
-"""The two benchmarks: their questions read, answered by a decoder, and put into the form that is scored."""
+"""Read the questions of the two benchmarks, and answer them in the form that the scorers read."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 from sams.data.records import Message
 from sams.generation.facts import sample_label
 from sams.runtime.errors import UserError
-from sams.runtime.files import canonical_json, whole_file
+from sams.runtime.files import canonical_json
 from sams.scoring.inputs import Row, read_json_lines, read_json_rows, text_of
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ MT_BENCH_QUESTIONS = "mt_bench_questions.jsonl"
 
 
 def read_instructions(folder: Path) -> tuple[list[Row], Path]:
-    """AlpacaEval's rows {instruction, dataset}, in order, and their file."""
+    """Read AlpacaEval's rows {instruction, dataset}; return them and their file."""
     path = folder / ALPACA_EVAL_QUESTIONS
     rows = read_json_rows(path)
     for number, row in enumerate(rows, start=1):
@@ -34,9 +33,9 @@ def read_instructions(folder: Path) -> tuple[list[Row], Path]:
 def answer_instructions(
     decoder: "Decoder", rows: Sequence[Row], name: str
 ) -> tuple[list[Row], dict[str, "Answer"]]:
-    """Answers in AlpacaEval's form, in the order of the rows, and each by its place.
+    """Return answers in AlpacaEval's form, in the order of the rows, and each by the name of its row.
 
-    The form has room for one sample: the first of several, which does not depend on how many there are.
+    The form holds one sample: the first of several, which does not depend on their number.
     """
     conversations = [[_user(row["instruction"])] for row in rows]
     answers = decoder.answer(conversations, [decoder.decoding.temperature] * len(rows), "alpaca_eval")
@@ -56,7 +55,7 @@ def answer_instructions(
 
 
 def read_questions(folder: Path) -> tuple[list[Row], Path]:
-    """MT-Bench's rows {question_id, category, turns}, and their file."""
+    """Read MT-Bench's rows {question_id, category, turns}; return them and their file."""
     path = folder / MT_BENCH_QUESTIONS
     rows = read_json_lines(path)
     for number, row in enumerate(rows, start=1):
@@ -71,9 +70,9 @@ def read_questions(folder: Path) -> tuple[list[Row], Path]:
 def answer_questions(
     decoder: "Decoder", rows: Sequence[Row], name: str
 ) -> tuple[list[Row], dict[str, "Answer"]]:
-    """Answers in FastChat's form, and each by its place; several samples are its `choices`.
+    """Return answers in FastChat's form, and each by the name of its turn; samples are its `choices`.
 
-    Each sample is a dialogue: each turn sees the questions so far and the sample's own answers to them.
+    Each sample is a dialogue: the prompt of a turn holds the earlier questions and the sample's answers to them.
     """
     dialogues = [_dialogues(decoder, rows, sample) for sample in range(decoder.decoding.samples)]
     answers = {
@@ -82,32 +81,32 @@ def answer_questions(
         for row, turns in zip(rows, answered, strict=True)
         for turn, answer in enumerate(turns, start=1)
     }
-    found = [
+    outputs = [
         _fastchat_row(row, name, [[answer.text for answer in turns] for turns in samples])
         for row, *samples in zip(rows, *dialogues, strict=True)
     ]
-    return found, answers
+    return outputs, answers
 
 
 def _dialogues(decoder: "Decoder", rows: Sequence[Row], sample: int) -> list[list["Answer"]]:
-    """Answers to all turns of each question."""
+    """Return the answers to all turns of each question."""
     settings = decoder.decoding
     temperatures = [settings.category_temperatures.get(row["category"], settings.temperature) for row in rows]
     conversations: list[list[Message]] = [[] for _ in rows]
-    found: list[list[Answer]] = [[] for _ in rows]
+    dialogues: list[list[Answer]] = [[] for _ in rows]
     for turn in range(max(len(row["turns"]) for row in rows)):
-        asked = [index for index, row in enumerate(rows) if turn < len(row["turns"])]
-        for index in asked:
+        indices = [index for index, row in enumerate(rows) if turn < len(row["turns"])]
+        for index in indices:
             conversations[index].append(_user(rows[index]["turns"][turn]))
         answers = decoder.answer(
-            [conversations[index] for index in asked],
-            [temperatures[index] for index in asked],
+            [conversations[index] for index in indices],
+            [temperatures[index] for index in indices],
             sample_label(f"mt_bench turn {turn + 1}", sample),
         )
-        for index, answer in zip(asked, answers, strict=True):
+        for index, answer in zip(indices, answers, strict=True):
             conversations[index].append({"role": "assistant", "content": answer.text})
-            found[index].append(answer)
-    return found
+            dialogues[index].append(answer)
+    return dialogues
 
 
 def _fastchat_row(question: Row, name: str, samples: list[list[str]]) -> Row:
@@ -117,16 +116,9 @@ def _fastchat_row(question: Row, name: str, samples: list[list[str]]) -> Row:
         "answer_id": hashlib.sha256(content.encode()).hexdigest()[:22],
         "model_id": name,
         "choices": [{"index": index, "turns": turns} for index, turns in enumerate(samples)],
-        "tstamp": 0.0,  # the form wants one; equal answers are equal files
+        "tstamp": 0.0,  # required by the form; a constant makes the files of equal answers equal
     }
 
 
 def _user(content: str) -> Message:
     return {"role": "user", "content": content}
-
-
-def write_json_lines(path: Path, rows: Sequence[Row]) -> None:
-    """Write one JSON object per line, whole or not at all."""
-    with whole_file(path) as part, part.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -13,14 +13,15 @@ from sams.generation.decode import Decoder
 from sams.policy.model import load_model
 from sams.policy.policy import Policy
 from sams.runtime.files import read_json, whole_file, write_json
-from sams.study.config import BASE_METHOD
-from sams.study.recipes import AssessRecipe, ExportRecipe, PreferenceRecipe, current_job, recipe_json
+from sams.study.recipes import AssessRecipe, ExportRecipe, current_job, recipe_json
 from sams.study.settings import WorldAccuracy
+from sams.study.study import BASE_METHOD
 from sams.tables.choose import place, points
 from sams.training import export
 from sams.training.distribution import Workers
 from sams.training.passes import score
-from sams.training.preference import evaluated_at, read_task
+from sams.training.results import evaluated_at
+from sams.training.tasks.preference import read_task
 from sams.training.tuning import tune
 from sams.world.grading import grade, grade_follow_up
 
@@ -106,14 +107,7 @@ def test_accuracy(
 ) -> float:
     """Percent of the clean test pairs whose right answer has the larger implicit reward."""
     training = settings.runs[run]
-    task = read_task(
-        tokens,
-        reference if training.needs_reference else None,
-        "test",
-        PreferenceRecipe(
-            seed=settings.seed, method=run, model=settings.model, training=training, scheduler=None
-        ),
-    )
+    task = read_task(tokens, reference if training.needs_reference else None, "test", training)
     policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
     tuning = tune(
         policy,

@@ -28,9 +28,9 @@ class Answer:
     """A decoded answer.
 
     Args:
-        text: without special tokens and surrounding blanks.
-        tokens: how many were generated, the stop token included.
-        truncated: whether it ended for want of room instead of with a stop token.
+        text: text without special tokens and surrounding blanks.
+        tokens: number of generated tokens, with the stop token.
+        truncated: whether the answer ends without a stop token.
     """
 
     text: str
@@ -39,21 +39,21 @@ class Answer:
 
 
 class Decoder:
-    """A model, its tokenizer and the settings to decode with.
+    """A model, its tokenizer and decoding settings.
 
-    Sampling is deterministic: each batch draws from a seed of its own, made of the recipe's seed, the label
-    of the call and the batch's number. Another `batch_size`, or other prompts beside a prompt, give other
-    samples; greedy answers do not depend on them but for rounding.
+    Sampling is deterministic: the seed of a batch is derived from the seed of the recipe, the label of the call and
+    the number of the batch. Samples depend on `batch_size` and on the other prompts of the batch; greedy answers do
+    not, except by rounding.
 
     Args:
         folder: exported model.
-        precision: type that the weights are held and computed in.
+        precision: type of the weights and of the computation.
         decoding: the settings.
         seed: seed of all sampling.
-        shards: where finished batches are kept, and taken from; None keeps none.
+        shards: store of decoded batches; None stores none.
 
     Attributes:
-        n_resumed: answers taken from `shards` so far.
+        n_resumed: number of answers from `shards`.
 
     Raises:
         UserError: no readable model or tokenizer in the folder.
@@ -87,9 +87,9 @@ class Decoder:
         """Answer each conversation, in the order given.
 
         Args:
-            conversations: what to answer.
-            temperatures: for each, its temperature; 0 decodes greedily.
-            label: says in the log, in the seed and in the shards what is decoded.
+            conversations: the prompts.
+            temperatures: temperature of each conversation; 0 decodes greedily.
+            label: name of the call in the log, the seed and the shards.
 
         Raises:
             UserError: a prompt that fills the model's context.
@@ -99,25 +99,25 @@ class Decoder:
         answers: dict[int, Answer] = {}
         resumed, tokens = 0, 0
         started = time.monotonic()
-        with Progress(label, len(prompts), "answers") as course:
+        with Progress(label, len(prompts), "answers") as progress:
             for number, batch in enumerate(batches):
                 shard = f"{label}, batch {number}"
-                kept = self._shards.get(shard) if self._shards else None
-                if kept is not None:
-                    decoded = [Answer(**row) for row in kept]
+                stored = self._shards.get(shard) if self._shards else None
+                if stored is not None:
+                    decoded = [Answer(**row) for row in stored]
                     resumed += len(decoded)
                 else:
                     seed = derived_seed(self.seed, label, number)
-                    asked = [prompts[index] for index in batch]
-                    half = max(1, len(asked) // 2)
+                    batch_prompts = [prompts[index] for index in batch]
+                    half = max(1, len(batch) // 2)
                     with suggesting(f"set decoding.batch_size: {half} (now {self.decoding.batch_size})"):
-                        found = self.engine.generate(asked, temperatures[batch[0]], seed)
-                    decoded = [self._read(row) for row in found]
+                        generated = self.engine.generate(batch_prompts, temperatures[batch[0]], seed)
+                    decoded = [self._read(row) for row in generated]
                     tokens += sum(answer.tokens for answer in decoded)
                     if self._shards:
                         self._shards.put(shard, [asdict(answer) for answer in decoded])
                 answers.update(zip(batch, decoded, strict=True))
-                course.add(len(batch), kept=kept is not None)
+                progress.add(len(batch), kept=stored is not None)
         self.n_resumed += resumed
         speed = tokens / (time.monotonic() - started)
         log.info(
@@ -128,10 +128,10 @@ class Decoder:
 
     def _encode(self, conversation: Conversation) -> list[int]:
         ids = encode_prompt(self.tokenizer, conversation)
-        most = self.engine.most_positions
-        if len(ids) >= most:
+        limit = self.engine.most_positions
+        if len(ids) >= limit:
             raise UserError(
-                f"the prompt has {len(ids)} tokens, the model's context {most}",
+                f"the prompt has {len(ids)} tokens, the model's context {limit}",
                 where=f"{conversation[-1]['content']!r:.60}",
             )
         return ids
@@ -143,7 +143,7 @@ class Decoder:
 
 
 def make_batches(lengths: Sequence[int], temperatures: Sequence[float], size: int) -> list[list[int]]:
-    """Indices of prompts to decode together: one temperature each, prompts of like length, longest first."""
+    """Return batches of prompt indices: one temperature each, prompts of similar length, longest first."""
     batches = []
     for temperature in sorted(set(temperatures)):
         chosen = [index for index, value in enumerate(temperatures) if value == temperature]

@@ -1,4 +1,4 @@
-"""What continues prompts: transformers, or vLLM where it is installed."""
+"""Generation engines: transformers, or vLLM if it is installed."""
 
 import hashlib
 import sys
@@ -24,12 +24,12 @@ class Engine(Protocol):
     most_positions: int
 
     def generate(self, prompts: list[list[int]], temperature: float, seed: int) -> list[list[int]]:
-        """Token ids that follow each prompt, the first stop token the last of them if one came.
+        """Return the token ids that follow each prompt, up to and including the first stop token.
 
         Args:
-            prompts: token ids, one BOS included; each shorter than the context.
+            prompts: token ids, with one BOS; each shorter than the context.
             temperature: 0 decodes greedily.
-            seed: of all sampling in this call.
+            seed: seed of all sampling in this call.
         """
         ...
 
@@ -39,7 +39,7 @@ def open_engine(folder: Path, precision: str, decoding: Decoding, stop_ids: list
 
     Args:
         folder: exported model.
-        precision: type that the weights are held and computed in.
+        precision: type of the weights and of the computation.
         decoding: the settings.
         stop_ids: token ids that end an answer.
 
@@ -51,13 +51,13 @@ def open_engine(folder: Path, precision: str, decoding: Decoding, stop_ids: list
 
 
 def quiet_loading() -> None:
-    """No progress bars of transformers' in a log file."""
+    """Turn off the progress bars of transformers in a log file."""
     if not sys.stderr.isatty():
         transformers.utils.logging.disable_progress_bar()
 
 
 def derived_seed(*parts: object) -> int:
-    """A seed that depends on all of its parts, the same in every process."""
+    """Return a seed that depends on all parts, the same in every process."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8]) >> 1
 
 
@@ -66,7 +66,7 @@ def _positions(config: Any) -> int:
 
 
 class TransformersEngine:
-    """Whole batches with a KV cache, as `generate` of transformers decodes them."""
+    """Batched decoding with a KV cache, by `generate` of transformers."""
 
     def __init__(self, folder: Path, precision: str, decoding: Decoding, stop_ids: list[int]) -> None:
         quiet_loading()
@@ -74,7 +74,7 @@ class TransformersEngine:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, precision), use_safetensors=True, trust_remote_code=False
         )
-        # Whatever decode settings came with the model would fill in for those that are not set here.
+        # Decoding settings of the model would replace those that are not set here.
         model.generation_config = GenerationConfig()
         model.to(self.device)  # type: ignore[arg-type]  # the decorator hides the method's own types
         self.model: Any = model.eval()
@@ -84,20 +84,20 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], temperature: float, seed: int) -> list[list[int]]:
-        """As `Engine` says. Padded on the left, so that all answers begin at the same position.
+        """See `Engine`. Prompts are padded on the left, so that all answers begin at the same position.
 
-        In a batch whose longest prompt leaves less than `max_new_tokens` of the context, every answer has the
-        room that is left to the longest.
+        If the longest prompt of a batch leaves less than `max_new_tokens` of the context, this limit holds for every
+        answer of the batch.
         """
         width = max(map(len, prompts))
-        padding = self._stop_ids[0]  # hidden by the mask before a prompt, cut off after an answer
+        padding = self._stop_ids[0]  # masked before a prompt, cut off after an answer
         ids = torch.full((len(prompts), width), padding, device=self.device)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt, device=self.device)
             mask[row, width - len(prompt) :] = 1
         sampling = (
-            # Top-k is 50 in transformers unless said otherwise.
+            # The default of top-k in transformers is 50.
             {"do_sample": True, "temperature": temperature, "top_p": self._decoding.top_p, "top_k": 0}
             if temperature > 0
             else {"do_sample": False}
@@ -114,17 +114,17 @@ class TransformersEngine:
         return [self._up_to_stop(row) for row in output[:, width:].tolist()]
 
     def _up_to_stop(self, tokens: list[int]) -> list[int]:
-        stop = next((place for place, token in enumerate(tokens) if token in self._stop_ids), len(tokens))
+        stop = next((index for index, token in enumerate(tokens) if token in self._stop_ids), len(tokens))
         return tokens[: stop + 1]
 
 
 class VllmEngine:
-    """vLLM's continuous batching. Its samples repeat by seed, though not bit by bit on every GPU."""
+    """Continuous batching by vLLM. Samples repeat by seed, but not bitwise on every GPU."""
 
     def __init__(self, folder: Path, precision: str, decoding: Decoding, stop_ids: list[int]) -> None:
         from vllm import LLM
 
-        # "vllm": neither the stop ids nor the sampling of the model's generation_config.json.
+        # "vllm": ignore stop ids and sampling in the generation_config.json of the model.
         self._llm = LLM(model=str(folder), dtype=precision, generation_config="vllm", trust_remote_code=False)
         self.device = "cuda"
         self.most_positions = _positions(AutoConfig.from_pretrained(folder, trust_remote_code=False))
@@ -132,24 +132,26 @@ class VllmEngine:
         self._stop_ids = stop_ids
 
     def generate(self, prompts: list[list[int]], temperature: float, seed: int) -> list[list[int]]:
-        """As `Engine` says."""
+        """See `Engine`."""
         from vllm import SamplingParams
 
         sampling = [
             SamplingParams(**vllm_sampling(self._decoding, temperature, seed, row, self._stop_ids))
             for row in range(len(prompts))
         ]
-        # Token ids, not text: vLLM would add a BOS to a text that has one already.
-        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
-        found = self._llm.generate(asked, sampling, use_tqdm=False)
-        return [list(request.outputs[0].token_ids) for request in found]
+        # Token ids, not text: vLLM would add a second BOS to a text.
+        requests = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = self._llm.generate(requests, sampling, use_tqdm=False)
+        return [list(output.outputs[0].token_ids) for output in outputs]
 
 
 def vllm_sampling(
     decoding: Decoding, temperature: float, seed: int, row: int, stop_ids: list[int]
 ) -> dict[str, Any]:
-    """Arguments of vLLM's `SamplingParams` for one prompt of a batch: its requests know nothing of each other,
-    so that each needs a seed of its own."""
+    """Return the arguments of vLLM's `SamplingParams` for one prompt of a batch.
+
+    Each request has its own seed, since requests are independent.
+    """
     return {
         "temperature": temperature,
         "top_p": decoding.top_p if temperature > 0 else 1.0,

@@ -1,4 +1,4 @@
-"""What answers depend on, and where that and the finished batches lie."""
+"""Digests of what answers depend on, and paths of decoded batches."""
 
 import hashlib
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ from sams.study.settings import Decoding
 
 
 def made_with(decoding: Decoding, module: str) -> dict[str, Any]:
-    """What answers depend on besides settings, model and prompts: our code and the libraries that decode.
+    """Return the digest of our code and the versions of the decoding libraries, on which answers depend.
 
     Raises:
         UserError: the engine is not installed.
@@ -31,15 +31,15 @@ def made_with(decoding: Decoding, module: str) -> dict[str, Any]:
 
 
 def parts_path(out: Path) -> Path:
-    """Where finished batches lie until all answers are there: .<answers>.parts."""
+    """Return the path of decoded batches, .<answers>.parts."""
     return out.with_name(f".{out.name}.parts")
 
 
 def model_digest(folder: Path) -> str:
-    """Sixteen hex digits that stand for a model folder: by its manifest, or else by its files' content.
+    """Return a digest of sixteen hex digits of a model folder: of its manifest, or else of its files.
 
     Raises:
-        UserError: its files are not what the manifest says.
+        UserError: its files differ from the manifest.
     """
     if (folder / MANIFEST).exists():
         refuse_damage(folder)
@@ -49,5 +49,5 @@ def model_digest(folder: Path) -> str:
 
 
 def sample_label(label: str, sample: int) -> str:
-    """Label of one of several samples, counted from 0. The first has the label that it has alone."""
+    """Return the label of a sample, counted from 0. The first has the label of a single sample."""
     return f"{label}, sample {sample + 1}" if sample else label

@@ -1,12 +1,12 @@
-"""Stage `generate_answers`: a model's answers to AlpacaEval's instructions or MT-Bench's questions.
+"""Stage `generate_answers`: answer AlpacaEval's instructions or MT-Bench's questions with a model.
 
     python -m sams.generation.generate --recipe recipe.json --model R/dpo/seed0/model \
         --questions R/questions --out answers.json
 
 AlpacaEval's answers are a JSON list {instruction, output, generator, dataset} in the order of the questions,
-MT-Bench's JSON lines in FastChat's answer form. Beside them, <answers>.meta.json holds the recipe, the
-model's digest and what was decoded. Until they are written, finished batches lie in the hidden file
-.<answers>.parts, so that a killed run goes on where it was, with the same answers bit by bit.
+MT-Bench's are JSON lines in FastChat's answer form. <answers>.meta.json, in the same folder, holds the recipe, the
+digest of the model and figures of the answers. Decoded batches are stored in the hidden file .<answers>.parts until
+the answers are written, so that a killed run resumes with bitwise the same answers.
 """
 
 import logging
@@ -21,11 +21,11 @@ from sams.generation.answers import (
     answer_questions,
     read_instructions,
     read_questions,
-    write_json_lines,
 )
 from sams.generation.facts import made_with, model_digest, parts_path
 from sams.generation.shards import Shards
 from sams.runtime.files import sha256_of, write_json
+from sams.runtime.jsonl import write_lines
 from sams.runtime.provenance import made_on
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.inputs import meta_path
@@ -40,14 +40,14 @@ def generate_answers(
     """Answer a benchmark's questions and write the answers.
 
     Args:
-        recipe: benchmark, decode settings and seed; `method` and `seed` name the answers' model.
+        recipe: benchmark, decoding settings and seed; `method` and `seed` give the name of the model.
         model: exported model folder.
         questions: folder with the benchmark's questions.
-        out: where the answers go.
-        parts: where finished batches lie until then; None: `parts_path`.
+        out: file for the answers.
+        parts: file for decoded batches; None: `parts_path`.
 
     Returns:
-        What is written to <out>.meta.json.
+        The content of <out>.meta.json.
 
     Raises:
         UserError: unreadable questions or model, a prompt that does not fit the model, or an engine that is
@@ -57,9 +57,9 @@ def generate_answers(
 
     read, answer, write = {
         "alpaca_eval": (read_instructions, answer_instructions, write_json),
-        "mt_bench": (read_questions, answer_questions, write_json_lines),
+        "mt_bench": (read_questions, answer_questions, write_lines),
     }[recipe.benchmark]
-    asked, source = read(questions)
+    rows, source = read(questions)
     facts = {
         "recipe": recipe.model_dump(mode="json"),
         "model": model_digest(model),
@@ -69,22 +69,24 @@ def generate_answers(
     shards = Shards(parts or parts_path(out), facts)
     decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards)
     started = time.monotonic()
-    rows, answers = answer(decoder, asked, f"{recipe.method}-seed{recipe.seed}")
-    said = answers.values()
+    outputs, by_name = answer(decoder, rows, f"{recipe.method}-seed{recipe.seed}")
+    answers = by_name.values()
     meta = {
         **facts,
         "stop_token_ids": decoder.stop_ids,
         "device": decoder.engine.device,
-        "n_answers": len(said),
+        "n_answers": len(answers),
         "n_resumed": decoder.n_resumed,
-        "n_empty": sum(not answer.text for answer in said),
-        "n_truncated": sum(answer.truncated for answer in said),
-        "n_tokens": sum(answer.tokens for answer in said),
-        "truncated": [place for place, answer in answers.items() if answer.truncated],
+        "n_empty": sum(not answer.text for answer in answers),
+        "n_truncated": sum(answer.truncated for answer in answers),
+        "n_tokens": sum(answer.tokens for answer in answers),
+        "truncated": [name for name, answer in by_name.items() if answer.truncated],
         "seconds": round(time.monotonic() - started, 3),
     }
-    meta_path(out).unlink(missing_ok=True)  # of other answers, should a kill come between the two
-    write(out, rows)
+    meta_path(out).unlink(
+        missing_ok=True
+    )  # a kill before the next write must not leave the facts of other answers
+    write(out, outputs)
     meta |= {"sha256": sha256_of(out), "environment": made_on()}
     write_json(meta_path(out), meta)
     shards.remove()
@@ -98,15 +100,15 @@ def main(
     recipe: Annotated[str, typer.Option(help="GenerateRecipe, as JSON or a file.")],
     model: Annotated[Path, typer.Option(help="Exported model folder.")],
     questions: Annotated[Path, typer.Option(help="Folder with the benchmark's questions.")],
-    out: Annotated[Path, typer.Option(help="Where the answers go.")],
+    out: Annotated[Path, typer.Option(help="File for the answers.")],
     parts: Annotated[
-        Path | None, typer.Option(help="Where finished batches lie until then (.<out>.parts beside it).")
+        Path | None, typer.Option(help="File for decoded batches (.<out>.parts in the same folder).")
     ] = None,
 ) -> None:
     """Answer a benchmark's questions."""
     meta = generate_answers(read_recipe(recipe, GenerateRecipe), model, questions, out, parts)
     log.info(
-        "%d answers in %.1f s, %d cut off, %d empty",
+        "%d answers in %.1f s, %d truncated, %d empty",
         meta["n_answers"],
         meta["seconds"],
         meta["n_truncated"],

@@ -1,12 +1,12 @@
-"""Preference pairs of a model's own answers: of several to each prompt, the best and the worst by a reward model.
+"""Make preference pairs of a model's own answers: the best and the worst of several by a reward model.
 
     python -m sams.generation.on_policy --recipe '{"seed": 0, "precision": "bfloat16"}' --model MODEL \
         --prompts prompts.jsonl --reward-model PATH_OR_ID --out pairs.jsonl
 
-The prompts are rows with the key `prompt`, text or messages, in the forms that `sams.data` reads, so that a file
-of preference pairs will do. The pairs are JSON lines {prompt, chosen, rejected}, which `sams.data` reads. Beside
-them, <pairs>.meta.json says what they were made with and what was left out. A killed run goes on with the first
-batch of answers that is not finished; rewards are computed anew.
+The prompts are rows with the key `prompt`, text or messages, in the forms that `sams.data` reads; a file of
+preference pairs is one. The pairs are JSON lines {prompt, chosen, rejected}, which `sams.data` reads.
+<pairs>.meta.json, in the same folder, holds settings, digests and the number of prompts without a pair. A killed run
+resumes after the last decoded batch; rewards are computed again.
 
 Source: SimPO (arXiv 2405.14734), which samples 5 answers at temperature 0.8.
 """
@@ -22,11 +22,11 @@ import typer
 
 from sams.data.forms import prompt_of
 from sams.data.sources import numbered_rows
-from sams.generation.answers import write_json_lines
 from sams.generation.facts import made_with, model_digest, parts_path, sample_label
 from sams.generation.shards import Shards
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json, sha256_of, write_json
+from sams.runtime.jsonl import write_lines
 from sams.runtime.provenance import made_on
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.inputs import meta_path
@@ -41,15 +41,15 @@ def make_pairs(
     """Sample answers, score them, and write a pair for each prompt whose answers differ.
 
     Args:
-        recipe: how answers are sampled and scored.
+        recipe: settings of sampling and scoring.
         model: exported model folder.
         prompts: file or hub data set with the key `prompt`.
         reward_model: folder or hub id of a sequence classifier with one output.
-        out: where the pairs go.
-        parts: where finished batches lie until then; None: `parts_path`.
+        out: file for the pairs.
+        parts: file for decoded batches; None: `parts_path`.
 
     Returns:
-        What is written to <out>.meta.json.
+        The content of <out>.meta.json.
 
     Raises:
         UserError: unreadable prompts or models, a prompt that does not fit the model, or no pair at all.
@@ -59,43 +59,43 @@ def make_pairs(
     from sams.generation.decode import Decoder
     from sams.generation.reward import RewardModel
 
-    asked = [prompt_of(row, "prompt", where) for where, row in numbered_rows(prompts, "train")]
+    conversations = [prompt_of(row, "prompt", where) for where, row in numbered_rows(prompts, "train")]
     sampling = {
         "seed": recipe.seed,
         "precision": recipe.precision,
         "decoding": recipe.decoding.model_dump(mode="json"),
         "model": model_digest(model),
-        "prompts": hashlib.sha256(canonical_json(asked).encode()).hexdigest(),
+        "prompts": hashlib.sha256(canonical_json(conversations).encode()).hexdigest(),
         **made_with(recipe.decoding, "sams.generation.decode"),
     }
     rewards = RewardModel(reward_model, recipe.precision, recipe.reward_batch_size)
     shards = Shards(parts or parts_path(out), sampling)
     decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards)
-    temperatures = [recipe.decoding.temperature] * len(asked)
+    temperatures = [recipe.decoding.temperature] * len(conversations)
     samples = [
-        decoder.answer(asked, temperatures, sample_label("on_policy", sample))
+        decoder.answer(conversations, temperatures, sample_label("on_policy", sample))
         for sample in range(recipe.decoding.samples)
     ]
     n_resumed = decoder.n_resumed
-    del decoder  # its room is the reward model's
+    del decoder  # frees memory for the reward model
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
     candidates = [
-        list(dict.fromkeys(answer.text for answer in answers if answer.text))
-        for answers in zip(*samples, strict=True)
+        list(dict.fromkeys(answer.text for answer in group if answer.text))
+        for group in zip(*samples, strict=True)
     ]
     scores = rewards.scores(
         [
             [*prompt, {"role": "assistant", "content": text}]
-            for prompt, texts in zip(asked, candidates, strict=True)
+            for prompt, texts in zip(conversations, candidates, strict=True)
             for text in texts
         ]
     )
     following = iter(scores)
     pairs = []
     dropped: Counter[str] = Counter(alike=0, too_long=0, tied=0)
-    for prompt, texts in zip(asked, candidates, strict=True):
+    for prompt, texts in zip(conversations, candidates, strict=True):
         pair, reason = best_and_worst(texts, [next(following) for _ in texts])
         if pair is None:
             dropped[reason] += 1
@@ -103,25 +103,27 @@ def make_pairs(
             pairs.append({"prompt": prompt, "chosen": pair[0], "rejected": pair[1]})
     if not pairs:
         raise UserError(
-            f"none of {len(asked)} prompts gives a pair: {dict(dropped)}",
+            f"none of {len(conversations)} prompts gives a pair: {dict(dropped)}",
             where=prompts,
             remedy="raise `decoding.temperature` or `decoding.samples`",
         )
-    said = [answer for answers in samples for answer in answers]
+    answers = [answer for sample in samples for answer in sample]
     meta = {
         **sampling,
         "reward_model": rewards.identity,
-        "n_prompts": len(asked),
+        "n_prompts": len(conversations),
         "n_pairs": len(pairs),
         "n_dropped": dict(dropped),
-        "n_answers": len(said),
+        "n_answers": len(answers),
         "n_resumed": n_resumed,
-        "n_empty": sum(not answer.text for answer in said),
-        "n_truncated": sum(answer.truncated for answer in said),
+        "n_empty": sum(not answer.text for answer in answers),
+        "n_truncated": sum(answer.truncated for answer in answers),
         "n_too_long": scores.count(None),
     }
-    meta_path(out).unlink(missing_ok=True)  # of other pairs, should a kill come between the two
-    write_json_lines(out, pairs)
+    meta_path(out).unlink(
+        missing_ok=True
+    )  # a kill before the next write must not leave the facts of other pairs
+    write_lines(out, pairs)
     meta |= {"sha256": sha256_of(out), "environment": made_on()}
     write_json(meta_path(out), meta)
     shards.remove()
@@ -131,15 +133,15 @@ def make_pairs(
 def best_and_worst(
     texts: Sequence[str], scores: Sequence[float | None]
 ) -> tuple[tuple[str, str] | None, str]:
-    """The answers with the highest and the lowest reward, or None and the reason why there are none.
+    """Return the answers with the highest and the lowest reward, or None and the reason.
 
     Args:
         texts: different answers to one prompt.
-        scores: their rewards; None for one that the reward model cannot read.
+        scores: their rewards; None for an answer that is too long for the reward model.
 
     Returns:
-        Chosen and rejected, of equal rewards the first; and the reason: `alike` (less than two different
-        answers), `too_long` (less than two that could be scored), `tied` (all of one reward), or "".
+        Chosen and rejected, the first of equal rewards; and the reason for None: `alike` (less than two different
+        answers), `too_long` (less than two with a reward), `tied` (all rewards equal), or "".
     """
     if len(texts) < 2:
         return None, "alike"
@@ -161,9 +163,9 @@ def main(
     model: Annotated[Path, typer.Option(help="Exported model folder.")],
     prompts: Annotated[str, typer.Option(help="Rows with the key `prompt`: file or hub id.")],
     reward_model: Annotated[str, typer.Option(help="Sequence classifier: folder, hub id or id@revision.")],
-    out: Annotated[Path, typer.Option(help="Where the pairs go.")],
+    out: Annotated[Path, typer.Option(help="File for the pairs.")],
     parts: Annotated[
-        Path | None, typer.Option(help="Where finished batches lie until then (.<out>.parts beside it).")
+        Path | None, typer.Option(help="File for decoded batches (.<out>.parts in the same folder).")
     ] = None,
 ) -> None:
     """Make preference pairs of a model's own answers."""

@@ -1,4 +1,4 @@
-"""A reward model: how good an answer is, as one number."""
+"""Reward model: one number for the quality of an answer."""
 
 import logging
 import math
@@ -22,16 +22,16 @@ log = logging.getLogger("generate")
 class RewardModel:
     """A sequence classifier with one output, and its own tokenizer and chat template.
 
-    Only safetensors are read, and no code that comes with a model is run. It stays in the CPU's memory until
-    it scores, so that a wrong one is told before the sampling, and takes no room beside the policy.
+    Only safetensors are read, and no code of the model is run. The model is loaded before sampling, so that a wrong
+    one is reported early, and stays on the CPU until it scores.
 
     Args:
         source: folder, hub id or `id@revision`.
-        precision: type that the weights are held and computed in.
-        batch_size: conversations that are scored together.
+        precision: type of the weights and of the computation.
+        batch_size: conversations of a batch.
 
     Raises:
-        UserError: no such model, or one that gives no reward.
+        UserError: no such model, or one without a reward.
     """
 
     def __init__(self, source: str, precision: str, batch_size: int) -> None:
@@ -48,7 +48,7 @@ class RewardModel:
                 output_loading_info=True,
                 **options,
             )
-        except Exception as error:  # files from anywhere: transformers and what it calls raise what they like
+        except Exception as error:  # transformers raises many kinds of errors on files of unknown origin
             raise UserError(
                 f"cannot load a reward model: {first_line(error)}",
                 where=source,
@@ -68,20 +68,20 @@ class RewardModel:
                 remedy="put the template that it was trained with into its tokenizer_config.json",
             )
         self.model: Any = model.eval()
-        # The score is read at the last token that is no padding: without a padding token, of one sequence alone.
+        # The score is that of the last token before the padding; without a padding token, a batch is one sequence.
         self._padding = model.config.pad_token_id
         self._batch_size = batch_size if self._padding is not None else 1
         self._most_positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this model from others: its source, and the hub's commit or its weights' SHA-256."""
+        """Source of this model, and its commit on the hub or the SHA-256 of its weights."""
         weights = {path.name: sha256_of(path) for path in sorted(Path(self.source).glob("*.safetensors"))}
-        commit = getattr(self.model.config, "_commit_hash", None)  # of what came from a hub
+        commit = getattr(self.model.config, "_commit_hash", None)  # of a model from a hub
         return {"source": self.source, "commit": commit, "weights": weights}
 
     def scores(self, conversations: Sequence[list[Message]]) -> list[float | None]:
-        """Reward of each conversation, which ends with the assistant; None where it is longer than the model reads.
+        """Return the reward of each conversation, which ends with the assistant; None if it is too long.
 
         Raises:
             UserError: the chat template refuses a conversation's roles, or a reward is not finite.
@@ -91,26 +91,26 @@ class RewardModel:
         fitting.sort(key=lambda index: -len(encoded[index]))
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         scores: list[float | None] = [None] * len(encoded)
-        with Progress("rewards", len(fitting), "answers") as course:
+        with Progress("rewards", len(fitting), "answers") as progress:
             for start in range(0, len(fitting), self._batch_size):
                 batch = fitting[start : start + self._batch_size]
-                found = self._score([encoded[index] for index in batch])
-                for index, score in zip(batch, found, strict=True):
+                rewards = self._score([encoded[index] for index in batch])
+                for index, score in zip(batch, rewards, strict=True):
                     if not math.isfinite(score):
                         raise UserError(
                             f"the reward of an answer is {score}",
                             where=f"{conversations[index][-1]['content']!r:.60}",
-                            remedy="set `precision` to the one that the reward model was trained in",
+                            remedy="set `precision` to that of the training of the reward model",
                         )
                     scores[index] = score
-                course.add(len(batch))
+                progress.add(len(batch))
         return scores
 
     def _encode(self, conversation: list[Message]) -> list[int]:
-        """Token ids as the model's own template writes them, which is what it was trained on."""
+        """Return token ids by the chat template of the model, with which it was trained."""
         try:
             ids: list[int] = self.tokenizer.apply_chat_template(conversation)["input_ids"]
-        except Exception as error:  # a template raises whatever its author chose
+        except Exception as error:  # a template may raise any error
             raise UserError(
                 f"the reward model's chat template refuses the roles "
                 f"{[message['role'] for message in conversation]}: {error}",
@@ -127,5 +127,5 @@ class RewardModel:
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.tensor(sequence, device=self.model.device)
             mask[row, : len(sequence)] = 1
-        found: list[float] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
-        return found
+        scores: list[float] = self.model(input_ids=ids, attention_mask=mask).logits[:, 0].float().tolist()
+        return scores

@@ -1,7 +1,7 @@
-"""Whom the scorers ask: the local judge, started here, or an endpoint behind the caching proxy.
+"""Judge endpoints used for scoring: the local judge, or a remote endpoint behind the caching proxy.
 
-The key of an endpoint comes from the environment (OPENAI_API_KEY) and stays in this process: no file, recipe,
-log, child or command line that is made here holds it.
+The key of a remote endpoint comes from the environment (OPENAI_API_KEY) and stays in this process: it is written to
+no file, recipe or log, and passed to no child and no command line.
 """
 
 import contextlib
@@ -12,37 +12,34 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sams.judge.client import KEY_VARIABLE
 from sams.judge.proxy import DryRun, Proxy, judge_proxy
-from sams.judge.upstream import KEY_VARIABLE, missing_key, quiet
+from sams.judge.upstream import missing_key
 from sams.runtime.errors import UserError
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge
 from sams.world.local_judge import LocalJudge, local_judge
 
-if TYPE_CHECKING:
-    import openai
-
 log = logging.getLogger(__name__)
 
-# The judge of both benchmarks where the settings name none: GPT-4 Turbo, as in the paper.
+# Judge of both benchmarks unless the settings name one: GPT-4 Turbo, as in the paper.
 DEFAULT_MODEL = "gpt-4-1106-preview"
 LOCAL_NAME = "local judge"
-STORE = "judge_calls.jsonl"  # beside a result, unless told otherwise
+STORE = "judge_calls.jsonl"  # in the folder of the result by default
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where judge calls go; always on loopback.
+    """Endpoint of judge calls on loopback.
 
     Args:
-        model: the model name to put into a call.
-        base_url: the API's address, ending in /v1.
-        token: what stands in for a key in the calls.
+        model: model name of the calls.
+        base_url: address of the API, ending in /v1.
+        token: replaces the key in the calls.
         concurrency: calls in flight.
-        check: raises when the judge can no longer answer, so that a scorer need not wait for time-outs.
-        proxy: what stands between; None for the local judge, whose calls cost nothing.
+        check: raises an error if the judge can no longer answer, so that a scorer does not wait for time-outs.
+        proxy: proxy of a remote endpoint; None for the local judge, whose calls are free.
     """
 
     model: str
@@ -58,9 +55,9 @@ _withheld: ContextVar[str | None] = ContextVar("withheld key", default=None)
 
 @contextlib.contextmanager
 def key_withheld() -> Iterator[None]:
-    """Keep the key out of the environment for a while: nothing that is started meanwhile inherits it.
+    """Remove the key from the environment within a block, so that no child inherits it.
 
-    Only `open_judge` finds it. Variables that hold it among other things are taken away with it.
+    `open_judge` still has access to it. Variables that contain the key are removed too.
     """
     key = os.environ.get(KEY_VARIABLE)
     taken = {name: value for name, value in os.environ.items() if key and key in value}
@@ -75,24 +72,22 @@ def key_withheld() -> Iterator[None]:
 
 
 def judge_name(settings: Judge) -> str:
-    """How this judge is called in results."""
+    """Return the name of a judge in results."""
     return LOCAL_NAME if settings.kind == "local" else settings.model or DEFAULT_MODEL
 
 
 @contextlib.contextmanager
 def open_judge(recipe: ScoreRecipe, store: Path | None = None, dry_run: bool = False) -> Iterator[Endpoint]:
-    """Yield the judge of a recipe; what is started for it ends with the block.
+    """Start the judge of a recipe and yield its endpoint; the end of the block stops it.
 
     Args:
-        recipe: who judges.
-        store: file that keeps an endpoint's answers; those in it are not asked for again. None keeps them for
-            this process only.
-        dry_run: say what the calls will take, and make none.
+        recipe: the judge.
+        store: file of a remote endpoint's answers, which are not requested again. None stores them in memory only.
+        dry_run: only log the estimate of the calls.
 
     Raises:
-        UserError: no key in the environment and no answers in the store; a local judge where there is no
-            synthetic world.
-        DryRun: of a local judge, whose calls cost nothing.
+        UserError: no key in the environment and no answers in the store; a local judge without a synthetic world.
+        DryRun: for a local judge, whose calls are free.
     """
     settings = recipe.judge
     if settings.kind == "local":
@@ -103,10 +98,10 @@ def open_judge(recipe: ScoreRecipe, store: Path | None = None, dry_run: bool = F
                 remedy="set it to openai",
             )
         if dry_run:
-            log.info("the local judge costs nothing")
+            log.info("the calls of the local judge are free")
             raise DryRun
         with local_judge(settings.length_lean) as judge:
-            # More calls in flight would not help: an answer takes less than a millisecond of one core.
+            # One call in flight is enough: an answer takes less than a millisecond of one core.
             check = functools.partial(_check_local, judge)
             yield Endpoint(DEFAULT_MODEL, judge.base_url, "none", 1, check)
         return
@@ -126,36 +121,4 @@ def open_judge(recipe: ScoreRecipe, store: Path | None = None, dry_run: bool = F
 
 def _check_local(judge: LocalJudge) -> None:
     if not judge.is_alive():
-        raise RuntimeError("the judge ended while it was needed")
-
-
-def client(endpoint: Endpoint) -> "openai.OpenAI":
-    """A client of an endpoint, one per process and thread-safe."""
-    return judge_client(endpoint.base_url, endpoint.token)
-
-
-def judge_client(base_url: str, token: str) -> "openai.OpenAI":
-    """As `client`. AlpacaEval calls it once per prompt, as the `client_class` of its client configuration."""
-    return _client(os.getpid(), base_url, token)
-
-
-def no_judge() -> "openai.OpenAI":
-    """In place of `judge_client` where every judgment is recorded, so that no call can be needed."""
-    raise RuntimeError("a judgment is needed that is not among the recorded ones")
-
-
-@functools.cache
-def _client(process: int, base_url: str, token: str) -> "openai.OpenAI":
-    # `process` is part of the key because connections must not be shared with a forked worker.
-    import openai
-
-    quiet()
-    return openai.OpenAI(
-        base_url=base_url,
-        api_key=token,
-        # The proxy may wait long between its tries; that it or the local judge has ended is seen by `check`.
-        timeout=None,
-        max_retries=1,
-        # Loopback is never reached through a proxy of the network.
-        http_client=openai.DefaultHttpxClient(trust_env=False),
-    )
+        raise RuntimeError("the local judge has ended unexpectedly")

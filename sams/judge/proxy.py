@@ -1,9 +1,9 @@
-"""A caching proxy on loopback between the benchmarks' packages and a judge's endpoint.
+"""Caching proxy on loopback between the benchmarks' packages and a judge's endpoint.
 
-The packages call it as they would call OpenAI, with a key that is good for nothing else. It answers from the
-store what was answered before, makes identical calls once, and leaves the rest to
-`sams.judge.upstream`. A scorer first rehearses: the proxy refuses each call and remembers it, so that
-what scoring will take is known before anything is paid (`Proxy.admit`).
+The packages call the proxy as they would call OpenAI, with a token in place of the key. The proxy answers known
+requests from the store, makes identical calls once, and passes the rest to `sams.judge.upstream`. A scorer first
+rehearses: the proxy refuses and records each call, so that the cost is known before the first paid call
+(`Proxy.admit`).
 """
 
 import contextlib
@@ -14,37 +14,35 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 from http import HTTPStatus
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from sams.judge.store import Answer, Request, Store, Tokens, expected_tokens, key_of, tokens_of
 from sams.judge.upstream import CallFailed, Upstream, is_refusal
 from sams.runtime.errors import UserError
-from sams.runtime.json_handler import JsonHandler
+from sams.runtime.loopback import HOST, JsonHandler, LoopbackServer
 from sams.runtime.progress import Progress
 from sams.study.settings import Judge
 
 log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
 MAX_REQUEST_BYTES = 4 << 20
 ATTEMPT_HEADER = "X-Sams-Attempt"
-# AlpacaEval leaves a prompt alone whose call is refused in these words; any other it would call again.
+# AlpacaEval does not repeat a call that is refused with this sentence.
 NOT_AGAIN = "Please try again with a different prompt."
 
 
 class DryRun(Exception):
-    """What scoring would take has been said, and nothing is to be called."""
+    """Ends a dry run after the estimate."""
 
 
 class Proxy:
-    """The judge as the packages see it.
+    """The judge that the packages call.
 
     Args:
         settings: prices and limits.
         upstream: makes the calls.
-        store: keeps the answers.
+        store: stores the answers.
         dry_run: end with the estimate.
     """
 
@@ -65,11 +63,11 @@ class Proxy:
     # --- before and after the calls ---
 
     def admit(self) -> None:
-        """End the rehearsal: say what the calls will take, and let them pass from now on.
+        """End the rehearsal: log the estimate of the calls, and allow calls from now on.
 
         Raises:
-            UserError: they would cost too much, or the endpoint cannot be called.
-            DryRun: only this estimate was wanted.
+            UserError: the calls would cost too much, or the endpoint cannot be called.
+            DryRun: in a dry run.
         """
         planned, self._planned = self._planned or {}, None
         kept = [answer for key in planned if (answer := self._store.get(key)) is not None]
@@ -77,7 +75,7 @@ class Proxy:
         expected, prices = expected_tokens(missing), self._settings.prices
         cost = (self._tokens(kept).cost(prices) or 0.0) + (expected.cost(prices) or 0.0)
         log.info(
-            "judge %s: %d calls, %d of them answered before; %d to make, with about %d prompt tokens "
+            "judge %s: %d calls, %d of them in the store; %d to make, with about %d prompt tokens "
             "(characters / 4) and %d answer tokens%s",
             self._settings.base_url,
             len(planned),
@@ -104,19 +102,19 @@ class Proxy:
         return "" if cost is None else f"${cost:.2f}"
 
     def check(self) -> None:
-        """See that the endpoint can still be called.
+        """Check that the endpoint can still be called.
 
         Raises:
-            UserError: why it cannot.
+            UserError: the reason why it cannot.
         """
         if self._upstream.stopped is not None:
             raise self._upstream.stopped
 
     def check_complete(self) -> None:
-        """See that every call has an answer.
+        """Check that every call has an answer.
 
         Raises:
-            UserError: how many have none, and why.
+            UserError: the number of calls without an answer, and the reasons.
         """
         self.check()
         failed = self._upstream.failed
@@ -126,16 +124,16 @@ class Proxy:
                 f"{failed.total()} of {len(self._calls)} calls of the judge failed after "
                 f"{self._settings.tries} tries each ({reasons})",
                 where=self._settings.base_url,
-                remedy="run it again; answers so far are kept",
+                remedy="run it again; the answers so far are stored",
             )
 
     def facts(self) -> dict[str, Any]:
-        """What the judgments took: calls made and answered before, failed tries, tokens and dollars of all the
-        answers whenever they were paid, refusals and empty answers, and which model says that it answered."""
+        """Return the figures of the judgments: calls made and taken from the store, failed tries, refusals and empty
+        answers, tokens and dollars of all answers (also of stored ones), and the models that answered."""
         tokens = self._tokens(self._answers)
         refused = sum(map(is_refusal, self._answers))
         if refused:
-            log.warning("%d answers of the judge are refusals or empty; %s", refused, self._kept_where())
+            log.warning("%d answers of the judge are refusals or empty (%s)", refused, self._store.path)
         return {
             "n_calls": len(self._answers) - self._cached,
             "n_cached": self._cached,
@@ -148,16 +146,13 @@ class Proxy:
             "system_fingerprints": _named(self._answers, "system_fingerprint"),
         }
 
-    def _kept_where(self) -> str:
-        return f"they are kept in {self._store.path}" if self._store.path else "they are not kept"
-
     def _tokens(self, answers: list[Answer]) -> Tokens:
         return tokens_of([*(answer["usage"] for answer in answers), *self._upstream.wasted])
 
     # --- the calls ---
 
     def answer(self, request: Request, attempt: int) -> Answer:
-        """Answer a request, at once if it was answered before; wait for the same one if it is in flight.
+        """Return the answer to a request, from the store or by a call; wait if the same request is in flight.
 
         Raises:
             CallFailed: there is no answer.
@@ -198,9 +193,9 @@ class Proxy:
             if spent is not None and limit is not None and spent >= limit:
                 self._upstream.stop(
                     UserError(
-                        f"the judgments have cost ${spent:.2f}, and may cost {limit:.2f}",
+                        f"the judgments have cost ${spent:.2f}; the limit is {limit:.2f}",
                         where="key 'judge.max_cost'",
-                        remedy="raise it and run it again; answers so far are kept",
+                        remedy="raise it and run it again; the answers so far are stored",
                     )
                 )
             answer = self._upstream.ask(request)
@@ -209,10 +204,10 @@ class Proxy:
             except OSError as error:
                 self._upstream.stop(
                     UserError(
-                        f"cannot keep the judge's answers: {error.strerror}", where=str(self._store.path)
+                        f"cannot store the judge's answers: {error.strerror}", where=str(self._store.path)
                     )
                 )
-                raise CallFailed("an answer that could not be kept") from None
+                raise CallFailed("an answer that could not be stored") from None
             return answer
         finally:
             with self._lock:
@@ -220,7 +215,7 @@ class Proxy:
                 self._lock.notify_all()
 
     def finish(self) -> None:
-        """Begin no call any more, and wait for the answers that are on their way: they are paid."""
+        """Start no further call, and wait for the answers in flight, which are paid."""
         self._upstream.stop(UserError("the judge is no longer needed"))
         with self._lock:
             self._lock.wait_for(lambda: self._in_flight == 0, self._settings.timeout_seconds)
@@ -235,38 +230,29 @@ def _named(answers: list[Answer], key: str) -> list[str]:
 # --- the server -----------------------------------------------------------------------------------
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Server(LoopbackServer):
     def __init__(self, proxy: Proxy) -> None:
         self.proxy = proxy
         super().__init__((HOST, 0), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a package that went away, as one does that is ended."""
+        """Ignore a connection that the package has broken, as a killed one does."""
         log.debug("a connection to the judge's proxy broke", exc_info=True)
 
 
 class _Handler(JsonHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    timeout = 300.0  # seconds a connection may stay silent
     server: _Server
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the proxy counts."""
-
     def do_POST(self) -> None:
-        size = self.headers.get("Content-Length", "")
-        if not (size.isascii() and size.isdigit()):
+        size = self._size()
+        if size is None:
             return self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed")
-        if int(size) > MAX_REQUEST_BYTES:
+        if size > MAX_REQUEST_BYTES:
             return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_REQUEST_BYTES} bytes")
-        body = self.rfile.read(int(size))
+        body = self.rfile.read(size)
         given = self.headers.get("Authorization", "")
         if not secrets.compare_digest(given.encode(), f"Bearer {self.server.proxy.token}".encode()):
-            # Others on this machine must not call on the user's account.
+            # Other users of this machine must not call on the user's account.
             return self._refuse(HTTPStatus.UNAUTHORIZED, "this proxy serves its own scoring only")
         if self.path != "/v1/chat/completions":
             return self._refuse(HTTPStatus.NOT_FOUND, "only /v1/chat/completions")
@@ -277,7 +263,7 @@ class _Handler(JsonHandler):
         try:
             answer = self.server.proxy.answer(request, int(attempt))
         except CallFailed as error:
-            # A status that no client takes for a reason to call again.
+            # A status that no client retries.
             return self._refuse(
                 HTTPStatus.FAILED_DEPENDENCY, f"the judge's call failed: {error}. {NOT_AGAIN}"
             )
@@ -289,7 +275,7 @@ class _Handler(JsonHandler):
 
 
 def _request(body: bytes) -> Request | None:
-    """A chat completion's request, or None for anything else."""
+    """Parse the request of a chat completion; return None for anything else."""
     try:
         request: Request = json.loads(body)
         known = isinstance(request["model"], str) and all(
@@ -304,12 +290,12 @@ def _request(body: bytes) -> Request | None:
 def judge_proxy(
     settings: Judge, key: str | None, store: Path | None, dry_run: bool = False
 ) -> Iterator[tuple[str, Proxy]]:
-    """Serve the judge of some settings until the block is left; yield the base URL and the proxy.
+    """Serve a proxy within a block; yield its base URL and the proxy.
 
     Args:
         settings: the endpoint, its limits and prices.
-        key: the endpoint's key; None if nothing is to be called.
-        store: file of the answers; None keeps them for this process only.
+        key: key of the endpoint; None allows no calls.
+        store: file of the answers; None stores them in memory only.
         dry_run: end with the estimate.
     """
     answers = Store(store)

@@ -1,33 +1,31 @@
-"""Answers of a judge: kept as they come, and what they cost."""
+"""Store of a judge's answers, and their cost."""
 
-import contextlib
-import errno
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json
+from sams.runtime.jsonl import Jsonl, complete_lines
 from sams.study.settings.benchmarks import Prices
 
 Request = dict[str, Any]  # body of a chat completion's request
 Answer = dict[str, Any]  # body of its answer
 
 CHARACTERS_PER_TOKEN = 4
-# A judge that is given room for thousands of tokens uses some 200 of them: GPT-4's 480 published judgments of
-# MT-Bench have 785 characters in the mean, 1,761 at the 95th percentile.
+# Mean length of a judgment, whatever `max_tokens` allows: the 480 published judgments of MT-Bench by GPT-4 have a
+# mean of 785 characters and a 95th percentile of 1,761.
 USUAL_ANSWER_TOKENS = 200
 
 
 def key_of(request: Request, attempt: int = 1) -> str:
-    """What an answer is kept under: the hash of the whole request.
+    """Return the key of an answer: the hash of the complete request and of the number of the attempt.
 
-    A benchmark may ask the same again because it can do nothing with the answer; that attempt counts too.
+    A benchmark repeats a request whose answer it cannot use.
     """
     text = canonical_json(request) + (f"#{attempt}" if attempt > 1 else "")
     return hashlib.sha256(text.encode()).hexdigest()
@@ -38,31 +36,25 @@ def _digest(key: str, answer: Answer) -> str:
 
 
 class Store:
-    """Answers by key, in an append-only file of JSON lines that any kill leaves usable.
+    """Answers by key, in an append-only file that stays readable after a kill.
 
     Args:
         path: the file; None keeps the answers in memory only.
 
     Raises:
-        UserError: a line other than a torn last one is no answer.
+        UserError: a complete line that is not an answer as it was written.
     """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._answers: dict[str, Answer] = {}
         self._lock = threading.Lock()
-        self._stream: IO[bytes] | None = None  # opened for the first answer
-        self._size = self._read(path) if path is not None and path.is_file() else 0
-
-    def _read(self, path: Path) -> int:
-        """Read the file; return its size without a torn last line, which a kill may have left."""
-        content = path.read_bytes()
-        size = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[:size].split(b"\n")[:-1], start=1):
+        self._file = Jsonl(path, synced=True) if path is not None else None
+        for number, line in enumerate(complete_lines(path) if path is not None else [], start=1):
             try:
                 row = json.loads(line)
                 if row["sha256"] != _digest(row["key"], row["answer"]):
-                    raise ValueError("its hash is another one")
+                    raise ValueError("the hash differs")
                 self._answers[row["key"]] = row["answer"]
             except (ValueError, KeyError, TypeError):
                 raise UserError(
@@ -70,48 +62,29 @@ class Store:
                     where=f"{path}, line {number}",
                     remedy="delete that line; its call will be made again",
                 ) from None
-        return size
 
     def __len__(self) -> int:
         return len(self._answers)
 
     def get(self, key: str) -> Answer | None:
-        """The answer under a key, if there is one."""
+        """Return the answer under a key, or None."""
         return self._answers.get(key)
 
     def put(self, key: str, answer: Answer) -> None:
-        """Keep an answer; it is on disk when this returns.
+        """Add an answer; it is on disk when this returns.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the answer cannot be written.
         """
-        row = {"key": key, "answer": answer, "sha256": _digest(key, answer)}
-        line = json.dumps(row, ensure_ascii=False).encode() + b"\n"
         with self._lock:
-            if self.path is not None:
-                self._append(self.path, line)
+            if self._file is not None:
+                self._file.append({"key": key, "answer": answer, "sha256": _digest(key, answer)})
             self._answers[key] = answer
-
-    def _append(self, path: Path, line: bytes) -> None:
-        if self._stream is None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = path.open("ab", buffering=0)
-            if os.fstat(self._stream.fileno()).st_size > self._size:
-                self._stream.truncate(self._size)
-        try:
-            if self._stream.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._stream.fileno())
-        except OSError:
-            with contextlib.suppress(OSError):
-                self._stream.truncate(self._size)  # no torn line before those of other calls
-            raise
-        self._size += len(line)
 
     def close(self) -> None:
         """Close the file."""
-        if self._stream is not None:
-            self._stream.close()
+        if self._file is not None:
+            self._file.close()
 
 
 # --- cost -----------------------------------------------------------------------------------------
@@ -125,14 +98,14 @@ class Tokens:
     completion: int
 
     def cost(self, prices: Prices | None) -> float | None:
-        """Dollars, where there are prices."""
+        """Return the cost in dollars; None without prices."""
         if prices is None:
             return None
         return (self.prompt * prices.input + self.completion * prices.output) / 1e6
 
 
 def tokens_of(usages: Iterable[Mapping[str, Any]]) -> Tokens:
-    """What answers say about themselves in `usage`, added up."""
+    """Return the sum of the `usage` fields of answers."""
     counted = list(usages)
     return Tokens(
         sum(int(usage.get("prompt_tokens") or 0) for usage in counted),
@@ -141,9 +114,9 @@ def tokens_of(usages: Iterable[Mapping[str, Any]]) -> Tokens:
 
 
 def expected_tokens(requests: Sequence[Request]) -> Tokens:
-    """What requests will take, about: four characters are a token, and answers have their usual length.
+    """Estimate the tokens of requests and of their answers: four characters a token, answers of the usual length.
 
-    OpenAI's own tokenizer would have to be fetched, and judges of other makers have another one.
+    A tokenizer would have to be downloaded, and each maker of judges has its own.
     """
     return Tokens(
         sum(len(str(message.get("content"))) for request in requests for message in request["messages"])

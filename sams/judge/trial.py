@@ -1,7 +1,8 @@
-"""One small call of a judge before anything is trained: a wrong key, address or model is known at once."""
+"""Test call of a judge before training, which shows a wrong key, address or model."""
 
+from sams.judge.client import KEY_VARIABLE
 from sams.judge.store import Request
-from sams.judge.upstream import KEY_VARIABLE, CallFailed, Upstream, is_refusal
+from sams.judge.upstream import CallFailed, Upstream, is_refusal
 from sams.runtime.errors import UserError
 from sams.study.settings import Judge
 from sams.world.verdicts import pair_prompt
@@ -9,7 +10,7 @@ from sams.world.verdicts import pair_prompt
 TRIES = 2
 SECONDS = 30.0
 
-# Short, and of the synthetic world, so that a test's judge can answer it too.
+# Short, and of the synthetic world, so that the judge of the tests can answer.
 QUESTION, RIGHT, WRONG = "what is 1 2 plus 3", "1 5", "1 4"
 RATED = (
     f"[Question]\n{QUESTION}\n\n[The Start of Assistant's Answer]\n{RIGHT}\n[The End of Assistant's Answer]\n\n"
@@ -18,30 +19,30 @@ RATED = (
 
 
 def check_key(key: str) -> None:
-    """See that a key can be sent at all, as one cannot that was pasted with its line end.
+    """Check that a key can be sent; a pasted line end, for instance, cannot.
 
     Raises:
-        UserError: without a letter of the key.
+        UserError: the key is invalid. The message does not contain it.
     """
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise UserError(
-            "the key holds white space or characters that no key has",
+            "the key contains white space or other invalid characters",
             where=f"environment variable {KEY_VARIABLE}",
-            remedy="export it anew, without quotes, blanks or a line end in it",
+            remedy="export it again, without quotes, blanks or a line end",
         )
 
 
 def try_out(settings: Judge, key: str, model: str, *, log_probs: bool) -> None:
-    """Make one call as the benchmarks will make them.
+    """Make one call in the form of a benchmark's calls.
 
     Args:
         settings: the endpoint.
         key: its key.
         model: the judge.
-        log_probs: whether the call asks for log-probs, which AlpacaEval cannot do without.
+        log_probs: request log-probs, which AlpacaEval requires.
 
     Raises:
-        UserError: the endpoint cannot be reached, refuses key or call, or does not give what was asked for.
+        UserError: the endpoint cannot be reached, refuses the key or the call, or returns no text or no log-probs.
     """
     check_key(key)
     limits = {"tries": TRIES, "timeout_seconds": min(settings.timeout_seconds, SECONDS)}

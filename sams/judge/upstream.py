@@ -1,18 +1,16 @@
-"""Calls of a judge's endpoint: within limits, and with retries of what may pass."""
+"""Calls of a judge's endpoint, within limits and with retries."""
 
 import email.utils
-import functools
 import json
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
 
 import tenacity
 
+from sams.judge.client import KEY_VARIABLE, endpoint_client
 from sams.judge.store import Answer, Request
 from sams.runtime.errors import UserError
 from sams.study.settings import Judge
@@ -22,30 +20,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
 LONGEST_BACK_OFF = 60.0
-# An endpoint that asks for a longer pause is out of quota rather than busy.
+# An endpoint that requests a longer pause is out of quota.
 LONGEST_RETRY_AFTER = 600.0
-# So many calls failing one after the other, each after all its tries, say that the endpoint is down.
+# After this number of failed calls in a row, each with all its tries, the endpoint counts as down.
 FAILED_IN_A_ROW = 3
 RETRIED_STATUSES = (408, 409, 429)
-# A quoted key may be cut or masked in part: any piece of it of this length counts as the key.
+# A server may quote a part of the key: any piece of this length counts as the key.
 TELLING_PIECE = 6
 
 
 class CallFailed(Exception):
-    """A call that has no answer; says in a few words why."""
+    """A call without an answer, with a short reason."""
 
 
 class _Transient(Exception):
-    """A try that failed in a way that may pass.
+    """A failed try that is worth a retry.
 
     Args:
-        reason: a few words, for counting.
-        retry_after: seconds that the endpoint asks to wait.
-        usage: of an answer that came, and is paid, but cannot be used.
+        reason: a few words, counted.
+        retry_after: pause that the endpoint requests, in seconds.
+        usage: `usage` of an answer that is paid and cannot be used.
     """
 
     def __init__(self, reason: str, retry_after: float = 0.0, usage: Any = None) -> None:
@@ -54,17 +49,17 @@ class _Transient(Exception):
 
 
 class Upstream:
-    """The real endpoint: at most so many calls at once and a minute, each tried several times.
+    """The judge's endpoint, with limits on calls in flight and a minute, and with retries.
 
     Args:
         settings: address, limits and retries.
-        key: goes into the header of the calls and nowhere else; None if nothing is to be called.
+        key: key of the endpoint, used in the header of the calls only; None allows no calls.
 
     Attributes:
         retried: failed tries by reason.
-        failed: calls given up, by the reason of their last try.
-        wasted: `usage` of answers that were paid for and could not be used.
-        stopped: why nothing is called any more, once that is so.
+        failed: failed calls by the reason of their last try.
+        wasted: `usage` of answers that were paid and could not be used.
+        stopped: the reason why no further calls are made; None while calls are allowed.
     """
 
     def __init__(self, settings: Judge, key: str | None) -> None:
@@ -74,7 +69,7 @@ class Upstream:
         self.stopped: UserError | None = None
         self._settings = settings
         self._key = key
-        self._client = _client(settings, key) if key else None
+        self._client = endpoint_client(settings, key) if key else None
         self._lock = threading.Lock()
         self._halt = threading.Event()
         self._slots = threading.Semaphore(settings.concurrency)
@@ -83,16 +78,16 @@ class Upstream:
         self._back_off = tenacity.wait_random_exponential(settings.retry_seconds, LONGEST_BACK_OFF)
 
     def stop(self, reason: UserError) -> None:
-        """Call nothing any more: end the waits between tries. The first reason counts."""
+        """Make no further call, and end the waits between tries. The first reason counts."""
         with self._lock:
             self.stopped = self.stopped or reason
         self._halt.set()
 
     def check(self) -> None:
-        """Ask for the list of models: a bad key or address is known before anything is paid.
+        """Request the list of models, which shows a wrong key or address before the first paid call.
 
         Raises:
-            UserError: no key, one that is refused, or an endpoint that cannot be reached.
+            UserError: no key, a refused key, or an endpoint that cannot be reached.
         """
         import openai
 
@@ -110,13 +105,13 @@ class Upstream:
                 remedy="check 'judge.base_url' and the network",
             ) from None
         except openai.APIStatusError:
-            log.info("%s does not list its models; going on", where)
+            log.info("%s does not list its models", where)
 
     def ask(self, request: Request) -> Answer:
-        """Make a call, with as many tries as the settings allow.
+        """Make a call, with the tries that the settings allow.
 
         Raises:
-            CallFailed: no try gave an answer, or calling has been stopped.
+            CallFailed: all tries failed, or no further calls are made.
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Transient),
@@ -139,7 +134,7 @@ class Upstream:
                         f"the judge is down: {FAILED_IN_A_ROW} calls in a row failed after "
                         f"{self._settings.tries} tries each, the last with {error.reason}",
                         where=self._settings.base_url,
-                        remedy="run it again later; answers so far are kept",
+                        remedy="run it again later; the answers so far are stored",
                     )
                 )
             raise CallFailed(error.reason) from None
@@ -166,7 +161,7 @@ class Upstream:
             if self._client is None:
                 self.stop(missing_key(self._settings))
             if self.stopped is not None or self._client is None:
-                raise CallFailed("calling has been stopped")
+                raise CallFailed("no further calls are made")
             try:
                 response = self._client.chat.completions.with_raw_response.create(
                     model=request["model"], messages=request["messages"], extra_body=request
@@ -188,10 +183,10 @@ class Upstream:
         self._halt.wait(start - time.monotonic())
 
     def _handle_status(self, request: Request, error: "openai.APIStatusError") -> Answer:
-        """What a status other than 200 comes to: a recorded refusal, another try, or the end of all calls."""
+        """Handle a status other than 200: return a refusal, raise for another try, or stop all calls."""
         status, where = error.status_code, self._settings.base_url
         code = error.code if isinstance(error.code, str) else ""
-        if status == 400 and code == "content_filter":  # Azure's way to refuse one prompt
+        if status == 400 and code == "content_filter":  # Azure refuses one prompt in this way
             return _refusal(request)
         pause = _retry_after(error.response.headers.get("retry-after"))
         transient = status in RETRIED_STATUSES or status >= 500
@@ -203,7 +198,7 @@ class Upstream:
             reason = UserError(
                 "the judge has no quota left for this key" + (f", for {pause:.0f} s" if pause else ""),
                 where=where,
-                remedy="run it again later; answers so far are kept",
+                remedy="run it again later; the answers so far are stored",
             )
         else:
             reason = UserError(
@@ -215,7 +210,7 @@ class Upstream:
         raise CallFailed(f"HTTP {status}")
 
     def _words(self, error: "openai.APIStatusError") -> str:
-        """The server's own message, unless it quotes the key or a piece of it."""
+        """Return the message of the server, unless it contains the key or a piece of it."""
         body = error.body if isinstance(error.body, dict) else {}
         message = " ".join(str(body.get("message") or "").split())[:200]
         key = self._key or ""
@@ -229,7 +224,7 @@ class Upstream:
 
 
 def missing_key(settings: Judge) -> UserError:
-    """That there is no key."""
+    """Return the error of a missing key."""
     return UserError(
         f"the environment variable {KEY_VARIABLE} is not set, and judge {settings.base_url} needs a key",
         remedy=f"export {KEY_VARIABLE}, or set 'judge.kind' to local",
@@ -237,71 +232,18 @@ def missing_key(settings: Judge) -> UserError:
 
 
 def is_refusal(answer: Answer) -> bool:
-    """Whether an answer says nothing: the judge refused, or gave an empty text."""
+    """Whether an answer has no text: a refusal or an empty answer."""
     message = answer["choices"][0]["message"]
     return not (message.get("content") or "").strip()
 
 
-def quiet() -> None:
-    """Leave out the line that the HTTP libraries log for each call."""
-    for library in ("httpx", "httpx2"):
-        logging.getLogger(library).setLevel(logging.WARNING)
-
-
-def _client(settings: Judge, key: str) -> "openai.OpenAI":
-    import openai
-
-    quiet()
-    address = urlsplit(settings.base_url)
-    query = dict(parse_qsl(address.query))
-    return openai.OpenAI(
-        base_url=address._replace(query="").geturl(),
-        api_key=key,
-        timeout=settings.timeout_seconds,
-        max_retries=0,  # the retries are ours
-        default_query=query,
-        # Azure's older addresses, .../openai/deployments/NAME?api-version=..., want the key in this header.
-        default_headers={"api-key": key} if "api-version" in query else {},
-        # A redirect would carry the key to another place; loopback is never reached through a proxy.
-        http_client=openai.DefaultHttpxClient(
-            follow_redirects=False,
-            trust_env=address.hostname not in LOOPBACK,
-            event_hooks={"response": [functools.partial(_bound, seconds=settings.timeout_seconds)]},
-        ),
-    )
-
-
-def _bound(response: Any, seconds: float) -> None:
-    """Let the body of an answer take so many seconds in all: the library's time-out is between two bytes.
-
-    An endpoint that sends a byte now and then would hold a call for ever.
-    """
-    import httpx2  # the HTTP library of openai's client
-
-    class Bounded(httpx2.SyncByteStream):
-        def __init__(self, stream: Any) -> None:
-            self.stream = stream
-
-        def __iter__(self) -> Iterator[bytes]:
-            until = time.monotonic() + seconds
-            for part in self.stream:
-                if time.monotonic() > until:
-                    raise httpx2.ReadTimeout("the answer takes too long", request=response.request)
-                yield part
-
-        def close(self) -> None:
-            self.stream.close()
-
-    response.stream = Bounded(response.stream)
-
-
 def _refused_key(where: str) -> UserError:
-    """That the key is wrong. The server's own words are left out, because they may quote it."""
+    """Return the error of a refused key, without the message of the server, which may contain the key."""
     return UserError("the judge refuses the key", where=where, remedy=f"check {KEY_VARIABLE}")
 
 
 def _checked(request: Request, content: bytes) -> Answer:
-    """The answer in a body, which is whole and holds what was asked for."""
+    """Parse the body of an answer; raise for another try if it is broken or has no log-probs."""
     try:
         answer: Answer = json.loads(content)
         choice = answer["choices"][0]
@@ -314,7 +256,7 @@ def _checked(request: Request, content: bytes) -> Answer:
     usage = answer.get("usage")
     if request.get("logprobs") and not is_refusal(answer) and not _has_log_probs(choice):
         raise _Transient("no log-probs", usage=usage)
-    if not isinstance(usage, dict):  # AlpacaEval cannot do without
+    if not isinstance(usage, dict):  # AlpacaEval requires it
         answer["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     return answer
 
@@ -327,7 +269,7 @@ def _has_log_probs(choice: dict[str, Any]) -> bool:
 
 
 def _refusal(request: Request) -> Answer:
-    """An endpoint's refusal of one prompt, in the form of an answer without text."""
+    """Return the refusal of a prompt as an answer without text."""
     message = {"role": "assistant", "content": "", "refusal": "content_filter"}
     return {
         "id": "refused",
@@ -340,7 +282,7 @@ def _refusal(request: Request) -> Answer:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds that a Retry-After header asks for, given as such or as a date; 0 without one."""
+    """Return the seconds of a Retry-After header, a number or a date; 0 without one."""
     if not value:
         return 0.0
     try:

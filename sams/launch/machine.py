@@ -1,21 +1,21 @@
-"""How jobs are launched on this machine: processes, GPUs, environment; told without importing torch."""
+"""How jobs are launched on this machine: GPUs, processes, environment. Imports no torch."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from sams.runtime.files import restrict_umask
-from sams.runtime.interrupt import WORKFLOW
-from sams.study.config import Study
+from sams.runtime.processes import PARENT
 from sams.study.recipes import job_of, recipe_json
 from sams.study.settings import Launch
+from sams.study.study import Study
 
 CPU_PROCESSES = 2
 
 
 def gpus_here() -> int:
-    """Number of NVIDIA GPUs that jobs of this process may use."""
+    """Number of NVIDIA GPUs that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
@@ -27,36 +27,39 @@ def gpus_here() -> int:
 
 
 def processes(launch: Launch, gpus: int) -> int:
-    """Processes of one training job: as set, else one per GPU, else two."""
+    """Processes of one training job: as set in the config, else one per GPU, else two."""
     if launch.nproc_per_node != "auto":
         return launch.nproc_per_node
     return gpus if gpus and launch.device != "cpu" else CPU_PROCESSES
 
 
 def gpus_wanted(launch: Launch, gpus: int) -> int:
-    """GPUs that one training job holds. A number of processes set in the config counts even where there are none,
-    so that a dry run shows what the real run will ask for."""
+    """GPUs of one training job. A number of processes in the config counts also on a machine without GPUs, so that a
+    dry run shows what the real run requests."""
     if launch.device == "cpu" or (launch.nproc_per_node == "auto" and not gpus):
         return 0
     return processes(launch, gpus)
 
 
-def set_job_environment(study: Study, source: str) -> None:
-    """Set what the jobs of a workflow inherit.
+def job_environment(study: Study, source: str) -> str:
+    """Shell commands that precede those of every job: strict mode, file permissions, environment variables.
+
+    Launch and tracking settings reach the jobs as a variable, SAMS_JOB: they change no result, and as parameters of
+    the rules would run jobs again.
 
     Args:
-        study: how its jobs are launched and tracked. That changes no result: as a parameter of the rules it
-            would run them again.
-        source: folder of the source tree, found by jobs wherever the working directory is.
+        study: the study.
+        source: folder of the source tree, which jobs import `sams` from.
     """
-    restrict_umask()
     # Jobs run with the Python that runs Snakemake, also when its environment is not activated.
-    python = str(Path(sys.executable).parent)
-    os.environ["PATH"] = os.pathsep.join([python, os.environ.get("PATH", "")])
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-    os.environ[WORKFLOW] = str(os.getpid())
-    os.environ["SAMS_JOB"] = recipe_json(job_of(study))
-    os.environ["SAMS_STUDY"] = recipe_json(study)
-    # A CPU job takes the cores that its rule asks for, no more.
-    os.environ.setdefault("OMP_NUM_THREADS", str(study.launch.threads_per_process))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    python = shlex.quote(str(Path(sys.executable).parent))
+    variables = {
+        "PATH": f"{python}:$PATH",
+        "PYTHONPATH": f"{shlex.quote(source)}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "TOKENIZERS_PARALLELISM": "${TOKENIZERS_PARALLELISM:-false}",
+        PARENT: str(os.getpid()),
+        "SAMS_JOB": shlex.quote(recipe_json(job_of(study))),
+    }
+    exports = " ".join(f"{name}={value}" for name, value in variables.items())
+    # As `restrict_umask` does: write permission for owner and group alone.
+    return f"set -euo pipefail; umask o-w; export {exports}; "

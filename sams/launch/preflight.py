@@ -20,8 +20,8 @@ from sams.launch.machine import gpus_here, processes
 from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.files import write_json
 from sams.scoring.fetch import FOLDER, PUBLISHED, check, published
-from sams.study.config import Study
 from sams.study.settings import Model
+from sams.study.study import Study
 
 log = logging.getLogger("preflight")
 

@@ -10,8 +10,8 @@ from typing import Any
 from sams.launch.machine import gpus_wanted, processes
 from sams.runtime.errors import UserError
 from sams.study.architectures import config_of
-from sams.study.config import Study
 from sams.study.settings import Model
+from sams.study.study import Study
 
 MIB = 2**20
 

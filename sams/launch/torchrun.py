@@ -1,8 +1,8 @@
-"""torchrun for the jobs of the workflow: `python -m sams.launch.torchrun` takes torchrun's arguments.
+"""torchrun for the jobs of the workflow: `python -m sams.launch.torchrun` takes the arguments of torchrun.
 
-Two things differ from `torchrun`. A request to stop (`sams.runtime.interrupt.STOP_SIGNALS`) is passed on to the
-workers, which get as long as their checkpoint takes, where torchrun ends them after 30 s; the exit status is then 75
-and not 1. And the job ends with the workflow that started it.
+There are two differences. A request to stop (`sams.runtime.processes.STOP_SIGNALS`) is passed on to the workers,
+which may take as long as their checkpoint needs (torchrun kills them after 30 s), and the exit status is 75 instead
+of 1. The process ends with the process that started it.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import psutil
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
-from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS, end_with_workflow
+from sams.runtime.processes import EXIT_INTERRUPTED, end_with_parent, on_stop
 
 
 def main(arguments: list[str]) -> int:
@@ -27,23 +27,22 @@ def main(arguments: list[str]) -> int:
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.send_signal(signal.SIGTERM)
 
-    end_with_workflow()
-    for number in STOP_SIGNALS:
-        signal.signal(number, stop)
+    end_with_parent()
+    on_stop(stop)
     try:
-        # torchrun handles only what is named here, and with its own handlers: these stay ours.
+        # torchrun installs its own handlers for the signals named here, and leaves ours in place.
         run(parse_args(["--signals-to-handle", "SIGHUP,SIGQUIT", *arguments]))
     except ChildFailedError as error:
-        # A worker that had not begun dies of the signal itself: nothing is lost with it.
+        # A worker that has not installed its handler yet dies of the signal; it has written nothing.
         statuses = {failure.exitcode for failure in error.failures.values()}
         if statuses <= {EXIT_INTERRUPTED, -signal.SIGTERM} and (stopped or EXIT_INTERRUPTED in statuses):
-            print("stopped on request; the same command goes on", file=sys.stderr)
+            print("stopped on request; run the same command to resume", file=sys.stderr)
             return EXIT_INTERRUPTED
         print(error.format_msg(), file=sys.stderr)
         if -signal.SIGKILL in statuses:
             print(
-                "a process was killed, most likely by the kernel for want of memory: set a smaller "
-                "micro_batch_size, or leave it to `auto`; the same command goes on from the last checkpoint",
+                "a process was killed, most likely by the kernel because memory ran out: set a smaller "
+                "micro_batch_size, or `auto`; the same command resumes from the last checkpoint",
                 file=sys.stderr,
             )
         return 1

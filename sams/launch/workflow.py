@@ -1,4 +1,4 @@
-"""What the process of a workflow sees to itself: one at a time on a study's results, and an end that saves."""
+"""Extensions of Snakemake's own process: one workflow per study, stop requests, reasons of jobs in plain words."""
 
 import base64
 import fcntl
@@ -13,35 +13,36 @@ from typing import Any
 
 import psutil
 
+from sams.launch.changes import changes
 from sams.runtime.errors import UserError
-from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
+from sams.runtime.processes import EXIT_INTERRUPTED, STOP_SIGNALS
 
 LOCK = ".lock"
 
 _stopped: list[int] = []
 
 
-def hold(folder: Path) -> None:
-    """Take the results of a study for this process, until it ends.
+def lock_results(folder: Path) -> None:
+    """Lock the results of a study until this process ends.
 
-    The kernel holds the lock and gives it back however the process ends: a stale one cannot be.
+    The kernel releases the lock however the process ends, so that no lock outlives its process.
 
     Raises:
-        UserError: another workflow has them, and which.
+        UserError: another workflow holds the lock; names its process.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    place = folder / LOCK
-    lock = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+    path = folder / LOCK
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
-            f"another workflow is at work on these results{_told(place)}",
+            f"another workflow is running on these results{_holder(path)}",
             where=str(folder),
-            remedy="wait for it, end it, or give this study another name (key 'study')",
+            remedy="wait for it, stop it, or give this study another name (key 'study')",
         ) from None
     except OSError as error:  # a network file system without locks
-        print(f"{place}: cannot be locked ({error.strerror}); start one workflow at a time", file=sys.stderr)
+        print(f"{path}: cannot be locked ({error.strerror}); start one workflow at a time", file=sys.stderr)
         return
     holder = {"process": os.getpid(), "machine": socket.gethostname(), "since": time.strftime("%F %T")}
     os.ftruncate(lock, 0)
@@ -49,10 +50,10 @@ def hold(folder: Path) -> None:
 
 
 def forget_unfinished(found: Path) -> None:
-    """Delete a file that a killed job of rule `preflight` may have left, which no file of results is made from.
+    """Delete the output of rule `preflight` if its job was killed.
 
-    All jobs wait for it, as an `ancient` input. Where Snakemake makes such a file again, because the job that wrote
-    it did not end, it forgets all jobs that come after (9.27), and would end with status 0 and nothing done.
+    The first jobs have it as an `ancient` input. Snakemake 9.27 would run the incomplete job again, no job after it,
+    and exit with status 0; for a missing file it runs all jobs.
     """
     marker = Path(".snakemake/incomplete") / base64.urlsafe_b64encode(str(found).encode()).decode()
     if marker.is_file() and not _is_held(found.parent):
@@ -70,18 +71,19 @@ def _is_held(folder: Path) -> bool:
     return False
 
 
-def _told(place: Path) -> str:
+def _holder(path: Path) -> str:
+    """The process that holds a lock, as text; empty if the file does not say."""
     try:
-        holder = json.loads(place.read_text(encoding="utf-8"))
+        holder = json.loads(path.read_text(encoding="utf-8"))
         return f": process {holder['process']} on {holder['machine']}, since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
 
 
 def stop_jobs_on_signals() -> None:
-    """Pass a request to stop on to the jobs, which save; Snakemake would wait for their end, however far it is.
+    """Pass requests to stop on to the jobs, which save a checkpoint; Snakemake alone would wait until they are done.
 
-    Call it before Snakemake sets its own handler of SIGTERM, which starts no more jobs and is called here too.
+    Call it before Snakemake installs its handler of SIGTERM, which starts no more jobs and is extended here.
     """
     from snakemake.scheduling.job_scheduler import JobScheduler
 
@@ -90,7 +92,7 @@ def stop_jobs_on_signals() -> None:
     def stop(number: int, frame: Any = None) -> None:
         _stopped.append(number)
         for job in psutil.Process().children(recursive=True):
-            # Shells wait for what they started. Workers are told by torchrun, children of a scorer end with it.
+            # Shells wait for their children. torchrun signals its workers; children of a scorer end with it.
             if _is_stage(job):
                 job.send_signal(signal.SIGTERM)
         if number == signal.SIGINT:
@@ -109,10 +111,10 @@ def stop_jobs_on_signals() -> None:
 
 
 def _is_stage(process: psutil.Process) -> bool:
-    """Whether a process is the first of a job: a Python below a shell or the workflow itself."""
+    """Whether a process is the first Python of a job, started by a shell or by the workflow itself."""
     try:
         parent = process.parent()
-        # The program's file: torchrun gives its process another name.
+        # Compare the executable: torchrun renames its process.
         above = parent is not None and (parent.pid == os.getpid() or "python" not in Path(parent.exe()).name)
         return above and "python" in Path(process.exe()).name
     except psutil.Error:
@@ -120,9 +122,29 @@ def _is_stage(process: psutil.Process) -> bool:
 
 
 def leave_if_stopped() -> None:
-    """End the process with the status of an interruption, if it was asked to stop."""
+    """Exit with `EXIT_INTERRUPTED` after a request to stop."""
     if _stopped:
         print("stopped on request; the same command goes on", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)
+
+
+def name_changes() -> None:
+    """Let `snakemake -n` name the settings, modules and sources that run a job again, not print all parameters.
+
+    Another Snakemake, whose class differs, keeps its own text.
+    """
+    try:
+        from snakemake.persistence import ParamsChange
+    except ImportError:
+        return
+    own_text = ParamsChange.__str__
+
+    def text(change: ParamsChange) -> str:
+        try:
+            return changes(change.only_old, change.only_new) or own_text(change)
+        except (AttributeError, TypeError):
+            return own_text(change)
+
+    ParamsChange.__str__ = text  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ from sams.runtime.errors import UserError
 from sams.runtime.files import read_json
 
 if TYPE_CHECKING:
-    from sams.study.config import Study
+    from sams.study.study import Study
 
 # Mean tokens of prompt and response by data set, at four characters a token. HH: measured on 3,000 pairs of its
 # helpful part. UltraFeedback's variants: responses as long as a Llama-3.1-8B's to AlpacaEval (2,034 characters). Its

@@ -9,8 +9,7 @@ import torch
 import transformers
 
 from sams.policy.model import without_dropout
-from sams.policy.policy import Policy
-from sams.training.costs import weights_of
+from sams.policy.policy import Policy, weights_of
 
 
 @dataclass(frozen=True)

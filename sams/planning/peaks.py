@@ -16,8 +16,8 @@ from sams.runtime.gpus import Gpu
 from sams.training.tuning import ADAM_BYTES, MEMORY_SHARE, WAITING_BYTES
 
 if TYPE_CHECKING:
-    from sams.study.config import Study
     from sams.study.settings import MicroBatch, Training
+    from sams.study.study import Study
 
 DEPTHS = (4, 8)
 """Numbers of blocks that are simulated. Deeper models are extrapolated: each block adds the same memory."""

@@ -20,11 +20,10 @@ from sams.planning.peaks import Memory, Peaks, together
 from sams.planning.work import SchedulerCosts, Work, scheduler_costs
 from sams.runtime.gpus import Gpu
 from sams.study.architectures import config_of
-from sams.study.config import Study
 from sams.study.recipes import recipe_of, scheduler_is_pretrained
+from sams.study.study import Study
 from sams.tables.render import number
 from sams.training.checkpoints import KEPT
-from sams.training.costs import PEAK_FLOPS
 from sams.training.reference import MOST_ITEMS
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class Planner:
         self.study, self.facts, self.world, self.results = study, facts, world, results
         self.gpu = None if gpu is None else gpu[1]
         self.use = 0.0 if gpu is None else use or gpu[1].use
-        self.rate = 0.0 if gpu is None else PEAK_FLOPS[gpu[0]] * self.use
+        self.rate = 0.0 if gpu is None else gpu[1].peak * self.use
         self.timed = self.gpu is not None and study.model.precision == "bfloat16"
         self.config = config_of(study.model)
         self.sharded = study.launch.strategy == "fsdp2" and world > 1
@@ -219,7 +218,7 @@ class Planner:
             training = study.preference_of(method)
             if method in study.selective_methods:
                 rows.append(self.peaks.trained(f"train_crossfit {method}", training, training.batch_size, 2))
-            largest = count.course(training, self.facts).largest
+            largest = count.schedule(training, self.facts).largest
             costs = self._scheduler(method) if training.selector == "sams" else None
             rows.append(self.peaks.trained(method, training, largest, 2, costs))
         rows = together(rows)

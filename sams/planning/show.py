@@ -12,7 +12,7 @@ from sams.runtime.gpus import gpu_named
 from sams.tables.render import MISSING, Readable, number, terminal
 
 if TYPE_CHECKING:
-    from sams.study.config import Study
+    from sams.study.study import Study
 
 DEFAULT_GPU = "H100"
 WIDTH = 38

@@ -15,15 +15,12 @@ import torch
 from sams.planning.models import Sizes
 from sams.scheduling.networks import Exploitation, Exploration
 from sams.scheduling.scheduler import context_width
-from sams.scheduling.selection import Selection, selected
-from sams.training.batches import count_rounds
+from sams.scheduling.selection import Selection, count_rounds, selected, selection_of
+from sams.scheduling.selectors.table import SELECTORS
 
 if TYPE_CHECKING:
     from sams.planning.data import Facts
     from sams.study.settings import Preference, Pretrain, Ratio, Scheduler, Sft
-
-UNSEEN = ("all", "random", "selective")
-"""Selectors that choose without a scoring pass."""
 
 
 @dataclass
@@ -73,25 +70,19 @@ class Work:
         return 2 * (sizes.body * body + sizes.head * (self.scored_answers + passes * self.trained_answers))
 
 
-def course(training: Preference, facts: Facts) -> Selection:
-    """The rounds of a method, and how many pairs each trains on."""
-    share = training.preselected
-    batch = training.batch_size if share is None else selected(training.batch_size, share)
-    items = range(round(facts.train * (share or 1.0)))
-    rounds = count_rounds(items, training, "preference.batch_size", batch)
-    ratios = (1.0,) if training.selector == "selective" else training.ratios
-    return Selection(batch, rounds, ratios, training.warmup_rounds, training.full_every, training.end_after)
+def schedule(training: Preference, facts: Facts) -> Selection:
+    """Return the rounds of a method and the number of pairs that each trains on."""
+    return selection_of(training, round(facts.train * (training.preselected or 1.0)))
 
 
 def preference(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:
     """Count the training of a method."""
-    return _loop(training, course(training, facts), facts, scheduler, packed=packed)
+    return _loop(training, schedule(training, facts), facts, scheduler, packed=packed)
 
 
 def crossfit(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:
-    """One half of a cross-fitting: plain training on half of the pairs, then the losses of the other half."""
-    half = range(-(-facts.train // 2))
-    rounds = count_rounds(half, training, "preference.batch_size")
+    """Count one half of a cross-fitting: training on half of the pairs, then the losses of the other half."""
+    rounds = count_rounds(-(-facts.train // 2), training, "preference.batch_size")
     plain = training.model_copy(update={"selector": "all", "ratio": 1.0})
     work = _loop(plain, Selection(training.batch_size, rounds, (1.0,)), facts, scheduler, packed=packed)
     work.score(facts.train // 2, facts.pair(packed=packed))
@@ -105,13 +96,13 @@ def _loop(
 ) -> Work:
     work, pair, n = Work(selection.rounds), facts.pair(packed=packed), selection.batch_size
     for step in range(1, selection.rounds + 1):
-        seen = selection.scheduled(step) and training.selector not in UNSEEN
+        seen = selection.scheduled(step) and SELECTORS[training.selector].needs_view
         if seen:
             work.score(n, pair)
         if training.needs_kl:
             work.score(n, facts.example)
         work.train(selection.size(step), pair)
-        if seen and training.selector == "sams":
+        if seen and SELECTORS[training.selector].trains_scheduler:
             _learn(work, scheduler, n, selection.size(step))
     work.score(training.evaluations * facts.test, pair)
     if training.needs_kl:
@@ -120,8 +111,8 @@ def _loop(
 
 
 def sft(training: Sft, watching: tuple[Scheduler, Ratio] | None, facts: Facts) -> Work:
-    """Supervised fine-tuning, with a scheduler that learns beside it or without."""
-    work = Work(count_rounds(range(facts.sft), training, "sft.batch_size"))
+    """Count supervised fine-tuning, with or without a scheduler that learns at the same time."""
+    work = Work(count_rounds(facts.sft, training, "sft.batch_size"))
     for _ in range(work.rounds):
         work.train(training.batch_size, facts.example)
         if watching is not None:
@@ -132,8 +123,8 @@ def sft(training: Sft, watching: tuple[Scheduler, Ratio] | None, facts: Facts) -
 
 
 def pretrain(training: Pretrain, facts: Facts, scheduler: Scheduler) -> Work:
-    """Scheduler pretraining beside a frozen policy."""
-    work = Work(count_rounds(range(facts.train), training, "pretrain.batch_size"))
+    """Count scheduler pretraining with a frozen policy."""
+    work = Work(count_rounds(facts.train, training, "pretrain.batch_size"))
     for _ in range(work.rounds):
         work.score(training.batch_size, facts.example)
         _learn(work, scheduler, training.batch_size, selected(training.batch_size, training.ratio))

@@ -130,3 +130,13 @@ def completion_means(watched: Any, rows: Rows) -> Iterator[list[Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def weights_of(policy: nn.Module) -> tuple[int, int]:
+    """Number of weights of the body and of the output layer, without an input embedding that is only looked up."""
+    model = bare(policy).model
+    head = model.get_output_embeddings().weight.numel()
+    looked_up = model.get_input_embeddings().weight
+    tied = looked_up is model.get_output_embeddings().weight
+    total = sum(parameter.numel() for parameter in policy.parameters())
+    return total - head - (0 if tied else looked_up.numel()), head

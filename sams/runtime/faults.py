@@ -1,4 +1,4 @@
-"""What the machine refuses, told in one line: a full disk, no memory. Recognised without importing torch."""
+"""Recognise a full disk and a lack of memory, without importing torch, and report them in one line."""
 
 import contextlib
 import errno
@@ -10,51 +10,51 @@ from pathlib import Path
 from sams.runtime.errors import UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# Libraries that write with code of their own say it in words: safetensors and pyarrow, SQLite, torch.save.
+# Messages of libraries that raise no OSError: safetensors and pyarrow, SQLite, torch.save.
 FULL_WORDS = ("No space left on device", "disk is full", "Disk quota exceeded", "File too large")
 TORN_WRITE = ("inline_container", "PytorchStreamWriter", "iostream error")
 MEMORY_WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and those behind it, those of other processes in a collective save among them."""
+    """Yield an error, its causes, and those of other processes in a collective save."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
-        found = waiting.pop()
-        if found is None or id(found) in seen:
+        cause = waiting.pop()
+        if cause is None or id(cause) in seen:
             continue
-        seen.add(id(found))
-        yield found
-        waiting += [found.__cause__, found.__context__]
-        # torch's CheckpointException: rank -> (error, its trace).
-        waiting += [each for each, *_ in getattr(found, "failures", {}).values()]
+        seen.add(id(cause))
+        yield cause
+        waiting += [cause.__cause__, cause.__context__]
+        # torch's CheckpointException: rank -> (error, traceback).
+        waiting += [each for each, *_ in getattr(cause, "failures", {}).values()]
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a file could not be written for want of room: on the disk, in a quota, under a limit."""
+    """Whether a file could not be written because of a full disk, a quota or a limit."""
     return any(
-        (isinstance(found, OSError) and found.errno in FULL)
-        or any(words in str(found) for words in FULL_WORDS)
-        or (isinstance(found, RuntimeError) and any(words in str(found) for words in TORN_WRITE))
-        for found in causes(error)
+        (isinstance(cause, OSError) and cause.errno in FULL)
+        or any(words in str(cause) for words in FULL_WORDS)
+        or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in TORN_WRITE))
+        for cause in causes(error)
     )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the machine or of a GPU."""
+    """Whether the memory of the machine or of a GPU was exhausted."""
     return any(
-        isinstance(found, MemoryError)
-        or type(found).__name__ == "OutOfMemoryError"
-        or (isinstance(found, OSError) and found.errno == errno.ENOMEM)
-        or (isinstance(found, RuntimeError) and any(words in str(found) for words in MEMORY_WORDS))
-        for found in causes(error)
+        isinstance(cause, MemoryError)
+        or type(cause).__name__ == "OutOfMemoryError"
+        or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+        or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in MEMORY_WORDS))
+        for cause in causes(error)
     )
 
 
 @contextlib.contextmanager
 def suggesting(remedy: str) -> Iterator[None]:
-    """Note what to set, should memory run out in the block."""
+    """Add a remedy to an error that means a lack of memory."""
     try:
         yield
     except BaseException as error:
@@ -64,30 +64,30 @@ def suggesting(remedy: str) -> Iterator[None]:
 
 
 def explained(error: BaseException) -> UserError | None:
-    """The line for a fault of the machine; None for any other error.
+    """Return the error to report for a full disk or a lack of memory; None for any other error.
 
-    A file that the error does not name lies in, or on its way to, what the command line gives as `--out`.
+    A file that the error does not name is that of option `--out`.
     """
     if is_disk_full(error):
-        named = [found.filename for found in causes(error) if isinstance(found, OSError) and found.filename]
+        named = [cause.filename for cause in causes(error) if isinstance(cause, OSError) and cause.filename]
         return UserError(
-            "it cannot be written: the disk is full, or a quota or limit is reached",
+            "cannot be written: the disk is full, or a quota or limit is reached",
             where=str(named[0] if named else _option("--out")),
-            remedy="make room and start the same command again: it goes on from what was finished",
+            remedy="free space and start the same command again: it resumes from what is finished",
         )
     if is_out_of_memory(error):
-        notes = [note for found in causes(error) for note in getattr(found, "__notes__", [])]
+        notes = [note for cause in causes(error) for note in getattr(cause, "__notes__", [])]
         return UserError(
             "out of memory",
             where=str(_option("--out")),
-            remedy=(notes[0] if notes else "end what else runs on this machine, or use one with more memory")
-            + ", and start the same command again: it goes on from what was finished",
+            remedy=(notes[0] if notes else "end other processes of this machine, or use one with more memory")
+            + ", and start the same command again: it resumes from what is finished",
         )
     return None
 
 
 def _option(name: str) -> Path | str:
-    """Value of a command-line option; empty where it is not given."""
+    """Return the value of a command-line option; empty if it is not given."""
     words = iter(sys.argv)
     for word in words:
         if word == name:
@@ -98,5 +98,5 @@ def _option(name: str) -> Path | str:
 
 
 def full_disk(path: Path) -> OSError:
-    """The error of a full disk, for a file whose writer said it in other words."""
+    """Return the error of a full disk for a file whose writer raised another error."""
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent: written under a temporary name, then renamed."""
+"""Atomic writing of files and folders, and manifests with the SHA-256 of each file."""
 
 import glob
 import hashlib
@@ -17,18 +17,18 @@ MANIFEST = "manifest.json"
 
 
 def restrict_umask() -> None:
-    """Let owner and group alone change the files that this process and its children create from now on."""
+    """Withhold write permission for others from the files that this process and its children create."""
     given = os.umask(0o077)
     os.umask(given | 0o002)
 
 
 def canonical_json(value: Any) -> str:
-    """JSON in which neither key order nor layout counts, so equal settings give equal text."""
+    """Return JSON with sorted keys and without spaces, so that equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -40,7 +40,7 @@ def sha256_of_text(text: str) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; sync it to disk and rename it to `path` if the block succeeds."""
+    """Yield a temporary path in the same folder; if the block succeeds, sync it to disk and rename it to `path`."""
     part = _part_of(path)
     try:
         yield part
@@ -53,10 +53,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, **facts: Any) -> Iterator[Path]:
-    """Yield a temporary folder; if the block succeeds, seal it with a manifest and rename it to `path`.
+    """Yield a temporary folder; if the block succeeds, write its manifest and rename it to `path`.
 
-    An older folder at `path` is replaced. The manifest holds `facts` and the hashes of the files. The folder also
-    gets `environment.json`, which no hash covers.
+    An existing folder at `path` is replaced. `facts` are added to the manifest. `environment.json` describes the
+    machine and the libraries; the manifest does not list it.
     """
     part = _part_of(path)
     shutil.rmtree(part, ignore_errors=True)
@@ -73,15 +73,15 @@ def whole_folder(path: Path, **facts: Any) -> Iterator[Path]:
 
 
 def _part_of(path: Path) -> Path:
-    """The temporary path of this process for `path`; deletes those that killed processes have left."""
+    """Return this process's temporary path for a path, and remove those of processes that were killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
-        writer = left.name.rpartition("-")[2]
+    for other in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
+        writer = other.name.rpartition("-")[2]
         if writer.isdecimal() and not _is_alive(int(writer)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
+            if other.is_dir():
+                shutil.rmtree(other, ignore_errors=True)
             else:
-                left.unlink(missing_ok=True)
+                other.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.part-{os.getpid()}")
 
 
@@ -96,7 +96,7 @@ def _is_alive(process: int) -> bool:
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Write `manifest.json`, the last file of a folder: `facts`, and the SHA-256 of every other file."""
+    """Write `manifest.json`, the last file of a folder: the SHA-256 of every file, and `facts`."""
     files = {
         str(path.relative_to(folder)): sha256_of(path)
         for path in sorted(folder.rglob("*"))
@@ -106,7 +106,7 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder sealed by `write_manifest`.
+    """Read the manifest of a folder.
 
     Raises:
         UserError: it is damaged.
@@ -114,37 +114,37 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = read_json(folder / MANIFEST)
         if not all(isinstance(digest, str) for digest in manifest["files"].values()):
-            raise TypeError("digests are texts")
+            raise TypeError("expected digests as text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise damaged(folder, f"{MANIFEST} is damaged ({error})") from None
     return manifest
 
 
 def refuse_damage(folder: Path) -> None:
-    """Check the files of a folder sealed by `write_manifest` against its hashes.
+    """Hash all files of a folder and compare them with its manifest.
 
     Raises:
-        UserError: naming the first file that has changed or is gone.
+        UserError: a file has changed or is missing; the message names the first one.
     """
     for name, digest in read_manifest(folder)["files"].items():
         file = folder / name
         if not file.is_file():
-            raise damaged(folder, f"{name} is not there")
+            raise damaged(folder, f"{name} is missing")
         if sha256_of(file) != digest:
             raise damaged(folder, f"{name} is not what was written (its SHA-256 differs)")
 
 
 def damaged(folder: Path, problem: str) -> UserError:
-    """The error about a sealed folder whose files have changed."""
+    """Return the error for a folder whose files do not match its manifest."""
     return UserError(
         problem,
         where=str(folder),
-        remedy=f"put it back, or delete {folder / MANIFEST}: snakemake then makes the folder again",
+        remedy=f"restore it, or delete {folder / MANIFEST}: snakemake then makes the folder again",
     )
 
 
 def manifest_digest(folder: Path) -> str:
-    """Sixteen hex digits that stand for the content of a folder sealed by `write_manifest`."""
+    """Return a digest of a folder's content by its manifest, sixteen hex digits."""
     files = read_manifest(folder)["files"]
     return hashlib.sha256(canonical_json(files).encode()).hexdigest()[:16]
 
@@ -169,7 +169,7 @@ def digest_of(path: Path) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON, completely or not at all. NaN and infinity are refused."""
+    """Write indented JSON atomically. NaN and infinity are errors."""
     with whole_file(path) as part:
         part.write_text(
             json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"

@@ -1,4 +1,4 @@
-"""GPUs that a study can be planned for."""
+"""Table of GPU models."""
 
 from dataclasses import dataclass
 
@@ -12,32 +12,39 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        memory: bytes that a process finds, a little less than the name says.
-        bandwidth: of its memory, bytes per second (vendors' data sheets).
-        use: share of its dense bfloat16 peak that training reaches, recomputed activations counted. An assumption.
+        memory: bytes that a process can use, a little less than the nominal size.
+        bandwidth: memory bandwidth in bytes a second (vendors' data sheets).
+        peak: dense bfloat16 FLOP/s (vendors' data sheets).
+        use: share of the peak that training reaches, including recomputed activations. An assumption.
     """
 
     memory: float
     bandwidth: float
+    peak: float
     use: float
 
 
 GPUS = {
-    "B200": Gpu(178.4 * GIB, 7.7e12, 0.30),
-    "H200": Gpu(139.8 * GIB, 4.8e12, 0.30),
-    "H100": Gpu(79.1 * GIB, 3.35e12, 0.30),
-    "A100": Gpu(79.1 * GIB, 2.04e12, 0.35),
-    "L40S": Gpu(44.4 * GIB, 0.864e12, 0.25),
-    "L4": Gpu(22.0 * GIB, 0.3e12, 0.25),
+    "B200": Gpu(178.4 * GIB, 7.7e12, 2250e12, 0.30),
+    "H200": Gpu(139.8 * GIB, 4.8e12, 989e12, 0.30),
+    "H100": Gpu(79.1 * GIB, 3.35e12, 989e12, 0.30),
+    "A100": Gpu(79.1 * GIB, 2.04e12, 312e12, 0.35),
+    "L40S": Gpu(44.4 * GIB, 0.864e12, 362e12, 0.25),
+    "L4": Gpu(22.0 * GIB, 0.3e12, 121e12, 0.25),
 }
 
 
 def gpu_named(name: str) -> Gpu:
-    """A GPU by its name.
+    """Return a GPU by name.
 
     Raises:
-        UserError: naming those that are known.
+        UserError: the name is not known; the message lists the known ones.
     """
     if name not in GPUS:
         raise UserError(f"no GPU '{name}'", where="--gpu", remedy=f"choose one of {', '.join(GPUS)}")
     return GPUS[name]
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a GPU by the name that its driver gives; None for an unknown one."""
+    return next((gpu.peak for name, gpu in GPUS.items() if name in device_name), None)

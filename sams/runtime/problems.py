@@ -1,6 +1,4 @@
-"""Pydantic's findings in the words of this project: one line with the key, what was expected and found, and the
-nearest name that is known.
-"""
+"""Errors of pydantic as one line: the key, the expected and the found value, and the nearest known name."""
 
 import re
 from typing import Any, get_args
@@ -11,11 +9,11 @@ from sams.runtime.errors import nearest
 
 
 def first_problem(error: ValidationError, kind: type[BaseModel]) -> tuple[str, str]:
-    """The first finding: its dotted key, and what is wrong there.
+    """Return the dotted key and the message of the first error.
 
     Args:
-        error: what pydantic found.
-        kind: the settings that were validated, whose keys are suggested for unknown ones.
+        error: error of pydantic.
+        kind: the validated settings, whose keys are suggested for unknown ones.
     """
     first = error.errors(include_url=False)[0]
     key = ".".join(str(part) for part in first["loc"])
@@ -32,17 +30,18 @@ def first_problem(error: ValidationError, kind: type[BaseModel]) -> tuple[str, s
     return key, found
 
 
-def _keys(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    """Keys of the settings that lie at a place of others."""
+def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the settings at a path."""
     groups = [kind]
-    for part in place:
+    for part in path:
         fields = [group.model_fields[part] for group in groups if part in group.model_fields]
-        # A name in a mapping and an index of a list are no fields: what they hold is found already.
-        groups = [found for field in fields for found in _groups(field.annotation)] or groups
+        # A key of a mapping and an index of a list are not fields: their content has been found already.
+        groups = [inner for field in fields for inner in groups_in(field.annotation)] or groups
     return [key for group in groups for key in group.model_fields]
 
 
-def _groups(annotation: Any) -> list[type[BaseModel]]:
+def groups_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the groups of settings that an annotation names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [group for part in get_args(annotation) for group in _groups(part)]
+    return [group for part in get_args(annotation) for group in groups_in(part)]

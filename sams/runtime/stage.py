@@ -1,4 +1,4 @@
-"""What every stage's command line has in common: typed options, plain log lines, one-line errors."""
+"""Command line of a stage: typed options, log lines, errors of one line."""
 
 import inspect
 import logging
@@ -15,22 +15,18 @@ from pydantic import BaseModel, ValidationError
 from sams.runtime.errors import UserError, first_line
 from sams.runtime.faults import explained
 from sams.runtime.files import restrict_umask
-from sams.runtime.interrupt import end_with_workflow, stop_on_signals
+from sams.runtime.processes import EXIT_USER_ERROR, WORKER, end_with_parent, stop_on_signals
 
 R = TypeVar("R", bound=BaseModel)
 
-EXIT_USER_ERROR = 2
-WORKER = "TORCHELASTIC_RUN_ID"  # set by torchrun for its workers
-
 
 def run(main: Callable[..., Any]) -> NoReturn:
-    """Run `main` as a command line; a `UserError` ends it with one line and status 2, a request to stop with 75.
+    """Run `main` as a command line and exit.
 
-    A fault of the machine, a full disk or no memory, ends it as a `UserError` does.
+    A `UserError`, a full disk and a lack of memory end the process with one line and status 2, a request to stop with
+    status 75, any other error with a traceback and status 1. A worker of torchrun exits without tear-down.
     """
-    # A worker is ended by torchrun, and must not end before it.
-    if WORKER not in os.environ:
-        end_with_workflow()
+    end_with_parent()
     stop_on_signals()
     logging.basicConfig(
         level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR,
@@ -41,7 +37,7 @@ def run(main: Callable[..., Any]) -> NoReturn:
     restrict_umask()
     hints = get_type_hints(main, include_extras=True)
     for name, parameter in inspect.signature(main).parameters.items():
-        # A stage has options only: typer would make a positional argument of what has no default.
+        # typer makes a positional argument of a parameter without default; a stage has options only.
         if parameter.default is parameter.empty and get_origin(hints[name]) is not Annotated:
             hints[name] = Annotated[hints[name], typer.Option()]
     main.__annotations__ = hints
@@ -55,7 +51,7 @@ def run(main: Callable[..., Any]) -> NoReturn:
         status = EXIT_USER_ERROR
     except SystemExit as leaving:
         status = leaving.code
-    except BaseException as error:  # torch's error of a checkpoint that cannot be written is no Exception
+    except BaseException as error:  # torch's CheckpointException is not an Exception
         if (fault := explained(error)) is not None:
             print(f"error: {fault}", file=sys.stderr)
             status = EXIT_USER_ERROR
@@ -63,8 +59,7 @@ def run(main: Callable[..., Any]) -> NoReturn:
             traceback.print_exc()
             status = 1
     if WORKER in os.environ:
-        # A failed worker must end at once, so that torchrun ends the others: tearing down a process group
-        # whose peers still wait in it may take for ever.
+        # torchrun ends the other workers when this one has ended; tearing down the process group could block on them.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -72,10 +67,10 @@ def run(main: Callable[..., Any]) -> NoReturn:
 
 
 def read_recipe(recipe: str, kind: type[R]) -> R:
-    """Read a stage's recipe, given as a JSON file's path or as JSON itself.
+    """Read the recipe of a stage from JSON text or from the path of a JSON file.
 
     Raises:
-        UserError: naming the key, what was found and what was expected.
+        UserError: an unreadable file or an invalid key.
     """
     where = "--recipe" if recipe.lstrip().startswith("{") else recipe
     try:
@@ -87,8 +82,8 @@ def read_recipe(recipe: str, kind: type[R]) -> R:
         from sams.runtime.problems import first_problem
 
         key, problem = first_problem(error, kind)
-        place = f"{where}: key '{key}'" if key else where
-        raise UserError(problem, where=place, remedy="`sams recipe` prints whole recipes") from None
+        location = f"{where}: key '{key}'" if key else where
+        raise UserError(problem, where=location, remedy="`sams recipe` prints complete recipes") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"cannot be read ({first_line(error)})", where=where, remedy="give a JSON file or JSON text"

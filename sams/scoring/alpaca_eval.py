@@ -3,29 +3,29 @@
     python -m sams.scoring.alpaca_eval --model-outputs answers.json --reference-outputs baseline.json \
         --recipe recipe.json --difficulty difficulty.csv --out metrics.json
 
-The package scores rows that are missing, doubled or out of order without a word. Here they are repaired by
-instruction or refused, and every instruction must have a verdict.
+The package silently scores missing, repeated and reordered rows. Here, rows are put into order by instruction or
+refused, and every instruction must have a verdict.
 """
 
 import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sams.judge.endpoint import DEFAULT_MODEL, STORE, judge_name, key_withheld, open_judge
+from sams.judge.endpoint import DEFAULT_MODEL, STORE, judge_name, open_judge
 from sams.judge.proxy import DryRun
 from sams.runtime.errors import UserError
-from sams.runtime.files import whole_file, write_json
+from sams.runtime.files import whole_file
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.alpaca_eval_run import ANNOTATOR, Key, Result, key_of, run_alpaca_eval
 from sams.scoring.difficulty_table import check_reference, check_table, read_table
 from sams.scoring.inputs import Row, doubled, input_hashes, read_json_rows, some_of, text_of, versions
-from sams.scoring.tracked import scoring_run
+from sams.scoring.job import run_scoring
 from sams.study.recipes import ScoreRecipe
 
 log = logging.getLogger("alpaca_eval")
@@ -49,22 +49,22 @@ def score_alpaca_eval(
 
     Args:
         model_outputs: rows {instruction, output, generator} as JSON, gzip or not.
-        reference_outputs: the same of the baseline; its order is the order of the instructions.
-        recipe: who judges; None when `annotations` holds every judgment.
-        annotations: recorded judgments, in AlpacaEval's form. What they lack is judged if the recipe's judge
-            is the one that made them.
-        difficulty: difficulty table; without one there is no length-controlled win rate.
-        annotations_out: where all judgments go.
-        judge_store: file that keeps an endpoint's answers as they come; those in it are not paid again.
-        dry_run: say what the judge's calls will take, and end.
+        reference_outputs: rows of the baseline; their order is the order of the instructions.
+        recipe: the judge; None if `annotations` holds every judgment.
+        annotations: recorded judgments, in AlpacaEval's form. Missing ones are requested from the judge of the recipe
+            if it made the recorded ones.
+        difficulty: difficulty table; None gives no length-controlled win rate.
+        annotations_out: file for all judgments.
+        judge_store: file of a remote endpoint's answers, which are not paid again.
+        dry_run: only log the estimate of the judge's calls.
 
     Returns:
-        AlpacaEval's figures by its own names (rates and standard errors in percent points),
-        `lc_standard_error` (ours), and what they were computed from.
+        AlpacaEval's figures by its own names (rates and standard errors in percentage points), `lc_standard_error`
+        (ours), and the inputs, versions and settings.
 
     Raises:
         UserError: inputs that the package would score wrongly, or instructions without a verdict.
-        DryRun: the end of a dry run.
+        DryRun: at the end of a dry run.
     """
     reference = read_outputs(reference_outputs)
     instructions = [row["instruction"] for row in reference]
@@ -121,11 +121,10 @@ def score_alpaca_eval(
 
 
 def read_outputs(path: Path) -> list[Row]:
-    """Outputs of one model, reduced to {instruction, output, generator, dataset}.
+    """Read the outputs of one model as rows {instruction, output, generator, dataset}.
 
     Raises:
-        UserError: a row without text, an instruction that comes twice, several generators, or only empty
-            outputs.
+        UserError: a row without text, a repeated instruction, several generators, or only empty outputs.
     """
     rows = []
     for number, row in enumerate(read_json_rows(path), start=1):
@@ -140,56 +139,56 @@ def read_outputs(path: Path) -> list[Row]:
         )
     if twice := doubled([row["instruction"] for row in rows]):
         raise UserError(
-            f"{len(twice)} instructions come more than once: {some_of(twice)}",
+            f"{len(twice)} instructions occur more than once: {some_of(twice)}",
             where=str(path),
             remedy="give one row per instruction",
         )
     if len(generators := sorted({row["generator"] for row in rows})) > 1:
         raise UserError(f"expected one generator, found {some_of(generators)}", where=str(path))
     if not any(row["output"].strip() for row in rows):
-        raise UserError("all outputs are empty", where=str(path), remedy="look at how they were generated")
+        raise UserError("all outputs are empty", where=str(path), remedy="check how they were generated")
     return rows
 
 
 def align(outputs: Sequence[Row], reference: Sequence[Row], where: str) -> tuple[list[Row], bool]:
-    """Outputs in the order of the reference, and whether they had to be put into it.
+    """Return outputs in the order of the reference, and whether their order was another one.
 
     Raises:
-        UserError: naming instructions that only one of the two has, or a model called as the baseline is.
+        UserError: instructions that only one of the two has, or a model with the name of the baseline.
     """
     by_instruction = {row["instruction"]: row for row in outputs}
-    wanted = [row["instruction"] for row in reference]
-    absent = [instruction for instruction in wanted if instruction not in by_instruction]
+    required = [row["instruction"] for row in reference]
+    absent = [instruction for instruction in required if instruction not in by_instruction]
     if absent:
         raise UserError(
-            f"has no output for {len(absent)} of the {len(wanted)} reference instructions: {some_of(absent)}",
+            f"has no output for {len(absent)} of the {len(required)} reference instructions: {some_of(absent)}",
             where=where,
             remedy="generate an answer to every instruction",
         )
-    if strange := list(by_instruction.keys() - set(wanted)):
+    if unknown := list(by_instruction.keys() - set(required)):
         raise UserError(
-            f"{len(strange)} instructions are not among the reference outputs: {some_of(sorted(strange))}",
+            f"{len(unknown)} instructions are not among the reference outputs: {some_of(sorted(unknown))}",
             where=where,
             remedy="give outputs for the instructions of the reference outputs",
         )
     if outputs[0]["generator"] == reference[0]["generator"]:
-        # The package takes equal names as the baseline against itself and reports an LC figure of 50.
+        # The package would compare the baseline with itself and report a length-controlled win rate of 50.
         raise UserError(
             f"its generator has the baseline's name, {outputs[0]['generator']!r}",
             where=where,
             remedy="give the model another name",
         )
-    ordered = [by_instruction[instruction] for instruction in wanted]
+    ordered = [by_instruction[instruction] for instruction in required]
     return ordered, ordered != list(outputs)
 
 
 def lc_obstacle(outputs: Sequence[Row], reference: Sequence[Row], difficulty: Path | None) -> str | None:
-    """Why there can be no length-controlled win rate; None if there can."""
+    """Return the reason why there is no length-controlled win rate; None if there is one."""
     if difficulty is None:
         return "no difficulty table of these instructions was given"
     deltas = {len(a["output"]) - len(b["output"]) for a, b in zip(outputs, reference, strict=True)}
     if len(deltas) == 1:
-        return "all outputs differ from the baseline's by the same length, which cannot be told from quality"
+        return "all outputs differ from the baseline's by the same length: length and quality cannot be separated"
     return None
 
 
@@ -197,7 +196,7 @@ def lc_obstacle(outputs: Sequence[Row], reference: Sequence[Row], difficulty: Pa
 
 
 def _recorded(path: Path) -> tuple[dict[Key, float], str]:
-    """Usable recorded judgments, and the name of the judge that made them.
+    """Read recorded judgments and the name of their judge, without failed calls.
 
     Raises:
         UserError: another annotator, a preference out of range, contradicting rows, or several judges.
@@ -234,7 +233,7 @@ def _recorded(path: Path) -> tuple[dict[Key, float], str]:
 
 
 def _unjudged(outputs: Sequence[Row], reference: Sequence[Row], recorded: Mapping[Key, float]) -> list[str]:
-    """Instructions that need a call: identical outputs count as a draw without one."""
+    """Return the instructions that need a call; identical outputs are a draw without a call."""
     return [
         ours["instruction"]
         for theirs, ours in zip(reference, outputs, strict=True)
@@ -248,21 +247,21 @@ def _judge_of(
     annotations: Path | None,
     recipe: ScoreRecipe | None,
 ) -> str:
-    """Name of the judge of these judgments, of whom the missing ones can be asked.
+    """Return the name of the judge.
 
     Raises:
-        UserError: judgments are missing, and there is nobody to ask.
+        UserError: judgments are missing, and the recipe does not have the judge of the recorded ones.
     """
-    asked = judge_name(recipe.judge) if recipe else None
-    judge = recorded_by or asked
+    requested = judge_name(recipe.judge) if recipe else None
+    judge = recorded_by or requested
     if judge is not None and not unjudged:
         log.info("no call of the judge is needed")
         return judge
-    if recipe is None or judge != asked:
+    if recipe is None or judge != requested:
         raise UserError(
             f"{len(unjudged)} judgments are missing: {some_of(list(unjudged))}",
             where=str(annotations) if annotations else "--annotations",
-            remedy="give judgments of just these outputs, or a --recipe with the judge to ask"
+            remedy="give judgments of exactly these outputs, or a --recipe with the judge"
             + (f" ({recorded_by}, as for the others)" if recorded_by else ""),
         )
     log.info("%d judgments are needed of %s", len(unjudged), judge)
@@ -270,26 +269,26 @@ def _judge_of(
 
 
 def figures(result: Result, lc_unavailable: str | None) -> dict[str, Any]:
-    """AlpacaEval's figures by its own names, and our standard error of the length-controlled win rate."""
-    found = result.metrics
-    if lc_unavailable is None and found.get("length_controlled_winrate") is None:
+    """Return AlpacaEval's figures by its own names, and our standard error of the length-controlled win rate."""
+    metrics = result.metrics
+    if lc_unavailable is None and metrics.get("length_controlled_winrate") is None:
         raise RuntimeError("alpaca_eval gave no length-controlled win rate")
     lengths: dict[str, Any] = {
-        "length_controlled_winrate": found.get("length_controlled_winrate"),
-        "lc_standard_error": found.get("lc_standard_error"),
+        "length_controlled_winrate": metrics.get("length_controlled_winrate"),
+        "lc_standard_error": metrics.get("lc_standard_error"),
     }
     if lc_unavailable is not None:
         lengths["lc_unavailable"] = lc_unavailable
     return {
-        **{key: found[key] for key in RATES},
+        **{key: metrics[key] for key in RATES},
         **lengths,
-        **{key: int(found[key]) for key in COUNTS},
-        "avg_length": int(found["avg_length"]),
+        **{key: int(metrics[key]) for key in COUNTS},
+        "avg_length": int(metrics["avg_length"]),
     }
 
 
 def _write_annotations(path: Path, annotations: Sequence[Row], judge: str) -> None:
-    """Write judgments in AlpacaEval's form; `judge` says whose they are, as the package does not."""
+    """Write judgments in AlpacaEval's form, with the name of the judge, which the package omits."""
     with whole_file(path) as part:
         rows = [{**row, "judge": judge} for row in annotations]
         part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -301,36 +300,29 @@ def _write_annotations(path: Path, annotations: Sequence[Row], judge: str) -> No
 def main(
     model_outputs: Annotated[Path, typer.Option(help="Outputs of the model, JSON, gzip or not.")],
     reference_outputs: Annotated[Path, typer.Option(help="Outputs of the baseline.")],
-    out: Annotated[Path, typer.Option(help="Where the figures go (metrics.json).")],
-    recipe: Annotated[str | None, typer.Option(help="ScoreRecipe, as JSON or a file: who judges.")] = None,
+    out: Annotated[Path, typer.Option(help="File for the figures (metrics.json).")],
+    recipe: Annotated[str | None, typer.Option(help="ScoreRecipe, as JSON or a file: the judge.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Recorded judgments.")] = None,
     difficulty: Annotated[Path | None, typer.Option(help="Difficulty table, for length control.")] = None,
-    annotations_out: Annotated[Path | None, typer.Option(help="Where all judgments go.")] = None,
+    annotations_out: Annotated[Path | None, typer.Option(help="File for all judgments.")] = None,
     judge_store: Annotated[
-        Path | None, typer.Option(help=f"Keeps an endpoint's answers; else {STORE} beside --out.")
+        Path | None, typer.Option(help=f"Store of an endpoint's answers ({STORE} in the folder of --out).")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Say what the judge's calls will take, and end.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only log the estimate of the judge's calls.")] = False,
 ) -> None:
     """Score a model's outputs with AlpacaEval 2."""
-    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
     score = functools.partial(
         score_alpaca_eval,
         model_outputs,
         reference_outputs,
-        recipe=settings,
         annotations=annotations,
         difficulty=difficulty,
         annotations_out=annotations_out,
-        judge_store=judge_store or out.with_name(STORE),
     )
-    if dry_run:
-        with suppress(DryRun):
-            score(dry_run=True)
+    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
+    metrics = run_scoring("score_alpaca_eval", score, settings, out, judge_store, dry_run)
+    if metrics is None:
         return
-    with key_withheld(), scoring_run("score_alpaca_eval", settings, out) as tracked:
-        metrics = score()
-        write_json(out, metrics)
-        tracked.finish(final=metrics)
     lc = metrics["length_controlled_winrate"]
     log.info(
         "%s: win rate %.2f +- %.2f, length-controlled %s, %d instructions, %s",

@@ -1,7 +1,7 @@
-"""Runs the alpaca_eval package on a prepared folder: the only module that imports it.
+"""Run the alpaca_eval package on a prepared folder; no other module imports the package.
 
-It is a process of its own (`sams.scoring.alpaca_eval_run` starts it) because the package reads its settings
-from the environment once, when it is imported, and changes process-wide ones (logging, scikit-learn).
+`sams.scoring.alpaca_eval_run` starts this module as a child process, because the package reads its settings from the
+environment when it is imported, and changes settings of the process (logging, scikit-learn).
 """
 
 import json
@@ -25,8 +25,8 @@ GLM = glm_winrate.GLM_INFO["length_controlled_v1"]
 
 def main(folder: Path) -> None:
     """Score the outputs listed in `folder`/job.json and write `folder`/result.json."""
-    logging.getLogger().setLevel(logging.ERROR)  # the package sets INFO: a line per judge call
-    logging.getLogger().addFilter(_tells_more)
+    logging.getLogger().setLevel(logging.ERROR)  # the package logs a line per judge call at INFO
+    logging.getLogger().addFilter(_is_no_failed_call)
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     if job["rehearse"]:
         _rehearse(job, folder)
@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
             annotators_config=job["annotators_config"],
             caching_path=str(folder / f"annotations-{number}.json"),
             annotation_kwargs=job["annotation_kwargs"],
-            # Otherwise it writes into its own installation.
+            # With a path, the package would write into its installation.
             output_path=None,
             precomputed_leaderboard=None,
             is_return_instead_of_print=True,
@@ -52,17 +52,17 @@ def main(folder: Path) -> None:
     (folder / "result.json").write_text(json.dumps(_plain(results)), encoding="utf-8")
 
 
-def _tells_more(record: logging.LogRecord) -> bool:
-    """Not a traceback for each call that failed: the parent tells how many and why."""
+def _is_no_failed_call(record: logging.LogRecord) -> bool:
+    """Drop the traceback of a failed call: the parent reports the number of failed calls and the reasons."""
     return "{'text': '', 'total_tokens': 0}" not in record.getMessage()
 
 
 def _rehearse(job: dict[str, Any], folder: Path) -> None:
-    """Make each call once, all of which the judge's proxy refuses, and wait until it lets them pass.
+    """Make each call once, which the judge's proxy refuses and records, and wait until it allows calls.
 
-    So it is known before the first call what all of them will take.
+    The cost of all calls is then known before the first one is paid.
     """
-    logging.disable()  # the package would tell of each refused call
+    logging.disable()  # the package logs each refused call
     for number, outputs in enumerate(job["models"]):
         copy = folder / f"rehearsal-{number}.json"
         if (known := folder / f"annotations-{number}.json").exists():
@@ -100,19 +100,18 @@ def _metric(length_control: bool) -> dict[str, Any]:
 
 
 def lc_standard_error(annotations: pd.DataFrame, samples: int) -> float:
-    """Standard error of the length-controlled win rate, in points, by bootstrap over instructions.
+    """Return the standard error of the length-controlled win rate, in percentage points, by bootstrap.
 
-    The package has none. Each sample draws instructions with replacement, with their judgments and
-    difficulties, and refits the package's own model on them: the length differences are standardised anew,
-    the rows of the gamed baselines stay as they are, and the penalty is the one that cross-validation chose
-    on the whole data.
+    The package computes none. Each sample draws instructions with replacement, with their judgments and difficulties,
+    and refits the model of the package: length differences are standardised again, the rows of the gamed baselines
+    stay, and the penalty is the one that cross-validation chose on all data.
     """
     design, test, weights = glm_winrate._get_featurized_data(
         annotations,
         formula=GLM["formula"],
         regularize_to_baseline_lambda=GLM["regularize_to_baseline_lambda"],
     )
-    whole = _fit(design, weights, **GLM["kwargs"])
+    full = _fit(design, weights, **GLM["kwargs"])
     count = len(annotations)
     gamed, own = design.iloc[:-count], design.iloc[-count:]
     length_column = next(column for column in design.columns if "std_delta_len" in column)
@@ -123,7 +122,7 @@ def lc_standard_error(annotations: pd.DataFrame, samples: int) -> float:
         drawn = rng.integers(count, size=count)
         sample = own.iloc[drawn].copy()
         sample[length_column] = np.tanh(deltas[drawn] / deltas[drawn].std(ddof=1))
-        model = _fit(pd.concat([gamed, sample]), weights, n_splits=0, C=whole.C_[0])
+        model = _fit(pd.concat([gamed, sample]), weights, n_splits=0, C=full.C_[0])
         rates.append(100 * model.predict_proba(test.iloc[drawn])[:, 1].mean())
     return float(np.std(rates, ddof=1))
 
@@ -135,7 +134,7 @@ def _fit(design: pd.DataFrame, weights: pd.Series, **settings: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy as Python's own, and NaN as null."""
+    """Convert numpy numbers to Python numbers, and NaN to None."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

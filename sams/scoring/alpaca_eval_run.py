@@ -1,7 +1,7 @@
-"""Prepares a private folder for the alpaca_eval package, runs it there in a child process, reads the result.
+"""Run the alpaca_eval package in a child process, in a temporary folder.
 
-Nothing is written into the package's installation or the user's caches: judgments, hub cache and client
-configuration live in a temporary folder that goes when the run is over.
+The folder holds judgments, hub cache and client configuration, so that nothing is written into the installation of
+the package or the caches of the user.
 """
 
 import importlib.util
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sams.judge.endpoint import DEFAULT_MODEL, Endpoint
-from sams.runtime import child
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, sha256_of, write_json
+from sams.runtime.processes import end_child, start_child
 from sams.scoring.inputs import Row, read_text, some_of
 
-if TYPE_CHECKING:  # the child is started by name; imported here, its code counts as part of this one's
+if TYPE_CHECKING:  # the child is started by name; this import makes its code part of the digest
     import sams.scoring.alpaca_eval_child  # noqa: F401
 
 Key = tuple[str, str, str]  # instruction, baseline's output, model's output
@@ -35,7 +35,7 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Result:
-    """What the package says of one model: its leaderboard row, and one annotation per instruction."""
+    """Result of one model: its leaderboard row, and one annotation per instruction."""
 
     metrics: dict[str, Any]
     annotations: list[Row]
@@ -54,15 +54,15 @@ def run_alpaca_eval(
 
     Args:
         reference: the baseline's rows {instruction, output, generator}.
-        models: for each model its rows, likewise.
-        endpoint: the judge; None when `recorded` holds every judgment. Calls that cost are rehearsed first.
-        recorded: preferences known already, 1 (baseline) to 2 (model).
-        difficulty: checked difficulty table; None leaves length control out.
-        bootstrap: samples for the standard error of the length-controlled win rate; 0 leaves it out.
+        models: rows of each model.
+        endpoint: the judge; None if `recorded` holds every judgment. Paid calls are rehearsed first.
+        recorded: known preferences, 1 (baseline) to 2 (model).
+        difficulty: checked difficulty table; None for no length control.
+        bootstrap: samples for the standard error of the length-controlled win rate; 0 for none.
 
     Raises:
-        UserError: an instruction without a verdict, naming some; calls that failed or would cost too much.
-        DryRun: only an estimate of the calls was wanted.
+        UserError: instructions without a verdict; calls that failed or would cost too much.
+        DryRun: in a dry run.
     """
     with tempfile.TemporaryDirectory(prefix="sams-alpaca-eval-") as name:
         folder = Path(name)
@@ -76,7 +76,7 @@ def run_alpaca_eval(
                 "annotators_config": _annotator(endpoint, folder),
                 "annotation_kwargs": {
                     "num_procs": 1 if endpoint is None else endpoint.concurrency,
-                    "chunksize": None,  # all at once; what is answered is kept by the proxy
+                    "chunksize": None,  # all at once; the proxy stores the answers
                 },
                 "rehearse": endpoint is not None and endpoint.proxy is not None,
                 "length_control": difficulty is not None,
@@ -94,12 +94,12 @@ def run_alpaca_eval(
 
 
 def key_of(reference: Row, output: Row) -> Key:
-    """What a judgment is known by."""
+    """Return the key of a judgment."""
     return reference["instruction"], reference["output"], output["output"]
 
 
 def _known(reference: Sequence[Row], outputs: Sequence[Row], recorded: Mapping[Key, float]) -> list[Row]:
-    """Recorded judgments of one model's outputs, in the form of the package's own store."""
+    """Return the recorded judgments of one model, in the form of the package's store."""
     keys = [key_of(*pair) for pair in zip(reference, outputs, strict=True)]
     return [
         {
@@ -115,7 +115,7 @@ def _known(reference: Sequence[Row], outputs: Sequence[Row], recorded: Mapping[K
 
 
 def _annotator(endpoint: Endpoint | None, folder: Path) -> str:
-    """The package's annotator; for another judge model a copy of its configuration with that model's name."""
+    """Return the annotator of the package; for another judge model, a copy of its configuration with that name."""
     if endpoint is None or endpoint.model == DEFAULT_MODEL:
         return ANNOTATOR
     package = importlib.util.find_spec("alpaca_eval")
@@ -124,7 +124,7 @@ def _annotator(endpoint: Endpoint | None, folder: Path) -> str:
     config = yaml.safe_load((configs / ANNOTATOR / "configs.yaml").read_text(encoding="utf-8"))
     settings = config[ANNOTATOR]
     settings["prompt_template"] = str(configs / settings["prompt_template"])
-    # The package tells chat models by their OpenAI names; here every judge is one.
+    # The package recognises chat models by OpenAI names; here every judge is a chat model.
     settings["completions_kwargs"].update(model_name=endpoint.model, requires_chatml=True)
     path = folder / "annotator" / "configs.yaml"
     path.parent.mkdir()
@@ -133,7 +133,7 @@ def _annotator(endpoint: Endpoint | None, folder: Path) -> str:
 
 
 def _make_hub_cache(hub: Path, difficulty: Path) -> None:
-    """Lay the table out as the hub's cache would, where the package looks for it."""
+    """Write the table in the layout of the hub's cache, from which the package reads it."""
     commit = sha256_of(difficulty)[:40]
     repository = hub / "datasets--tatsu-lab--alpaca_eval"
     for path, text in (
@@ -146,11 +146,11 @@ def _make_hub_cache(hub: Path, difficulty: Path) -> None:
 
 def _environment(folder: Path, endpoint: Endpoint | None) -> dict[str, str]:
     clients = folder / "clients.yaml"
-    # The package builds a client for every call; ours is one per process.
-    client: dict[str, Any] = {"client_class": "sams.judge.endpoint.no_judge"}
+    # The package creates a client for every call; `judge_client` returns one per process.
+    client: dict[str, Any] = {"client_class": "sams.judge.client.no_judge"}
     if endpoint is not None:
         client = {
-            "client_class": "sams.judge.endpoint.judge_client",
+            "client_class": "sams.judge.client.judge_client",
             "base_url": endpoint.base_url,
             "token": endpoint.token,
         }
@@ -170,7 +170,7 @@ def _environment(folder: Path, endpoint: Endpoint | None) -> dict[str, str]:
 
 
 def _run(folder: Path, environment: dict[str, str], endpoint: Endpoint | None) -> None:
-    process = child.start(["sams.scoring.alpaca_eval_child", str(folder)], env=environment)
+    process = start_child(["sams.scoring.alpaca_eval_child", str(folder)], env=environment)
     try:
         waiting = proxy = endpoint.proxy if endpoint is not None else None
         while process.poll() is None:
@@ -182,21 +182,21 @@ def _run(folder: Path, environment: dict[str, str], endpoint: Endpoint | None) -
                 waiting = None
             time.sleep(POLL_SECONDS)
     finally:
-        child.end(process)
+        end_child(process)
     if proxy is not None:
         proxy.check_complete()
     if process.returncode:
-        raise RuntimeError(f"alpaca_eval ended with status {process.returncode}; its own words are above")
+        raise RuntimeError(f"alpaca_eval ended with status {process.returncode}; its messages are above")
 
 
 def _check_coverage(rows: Sequence[Row], result: Result) -> None:
-    """The package leaves out what has no verdict and goes on; here that is an error."""
+    """Raise an error for instructions without a verdict, which the package omits."""
     judged = {row["instruction"] for row in result.annotations if row.get("preference") is not None}
     unjudged = [row["instruction"] for row in rows if row["instruction"] not in judged]
     if unjudged:
         raise UserError(
             f"{len(unjudged)} of {len(rows)} instructions have no verdict of the judge: {some_of(unjudged)}",
-            remedy="see above what the judge said, and run it again",
+            remedy="see the messages above, and run it again",
         )
     order = [row["instruction"] for row in result.annotations]
     if order != [row["instruction"] for row in rows] or result.metrics["n_total"] != len(rows):

@@ -1,13 +1,13 @@
-"""The difficulty table that AlpacaEval's length control needs (`df_gamed.csv`): form, checks, writing.
+"""Difficulty table of AlpacaEval's length control (`df_gamed.csv`): format, checks, reading and writing.
 
-alpaca-eval 0.6.2 takes it as it comes and looks difficulty up by row position, so a wrong table gives wrong
-figures without a word. Here it is checked against the reference outputs that it is used with.
+alpaca-eval 0.6.2 does not check the table and looks difficulty up by row position, so that a wrong table silently
+gives wrong figures. Here the table is compared with the reference outputs.
 
-Form: for each instruction two rows, for a concise and a verbose variant of the same baseline outputs;
-`index` (position of the instruction), `model` (the variant), `preference` (of the variant over the baseline,
-0 to 1), `std_delta_len` ((length of baseline - length of variant) / its standard deviation per variant),
-`instruction_difficulty`, `not_gamed_baseline` (False). Tables made here have `instruction_sha256` besides,
-the first 16 hex digits of the instruction's SHA-256.
+Format: two rows for each instruction, for a concise and a verbose variant of the baseline outputs; `index` (position
+of the instruction), `model` (the variant), `preference` (of the variant over the baseline, 0 to 1), `std_delta_len`
+((length of baseline - length of variant) / its standard deviation per variant), `instruction_difficulty`,
+`not_gamed_baseline` (False). Tables of stage `make_difficulty` also have `instruction_sha256`, the first 16 hex
+digits of the SHA-256 of the instruction.
 """
 
 import csv
@@ -27,7 +27,7 @@ COLUMNS = ("preference", "index", "std_delta_len", "instruction_difficulty", "no
 HASH_COLUMN = "instruction_sha256"
 VARIANTS = 2
 
-# The 805 instructions of AlpacaEval in their order, as canonical JSON (tatsu-lab/alpaca_eval 2edc6fa).
+# SHA-256 of the 805 instructions of AlpacaEval in their order, as canonical JSON (tatsu-lab/alpaca_eval 2edc6fa).
 OFFICIAL_INSTRUCTIONS = "d02007bfbcc8fcf624c641e8b70d53e82f7d0c061d12cf1b5695357e0d0090ce"
 OFFICIAL_BASELINE = "gpt4_1106_preview"
 
@@ -45,33 +45,33 @@ class TableRow:
 
 
 def instruction_hash(instruction: str) -> str:
-    """Sixteen hex digits that stand for an instruction."""
+    """Return the first sixteen hex digits of the SHA-256 of an instruction."""
     return hashlib.sha256(instruction.encode()).hexdigest()[:16]
 
 
 def are_official(instructions: Sequence[str]) -> bool:
-    """Whether these are AlpacaEval's 805 instructions in their order."""
+    """Whether instructions are AlpacaEval's 805 in their order."""
     digest = hashlib.sha256(canonical_json(list(instructions)).encode()).hexdigest()
     return digest == OFFICIAL_INSTRUCTIONS
 
 
 def check_reference(instructions: Sequence[str], generator: str, where: str) -> None:
-    """Refuse outputs that are called the official baseline's and are not complete and in order.
+    """Check that outputs with the name of the official baseline are complete and in order.
 
     Raises:
-        UserError: naming the file.
+        UserError: they are not.
     """
     if generator == OFFICIAL_BASELINE and not are_official(instructions):
         raise UserError(
-            f"says it is {OFFICIAL_BASELINE}, but its {len(instructions)} instructions are not AlpacaEval's "
+            f"is named {OFFICIAL_BASELINE}, but its {len(instructions)} instructions are not AlpacaEval's "
             "805 in their order",
             where=where,
-            remedy="take the file as published: difficulty is looked up by row position",
+            remedy="use the file as published: difficulty is looked up by row position",
         )
 
 
 def write_table(path: Path, rows: Sequence[TableRow]) -> None:
-    """Write a table, whole or not at all."""
+    """Write a table, completely or not at all."""
     with whole_file(path) as part, part.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow((*COLUMNS, HASH_COLUMN))
@@ -101,7 +101,7 @@ def read_table(path: Path) -> list[TableRow]:
         raise UserError(
             f"has no column {', '.join(absent)}",
             where=str(path),
-            remedy="give AlpacaEval's df_gamed.csv, or the table of `python -m sams.world.difficulty`",
+            remedy="give AlpacaEval's df_gamed.csv, or the table of `python -m sams.scoring.difficulty`",
         )
     return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(reader, start=2)]
 
@@ -134,10 +134,10 @@ def _parsed(line: dict[str, str], where: str) -> TableRow:
 
 
 def check_table(rows: Sequence[TableRow], instructions: Sequence[str], where: str) -> None:
-    """Refuse a table that does not belong to these instructions, or with which length cannot be controlled.
+    """Check that a table belongs to instructions and allows length control.
 
     Raises:
-        UserError: naming the table and what is wrong with it.
+        UserError: naming the table and the problem.
     """
     count = len(instructions)
     if [row.index for row in rows] != list(range(count)) * VARIANTS:
@@ -152,9 +152,9 @@ def check_table(rows: Sequence[TableRow], instructions: Sequence[str], where: st
         _check_variant(variant, where)
     difficulties = [[row.instruction_difficulty for row in variant] for variant in variants]
     if difficulties[0] != difficulties[1]:
-        raise UserError("gives an instruction two different difficulties", where=where)
+        raise UserError("an instruction has two different difficulties", where=where)
     if max(difficulties[0]) - min(difficulties[0]) < 1e-6:
-        raise UserError("all instructions are equally difficult: difficulty cannot be told", where=where)
+        raise UserError("all instructions have the same difficulty", where=where)
 
 
 def _check_instructions(rows: Sequence[TableRow], instructions: Sequence[str], where: str) -> None:
@@ -185,7 +185,7 @@ def _check_variant(variant: Sequence[TableRow], where: str) -> None:
         raise UserError(
             f"std_delta_len of {name} has standard deviation {statistics.stdev(deltas):.3g} instead of 1",
             where=where,
-            remedy="length differences must vary: constant ones cannot be told from quality",
+            remedy="length differences must vary: constant ones cannot be separated from quality",
         )
     direction = {"verbose": -1.0, "concise": 1.0}
     for word, sign in direction.items():

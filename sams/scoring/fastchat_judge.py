@@ -1,7 +1,7 @@
-"""FastChat's single-answer grading with its one chat call replaced: the only module that imports it.
+"""FastChat's single-answer grading, with its chat call replaced; no other module imports FastChat.
 
-FastChat 0.2.36 calls OpenAI through openai < 1, which cannot live beside alpaca-eval's openai >= 1. Its
-building of prompts, its parsing of ratings and its choice of reference prompts are used unchanged.
+FastChat 0.2.36 calls OpenAI through openai < 1, and alpaca-eval requires openai >= 1. FastChat's construction of
+prompts, parsing of ratings and choice of reference prompts are used unchanged.
 """
 
 import functools
@@ -14,10 +14,12 @@ from typing import Any
 from sams.scoring.inputs import Row
 
 Messages = list[dict[str, str]]
-Chat = Callable[[Messages, float, int], str]  # messages, temperature, most tokens -> the judge's answer
+Chat = Callable[
+    [Messages, float, int], str
+]  # messages, temperature, maximum of tokens -> answer of the judge
 
-# FastChat takes the conversation template from the judge's name and knows only some; all chat judges get that
-# of GPT-4. The name of the judge that is really asked goes into the call and the record.
+# FastChat chooses the conversation template by the name of the judge and knows few names; all judges get the
+# template of GPT-4. The call and the record hold the real name.
 KNOWN_JUDGE = "gpt-4"
 FAILED = -1
 ERROR = "$ERROR$"  # FastChat's text for a call that failed
@@ -25,7 +27,7 @@ ERROR = "$ERROR$"  # FastChat's text for a call that failed
 
 @dataclass(frozen=True)
 class Grading:
-    """One judgment: the prompt that FastChat built, the judge's answer, the rating or -1."""
+    """One judgment: the prompt of FastChat, the answer of the judge, the rating or -1."""
 
     user_prompt: str
     judgment: str
@@ -39,7 +41,7 @@ def make_matches(
     references: Mapping[Any, Row],
     prompts: Mapping[str, Row],
 ) -> list[Any]:
-    """FastChat's `MatchSingle` for each question and turn, in the order of its gen_judgment.py.
+    """Return FastChat's `MatchSingle` for each question and turn, in the order of its gen_judgment.py.
 
     Args:
         questions: rows {question_id, category, turns}.
@@ -67,18 +69,18 @@ def make_matches(
 
 
 def needs_reference(category: str) -> bool:
-    """Whether answers of a category are graded beside a reference answer."""
+    """Whether answers of a category are graded with a reference answer."""
     common, _ = _fastchat()
     return category in common.NEED_REF_CATS
 
 
 def turn_of(match: Any) -> int:
-    """1 or 2."""
+    """Return the turn of a match, 1 or 2."""
     return 2 if match.multi_turn else 1
 
 
 def grade_match(match: Any, chat: Chat) -> Grading:
-    """Let FastChat grade one match, with `chat` in place of its call of OpenAI. Safe in several threads."""
+    """Grade one match with FastChat, with `chat` in place of its call of OpenAI. Thread-safe."""
     common, _ = _fastchat()
     _calls.chat = chat
     score, prompt, judgment = common.run_judge_single(
@@ -91,7 +93,7 @@ _calls = threading.local()
 
 
 def _call(model: str, conversation: Any, temperature: float, max_tokens: int) -> str:
-    """In place of FastChat's `chat_completion_openai`."""
+    """Replace FastChat's `chat_completion_openai`."""
     chat: Chat = _calls.chat
     return chat(conversation.to_openai_api_messages(), temperature, max_tokens)
 

@@ -1,9 +1,9 @@
-"""Stage `fetch_benchmark_inputs`: a benchmark's published input, by its pinned address and its checksum.
+"""Stage `fetch_benchmark_inputs`: download a published input of a benchmark, pinned by address and checksum.
 
     python -m sams.scoring.fetch --out inputs/df_gamed.csv
 
-A study asks for a file of PUBLISHED by naming its path, `inputs/<file>`. Without a network the same files can
-be put there by hand.
+A study requests a file of PUBLISHED by its path, `inputs/<file>`. Without a network, the file can be put there by
+hand.
 """
 
 import hashlib
@@ -22,11 +22,11 @@ log = logging.getLogger("fetch")
 
 FOLDER = "inputs"
 WAIT_SECONDS = 60.0
-MOST_BYTES = 1 << 26  # an answer without end is given up
+MOST_BYTES = 1 << 26  # a longer answer is refused
 
 
 class Source(NamedTuple):
-    """Where a published file is, and the hexadecimal SHA-256 of its bytes."""
+    """Address of a published file and the hexadecimal SHA-256 of its content."""
 
     url: str
     sha256: str
@@ -62,30 +62,30 @@ PUBLISHED = {
 
 
 def published(path: str) -> Source | None:
-    """Where the file that a study names can be fetched from; None for a file of the user's own."""
+    """Return the source of a file that a study names; None for a file of the user."""
     folder, _, name = path.rpartition("/")
     return PUBLISHED.get(name) if folder == FOLDER else None
 
 
 def fetch(source: Source, out: Path) -> None:
-    """Download a file to `out`, which is whole and as published, or not there.
+    """Download a file to `out`, completely and as published, or not at all.
 
     Raises:
-        UserError: it cannot be had, or is another one than was published.
+        UserError: the download fails, or the content differs from the published one.
     """
     by_hand = f"check the network, or put the file at {out} by hand"
     try:
         with urllib.request.urlopen(source.url, timeout=WAIT_SECONDS) as answer:
             content = answer.read(MOST_BYTES)
-            if len(content) < MOST_BYTES and answer.length:  # a read with a limit does not say so itself
+            if len(content) < MOST_BYTES and answer.length:  # a read with a limit does not raise this itself
                 raise IncompleteRead(content, answer.length)
     except (OSError, HTTPException) as error:  # URLError is an OSError
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise UserError(f"cannot be fetched ({reason})", where=source.url, remedy=by_hand) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != source.sha256:
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != source.sha256:
         raise UserError(
-            f"gave {len(content)} bytes with SHA-256 {found}, expected {source.sha256}",
+            f"sent {len(content)} bytes with SHA-256 {digest}, expected {source.sha256}",
             where=source.url,
             remedy=by_hand,
         )
@@ -94,22 +94,22 @@ def fetch(source: Source, out: Path) -> None:
 
 
 def check(path: Path, source: Source) -> None:
-    """See that a file that is already there is the published one.
+    """Check that an existing file is the published one.
 
     Raises:
         UserError: it is not.
     """
-    found = sha256_of(path)
-    if found != source.sha256:
+    digest = sha256_of(path)
+    if digest != source.sha256:
         raise UserError(
-            f"has SHA-256 {found}, but {source.url} has {source.sha256}",
+            f"has SHA-256 {digest}, but {source.url} has {source.sha256}",
             where=str(path),
-            remedy="delete it to have it fetched, or give a file of your own another name",
+            remedy="delete it to have it fetched, or rename it if it is a file of your own",
         )
 
 
 def main(out: Path) -> None:
-    """Fetch the published file that belongs at `out`."""
+    """Download the published file with the name of `out`."""
     source = published(f"{FOLDER}/{out.name}")
     if source is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Reading the benchmarks' files, gzip or not, and telling which row or line is wrong."""
+"""Read the files of the benchmarks, gzip or not, with errors that name the row or line."""
 
 import gzip
 import hashlib
@@ -17,11 +17,12 @@ NAMED = 3
 
 
 def read_text(path: Path) -> str:
-    """Text of a file in UTF-8, unpacked if it is gzip, whatever its name says.
+    """Read a UTF-8 file, unpacked if its content is gzip.
 
     Raises:
-        UserError: the file is not there, not readable as such text, or not what the manifest of its folder or the
-            facts beside it say.
+        UserError: the file does not exist, is not UTF-8 text, or differs from the SHA-256 in its facts or in the
+        manifest
+            of its folder.
     """
     try:
         content = path.read_bytes()
@@ -29,7 +30,7 @@ def read_text(path: Path) -> str:
             raise UserError(
                 "not what was written (its SHA-256 differs)",
                 where=str(path),
-                remedy="put it back, or delete it: snakemake then makes it again",
+                remedy="restore it, or delete it: snakemake then makes it again",
             )
         if content.startswith(GZIP_MAGIC):
             content = gzip.decompress(content)
@@ -41,7 +42,7 @@ def read_text(path: Path) -> str:
 
 
 def _digest_of(path: Path) -> str:
-    """SHA-256 that a file had when it was made; empty where nothing beside it says so."""
+    """Return the SHA-256 of a file when it was made, from its facts or manifest; empty if unknown."""
     facts = meta_path(path)
     if facts.is_file():
         return str(read_json(facts).get("sha256", ""))
@@ -51,12 +52,12 @@ def _digest_of(path: Path) -> str:
 
 
 def meta_path(answers: Path) -> Path:
-    """Where the facts about a file of answers are: <answers>.meta.json."""
+    """Return the path of the facts of a file of answers, <answers>.meta.json."""
     return answers.with_name(f"{answers.name}.meta.json")
 
 
 def read_json_rows(path: Path) -> list[Row]:
-    """Rows of a JSON file that holds a list of objects.
+    """Read a JSON file with a list of objects.
 
     Raises:
         UserError: naming the line, or what was found instead of a list of objects.
@@ -71,13 +72,13 @@ def read_json_rows(path: Path) -> list[Row]:
 
 
 def read_json_lines(path: Path) -> list[Row]:
-    """Rows of a JSON-lines file; empty lines are passed over.
+    """Read a JSON-lines file; empty lines are ignored.
 
     Raises:
         UserError: naming the line.
     """
     rows = []
-    # Not `splitlines`: a text may hold U+2028 and its like, which JSON leaves as they are.
+    # Not `splitlines`, which also splits at U+2028 and similar characters inside texts.
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             try:
@@ -97,7 +98,7 @@ def _objects(rows: list[Any], path: Path, unit: str) -> list[Row]:
 
 
 def text_of(row: Row, key: str, where: str, *, empty: bool = False) -> str:
-    """The string under a key.
+    """Return the string under a key.
 
     Raises:
         UserError: the key is missing, is no string, or is blank where `empty` does not allow it.
@@ -112,23 +113,23 @@ def text_of(row: Row, key: str, where: str, *, empty: bool = False) -> str:
 
 
 def doubled(values: list[Any]) -> list[Any]:
-    """The values that occur more than once, in order of first occurrence."""
+    """Return the values that occur more than once, in order of first occurrence."""
     return [value for value, count in Counter(values).items() if count > 1]
 
 
 def some_of(values: list[Any]) -> str:
-    """The first few of a list of values and how many more there are, for an error of one line."""
+    """Return the first few of a list of values and the number of others, for an error of one line."""
     named = ", ".join(f"{value!r:.60}" if isinstance(value, str) else str(value) for value in values[:NAMED])
     return named + (f" and {len(values) - NAMED} more" if len(values) > NAMED else "")
 
 
 def input_hashes(paths: dict[str, Path | None]) -> dict[str, str]:
-    """SHA-256 of each input that was given, by its name."""
+    """Return the SHA-256 of each given input by its name."""
     return {name: sha256_of(path) for name, path in paths.items() if path is not None}
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Installed version of each package."""
+    """Return the installed version of each package."""
     from importlib.metadata import version
 
     return {package: version(package) for package in packages}

@@ -3,42 +3,41 @@
     python -m sams.scoring.mt_bench --answers answers.jsonl --questions question.jsonl \
         --references gpt-4.jsonl --judge-prompts judge_prompts.jsonl --recipe recipe.json --out metrics.json
 
-FastChat's own summary drops failed judgments and averages repeated ones without a word. Here failed ones are
-retried, and a score is given only if each turn of each question has exactly one rating.
+FastChat's own summary silently drops failed judgments and averages repeated ones. Here, failed ones are retried, and
+a score is given only if each turn of each question has exactly one rating.
 """
 
 import functools
-import json
 import logging
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sams.judge.endpoint import STORE, Endpoint, client, judge_name, key_withheld, open_judge
+from sams.judge.client import judge_client
+from sams.judge.endpoint import STORE, Endpoint, judge_name, open_judge
 from sams.judge.proxy import ATTEMPT_HEADER, DryRun
 from sams.runtime.errors import UserError
-from sams.runtime.files import whole_file, write_json
+from sams.runtime.jsonl import write_lines
 from sams.runtime.progress import progress
 from sams.runtime.stage import read_recipe, run
 from sams.scoring import fastchat_judge as fastchat
 from sams.scoring.fastchat_judge import ERROR, FAILED, Grading, Messages
 from sams.scoring.inputs import Row, input_hashes, read_json_lines, some_of, text_of, versions
+from sams.scoring.job import run_scoring
 from sams.scoring.mt_bench_inputs import TURNS, read_answers, read_prompts, read_questions, read_references
-from sams.scoring.tracked import scoring_run
 from sams.study.recipes import ScoreRecipe
 
 log = logging.getLogger("mt_bench")
 
 ATTEMPTS = 3
 
-Place = tuple[Any, int]  # question id, turn
+Turn = tuple[Any, int]  # question id, number of the turn
 
 
 def score_mt_bench(
@@ -61,29 +60,30 @@ def score_mt_bench(
         questions: FastChat's question.jsonl, or questions in its form.
         references: reference answers for the categories math, reasoning and coding.
         judge_prompts: FastChat's judge_prompts.jsonl, or prompts in its form.
-        recipe: who judges; None when `judgments` holds every judgment.
-        judgments: recorded judgments, in FastChat's form; those of other models are passed over. What it
-            lacks is judged if the recipe's judge is the one that made them.
-        judgments_out: where all judgments go.
-        accept_failed: give a score although judgments are missing; they are left out of it.
-        judge_store: file that keeps an endpoint's answers as they come; those in it are not paid again.
-        dry_run: say what the judge's calls will take, and end.
+        recipe: the judge; None if `judgments` holds every judgment.
+        judgments: recorded judgments, in FastChat's form; those of other models are ignored. Missing ones are
+            requested from the judge of the recipe if it made the recorded ones.
+        judgments_out: file for all judgments.
+        accept_failed: give a score without the missing judgments.
+        judge_store: file of a remote endpoint's answers, which are not paid again.
+        dry_run: only log the estimate of the judge's calls.
 
     Returns:
-        `turn_1`, `turn_2`, `average`, `average_standard_error` (over questions), `categories`,
-        `n_judgments`, `n_failed`, and what they were computed from.
+        `turn_1`, `turn_2`, `average`, `average_standard_error` (over questions), `categories`, `n_judgments`,
+        `n_failed`, and the inputs, versions and settings.
 
     Raises:
         UserError: inputs that do not fit together, or a judgment that is missing after the retries.
-        DryRun: the end of a dry run.
+        DryRun: at the end of a dry run.
     """
-    asked = read_questions(questions)
-    answered, model = read_answers(answers, asked)
-    given = read_references(references, asked)
-    matches = fastchat.make_matches(asked, model, answered, given, read_prompts(judge_prompts))
+    question_rows = read_questions(questions)
+    answer_rows, model = read_answers(answers, question_rows)
+    reference_rows = read_references(references, question_rows)
+    prompts = read_prompts(judge_prompts)
+    matches = fastchat.make_matches(question_rows, model, answer_rows, reference_rows, prompts)
 
     rated, recorded_by = _recorded(judgments, model, matches) if judgments else ({}, None)
-    unrated = [match for match in matches if _place(match) not in rated]
+    unrated = [match for match in matches if _turn(match) not in rated]
     judge = recorded_by or (judge_name(recipe.judge) if recipe else None)
     log.info("%d judgments are needed of %s", len(unrated), judge)
     calls = None
@@ -99,30 +99,28 @@ def score_mt_bench(
                 calls = endpoint.proxy.facts()
     if dry_run:
         raise DryRun
-    failed = [_place(match) for match in matches if rated.get(_place(match), NO_RATING).score == FAILED]
+    failed = [_turn(match) for match in matches if rated.get(_turn(match), NO_RATING).score == FAILED]
     rows = [
-        _row(match, model, str(judge), rated[_place(match)])
-        for match in matches
-        if _place(match) not in failed
+        _row(match, model, str(judge), rated[_turn(match)]) for match in matches if _turn(match) not in failed
     ]
     if judgments_out is not None and rows:
-        _write_judgments(judgments_out, rows)
+        write_lines(judgments_out, rows)
     if failed and not (accept_failed and rows):
         raise UserError(
             f"{len(failed)} of {len(matches)} judgments of {model} are missing or failed: "
             + some_of([f"question {question} turn {turn}" for question, turn in failed]),
             where=str(judgments) if judgments else str(answers),
-            remedy="give a --recipe with the judge to ask, or run it again"
+            remedy="give a --recipe with the judge, or run it again"
             + (f" (judge: {recorded_by}, as for the others)" if recorded_by else ""),
         )
     return {
-        **summary(rows, {question["question_id"]: question["category"] for question in asked}),
+        **summary(rows, {question["question_id"]: question["category"] for question in question_rows}),
         "n_judgments": len(rows),
         "n_failed": len(failed),
         "judge": judge,
         "judge_calls": calls,
         "model_id": model,
-        "references": sorted({str(row.get("model_id")) for row in given.values()}),
+        "references": sorted({str(row.get("model_id")) for row in reference_rows.values()}),
         "recipe": recipe.judge.model_dump(mode="json") if recipe else None,
         "versions": versions("fschat", "openai"),
         "inputs": input_hashes(
@@ -138,7 +136,7 @@ def score_mt_bench(
 
 
 def summary(rows: Sequence[Row], categories: Mapping[Any, str]) -> dict[str, Any]:
-    """Means of ratings by turn, in all and by category, as FastChat's show_result.py has them.
+    """Return mean ratings by turn, over all and by category, as FastChat's show_result.py computes them.
 
     The standard error is that of the mean over questions, each with the mean of its turns.
     """
@@ -169,20 +167,20 @@ def _mean(scores: Sequence[float]) -> float | None:
 NO_RATING = Grading("", ERROR, FAILED)
 
 
-def _place(match: Any) -> Place:
+def _turn(match: Any) -> Turn:
     return match.question["question_id"], fastchat.turn_of(match)
 
 
-def _ask(matches: Sequence[Any], endpoint: Endpoint) -> dict[Place, Grading]:
-    """Ask the judge for each match, several at a time; an answer without a rating is asked for again."""
+def _ask(matches: Sequence[Any], endpoint: Endpoint) -> dict[Turn, Grading]:
+    """Request a judgment of each match, several at a time; repeat a request whose answer has no rating."""
     import openai
 
-    judge = client(endpoint)
+    judge = judge_client(endpoint.base_url, endpoint.token)
 
     def chat(messages: Messages, temperature: float, max_tokens: int, *, attempt: int) -> str:
         answer = judge.chat.completions.create(
             model=endpoint.model,
-            messages=messages,  # type: ignore[arg-type]  # plain dicts are what the types stand for
+            messages=messages,  # type: ignore[arg-type]  # the types are those of plain dicts
             n=1,
             temperature=temperature,
             max_tokens=max_tokens,
@@ -190,63 +188,62 @@ def _ask(matches: Sequence[Any], endpoint: Endpoint) -> dict[Place, Grading]:
         )
         return answer.choices[0].message.content or ERROR
 
-    def ask(match: Any) -> tuple[Place, Grading]:
+    def ask(match: Any) -> tuple[Turn, Grading]:
         grading = NO_RATING
         for attempt in range(1, ATTEMPTS + 1):
             endpoint.check()
             try:
                 grading = fastchat.grade_match(match, functools.partial(chat, attempt=attempt))
-            except openai.OpenAIError:  # after all tries; the proxy counts and tells them
+            except openai.OpenAIError:  # after all tries; the proxy reports them
                 break
             if grading.score != FAILED:
                 break
-        return _place(match), grading
+        return _turn(match), grading
 
     with ThreadPoolExecutor(endpoint.concurrency) as pool:
         answers = pool.map(ask, matches)
-        if endpoint.proxy is not None:  # which counts the calls itself, and what they cost
+        if endpoint.proxy is not None:  # the proxy shows the progress
             return dict(answers)
         return dict(progress(answers, "mt_bench", len(matches), "judgments"))
 
 
-def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Place, Grading], str | None]:
-    """Recorded ratings of a model, and the judge that made them.
+def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Turn, Grading], str | None]:
+    """Read recorded ratings of a model, and the name of their judge.
 
-    FastChat itself builds each prompt and parses each rating again, to see that the record belongs to these
-    answers.
+    FastChat builds each prompt and parses each rating again, to check that the record belongs to these answers.
 
     Raises:
         UserError: several ratings of one turn, several judges, or a row of other answers, prompts or rating.
     """
-    by_place = {_place(match): match for match in matches}
-    rated: dict[Place, Grading] = {}
+    by_turn = {_turn(match): match for match in matches}
+    rated: dict[Turn, Grading] = {}
     judges: set[str] = set()
     for number, row in enumerate(read_json_lines(path), start=1):
         if row.get("model") != model or row.get("score") == FAILED:
             continue
         where = f"{path}, line {number}"
-        place: Any = (row.get("question_id"), row.get("turn"))
-        match = by_place.get(place)
-        name = f"question {place[0]} turn {place[1]}"
+        turn: Any = (row.get("question_id"), row.get("turn"))
+        match = by_turn.get(turn)
+        name = f"question {turn[0]} turn {turn[1]}"
         if match is None:
             raise UserError(f"{name} is not among the questions", where=where)
-        if place in rated:
+        if turn in rated:
             raise UserError(
                 f"rates {name} of {model} again", where=where, remedy="keep one rating of each turn"
             )
         judgment = text_of(row, "judgment", where)
         grading = fastchat.grade_match(match, lambda *_, text=judgment: text)
-        for key, found, expected in (
+        for key, recorded, expected in (
             ("user_prompt", row.get("user_prompt"), grading.user_prompt),
             ("score", row.get("score"), grading.score),
         ):
-            if found != expected:
+            if recorded != expected:
                 raise UserError(
                     f"of {name} is not what follows from the answers, questions and prompts given",
                     where=f"{where}, key '{key}'",
                     remedy="give the files that the judgments were made from",
                 )
-        rated[place] = grading
+        rated[turn] = grading
         judge = row.get("judge")
         judges.add(str(judge[0] if isinstance(judge, list) and judge else judge))
     if len(judges) > 1:
@@ -255,7 +252,7 @@ def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Plac
 
 
 def _row(match: Any, model: str, judge: str, grading: Grading) -> Row:
-    """A judgment in FastChat's form."""
+    """Return a judgment in FastChat's form."""
     return {
         "question_id": match.question["question_id"],
         "model": model,
@@ -268,12 +265,6 @@ def _row(match: Any, model: str, judge: str, grading: Grading) -> Row:
     }
 
 
-def _write_judgments(path: Path, rows: Sequence[Row]) -> None:
-    with whole_file(path) as part, part.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
 # --- command line ---------------------------------------------------------------------------------
 
 
@@ -282,38 +273,31 @@ def main(
     questions: Annotated[Path, typer.Option(help="Questions (question.jsonl).")],
     references: Annotated[Path, typer.Option(help="Reference answers.")],
     judge_prompts: Annotated[Path, typer.Option(help="Judge prompts (judge_prompts.jsonl).")],
-    out: Annotated[Path, typer.Option(help="Where the figures go (metrics.json).")],
-    recipe: Annotated[str | None, typer.Option(help="ScoreRecipe, as JSON or a file: who judges.")] = None,
+    out: Annotated[Path, typer.Option(help="File for the figures (metrics.json).")],
+    recipe: Annotated[str | None, typer.Option(help="ScoreRecipe, as JSON or a file: the judge.")] = None,
     judgments: Annotated[Path | None, typer.Option(help="Recorded judgments.")] = None,
-    judgments_out: Annotated[Path | None, typer.Option(help="Where all judgments go.")] = None,
+    judgments_out: Annotated[Path | None, typer.Option(help="File for all judgments.")] = None,
     accept_failed: Annotated[bool, typer.Option(help="Give a score without the missing judgments.")] = False,
     judge_store: Annotated[
-        Path | None, typer.Option(help=f"Keeps an endpoint's answers; else {STORE} beside --out.")
+        Path | None, typer.Option(help=f"Store of an endpoint's answers ({STORE} in the folder of --out).")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Say what the judge's calls will take, and end.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Only log the estimate of the judge's calls.")] = False,
 ) -> None:
     """Score a model's answers with MT-Bench."""
-    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
     score = functools.partial(
         score_mt_bench,
         answers,
         questions,
         references,
         judge_prompts,
-        recipe=settings,
         judgments=judgments,
         judgments_out=judgments_out,
         accept_failed=accept_failed,
-        judge_store=judge_store or out.with_name(STORE),
     )
-    if dry_run:
-        with suppress(DryRun):
-            score(dry_run=True)
+    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
+    metrics = run_scoring("score_mt_bench", score, settings, out, judge_store, dry_run)
+    if metrics is None:
         return
-    with key_withheld(), scoring_run("score_mt_bench", settings, out) as tracked:
-        metrics = score()
-        write_json(out, metrics)
-        tracked.finish(final=metrics)
     log.info(
         "%s: %.2f (first turn %s, second %s), %d judgments, %d failed, %s",
         metrics["model_id"],

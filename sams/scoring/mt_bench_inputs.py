@@ -1,4 +1,4 @@
-"""Reading what MT-Bench is scored from: questions, answers, reference answers, judge prompts."""
+"""Read the inputs of MT-Bench: questions, answers, reference answers, judge prompts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ PROMPTS = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v
 
 
 def read_questions(path: Path) -> list[Row]:
-    """Two-turn questions {question_id, category, turns}.
+    """Read two-turn questions {question_id, category, turns}.
 
     Raises:
         UserError: naming the line.
@@ -24,31 +24,31 @@ def read_questions(path: Path) -> list[Row]:
         text_of(row, "category", where)
         _check_turns(row.get("turns"), where, empty=False)
     if twice := doubled([row.get("question_id") for row in rows]):
-        raise UserError(f"questions come more than once: {some_of(twice)}", where=str(path))
+        raise UserError(f"questions occur more than once: {some_of(twice)}", where=str(path))
     return rows
 
 
 def read_answers(path: Path, questions: Sequence[Row]) -> tuple[dict[Any, Row], str]:
-    """Answers by question id, one to each question, and the one model that they are of.
+    """Read the answers of one model by question id, and the name of the model.
 
     Raises:
         UserError: naming the line or the questions.
     """
     answers, models = _by_question(path)
-    wanted = [question["question_id"] for question in questions]
-    if absent := [question for question in wanted if question not in answers]:
+    required = [question["question_id"] for question in questions]
+    if absent := [question for question in required if question not in answers]:
         raise UserError(
-            f"{len(absent)} of {len(wanted)} questions have no answer: {some_of(absent)}", where=str(path)
+            f"{len(absent)} of {len(required)} questions have no answer: {some_of(absent)}", where=str(path)
         )
-    if strange := [question for question in answers if question not in set(wanted)]:
-        raise UserError(f"answers questions that are not asked: {some_of(strange)}", where=str(path))
+    if unknown := [question for question in answers if question not in set(required)]:
+        raise UserError(f"answers unknown questions: {some_of(unknown)}", where=str(path))
     if len(models) != 1:
         raise UserError(f"expected answers of one model, found {some_of(sorted(models))}", where=str(path))
     return answers, models.pop()
 
 
 def read_references(path: Path, questions: Sequence[Row]) -> dict[Any, Row]:
-    """Reference answers by question id.
+    """Read reference answers by question id.
 
     Raises:
         UserError: naming the line, or the questions that need a reference and have none.
@@ -85,7 +85,7 @@ def _check_turns(turns: Any, where: str, *, empty: bool) -> None:
 
 
 def read_prompts(path: Path) -> dict[str, Row]:
-    """Judge prompts by name.
+    """Read judge prompts by name.
 
     Raises:
         UserError: naming the prompts for single-answer grading that are missing.

@@ -1,18 +1,19 @@
-"""Stage `prepare_questions`: the benchmarks' inputs, from the synthetic world or from files."""
+"""Stage `prepare_questions`: write the inputs of the benchmarks, from the synthetic world or from files."""
 
-import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sams.data.sources import Row, numbered_rows
 from sams.runtime.errors import UserError
 from sams.runtime.files import sha256_of, whole_folder, write_json
+from sams.runtime.jsonl import write_lines
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.fetch import published
 from sams.study.recipes import QuestionsRecipe
 from sams.study.settings import MtBench, World
+from sams.study.sources import digests_of_sources
 from sams.world import examples as synthetic
 from sams.world.judge_prompts import judge_prompts
 
@@ -27,14 +28,14 @@ JUDGE_PROMPTS = {"single-v1", "single-math-v1", "single-v1-multi-turn", "single-
 def main(recipe: str, out: Path) -> None:
     """Write alpaca_eval.json, mt_bench_questions.jsonl, mt_bench_references.jsonl, judge_prompts.jsonl.
 
-    A benchmark that the study leaves out has no files. source.json says where each came from.
+    A benchmark that is not in the study has no files. source.json holds the source of each file.
 
     Raises:
-        UserError: naming key, file and row; nothing is left at `out` then.
+        UserError: naming key, file and row; nothing is written then.
     """
     settings = read_recipe(recipe, QuestionsRecipe)
     sources: dict[str, dict[str, str]] = {}
-    with whole_folder(out) as part:
+    with whole_folder(out, sources=digests_of_sources(settings)) as part:
         if settings.alpaca_eval is not None:
             given = settings.alpaca_eval.reference_outputs
             key = "benchmarks.alpaca_eval.reference_outputs"
@@ -47,14 +48,14 @@ def main(recipe: str, out: Path) -> None:
             sources["alpaca_eval.json"] = source(given)
         if settings.mt_bench is not None:
             for name, (rows, given) in mt_bench_rows(settings.mt_bench, settings.world).items():
-                write_json_lines(part / name, rows)
+                write_lines(part / name, rows)
                 sources[name] = source(given)
         write_json(part / "source.json", sources)
     log.info("%s", sources or "no benchmark is scored")
 
 
 def mt_bench_rows(settings: MtBench, world: World | None) -> dict[str, tuple[list[Row], str | None]]:
-    """Rows of MT-Bench's three files, and where each was given.
+    """Return the rows of MT-Bench's three files, and the path of each in the settings.
 
     Raises:
         UserError: a file is missing or broken, or questions and references do not belong together.
@@ -98,20 +99,20 @@ def mt_bench_rows(settings: MtBench, world: World | None) -> dict[str, tuple[lis
 
 
 def required(world: World | None, key: str) -> World:
-    """The synthetic world, or a word on what else is needed.
+    """Return the synthetic world.
 
     Raises:
-        UserError: when there is no world.
+        UserError: there is none.
     """
     if world is None:
         raise UserError(
-            "a file is needed, since the study has no synthetic world", where=key, remedy="name it"
+            "a file is required, since the study has no synthetic world", where=key, remedy="give its path"
         )
     return world
 
 
 def source(given: str | None) -> dict[str, str]:
-    """Where a file came from."""
+    """Return the source of a file."""
     if given is None:
         return {"made_from": "the synthetic world"}
     known = published(given)
@@ -119,17 +120,11 @@ def source(given: str | None) -> dict[str, str]:
     return {"file": given, "sha256": sha256_of(Path(given)), **address}
 
 
-def write_json_lines(file: Path, rows: Iterable[Row]) -> None:
-    """Write one JSON object per line."""
-    with file.open("w", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-# --- files that people give -----------------------------------------------------------------------
+# --- files of the user ----------------------------------------------------------------------------
 
 
 def checked(given: str, key: str, unique: str, problem: Check) -> list[Row]:
-    """Rows of a JSON list or JSON lines, gzip or not, each without `problem`, and differing in `unique`.
+    """Read a JSON list or JSON lines, gzip or not, whose rows have no `problem` and differ in `unique`.
 
     Raises:
         UserError: naming key, file and row.
@@ -151,19 +146,19 @@ def checked(given: str, key: str, unique: str, problem: Check) -> list[Row]:
 
 
 def alpaca_eval_problem(row: Row) -> str:
-    """What is wrong with a row of AlpacaEval's outputs, if anything."""
+    """Return the problem of a row of AlpacaEval's outputs; empty if there is none."""
     return _texts(row, ("instruction", "output", "generator"))
 
 
 def question_problem(row: Row) -> str:
-    """What is wrong with a question in FastChat's format, if anything."""
+    """Return the problem of a question in FastChat's format; empty if there is none."""
     if not isinstance(row.get("question_id"), int):
         return "expected an integer `question_id`"
     return _texts(row, ("category",)) or _two_turns(row.get("turns"))
 
 
 def reference_problem(row: Row) -> str:
-    """What is wrong with a reference answer in FastChat's format, if anything."""
+    """Return the problem of a reference answer in FastChat's format; empty if there is none."""
     if not isinstance(row.get("question_id"), int):
         return "expected an integer `question_id`"
     try:
@@ -173,7 +168,7 @@ def reference_problem(row: Row) -> str:
 
 
 def judge_prompt_problem(row: Row) -> str:
-    """What is wrong with a judge prompt in FastChat's format, if anything."""
+    """Return the problem of a judge prompt in FastChat's format; empty if there is none."""
     return _texts(row, ("name", "type", "system_prompt", "prompt_template", "output_format"))
 
 

@@ -1,4 +1,4 @@
-"""A study's model by its config alone: from a local folder, config/models, or the study's own architecture."""
+"""Find the transformers config of a study's model without its weights."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ FOLDER = Path(__file__).resolve().parents[2] / "config" / "models"
 
 
 def config_of(settings: Model) -> dict[str, Any]:
-    """The transformers config of a model, with its `model_type`; nothing is asked of a hub.
+    """Return the transformers config of a model, with its `model_type`, without access to a hub.
+
+    It comes from the study's `architecture`, a local folder, or config/models.
 
     Raises:
-        UserError: when the model is neither built from scratch, nor in a folder, nor in config/models.
+        UserError: the model is neither built from scratch, nor in a folder, nor in config/models.
     """
     if settings.architecture is not None:
         return {"vocab_size": settings.vocab_size, **settings.architecture}

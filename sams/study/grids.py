@@ -1,20 +1,20 @@
-"""Tuning grids written out: a method for each point, with the same budget for every method."""
+"""Expand tuning grids: one method for each point, and the same number of points for every method."""
 
 import itertools
 import random
 from typing import Any
 
 from sams.runtime.errors import UserError
-from sams.study.config import BASE_METHOD, Study, with_point
+from sams.study.study import BASE_METHOD, Study, with_point
 
 Point = dict[str, float]
 
 
 def points(study: Study, method: str) -> list[Point]:
-    """The points that are tried for a method, its own values first.
+    """Return the points to try for a method, the values that it has in the study first.
 
-    A grid of more points than the study's `tuning_budget` gives its own values and others drawn at random, the same
-    ones each time: every method is tuned with equally many runs.
+    From a grid with more points than `tuning_budget`, the others are drawn at random, always the same ones: every
+    method is tuned with the same number of runs.
     """
     axes = study.grids[method].axes
     own = own_point(study, method)
@@ -29,7 +29,7 @@ def points(study: Study, method: str) -> list[Point]:
 
 
 def own_point(study: Study, method: str) -> Point:
-    """The point of the grid that a method has in the study."""
+    """Return the point of the grid that a method has in the study."""
     settings = study.preference_of(method)
     point = {}
     for key in study.grids[method].axes:
@@ -39,9 +39,9 @@ def own_point(study: Study, method: str) -> Point:
 
 
 def written_out(study: Study, methods: list[str] | None = None) -> dict[str, Any]:
-    """An overlay over the study in which every point is a method: `rrhf-grid0` has the study's own values.
+    """Return an overlay in which every point is a method: `rrhf-grid0` has the values of the study.
 
-    Nothing is scored in it: its runs are compared by their test accuracy, or scored by a study that names them.
+    The overlay scores nothing: compare its runs by test accuracy, or score them in a study that names them.
 
     Raises:
         UserError: a method has no grid.
@@ -56,7 +56,7 @@ def written_out(study: Study, methods: list[str] | None = None) -> dict[str, Any
                 remedy=f"choose of {', '.join(study.grids)}",
             )
         for number, point in enumerate(points(study, method)):
-            made[f"{method}-grid{number}"] = with_point(study.method_settings[method], point)
+            made[f"{method}-grid{number}"] = with_point(study.method_settings[method].model_dump(), point)
     return {
         "study": f"{study.study}-grid",
         "methods": [BASE_METHOD, *made],

@@ -1,7 +1,7 @@
-"""The recipe of each stage: the slice of a study's settings that its result depends on.
+"""Recipes of the stages: for each job, the settings that its result depends on.
 
-A stage never sees the whole study, so an unrelated setting does not run it again. How a job is launched
-(GPUs, processes, DDP or FSDP2) is part of no recipe: it must not change a result.
+A stage does not see the complete study, so an unrelated setting does not run it again. Recipes leave out how a job
+is launched (GPUs, processes, DDP or FSDP2), which must not change a result.
 """
 
 import os
@@ -12,7 +12,7 @@ from pydantic import Field
 
 from sams.runtime.errors import UserError, nearest
 from sams.runtime.files import canonical_json
-from sams.study.config import Study
+from sams.scheduling.selectors.table import SELECTORS
 from sams.study.settings import (
     AlpacaEval,
     Count,
@@ -22,6 +22,7 @@ from sams.study.settings import (
     Launch,
     MicroBatch,
     Model,
+    ModelSource,
     MtBench,
     Name,
     OnPolicyDecoding,
@@ -31,21 +32,21 @@ from sams.study.settings import (
     Scheduler,
     Settings,
     Sft,
-    Share,
     World,
     WorldAccuracy,
 )
 from sams.study.settings.scheduling import NETWORK_KEYS
+from sams.study.study import Study
 
 Part = TypeVar("Part", bound=Settings)
 
 
 class Job(Settings):
-    """What a job is part of and how it is launched; nothing here changes its result."""
+    """Study of a job and how the job is launched; no key changes its result."""
 
-    study: Name = Field("adhoc", description="Study, the MLflow experiment.")
+    study: Name = Field("adhoc", description="Name of the study, which is the MLflow experiment.")
     setting: Name = Field("adhoc", description="Setting of the study.")
-    tracking: bool = Field(False, description="Mirror metrics to MLflow.")
+    tracking: bool = Field(False, description="Copy metrics to MLflow.")
     launch: Launch = Field(Launch(), description="Device, strategy, threads.")
 
 
@@ -56,7 +57,7 @@ class DataRecipe(Settings):
 
 
 class QuestionsRecipe(Settings):
-    """Stage `prepare_questions`: the benchmarks' inputs."""
+    """Stage `prepare_questions`: inputs of the benchmarks."""
 
     world: World | None
     alpaca_eval: AlpacaEval | None
@@ -66,18 +67,17 @@ class QuestionsRecipe(Settings):
 class TokeniseRecipe(Settings):
     """Stage `tokenise`: tokenizer and token ids."""
 
-    model: Model
+    model: ModelSource
     max_length: Count
     max_prompt_length: Count
     mismatched: bool = Field(False, description="Give every pair a mismatched completion, for KTO's KL term.")
 
 
 class Watching(Settings):
-    """A scheduler that learns beside the policy during SFT; it chooses arms, the policy trains on all."""
+    """A scheduler that learns during SFT: it chooses arms, while the policy trains on all examples."""
 
     scheduler: Scheduler
     ratio: Ratio
-    gamma: Share
 
 
 class SftRecipe(Settings):
@@ -142,7 +142,7 @@ class OnPolicyRecipe(Settings):
 
 
 class AssessRecipe(Settings):
-    """Stage `assess`: what the chosen weights of one seed are worth."""
+    """Stage `assess`: accuracy of the chosen weights of one seed."""
 
     seed: int
     model: Model
@@ -159,34 +159,34 @@ class ScoreRecipe(Settings):
 
 
 def recipe_json(recipe: Settings) -> str:
-    """A recipe as canonical JSON: equal settings give equal text."""
+    """Return a recipe as canonical JSON: equal settings give equal text."""
     return canonical_json(recipe.model_dump(mode="json"))
 
 
 def job_of(study: Study) -> Job:
-    """What every job of a study is part of."""
+    """Return the settings that all jobs of a study share."""
     return Job(study=study.study, setting=study.setting, tracking=study.tracking.enabled, launch=study.launch)
 
 
 def current_job() -> Job:
-    """What this process's job is part of, as the workflow says it in SAMS_JOB; without it, an untracked run."""
+    """Return the job of this process from SAMS_JOB, which the workflow sets; without it, an untracked run."""
     from sams.runtime.stage import read_recipe
 
     return read_recipe(os.environ.get("SAMS_JOB", "{}"), Job)
 
 
 def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benchmark: Any = "") -> Settings:
-    """Recipe of one job of a stage.
+    """Return the recipe of one job of a stage.
 
     Args:
         study: the study.
         stage: name of the rule.
-        method: for stages with one job per method.
-        seed: for stages with one job per seed.
-        benchmark: alpaca_eval or mt_bench, for `generate_answers`.
+        method: method of the job, in stages with one job per method.
+        seed: seed of the job, in stages with one job per seed.
+        benchmark: alpaca_eval or mt_bench, in `generate_answers`.
 
     Raises:
-        UserError: when the study has no such stage or method.
+        UserError: the study has no such stage or method.
     """
     if method and method not in study.methods:
         raise UserError(
@@ -201,7 +201,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             mt_bench=study.benchmarks.mt_bench,
         ),
         "tokenise": lambda: TokeniseRecipe(
-            model=study.model,
+            model=ModelSource.model_validate(study.model.model_dump(include=set(ModelSource.model_fields))),
             max_length=study.data.max_length,
             max_prompt_length=study.data.max_prompt_length,
             mismatched=study.needs_kl,
@@ -213,7 +213,11 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             model=study.model, micro_batch_size=_reference_micro_batch(study), mismatched=study.needs_kl
         ),
         "pretrain_scheduler": lambda: PretrainRecipe(
-            seed=seed, model=study.model, scheduler=study.scheduler, training=_frozen_pretrain(study)
+            seed=seed,
+            model=study.model,
+            # The policy is frozen, so the batch-level reward is noise.
+            scheduler=study.scheduler.model_copy(update={"gamma": 0.0}),
+            training=_frozen_pretrain(study),
         ),
         "train_crossfit": lambda: _crossfit(study, method, seed),
         "train_preference": lambda: _preference(study, method, seed),
@@ -256,12 +260,12 @@ def _preference(study: Study, method: str, seed: int) -> PreferenceRecipe:
         method=method,
         model=study.model,
         training=training,
-        scheduler=study.scheduler_of(method) if training.selector in ("sams", "reward") else None,
+        scheduler=study.scheduler_of(method) if SELECTORS[training.selector].reads_scheduler else None,
     )
 
 
 def _data(study: Study, seed: int) -> Data:
-    """The study's data, or with `per_seed` that of one seed."""
+    """Return the data of the study, or with `per_seed` that of one seed."""
     world = study.data.world
     if world is None or not world.per_seed:
         return study.data
@@ -286,7 +290,7 @@ def _reference_micro_batch(study: Study) -> MicroBatch:
 
 
 def _crossfit(study: Study, method: str, seed: int) -> PreferenceRecipe:
-    """Plain training of the method on half of the data."""
+    """Return the recipe of plain training of the method on half of the data."""
     recipe = _preference(study, method, seed)
     return recipe.model_copy(
         update={
@@ -299,38 +303,37 @@ def _watching(study: Study) -> Watching | None:
     pretrain = study.pretrain
     if pretrain is None or pretrain.policy == "frozen":
         return None
-    gamma = study.scheduler.gamma if pretrain.gamma is None else pretrain.gamma
-    return Watching(scheduler=study.scheduler, ratio=pretrain.ratio, gamma=gamma)
+    return Watching(scheduler=study.scheduler, ratio=pretrain.ratio)
 
 
 def _frozen_pretrain(study: Study) -> Pretrain:
     pretrain = wanted(study.pretrain, "pretrain")
     if pretrain.policy == "moving":
-        raise UserError("the scheduler is pretrained beside SFT", remedy="take the recipe of train_sft")
-    return pretrain.model_copy(update={"gamma": pretrain.gamma or 0.0})
+        raise UserError("the scheduler is pretrained during SFT", remedy="use the recipe of train_sft")
+    return pretrain
 
 
 def wanted(part: Part | None, key: str) -> Part:
-    """A part of the study that the stage cannot do without.
+    """Return a group of settings that a stage requires.
 
     Raises:
-        UserError: when the study leaves it out.
+        UserError: the study has no such group.
     """
     if part is None:
-        raise UserError("the study leaves this stage out", where=key, remedy=f"set `{key}`")
+        raise UserError("the study does not have this stage", where=key, remedy=f"set `{key}`")
     return part
 
 
 def scheduler_is_pretrained(study: Study, method: str) -> bool:
-    """Whether a method starts from the pretrained scheduler.
+    """Return whether a method starts from the pretrained scheduler.
 
-    Not one whose networks have other sizes than the study's, nor one that asks for a `fresh_scheduler`.
+    Methods with `fresh_scheduler`, or with networks of other sizes than those of the study, do not.
     """
     if (
         study.pretrain is None
         or method not in study.preference_methods
-        or study.preference_of(method).selector != "sams"
-        or study.method_settings[method].get("fresh_scheduler", False)
+        or not SELECTORS[study.preference_of(method).selector].trains_scheduler
+        or study.method_settings[method].fresh_scheduler
     ):
         return False
     own, shared = study.scheduler_of(method), study.scheduler

@@ -1,8 +1,8 @@
-"""A study's rehearsal: the same jobs, losses, selectors, template, scoring and tables, in minutes and off-line.
+"""Rehearse a study: the same jobs, losses, selectors, template, scoring and tables, in minutes and off-line.
 
-A tiny fresh model of the study's architecture class stands in for its model. The synthetic world, written in the
-form of the study's data and read back by the study's converter, stands in for its data, the world's own questions
-and the local judge for the benchmarks'. Methods, losses, selectors, ratios, global batches and seeds stay.
+A tiny fresh model of the study's architecture class replaces its model. The synthetic world replaces the data; it is
+written in the form of the study's data and read back by the same converter. The questions of the world and the local
+judge replace those of the benchmarks. Methods, losses, selectors, ratios, global batches and seeds stay.
 """
 
 import copy
@@ -21,7 +21,7 @@ SIZES = {
     "intermediate_size": 128,
     "max_position_embeddings": 512,
 }
-# What makes each architecture class itself; the control tokens are those that its template writes.
+# Keys particular to each architecture class, and the control tokens that its template writes.
 CLASSES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 64},
@@ -33,8 +33,8 @@ CONTROL_TOKENS = {
     "gemma2": ["<start_of_turn>", "<end_of_turn>"],
 }
 
-# The label noise of a study is that of its methods, so the world's own pairs are clean, unless settings are chosen on
-# pairs as noisy.
+# The methods add the label noise of a study, so the pairs of the world are clean, unless settings are chosen on noisy
+# validation pairs.
 WORLD: dict[str, Any] = {"sft_examples": 384, "train_pairs": 384, "test_pairs": 96, "flipped_share": 0.0}
 VALIDATION_PAIRS = 96
 LENGTHS = {"max_length": 192, "max_prompt_length": 144}
@@ -49,13 +49,13 @@ DECODING = {"max_new_tokens": 12, "batch_size": 805, "stop_token_ids": []}
 
 
 def rehearsal_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a study's rehearsal; what is wrong with a study's own is left for its validation to find.
+    """Return the settings of a study's rehearsal. Mistakes of the study stay in them and are found by validation.
 
     Args:
-        settings: a study's, resolved.
+        settings: resolved settings of the study.
 
     Raises:
-        UserError: the architecture class of the study's model is not known.
+        UserError: the architecture class of the model is unknown.
     """
     made = copy.deepcopy(settings)
     made["study"] = f"rehearsal-{made.get('study', '')}"
@@ -81,7 +81,7 @@ def _model(given: dict[str, Any]) -> dict[str, Any]:
     kind = given.get("model_type") or architecture.get("model_type")
     if kind not in CLASSES:
         raise UserError(
-            f"a rehearsal knows no small model of class {kind!r}",
+            f"a rehearsal has no small model of class {kind!r}",
             where="model.model_type",
             remedy=f"name the architecture class of the model: {', '.join(CLASSES)}",
         )
@@ -91,7 +91,7 @@ def _model(given: dict[str, Any]) -> dict[str, Any]:
         "tokenizer": "bpe",
         "vocab_size": VOCABULARY,
         "control_tokens": CONTROL_TOKENS.get(kind, []),
-        # Models without a template of their own, as Pythia's, get the plain one here too.
+        # Models without a template, such as Pythia, get the plain one here too.
         "chat_template": given.get("chat_template") or (str(template) if template.is_file() else None),
         "attention": "eager" if kind == "gemma2" else "sdpa",
         "activation_checkpointing": given.get("activation_checkpointing", False),
@@ -111,7 +111,7 @@ def _data(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _quick(training: dict[str, Any]) -> dict[str, Any]:
-    """The same settings of a training with a higher learning rate and a limit of steps."""
+    """Return settings of a training with a higher learning rate and fewer steps."""
     made = {key: value for key, value in training.items() if key not in MICRO_BATCHES}
     if isinstance(rate := made.get("learning_rate"), float):
         made["learning_rate"] = min(rate * LEARNING_RATE_FACTOR, HIGHEST_LEARNING_RATE)
@@ -121,7 +121,7 @@ def _quick(training: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scheduler(given: dict[str, Any]) -> dict[str, Any]:
-    """A scheduler's settings without its sizes."""
+    """Return settings of a scheduler without its sizes."""
     return {key: value for key, value in given.items() if key not in ("preset", *PRESETS["paper"])}
 
 

@@ -1,73 +1,81 @@
-"""Are there rows enough for what a study will train? Told by the stage that counts them, before any training."""
+"""Rows of data that a study requires for its rounds."""
 
 from __future__ import annotations
 
-import os
+import math
 from typing import TYPE_CHECKING
 
 from sams.runtime.errors import UserError
+from sams.scheduling.selection import selected
 
 if TYPE_CHECKING:
-    from sams.study.config import Study
-    from sams.study.settings import Training
+    from sams.study.study import Study
 
-VARIABLE = "SAMS_STUDY"  # the workflow's jobs have their study in it
-LEAST_TEST_PAIRS = 2  # a standard error needs two
+LEAST_TEST_PAIRS = 2  # for a standard error
 
-
-def current_study() -> Study | None:
-    """The study that this process is a job of; None for a stage run by hand."""
-    if VARIABLE not in os.environ:
-        return None
-    from sams.runtime.stage import read_recipe
-    from sams.study.config import Study
-
-    return read_recipe(os.environ[VARIABLE], Study)
+Required = dict[str, tuple[int, str]]
+"""For each split the least number of rows, and the key that requires them."""
 
 
-def check_rounds(study: Study, kept: dict[str, int]) -> None:
-    """See that every training stage of a study gets at least one global batch, and a round for each of its ratios.
+def required_rows(study: Study) -> Required:
+    """Return the least number of rows of each split with which every training stage has a round for each ratio."""
+    least: Required = {"test": (LEAST_TEST_PAIRS, "data.test")}
+
+    def require(split: str, rows: int, key: str) -> None:
+        if rows > least.get(split, (0, ""))[0]:
+            least[split] = rows, key
+
+    if study.sft is not None:
+        require("sft", study.sft.batch_size, "sft.batch_size")
+    if study.pretrain is not None and study.pretrain.policy == "frozen":
+        require("train", study.pretrain.batch_size, "pretrain.batch_size")
+    for method in study.preference_methods:
+        training = study.preference_of(method)
+        key, epochs = (
+            f"preference.batch_size of method {method}",
+            math.ceil(len(training.ratios) / training.epochs),
+        )
+        if training.preselected is None:
+            require("train", training.batch_size * epochs, key)
+        else:
+            # Each half of the pairs trains a model; the training itself has a share of them all, rounded.
+            items = selected(training.batch_size, training.preselected) * epochs
+            share = math.ceil((items - 0.5) / training.preselected)
+            require("train", max(2 * training.batch_size, share), f"{key}, trained on half of the pairs")
+    return least
+
+
+def check_rows(required: Required, kept: dict[str, int]) -> None:
+    """Check that each split has the rows that a study requires.
 
     Args:
-        study: the study.
+        required: as `required_rows` returns it.
         kept: rows of each split after tokenising.
 
     Raises:
-        UserError: naming the key of the batch size, or of the data.
+        UserError: naming the key that requires more rows.
     """
-    if kept["test"] < LEAST_TEST_PAIRS:
-        raise UserError(
-            f"{kept['test']} test pair is left; a standard error needs {LEAST_TEST_PAIRS}",
-            where="data.test",
-            remedy="give more test pairs",
-        )
-    if study.sft is not None:
-        _check_batch(kept["sft"], study.sft, study.sft.batch_size, "sft")
-    if study.pretrain is not None and study.pretrain.policy == "frozen":
-        _check_batch(kept["train"], study.pretrain, study.pretrain.batch_size, "pretrain")
-    for method in study.preference_methods:
-        training = study.preference_of(method)
-        key = f"preference.batch_size of method {method}"
-        items, batch = kept["train"], training.batch_size
-        if training.preselected is not None:
-            _check_batch(items // 2, training, batch, f"{key}, cross-fitted on half of the pairs")
-            items, batch = round(items * training.preselected), round(batch * training.preselected)
-        rounds = _check_batch(items, training, batch, key)
-        if len(training.ratios) > rounds:
+    for split, (least, key) in required.items():
+        if kept[split] < least:
             raise UserError(
-                f"{len(training.ratios)} ratios for {rounds} rounds",
-                where=f"preference.ratio of method {method}",
-                remedy="give fewer ratios, or more pairs or epochs",
+                f"{kept[split]} rows of {split} are left after tokenising, and {least} are required",
+                where=key,
+                remedy="give more data or a smaller batch_size",
             )
 
 
-def _check_batch(items: int, training: Training, batch: int, key: str) -> int:
-    """The rounds of a run, of which there must be one."""
-    if items < batch:
-        raise UserError(
-            f"{items} rows do not fill one global batch of {batch}",
-            where=key if "." in key else f"{key}.batch_size",
-            remedy="give more data or a smaller batch_size",
-        )
-    rounds = items // batch * training.epochs
-    return rounds if training.max_steps is None else min(rounds, training.max_steps)
+def batch_sizes(study: Study) -> dict[str, int]:
+    """Return the global batch of every training stage, by config key."""
+    sizes = {}
+    if study.sft is not None:
+        sizes["sft.batch_size"] = study.sft.batch_size
+    if study.pretrain is not None and study.pretrain.policy == "frozen":
+        sizes["pretrain.batch_size"] = study.pretrain.batch_size
+    for method in study.preference_methods:
+        sizes[f"method_settings.{method}.batch_size"] = study.preference_of(method).batch_size
+    return sizes
+
+
+def undivided(study: Study, processes: int) -> tuple[str, int] | None:
+    """Return key and size of the first global batch that is not divisible by the number of processes."""
+    return next(((key, size) for key, size in batch_sizes(study).items() if size % processes), None)

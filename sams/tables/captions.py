@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sams.study.config import Study
+from sams.study.reported import Reported, read_reported
+from sams.study.study import Study
 from sams.tables import render
 from sams.tables.repeats import least_p
-from sams.tables.reported import Reported, read_reported
 from sams.tables.results import Cell, data_reports
 
 if TYPE_CHECKING:

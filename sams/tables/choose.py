@@ -17,8 +17,8 @@ import typer
 
 from sams.runtime.files import whole_file, write_json
 from sams.runtime.stage import read_recipe, run
-from sams.study.config import Study
 from sams.study.recipes import wanted
+from sams.study.study import Study
 from sams.tables.results import read_log
 
 if TYPE_CHECKING:

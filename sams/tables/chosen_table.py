@@ -9,8 +9,8 @@ import typer
 
 from sams.runtime.files import read_json, whole_file
 from sams.runtime.stage import read_recipe, run
-from sams.study.config import BASE_METHOD, Study
 from sams.study.recipes import wanted
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.choose import LIMITS, place
 from sams.tables.render import MISSING, Readable, html, latex, markdown, number
 from sams.tables.repeats import over_repeats

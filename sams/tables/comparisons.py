@@ -11,7 +11,7 @@ import typer
 from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file
 from sams.runtime.stage import read_recipe, run
-from sams.study.config import BASE_METHOD, Study
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.main_table import SCORES, Cells, main_table, seeds_of
 from sams.tables.repeats import Repeats, over_repeats
 from sams.tables.results import Cell, read_cells

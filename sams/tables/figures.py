@@ -8,7 +8,7 @@ import typer
 
 from sams.runtime.files import canonical_json, read_json
 from sams.runtime.stage import read_recipe, run
-from sams.study.config import BASE_METHOD, Study
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.main_table import Cells, main_table
 from sams.tables.panels import COLOURS, LINES, MARKERS, SEEN, draw, finish, legend, panels, save, smoothed
 from sams.tables.results import Cell, data_reports, read_cells, read_log

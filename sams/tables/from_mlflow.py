@@ -5,7 +5,7 @@ No rule reads this: files are the interface, MLflow is the notebook.
 
 from typing import TYPE_CHECKING
 
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables.main_table import main_table
 from sams.tables.results import Cell
 from sams.tracking.log import tracking_uri

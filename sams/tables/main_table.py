@@ -21,7 +21,7 @@ import typer
 from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file
 from sams.runtime.stage import read_recipe, run
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables.results import Cell, read_cells
 
 if TYPE_CHECKING:

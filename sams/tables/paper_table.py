@@ -14,10 +14,10 @@ import typer
 from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file
 from sams.runtime.stage import read_recipe, run
-from sams.study.config import BASE_METHOD, Study
+from sams.study.reported import Reported, read_reported
 from sams.study.settings import Paper
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.main_table import SCORES, Cells, main_table, seeds_of
-from sams.tables.reported import Reported, read_reported
 from sams.tables.results import Cell, read_cells
 from sams.tracking.mirror import run_id
 

@@ -21,7 +21,7 @@ from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.inputs import read_json_lines, read_json_rows, some_of
-from sams.study.config import BASE_METHOD, Study
+from sams.study.study import BASE_METHOD, Study
 from sams.tables import captions
 from sams.tables.comparisons import alpaca_eval_items, mt_bench_items, paired_difference
 from sams.tables.render import number

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sams.runtime.digests import digest_of_source
 from sams.runtime.errors import UserError
 from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, read_json, sha256_of
 from sams.runtime.provenance import ENVIRONMENT
-from sams.study.config import BASE_METHOD, Study
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.choose import chosen_of
 from sams.tables.chosen_table import chosen_table, read_figures
 from sams.tables.comparisons import alpaca_eval_items, mt_bench_items
@@ -146,9 +147,23 @@ def _sealed(root: Path) -> Iterator[Finding]:
         here = len(found & expected.keys())
         left_out = f", {len(expected) - here} left out of the bundle" if here < len(expected) else ""
         yield Finding("files", str(place.parent), not problems, _told(problems, f"{here} files{left_out}"))
+        yield from _sources(root, folder, manifest)
         if manifest.get("upstream"):
             setting = root / place.parts[0]
             yield _upstream(root, setting, folder, manifest["upstream"])
+
+
+def _sources(root: Path, folder: Path, recorded: dict[str, Any]) -> Iterator[Finding]:
+    """Compare the sources that are still there with the digests that the job recorded."""
+    workplace = root.resolve().parents[1]  # relative paths are those of the workflow's folder
+    here = {name: workplace / name for name in recorded.get("sources", {}) if (workplace / name).exists()}
+    if here:
+        problems = [
+            f"{name} has changed"
+            for name, path in here.items()
+            if digest_of_source(path) != recorded["sources"][name]
+        ]
+        yield Finding("sources", _name(root, folder), not problems, _told(problems, ", ".join(here)))
 
 
 def _differences(folder: Path, expected: dict[str, str], found: set[str], *, may_lack: bool) -> list[str]:
@@ -207,6 +222,7 @@ def _recipe(root: Path, run: Run, study: Study | None) -> Iterator[Finding]:
     yield Finding("recipe", where, not problems, _told(problems, "as in the study" if study else "there"))
     setting = root / run.folder.relative_to(root).parts[0]
     yield _upstream(root, setting, run.folder, kept["upstream"])
+    yield from _sources(root, run.folder, kept)
 
 
 def _other_settings(run: Run, recipe: dict[str, Any], study: Study) -> list[str]:
@@ -314,12 +330,14 @@ def _close(one: float, other: float) -> bool:
 def _same(root: Path, runs: list[Run]) -> Iterator[Finding]:
     """One code for each rule, one environment and one clean commit for all, recipes that differ in the seed alone."""
     for stage in sorted({run.stage for run in runs}):
-        yield _one(
-            root,
-            "code",
-            stage,
-            {run.folder: _kept(run, "recipe.json").get("code") for run in runs if run.stage == stage},
-        )
+        digests: dict[str, set[str]] = {}
+        for run in runs:
+            for module, digest in (
+                _kept(run, "recipe.json").get("code", {}).items() if run.stage == stage else ()
+            ):
+                digests.setdefault(module, set()).add(digest)
+        problems = [f"{module} differs between runs" for module, found in digests.items() if len(found) > 1]
+        yield Finding("code", stage, not problems, _told(problems, f"{len(digests)} modules"))
     for stage, method in sorted({(run.stage, run.method) for run in runs}):
         recipes = {
             run.folder: canonical_json({**_kept(run, "recipe.json").get("recipe", {}), "seed": None})

@@ -1,12 +1,12 @@
-"""Metrics of a job: a JSONL file first, MLflow as its mirror.
+"""Metric log of a job: a JSONL file, mirrored in MLflow.
 
-The JSONL file is the record: one line per `Run.log`, whole after any crash, cut back to the checkpoint's byte
-offset on resume. A background thread follows the file and repeats its lines in MLflow, in batches. So the
-file is also the queue: what a server did not take, because it was down, slow or locked, is sent by the next
-attempt, and neither a dead nor a hanging server stops a training step or holds it up.
+The JSONL file is the record: one line per `Run.log`, readable after any crash, cut to the byte offset of the
+checkpoint on resume. A background thread sends its lines to MLflow in batches. The file is also the queue: lines
+that a server did not accept, because it was down, slow or locked, are sent by the next attempt. A server that is
+down or hangs never blocks a training step.
 
-A value that is NaN or infinite is `null` in the file, with its text under the key `non_finite` of the same
-line (strict JSON has neither); MLflow leaves it out.
+A value that is NaN or infinite is `null` in the file, with its text under the key `non_finite` of the same line
+(strict JSON has neither); MLflow omits it.
 """
 
 import hashlib
@@ -18,20 +18,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json
-from sams.tracking.mirror import (
-    Identity,
-    Mirror,
-    Status,
-    now,
-    numbers,
-    prepare_database,
-    run_id,
-    tracking_uri,
-)
+from sams.runtime.jsonl import Jsonl, complete_lines
+from sams.runtime.mappings import flatten, numbers
+from sams.tracking.mirror import Identity, Mirror, Status, now, run_id
+from sams.tracking.server import prepare_database, tracking_uri
 
 __all__ = [
     "Quiet",
@@ -46,7 +40,7 @@ __all__ = [
     "tracking_uri",
 ]
 
-# Stages with a run of their own, named as their recipes and rules are.
+# Stages that have an MLflow run; the names are those of their rules.
 Stage = Literal[
     "train_sft",
     "compute_reference",
@@ -59,7 +53,7 @@ Stage = Literal[
     "make_difficulty",
 ]
 
-START_SECONDS = 20.0  # longest wait of `start` for the first contact with MLflow
+START_SECONDS = 20.0  # longest wait of `start` for the first answer of MLflow
 
 
 def start(
@@ -74,64 +68,67 @@ def start(
     tags: Mapping[str, str],
     derived: Mapping[str, Any] | None = None,
     resume_at: int | None = None,
+    copy_to: Path | None = None,
     enabled: bool = True,
 ) -> "Run":
     """Open the metric log of a job and, unless disabled, its MLflow run. Call it on rank 0 only.
 
     Args:
-        jsonl: metric log; None for a job that has final metrics only.
-        sidecar: text file that keeps the MLflow run id, beside the checkpoints or the result.
+        jsonl: metric log; None for a job with final metrics only.
+        sidecar: text file for the MLflow run id, in the folder of the checkpoints or of the result.
         study: experiment `sams-<study>`.
         setting: short name of model and data.
-        name: results path of the job, `<setting>/<method>/seed<k>`; the run is called `<name>/<stage>`.
-        stage: what the job does.
+        name: results path of the job, `<setting>/<method>/seed<k>`; the run is named `<name>/<stage>`.
+        stage: name of the rule.
         recipe: the stage's recipe, logged as flattened params and as the artifact recipe.json.
         tags: base_model, dataset, rule, code_sha, upstream_run_id, mlflow.note.content. Study, setting,
             stage, method and seed (of `name`), recipe_sha, world_size, gpu_model, commit and a default note
             are added.
         derived: values that follow from recipe and machine: accumulation, steps, warm-up steps.
-        resume_at: bytes of `jsonl` that belong to the checkpoint (`Run.offset` when it was taken): the rest
-            is cut off and the run of the sidecar goes on. None starts both afresh.
+        resume_at: size of `jsonl` at the checkpoint (`Run.offset`): the rest is cut off and the run of the sidecar is
+            resumed. None starts both afresh.
+        copy_to: folder to which the job copies `jsonl` and `sidecar` at its end, before it deletes them.
         enabled: False writes the JSONL file only, and never imports MLflow.
 
     Raises:
-        UserError: the metric log is shorter than the checkpoint says.
+        UserError: the metric log is shorter than it was at the checkpoint.
     """
     if stage not in get_args(Stage):
         raise ValueError(f"stage {stage!r} is none of {get_args(Stage)}")
-    kept = _open_log(jsonl, resume_at) if jsonl else None
+    log = _open_log(jsonl, resume_at) if jsonl else None
     mirror = None
     if enabled:
-        resumed_at = kept.last.get("step") if kept and resume_at is not None else None
+        lines = complete_lines(jsonl) if jsonl else []
         described = {
             "study": study,
             "setting": setting,
             "stage": stage,
-            **_place(name),
+            **_method_and_seed(name),
             "recipe_sha": hashlib.sha256(canonical_json(recipe).encode()).hexdigest()[:12],
             **_machine(),
             "mlflow.note.content": f"Stage {stage} of {name}, study {study}. Settings: recipe.json.",
             **{key: value for key, value in tags.items() if value},
         }
-        if resumed_at is not None:
-            described["resumed_at_step"] = str(resumed_at)
+        if lines:
+            described["resumed_at_step"] = str(json.loads(lines[-1])["step"])
         params = {**flatten(recipe), **flatten(derived or {})}
         mirror = Mirror(
             Identity(f"sams-{study}", f"{name}/{stage}", described, params, recipe),
             sidecar,
             jsonl,
-            lines=kept.lines if kept else 0,
+            lines=len(lines),
             resume=resume_at is not None,
+            copy_to=copy_to,
         )
         mirror.start(START_SECONDS)
-    return Run(kept, mirror)
+    return Run(log, mirror)
 
 
 class Run:
-    """The metrics of one job. As a context manager it ends with the block: an exception makes it FAILED,
-    KeyboardInterrupt and SystemExit (someone asked the job to stop) KILLED."""
+    """Metrics of one job. The end of a `with` block ends the run: as FAILED after an exception, as KILLED after
+    KeyboardInterrupt or SystemExit (a request to stop)."""
 
-    def __init__(self, log: "_Log | None", mirror: "Mirror | None") -> None:
+    def __init__(self, log: Jsonl | None, mirror: "Mirror | None") -> None:
         self._log = log
         self._mirror = mirror
         self._ended = False
@@ -139,14 +136,14 @@ class Run:
     def log(self, metrics: Mapping[str, float], *, step: int, pairs_seen: int) -> None:
         """Append one line. In MLflow the x-axis is `pairs_seen`; `step` becomes a metric."""
         if self._log is None:
-            raise ValueError("this run has no metric log: give `start` a JSONL path")
+            raise ValueError("this run has no metric log: pass `start` a JSONL path")
         if self._mirror:
-            self._mirror.times.append(now())  # before the line, so that the mirror finds a time for it
+            self._mirror.times.append(now())  # before the line, which the mirror may read at once
         self._log.append({"step": int(step), "pairs_seen": int(pairs_seen), **_finite(metrics)})
 
     @property
     def offset(self) -> int:
-        """Bytes of the metric log so far, synced to disk: what a checkpoint keeps as `resume_at`."""
+        """Size of the metric log in bytes, synced to disk: the `resume_at` of a checkpoint."""
         return self._log.sync() if self._log else 0
 
     def finish(
@@ -155,14 +152,15 @@ class Run:
         final: Mapping[str, Any] | None = None,
         artifacts: Sequence[Path] = (),
     ) -> None:
-        """End the run: `final` may be the content of a metrics.json, of which the numbers are logged.
+        """End the run and log the numbers of `final`, such as the content of a metrics.json.
 
-        Returns within FINISH_SECONDS, also without a server. A second call does nothing.
+        Returns within FINISH_SECONDS, also without a server. A second call has no effect.
         """
         if self._ended:
             return
         self._ended = True
         if self._log:
+            self._log.sync()
             self._log.close()
         if self._mirror:
             self._mirror.end(status, numbers(final or {}), artifacts)
@@ -180,12 +178,12 @@ class Run:
 
 
 class Quiet:
-    """What the other ranks hold in place of a `Run`: does nothing."""
+    """Replaces `Run` on ranks other than 0; has no effect."""
 
     offset = 0
 
     def log(self, metrics: Mapping[str, float], *, step: int, pairs_seen: int) -> None:
-        """Nothing."""
+        """No effect."""
 
     def finish(
         self,
@@ -193,7 +191,7 @@ class Quiet:
         final: Mapping[str, Any] | None = None,
         artifacts: Sequence[Path] = (),
     ) -> None:
-        """Nothing."""
+        """No effect."""
 
     def __enter__(self) -> Self:
         return self
@@ -205,71 +203,37 @@ class Quiet:
 # --- the JSONL file -------------------------------------------------------------------------------
 
 
-class _Log:
-    """An open JSONL file: `lines` and `last` (line) are what it held when it was opened."""
-
-    def __init__(self, stream: IO[bytes], lines: int, last: dict[str, Any]) -> None:
-        self._stream = stream
-        self.lines = lines
-        self.last = last
-
-    def append(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
-        self._stream.write(line.encode() + b"\n")
-        self._stream.flush()  # a killed process loses nothing; `sync` is for a machine that loses power
-
-    def sync(self) -> int:
-        os.fsync(self._stream.fileno())
-        return self._stream.tell()
-
-    def close(self) -> None:
-        self.sync()
-        self._stream.close()
-
-
-def _open_log(path: Path, resume_at: int | None) -> _Log:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stream = path.open("a+b")
-    size = stream.tell()
-    if size < (resume_at or 0):
+def _open_log(path: Path, resume_at: int | None) -> Jsonl:
+    """Open a metric log, cut to the size that it had at the checkpoint."""
+    kept = resume_at or 0
+    size = path.stat().st_size if path.is_file() else 0
+    if size < kept:
         raise UserError(
-            f"the metric log has {size} bytes, the checkpoint was taken at {resume_at}",
+            f"the metric log has {size} bytes, but had {kept} at the checkpoint",
             where=str(path),
-            remedy="put the log back, or delete the checkpoints to start afresh",
+            remedy="restore the log, or delete the checkpoints to start afresh",
         )
-    stream.truncate(resume_at or 0)
-    stream.seek(0)
-    lines = stream.readlines()
-    return _Log(stream, len(lines), json.loads(lines[-1]) if lines else {})
+    log = Jsonl(path, size=kept)
+    log.open()
+    return log
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, Any]:
-    """Floats that strict JSON can hold; what it cannot is null, and told under `non_finite`."""
+    """Return metrics for strict JSON: NaN and infinities as null, and as text under `non_finite`."""
     values = {key: float(value) for key, value in metrics.items()}
     odd = {key: repr(value) for key, value in values.items() if not math.isfinite(value)}
     kept: dict[str, Any] = {key: None if key in odd else value for key, value in values.items()}
     return {**kept, "non_finite": odd} if odd else kept
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as params: `training.beta`; lists and null as JSON."""
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str) else canonical_json(value)
-    return flat
-
-
-def _place(name: str) -> dict[str, str]:
-    """Method and seed of a results path `<setting>/<method>/seed<k>`; nothing for another path."""
-    found = re.fullmatch(r"[^/]+/(?P<method>[^/]+)/seed(?P<seed>\d+)", name)
-    return found.groupdict() if found else {}
+def _method_and_seed(name: str) -> dict[str, str]:
+    """Method and seed of a results path `<setting>/<method>/seed<k>`; empty for another path."""
+    match = re.fullmatch(r"[^/]+/(?P<method>[^/]+)/seed(?P<seed>\d+)", name)
+    return match.groupdict() if match else {}
 
 
 def _machine() -> dict[str, str]:
-    """World size and GPU of this job; torch is asked only where the job uses it."""
+    """World size and GPU of this job; torch is not imported for it."""
     torch = sys.modules.get("torch")
     on_gpu = torch is not None and torch.cuda.is_available()
     return {

@@ -1,29 +1,27 @@
-"""The mirror of a metric log in MLflow, and the database it goes to.
+"""Mirror of a metric log in MLflow. Jobs use `sams.tracking.log`.
 
-`sams.tracking.log` is what jobs use. Here is what talks to MLflow, which is imported late: it takes seconds.
+A run that MLflow has not accepted completely by the end of its job leaves a marker in `results/mlflow_unsent/`. The
+end of any later job that reaches MLflow, and `sams mlflow`, send the rest from the metric log in the results; the
+tag `mirrored_lines` of the run says which lines MLflow has.
 """
 
 import contextlib
 import fcntl
-import importlib
+import hashlib
 import json
 import logging
-import math
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from numbers import Real
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sams.runtime.errors import UserError
-from sams.runtime.files import whole_file
+from sams.runtime.files import whole_file, write_json
+from sams.runtime.mappings import numbers
 from sams.runtime.provenance import commit
-from sams.tracking import unsent as mlflow_unsent
+from sams.tracking.server import RESULTS, connect, database, import_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,42 +30,20 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-RESULTS = Path("results")
-FLUSH_SECONDS = 5.0  # between two batches; after each failure the pause doubles, up to 16 times
-FINISH_SECONDS = 30.0  # longest wait for what is still to be sent when a job ends
-MAX_METRICS, MAX_PARAMS, MAX_VALUE = 900, 100, 6000  # within MLflow's limits of one log_batch
+FLUSH_SECONDS = 5.0  # between two batches; doubled after each failure, up to 16 times
+FINISH_SECONDS = 30.0  # longest wait at the end of a job for the lines that MLflow does not have yet
+MAX_METRICS, MAX_PARAMS, MAX_VALUE = 900, 100, 6000  # within the limits of one log_batch
 MIRRORED = "mirrored_lines"  # tag: lines of the metric log that MLflow has
-
-
-def tracking_uri(results: Path = RESULTS) -> str:
-    """Where runs are kept: MLFLOW_TRACKING_URI, or the sqlite file `mlflow.db` in the results folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve() / 'mlflow.db'}"
-
-
-def database(results: Path = RESULTS) -> Path | None:
-    """File of the sqlite database that runs are kept in; None if they are kept on a server."""
-    kind, _, path = tracking_uri(results).partition(":///")
-    return Path(path) if kind == "sqlite" else None
+UNSENT = "mlflow_unsent"  # folder of the markers
 
 
 def run_id(sidecar: Path) -> str | None:
-    """Id of the MLflow run whose sidecar this is, for the tag `upstream_run_id`; None if there is none."""
+    """Return the MLflow run id in a sidecar; None without one."""
     return sidecar.read_text(encoding="utf-8").strip() or None if sidecar.is_file() else None
 
 
-def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a metrics.json; a nested key is joined by `/` (`categories/math`)."""
-    found: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found.update({f"{key}/{inner}": number for inner, number in numbers(value).items()})
-        elif not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
-            found[key] = float(value)
-    return found
-
-
 class Identity(NamedTuple):
-    """What a run is known by."""
+    """Names and settings of a run."""
 
     experiment: str
     name: str
@@ -77,7 +53,7 @@ class Identity(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """How a run ended."""
+    """How a run ended, and when, in ms since the epoch."""
 
     status: Status
     final: dict[str, float]
@@ -86,16 +62,31 @@ class Ending(NamedTuple):
 
 
 class Mirror:
-    """Repeats a metric log in one MLflow run. Only its thread talks to MLflow.
+    """Sends a metric log to one MLflow run, from a thread of its own.
 
-    MLflow appends a metric that it is given twice, so the run carries a tag with the number of lines it has:
-    after a crash the lines that a resumed job writes again are not sent again.
+    MLflow appends a metric that it receives twice. A tag of the run therefore holds the number of lines that MLflow
+    has: lines that a resumed job writes again are not sent again.
+
+    Args:
+        identity: names and settings of the run.
+        sidecar: file for the run id.
+        jsonl: metric log; None for a job with final metrics only.
+        lines: lines of the metric log at the start.
+        resume: continue the run of the sidecar.
+        copy_to: folder to which the job copies metric log and sidecar at its end.
     """
 
     def __init__(
-        self, identity: Identity, sidecar: Path, jsonl: Path | None, *, lines: int, resume: bool
+        self,
+        identity: Identity,
+        sidecar: Path,
+        jsonl: Path | None,
+        *,
+        lines: int,
+        resume: bool,
+        copy_to: Path | None = None,
     ) -> None:
-        # A daemon, because a hanging call must not keep the job alive.
+        # A daemon: a call that hangs must not keep the job alive.
         self._thread = threading.Thread(target=self._follow, name="mlflow-mirror", daemon=True)
         self._contacted = threading.Event()
         self.times: list[int] = [now()] * lines  # ms since the epoch, one per line
@@ -103,27 +94,27 @@ class Mirror:
         self._sidecar = sidecar
         self._jsonl = jsonl
         self._resume = resume
+        self._copy_to = copy_to
         self._client: MlflowClient | None = None
         self._run_id = ""
+        self._known_run = ""  # run id of a marker
         self._described = self._recipe_sent = False
         self._artifacts: list[Path] = []
         self._mirrored = 0  # lines that MLflow has
-        self._position = self._line = 0  # where in the file to go on, in bytes and in lines
+        self._position = self._line = 0  # bytes and lines of the file that have been read
         self._pairs_seen = 0
         self._stop = threading.Event()
         self._ending: Ending | None = None
         self._failures = 0
-        self._complete = False  # MLflow has all of an ended run
+        self._complete = False  # MLflow has the complete run
 
     def start(self, seconds: float) -> None:
-        """Begin to follow the log; returns after the first contact, or after so many seconds.
+        """Start the thread; return after the first answer of MLflow, or after so many seconds.
 
-        MLflow is imported here, not in the thread: an import ends, however slow the machine, and two threads
-        that import at once can meet each other's half-made modules.
+        MLflow is imported here, because two threads that import at once can see partially initialised modules.
         """
-        if self._resume:
-            mlflow_unsent.forget(RESULTS, self._identity)  # the log that goes on holds it all
-        with contextlib.suppress(ImportError):  # the thread tells
+        self._marker().unlink(missing_ok=True)  # this start sends the log itself
+        with contextlib.suppress(ImportError):  # the thread reports it
             import_mlflow()
         self._thread.start()
         self._contacted.wait(seconds)
@@ -140,62 +131,91 @@ class Mirror:
         self._complete = True
         assert self._client is not None
         try:
-            mlflow_unsent.forget(RESULTS, self._identity)
-            mlflow_unsent.send(self._client, RESULTS)
-        except Exception:  # of what earlier jobs left, which waits for the next one
-            logger.debug("MLflow does not take what earlier jobs left", exc_info=True)
+            send_unsent(self._client)
+        except Exception:  # an earlier job's run, which waits for the next job
+            logger.debug("MLflow does not accept an unsent run of an earlier job", exc_info=True)
 
     def end(self, status: Status, final: dict[str, float], artifacts: Sequence[Path]) -> None:
-        """Send what is left and close the run, within FINISH_SECONDS; keep what is not taken by then."""
+        """Send the rest and close the run, within FINISH_SECONDS; write a marker if MLflow has not accepted all."""
         ending = self._ending = Ending(status, final, artifacts, now())
         self._stop.set()
         self._thread.join(FINISH_SECONDS)
         if self._complete:
             return
         logger.warning(
-            "MLflow run %s is incomplete: the server did not take all; the rest is sent by the next job that "
-            "reaches it, or by `sams mlflow`",
+            "MLflow run %s is incomplete: MLflow did not accept all; the next job that reaches it, or `sams mlflow`, "
+            "sends the rest",
             self._identity.name,
         )
-        closed = self._ending is None  # only files are left
-        left = ending._replace(final={}, artifacts=self._artifacts) if closed else ending
+        if self._ending is None:  # closed; only files are missing
+            ending = ending._replace(final={}, artifacts=self._artifacts)
         try:
-            mlflow_unsent.keep(
-                RESULTS,
-                self._identity,
-                left,
-                run_id=self._run_id,
-                jsonl=self._jsonl,
-                times=self.times,
-                recipe_sent=self._recipe_sent,
-            )
+            self._write_marker(ending)
         except OSError as error:
-            logger.warning("it cannot be kept for later: %s", error)
+            logger.warning("the rest cannot be sent later: %s", error)
 
-    def send_kept(
-        self, client: "MlflowClient", ending: Ending, times: list[int], *, recipe_sent: bool
-    ) -> None:
-        """Send a run that `mlflow_unsent` has kept, in this thread."""
-        self.times, self._ending, self._recipe_sent = times, ending, recipe_sent
-        self._send_all(client)
+    def _marker(self) -> Path:
+        """Marker of this job; the same for each of its starts."""
+        text = f"{self._identity.experiment}/{self._identity.name}/{self._identity.tags.get('part', '')}"
+        return RESULTS / UNSENT / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+    def _write_marker(self, ending: Ending) -> None:
+        def relative(path: Path) -> str:
+            return os.path.relpath(path, RESULTS)
+
+        folders = [self._sidecar.parent, *([self._copy_to] if self._copy_to else [])]
+        content = {
+            "identity": self._identity._asdict(),
+            "ending": ending._asdict() | {"artifacts": [relative(path) for path in ending.artifacts]},
+            "run_id": self._run_id,
+            "sidecars": [relative(folder / self._sidecar.name) for folder in folders],
+            "log": self._jsonl.name if self._jsonl else None,
+            "log_size": self._jsonl.stat().st_size if self._jsonl and self._jsonl.is_file() else 0,
+            "times": self.times,
+            "recipe_sent": self._recipe_sent,
+        }
+        self._marker().parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._marker(), content)
+
+    @classmethod
+    def of_marker(cls, content: dict[str, Any], results: Path) -> "Mirror":
+        """Return the mirror of an ended run that MLflow has not accepted completely."""
+        sidecars = [results / path for path in content["sidecars"]]
+        log = content["log"] and next(
+            (
+                path
+                for sidecar in sidecars
+                if (path := sidecar.with_name(content["log"])).is_file()
+                and path.stat().st_size == content["log_size"]  # otherwise of another start
+            ),
+            None,
+        )
+        sidecar = log.with_name(sidecars[0].name) if log else sidecars[0]
+        mirror = cls(Identity(**content["identity"]), sidecar, log or None, lines=0, resume=True)
+        ending = content["ending"]
+        mirror._ending = Ending(**ending | {"artifacts": [results / path for path in ending["artifacts"]]})
+        mirror._known_run = content["run_id"]
+        mirror.times, mirror._recipe_sent = content["times"], content["recipe_sent"]
+        return mirror
 
     def _attempt(self) -> bool:
         try:
             if self._client is None:
                 self._client = connect()
-            self._send_all(self._client)
-        except Exception as error:  # whatever MLflow, its database or its server raise
+            self.send(self._client)
+        except Exception as error:  # of MLflow, its database or its server
             self._failures += 1
             if self._failures == 1:
                 reason = re.sub(r"//[^/@\s]+@", "//", str(error))  # a URI may hold a password
-                logger.warning("MLflow takes nothing, metrics wait in their file: %.300s", reason)
+                logger.warning("MLflow does not answer; metrics are in their file: %.300s", reason)
             return False
         if self._failures:
-            logger.info("MLflow answers again, metrics were sent")
+            logger.info("MLflow answers again; metrics have been sent")
         self._failures = 0
         return True
 
-    def _send_all(self, client: "MlflowClient") -> None:
+    def send(self, client: "MlflowClient") -> None:
+        """Send all that MLflow does not have yet."""
         if not self._run_id:
             self._run_id = (self._resume and self._continue(client)) or self._create(client)
         if not self._described:
@@ -212,21 +232,22 @@ class Mirror:
 
         stale = self._kept_run(client)
         if stale is not None and stale.info.status == "RUNNING":
-            client.set_terminated(stale.info.run_id, "KILLED")  # SIGKILL leaves a run RUNNING for ever
+            client.set_terminated(stale.info.run_id, "KILLED")  # a start ended by SIGKILL
         experiment = client.get_experiment_by_name(self._identity.experiment)
         if experiment is None:
-            # A server chooses its own place for artifacts; MLflow's choice for sqlite is the working folder.
+            # A server chooses the location of artifacts itself; for sqlite MLflow would choose the working folder.
             folder = RESULTS.resolve() / "mlartifacts" / self._identity.experiment
-            place = folder.as_uri() if database() else None
+            location = folder.as_uri() if database() else None
             try:
-                client.create_experiment(self._identity.experiment, place)
-            except MlflowException:  # another job was faster; if not, the next line tells
+                client.create_experiment(self._identity.experiment, location)
+            except MlflowException:  # another job has created it; otherwise the next line raises
                 logger.debug("experiment exists", exc_info=True)
             experiment = client.get_experiment_by_name(self._identity.experiment)
             assert experiment is not None
         run = client.create_run(experiment.experiment_id, run_name=self._identity.name)
-        with whole_file(self._sidecar) as part:
-            part.write_text(run.info.run_id + "\n", encoding="utf-8")
+        if self._sidecar.parent.is_dir():  # an unsent run may have lost its folder
+            with whole_file(self._sidecar) as part:
+                part.write_text(run.info.run_id + "\n", encoding="utf-8")
         return str(run.info.run_id)
 
     def _continue(self, client: "MlflowClient") -> str | None:
@@ -235,15 +256,15 @@ class Mirror:
             return None
         client.update_run(run.info.run_id, status="RUNNING")
         self._mirrored = int(run.data.tags.get(MIRRORED, 0))
-        for key in run.data.params:  # MLflow refuses another value; the machine may have changed
+        for key in run.data.params:  # MLflow refuses to change a value, and the machine may have changed
             self._identity.params.pop(key, None)
         return str(run.info.run_id)
 
     def _kept_run(self, client: "MlflowClient") -> Any:
-        """The run of the sidecar; None if there is none, or the server knows no such run."""
+        """Return the run of the marker or the sidecar; None without one, or if the server has no such run."""
         from mlflow.exceptions import MlflowException
 
-        kept = run_id(self._sidecar)
+        kept = self._known_run or run_id(self._sidecar)
         if kept is None:
             return None
         try:
@@ -264,7 +285,7 @@ class Mirror:
         self._described = True
 
     def _send_lines(self, client: "MlflowClient", jsonl: Path) -> None:
-        """Send the whole lines written since the last call, as many at once as MLflow allows."""
+        """Send the complete lines since the last call, in batches as large as MLflow allows."""
         from mlflow.entities import Metric, RunTag
 
         batch: list[Metric] = []
@@ -280,7 +301,7 @@ class Mirror:
             stream.seek(position)
             for text in stream:
                 if not text.endswith(b"\n"):
-                    break  # being written: next time
+                    break  # incomplete: the next call reads it
                 record = json.loads(text)
                 self._pairs_seen = record.pop("pairs_seen")
                 values = numbers(record)
@@ -301,7 +322,7 @@ class Mirror:
         self._artifacts += ending.artifacts
 
     def _send_artifacts(self, client: "MlflowClient") -> None:
-        """Last of all: a server without a place for files must not cost the metrics."""
+        """Send files, after all metrics: a server may refuse files only."""
         if not self._recipe_sent:
             client.log_dict(self._run_id, self._identity.recipe, "recipe.json")
             self._recipe_sent = True
@@ -310,90 +331,30 @@ class Mirror:
             del self._artifacts[0]
 
 
-def connect(results: Path = RESULTS) -> "MlflowClient":
-    """A client of the place that runs are kept in; a database that is not there yet is made."""
-    file = database(results)
-    if file is not None and not file.exists():
-        prepare_database(results)
-    return _client(tracking_uri(results))
-
-
-def _client(uri: str) -> "MlflowClient":
-    import_mlflow()
-    from mlflow import MlflowClient
-
-    return MlflowClient(uri)
-
-
-def import_mlflow() -> None:
-    """Import what a client needs, and see that its calls end within seconds and that it keeps quiet."""
-    for key, value in (
-        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "5"),
-        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0"),  # what fails is tried again by the next batch
-        ("MLFLOW_DISABLE_TELEMETRY", "true"),
-        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
-    ):
-        os.environ.setdefault(key, value)
-    importlib.import_module("mlflow")
-    if database() is not None:
-        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-
-
-def prepare_database(results: Path = RESULTS) -> None:
-    """Make or upgrade the sqlite database, once before jobs in parallel; again it changes nothing.
-
-    A fresh database appears whole under its name, so that no job meets one in the making. A server is its
-    owner's to prepare: nothing is done.
+def send_unsent(client: "MlflowClient", results: Path = RESULTS) -> int:
+    """Send the rest of earlier runs that have a marker; return how many are complete now.
 
     Raises:
-        UserError: the file is no database of MLflow, or of a newer one.
+        Exception: of MLflow; the markers that are left wait for the next call.
     """
-    file = database(results)
-    if file is None:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_name(f".{file.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if file.exists():
-            if not _is_current(file):
-                _upgrade(file, told=file)
-        else:
-            with whole_file(file) as part:
-                _upgrade(part, told=file)
-
-
-def _is_current(file: Path) -> bool:
-    """Whether this MLflow can use the database as it is: a client's first call compares the schema."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        _client(f"sqlite:///{file}").search_experiments(max_results=1)
-    except MlflowException:
-        return False
-    return True
-
-
-def _upgrade(file: Path, *, told: Path) -> None:
-    # A process of its own: migrations set up logging and keep connections open.
-    command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{file}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        # The last line of the trace may be the statement that failed, over many lines; its error comes before it.
-        lines = [line for line in done.stderr.strip().splitlines() if "Error" in line]
-        reason = lines[-1] if lines else done.stderr.strip()[-300:]
-        raise UserError(
-            f"MLflow cannot use this database: {reason[:300]}",
-            where=str(told),
-            remedy="move it away; the metric logs hold everything it held",
-        )
+    sent = 0
+    for marker in sorted((results / UNSENT).glob("*.json")):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), marker.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # another job may be sending it
+            Mirror.of_marker(json.load(stream), results).send(client)
+            marker.unlink()
+            sent += 1
+    if sent:
+        logger.info("sent the rest of %d earlier runs to MLflow", sent)
+    return sent
 
 
 def _commit() -> dict[str, str]:
-    """Tags of the code's commit, under the name that MLflow links it by; nothing outside a git checkout."""
+    """Tags with the commit of the code, under MLflow's name for it; none outside a git checkout."""
     names = {"git_commit": "mlflow.source.git.commit", "git_dirty": "git_dirty"}
     return {names[key]: value for key, value in commit().items()}
 
 
 def now() -> int:
+    """Return ms since the epoch."""
     return int(time.time() * 1000)

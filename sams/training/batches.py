@@ -1,27 +1,47 @@
-"""Batches: the order of the data, and how a selection is dealt to the processes."""
+"""Global batches of a run, and how the items of a pass are dealt to the processes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
-from sams.runtime.errors import UserError
 from sams.training.distribution import seeded
 
-if TYPE_CHECKING:
-    from sams.study.settings import Training
+
+@dataclass(frozen=True)
+class Batches:
+    """The global batches of a run.
+
+    Attributes:
+        items: number of items, shuffled again in each epoch; or the items in an order that every epoch keeps.
+        size: items of a global batch.
+        epochs: passes over the items.
+        steps: number of batches of the run.
+        seed: seed of the shuffling.
+    """
+
+    items: int | Sequence[int]
+    size: int
+    epochs: int
+    steps: int
+    seed: int
+
+    def after(self, step: int) -> Iterator[tuple[int, list[int]]]:
+        """The batches that follow a step: (step from 1, item indices)."""
+        return islice(rounds(self.items, self.size, self.epochs, self.seed), step, self.steps)
 
 
 def rounds(items: int | Sequence[int], batch: int, epochs: int, seed: int) -> Iterator[tuple[int, list[int]]]:
-    """The global batches of a run: (round from 1, item indices); the incomplete last batch of an epoch is dropped.
+    """Yield (round from 1, item indices) of all epochs; the incomplete last batch of an epoch is dropped.
 
     Args:
-        items: how many there are, shuffled anew in each epoch; or the items in an order that each epoch keeps.
-        batch: size of a global batch.
+        items: number of items, shuffled again in each epoch; or the items in an order that every epoch keeps.
+        batch: items of a global batch.
         epochs: passes over the items.
-        seed: of the shuffling.
+        seed: seed of the shuffling.
     """
     number = 0
     for epoch in range(epochs):
@@ -34,64 +54,41 @@ def rounds(items: int | Sequence[int], batch: int, epochs: int, seed: int) -> It
             yield number, order[start : start + batch]
 
 
-def count_rounds(items: Sequence[object], training: Training, where: str, batch: int | None = None) -> int:
-    """Number of optimiser steps of a run.
-
-    Args:
-        items: what is trained on.
-        training: batch size, epochs and limit.
-        where: config key of the batch size, for the message.
-        batch: the batch size, where it is not the settings'.
-
-    Raises:
-        UserError: when the data does not fill one batch.
-    """
-    batch = batch or training.batch_size
-    if len(items) < batch:
-        raise UserError(
-            f"{len(items)} examples do not fill one global batch of {batch}",
-            where=where,
-            remedy="give more data or a smaller batch_size",
-        )
-    steps = len(items) // batch * training.epochs
-    return steps if training.max_steps is None else min(steps, training.max_steps)
-
-
 def deal(
     lengths: Sequence[int], world: int, micro_batch: int, *, packed: bool = False
 ) -> list[list[list[int]]]:
     """Deal items to the processes, balanced by tokens, with the same number of micro-batches on each.
 
-    Unequal numbers of forward and backward calls would hang FSDP2: a process that is short of items gets
-    empty micro-batches, which the passes fill with a row of weight 0.
+    Unequal numbers of forward and backward calls would hang FSDP2: a process with fewer items gets empty
+    micro-batches, which the passes fill with a row of weight 0.
 
     Args:
         lengths: tokens of each item.
         world: number of processes.
         micro_batch: most items in one micro-batch.
-        packed: whether rows are packed. Padded rows want similar lengths in one micro-batch, packed ones want
-            micro-batches of the same size.
+        packed: whether rows are packed. Padded rows need similar lengths in one micro-batch, packed rows need
+            micro-batches of equal size.
 
     Returns:
-        For each process its micro-batches: places in `lengths`.
+        Micro-batches of each process: indices in `lengths`.
     """
-    hands = balanced(range(len(lengths)), lengths, world)
-    count = max(1, -(-max(map(len, hands)) // micro_batch))
+    shares = balanced(range(len(lengths)), lengths, world)
+    count = max(1, -(-max(map(len, shares)) // micro_batch))
     if packed:
-        return [balanced(hand, lengths, count) for hand in hands]
+        return [balanced(share, lengths, count) for share in shares]
     return [
-        [hand[start * len(hand) // count : (start + 1) * len(hand) // count] for start in range(count)]
-        for hand in hands
+        [share[number * len(share) // count : (number + 1) * len(share) // count] for number in range(count)]
+        for share in shares
     ]
 
 
-def balanced(places: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Split places into parts of at most equal number and nearly equal tokens, longest first in each."""
-    share = -(-len(places) // parts)
-    hands: list[list[int]] = [[] for _ in range(parts)]
-    weights = [0] * parts
-    for place in sorted(places, key=lambda place: (-lengths[place], place)):
-        hand = min((weights[part], part) for part in range(parts) if len(hands[part]) < share)[1]
-        hands[hand].append(place)
-        weights[hand] += lengths[place]
-    return hands
+def balanced(items: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Split items into parts of at most equal number and nearly equal tokens, longest first in each part."""
+    most = -(-len(items) // parts)
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    tokens = [0] * parts
+    for item in sorted(items, key=lambda item: (-lengths[item], item)):
+        part = min((tokens[part], part) for part in range(parts) if len(shares[part]) < most)[1]
+        shares[part].append(item)
+        tokens[part] += lengths[item]
+    return shares

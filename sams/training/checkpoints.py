@@ -1,8 +1,8 @@
-"""Checkpoints: sharded, whole or absent, and only ever resumed by the run that wrote them."""
+"""Sharded checkpoints, complete or absent, resumed only by the run that wrote them."""
 
-import hashlib
 import json
 import logging
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,84 +15,117 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_st
 
 from sams.runtime.errors import UserError
 from sams.runtime.faults import full_disk, is_disk_full
-from sams.runtime.files import read_json, sha256_of, write_json, write_manifest
+from sams.runtime.files import (
+    canonical_json,
+    read_json,
+    sha256_of,
+    sha256_of_text,
+    write_json,
+    write_manifest,
+)
 from sams.training.distribution import Workers
-from sams.training.sharded import load_sharded
+from sams.training.sharded import LORA, load_sharded
 
 if TYPE_CHECKING:
-    from sams.scheduling.selectors import Selector
+    from sams.scheduling.selectors.base import Selector
 
 log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"
-LORA = "lora.json"
+RUN = "run.json"
+"""File in the folder of a run: its inputs, and the digests of its modules."""
 KEPT = 2
 
 
-def fingerprint(*parts: str) -> str:
-    """Sixteen hex digits for what a run is made of: recipe, code, upstream digests."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
 def delete(folder: Path) -> None:
-    """Delete checkpoints, their markers first: what a killed process leaves of them must not count."""
+    """Delete checkpoints, their markers first, so that a killed process leaves none that looks complete."""
     for marker in list(folder.rglob(COMPLETE)):
         marker.unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 
 class ResultWriter(FileSystemWriter):
-    """Writes shards without a note of where and under which random id: equal weights are equal files."""
+    """Writes shards without their path and a random id, so that equal weights are equal files."""
 
     def storage_meta(self) -> None:
-        """Nothing."""
+        """No metadata of the storage."""
         return
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder named by its fingerprint.
+    """The checkpoints of one run, in a folder named by a digest of its inputs and its code.
 
-    Checkpoints of other fingerprints in `folder` are of other settings, code or data. They are deleted,
-    never resumed.
+    Checkpoints of other inputs are deleted, never resumed. Those of the same inputs and other code are kept, the
+    newest run's only, until this run has finished; a warning says how to resume from them.
+
+    Args:
+        folder: parent folder, which holds the checkpoints of one job.
+        workers: the processes of the job.
+        inputs: recipe and digests of all that the job reads, JSON.
+        code: digest of each module that the job runs.
     """
 
-    def __init__(self, folder: Path, run: str, workers: Workers) -> None:
-        self.folder = folder / run
+    def __init__(
+        self, folder: Path, workers: Workers, *, inputs: dict[str, Any], code: dict[str, str]
+    ) -> None:
+        self.folder = folder / sha256_of_text(canonical_json([inputs, code]))[:16]
         self.workers = workers
         if workers.is_main:
-            for other in folder.iterdir() if folder.is_dir() else ():
-                if other != self.folder:
-                    log.info("settings, code or data have changed: removing checkpoints %s", other)
-                    delete(other)
+            self._keep_newest(inputs, code)
             self.folder.mkdir(parents=True, exist_ok=True)
-            for part in self.folder.glob(".step-*.part"):  # what a killed save has left takes room
+            write_json(self.folder / RUN, {"inputs": inputs, "code": code})
+            for part in self.folder.glob(".step-*.part"):  # a save that was killed
                 shutil.rmtree(part, ignore_errors=True)
         workers.barrier()
 
+    def _keep_newest(self, inputs: dict[str, Any], code: dict[str, str]) -> None:
+        """Delete the folders of other runs, but for the newest one with the same inputs and a checkpoint."""
+        others = [other for other in self._runs() if other != self.folder]
+        usable = [other for other in others if steps_of(other) and _read_run(other).get("inputs") == inputs]
+        newest = max(usable, key=lambda other: (other / RUN).stat().st_mtime_ns, default=None)
+        for other in others:
+            if other != newest:
+                log.info("settings, code or data have changed: deleting the checkpoints in %s", other)
+                delete(other)
+        if newest is not None and not steps_of(self.folder):
+            here, there = shlex.quote(str(self.folder)), shlex.quote(str(newest))
+            log.warning(
+                "the code has changed since the checkpoint of step %d in %s (%s); this run starts from step 0. To "
+                "resume from that checkpoint with the new code: stop this run, `rm -r %s && mv %s %s`, start it "
+                "again. To resume with the old code: check out the commit that wrote the checkpoint.",
+                steps_of(newest)[-1],
+                newest,
+                ", ".join(changed_modules(_read_run(newest)["code"], code)),
+                here,
+                there,
+                here,
+            )
+
+    def _runs(self) -> list[Path]:
+        return sorted(self.folder.parent.iterdir()) if self.folder.parent.is_dir() else []
+
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
-        return sorted(
-            int(found.parent.name.split("-")[1]) for found in self.folder.glob(f"step-*/{COMPLETE}")
-        )
+        return steps_of(self.folder)
 
     def restore(
         self, policy: nn.Module, optimiser: torch.optim.Optimizer | None, selector: "Selector | None" = None
     ) -> dict[str, Any] | None:
-        """Load the newest whole checkpoint into policy, optimiser and selector; return the loop's own state.
+        """Load the newest intact checkpoint into policy, optimiser and selector; return the loop's own state.
 
-        None where there is no checkpoint. One whose files, or whose selector's files, are not what was written is
-        passed over for the one before it. Without an optimiser the policy is frozen and no part of it.
+        Returns None if there is no checkpoint. A damaged checkpoint, or one whose selector's files are damaged, is
+        passed over for the one before it. Without an optimiser the policy is frozen and not in the checkpoint.
 
         Raises:
-            UserError: there are checkpoints, and none is whole.
+            UserError: there are checkpoints, and all are damaged.
         """
         problems: list[str] = []
-        # Rank 0's word: a network file system may show another node an older state of the folder.
+        # Rank 0 decides: a network file system may show other nodes an older state of the folder.
         for step in reversed(self.workers.gather(self.steps())[0]):
-            place = self._place(step)
-            loop, problem = None, self._damage(place)
+            path = self._path(step)
+            loop, problem = None, self._damage(path)
             if not self.workers.any(bool(problem)):
-                loop = torch.load(place / "loop.pt", map_location="cpu", weights_only=True)
+                loop = torch.load(path / "loop.pt", map_location="cpu", weights_only=True)
                 if selector is not None:
                     try:
                         selector.load_state_dict(loop.pop("selector"))
@@ -101,12 +134,12 @@ class Checkpoints:
             found = sorted({each for each in self.workers.gather(problem) if each})
             if found or loop is None:
                 problems += found
-                log.warning("%s is damaged, going back to the one before it: %s", place, "; ".join(found))
+                log.warning("%s is damaged, trying the checkpoint before it: %s", path, "; ".join(found))
                 continue
             if optimiser is not None:
                 model_state, optimiser_state = get_state_dict(policy, optimiser)
                 state: dict[str, Any] = {"policy": model_state, "optimiser": optimiser_state}
-                load_sharded(state, place)
+                load_sharded(state, path)
                 set_state_dict(
                     policy, optimiser, model_state_dict=state["policy"], optim_state_dict=state["optimiser"]
                 )
@@ -114,39 +147,40 @@ class Checkpoints:
             return dict(loop)
         if problems:
             raise UserError(
-                f"no checkpoint is whole ({'; '.join(problems)})",
+                f"every checkpoint is damaged ({'; '.join(problems)})",
                 where=str(self.folder),
-                remedy="put the files back, or delete that folder to start afresh",
+                remedy="restore the files, or delete that folder to start from step 0",
             )
         return None
 
     def save(self, policy: nn.Module, optimiser: torch.optim.Optimizer | None, loop: dict[str, Any]) -> None:
-        """Write a checkpoint of step `loop["step"]`; it counts once it is complete and in place.
+        """Write a checkpoint of step `loop["step"]`, under a temporary name until it is complete.
 
         Raises:
-            OSError: it cannot be written; those before it stay.
+            UserError: the disk is full; earlier checkpoints stay.
+            OSError: it cannot be written for another reason; earlier checkpoints stay.
         """
-        place = self._place(loop["step"])
-        part = place.with_name(f".{place.name}.part")
+        path = self._path(loop["step"])
+        part = path.with_name(f".{path.name}.part")
         try:
             self._write(part, policy, optimiser, loop)
-        except BaseException as error:  # torch's CheckpointException is no Exception
+        except BaseException as error:  # torch's CheckpointException is a BaseException
             if self.workers.is_main:
                 shutil.rmtree(part, ignore_errors=True)
             if is_disk_full(error):
-                raise full_disk(place) from error
+                raise full_disk(path) from error
             raise
         if self.workers.is_main:
-            shutil.rmtree(place, ignore_errors=True)
-            part.replace(place)
+            shutil.rmtree(path, ignore_errors=True)
+            part.replace(path)
             for old in self.steps()[:-KEPT]:
-                delete(self._place(old))
+                delete(self._path(old))
         self.workers.barrier()
 
     def _write(
         self, part: Path, policy: nn.Module, optimiser: torch.optim.Optimizer | None, loop: dict[str, Any]
     ) -> None:
-        """Write a checkpoint as the folder `part`, its marker with the hashes of all files last."""
+        """Write a checkpoint as the folder `part`; its marker, with the hashes of all files, comes last."""
         if self.workers.is_main:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
@@ -155,7 +189,7 @@ class Checkpoints:
             self.workers.refuse_drift(policy)
             model_state, optimiser_state = get_state_dict(policy, optimiser)
             dcp.save({"policy": model_state, "optimiser": optimiser_state}, checkpoint_id=part)
-        # Each process hashes what it wrote, which is still in memory: side by side, so that it takes seconds.
+        # Each process hashes its own files, which are still cached, in parallel with the others.
         own = {file.name: sha256_of(file) for file in part.glob(f"__{self.workers.rank}_*")}
         files = {name: digest for found in self.workers.gather(own) for name, digest in found.items()}
         if self.workers.is_main:
@@ -165,15 +199,15 @@ class Checkpoints:
             files = {name: digest or sha256_of(part / name) for name, digest in sorted(files.items())}
             (part / COMPLETE).write_text(json.dumps({"step": loop["step"], "files": files}))
 
-    def _damage(self, place: Path) -> str:
-        """What this process finds wrong with its share of a checkpoint's files; empty if nothing."""
+    def _damage(self, path: Path) -> str:
+        """The first damage to this process's share of a checkpoint's files; empty if there is none."""
         try:
-            files = sorted(read_json(place / COMPLETE)["files"].items())
+            files = sorted(read_json(path / COMPLETE)["files"].items())
             for name, digest in files[self.workers.rank :: self.workers.world]:
-                if sha256_of(place / name) != digest:
-                    return f"{place.name}/{name} is not what was written"
+                if sha256_of(path / name) != digest:
+                    return f"{path.name}/{name} is not what was written"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            return f"{place.name} cannot be read ({error})"
+            return f"{path.name} cannot be read ({error})"
         return ""
 
     def publish(
@@ -200,10 +234,30 @@ class Checkpoints:
         self.workers.barrier()
 
     def remove(self) -> None:
-        """Delete this run's checkpoints, once its result is in place."""
+        """Delete the checkpoints of this job, once its result is complete, and those that older code has left."""
         if self.workers.is_main:
-            delete(self.folder)
+            for run in self._runs():
+                delete(run)
         self.workers.barrier()
 
-    def _place(self, step: int) -> Path:
+    def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
+
+
+def steps_of(run: Path) -> list[int]:
+    """Steps of the complete checkpoints in the folder of a run, oldest first."""
+    return sorted(int(found.parent.name.split("-")[1]) for found in run.glob(f"step-*/{COMPLETE}"))
+
+
+def changed_modules(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Modules whose digests differ, or that only one of both has."""
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+
+
+def _read_run(run: Path) -> dict[str, Any]:
+    """The `RUN` file of a run's folder; empty if there is none, or it is damaged."""
+    try:
+        read = read_json(run / RUN)
+        return read if isinstance(read["code"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -1,10 +1,10 @@
-"""Cross-fitting for selector `selective`: train on one half of the pairs, take the losses of the other half.
+"""Cross-fitting for selector `selective`: train on one half of the pairs, score the other half.
 
     torchrun --standalone --nproc-per-node 8 -m sams.training.crossfit --recipe recipe.json --half 0 \
         --tokens TOKENS --model MODEL --reference REFERENCE --out OUT --checkpoints CHECKPOINTS
 
-Both halves (0 and 1) give every pair the validation loss of a model that has not seen it (Selective DPO,
-arXiv 2502.09650).
+Together, both halves (0 and 1) give the validation loss of every pair under a model that was not trained on it
+(Selective DPO, arXiv 2502.09650).
 """
 
 from pathlib import Path
@@ -17,9 +17,12 @@ from sams.training.crossfit_losses import LOSSES
 from sams.training.distribution import seeded
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy
-from sams.training.loop import train
-from sams.training.preference import read_task, score_all, select
+from sams.training.loop import Reports, Selecting, train
+from sams.training.passes import score
+from sams.training.preference import plan
 from sams.training.selector import build_selector
+from sams.training.tasks.preference import read_task
+from sams.training.updates import AdamWStep
 
 
 def main(
@@ -31,7 +34,7 @@ def main(
     half: int,
     reference: Path | None = None,
 ) -> None:
-    """Train on one half; leaves losses/ (of the other half), train.jsonl and train_metrics.json in `out`."""
+    """Train on one half; write losses/ (of the other half), train.jsonl and train_metrics.json to `out`."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -43,7 +46,6 @@ def main(
     upstream = {"tokens": tokens, "model": model} | ({} if reference is None else {"reference": reference})
     with TrainingJob(
         "train_crossfit",
-        "sams.training.crossfit",
         settings,
         current_job(),
         out=out,
@@ -53,18 +55,17 @@ def main(
     ) as job:
         policy = load_policy(model, settings.model, job.workers, training=training)
         splits = ("train", training.evaluated_split)
-        task, test = (read_task(tokens, reference, split, settings) for split in splits)
+        task, test = (read_task(tokens, reference, split, training) for split in splits)
         halves = torch.randperm(len(task.ids), generator=seeded("crossfit", settings.seed)).chunk(2)
         mine, others = halves[half].tolist(), halves[1 - half].tolist()
 
-        selection = select(task, training, mine)
-        selector = build_selector(
-            training, None, selection, model=bare(policy).model, job=job, pretrained=None
-        )
-        figures, _ = train(
-            policy, task, test, selector, selection, training, updates="selected", job=job, order=mine
-        )
-        found = score_all(policy, task, others, job)
+        batches, selection = plan(task, training, mine, settings.seed)
+        selector = build_selector(training.selector, None, selection, model=bare(policy).model, job=job)
+        update = AdamWStep(policy, training, job.workers, batches.steps)
+        selecting = Selecting(selector, task, selection)
+        figures, _ = train(job, policy, task, batches, update, selecting=selecting, reports=Reports(test))
+        assert job.tuning is not None
+        found, _ = score(policy, task, others, job.workers, job.tuning.scoring_micro_batch)
         if job.workers.is_main:
             table = pa.table({"id": [task.ids[item] for item in others], "loss": found["loss"].numpy()})
             with whole_folder(out / "losses") as part:

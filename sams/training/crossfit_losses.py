@@ -1,4 +1,4 @@
-"""The order of selector `selective`: pairs by their validation loss under models that have not seen them."""
+"""Order of the pairs for selector `selective`: by validation loss under models that were not trained on them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,26 +9,26 @@ LOSSES = "losses.parquet"
 
 
 def read_losses(halves: Sequence[Path]) -> dict[str, float]:
-    """Validation losses by pair id, from the folders of all halves.
+    """Read the validation losses by pair id, from the folders of all halves.
 
     Raises:
-        UserError: when a pair has none, or two.
+        UserError: when a pair has two losses.
     """
     from pyarrow import parquet
 
-    found: dict[str, float] = {}
+    losses: dict[str, float] = {}
     for folder in halves:
         table = parquet.read_table(folder / LOSSES).to_pydict()
-        if twice := found.keys() & set(table["id"]):
+        if twice := losses.keys() & set(table["id"]):
             raise UserError(
                 f"pair {min(twice)} has two losses", where=str(folder), remedy="give each half once"
             )
-        found |= dict(zip(table["id"], table["loss"], strict=True))
-    return found
+        losses |= dict(zip(table["id"], table["loss"], strict=True))
+    return losses
 
 
 def easiest_first(ids: Sequence[str], losses: dict[str, float], ratio: float) -> list[int]:
-    """Places of the easiest share of the pairs, from the lowest loss to the highest (Selective DPO, Section 4).
+    """Indices of the easiest share of the pairs, from the lowest loss to the highest (Selective DPO, Section 4).
 
     Raises:
         UserError: when the losses are not those of these pairs.
@@ -40,5 +40,5 @@ def easiest_first(ids: Sequence[str], losses: dict[str, float], ratio: float) ->
             where="--crossfit",
             remedy="give both halves that `train_crossfit` made of these data",
         )
-    order = sorted(range(len(ids)), key=lambda place: (losses[ids[place]], ids[place]))
+    order = sorted(range(len(ids)), key=lambda pair: (losses[ids[pair]], ids[pair]))
     return order[: round(len(ids) * ratio)]

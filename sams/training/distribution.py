@@ -4,12 +4,10 @@ accelerate sets up devices, process group, mixed precision and DDP. FSDP2 is app
 accelerate offers it on GPUs only, and what cannot run on two CPU processes cannot be proven here.
 """
 
-import ctypes
 import hashlib
 import os
 import resource
 import shutil
-import signal
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -30,9 +28,6 @@ from sams.runtime.errors import UserError
 from sams.runtime.watch import Watch
 
 T = TypeVar("T")
-
-WORKER = "TORCHELASTIC_RUN_ID"
-"""Environment variable that torchrun sets for its workers."""
 
 
 class Workers:
@@ -63,7 +58,6 @@ class Workers:
         shard_over: str = "all",
         deterministic: bool = False,
     ) -> None:
-        end_with_parent()
         torch.set_num_threads(threads)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -264,19 +258,6 @@ def end_worker(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def end_with_parent() -> None:
-    """Let the kernel end this worker when torchrun ends, however it ends.
-
-    torchrun's workers are sessions of their own: killed with SIGKILL it would leave them training on, and
-    writing where the next start writes.
-    """
-    if sys.platform == "linux" and WORKER in os.environ:
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:
-            raise SystemExit("torchrun has ended")
 
 
 def seeded(*parts: Any) -> torch.Generator:

@@ -17,10 +17,8 @@ from sams.policy.policy import Policy
 from sams.policy.stored import files_of, found_in, materialise, names_in_files, without_weights, write
 from sams.policy.weights import check_weights, refuse_not_finite
 from sams.runtime.errors import UserError
-from sams.runtime.files import read_json, whole_folder
-from sams.training.checkpoints import LORA
-from sams.training.job import digest_of
-from sams.training.sharded import ShardReader, load_sharded
+from sams.runtime.files import digest_of, read_json, whole_folder
+from sams.training.sharded import LORA, ShardReader, load_sharded
 
 FRESH_SEED = 0
 KEY = "policy.model."
@@ -38,6 +36,7 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
     """
     from sams.runtime.stage import read_recipe
     from sams.study.recipes import ExportRecipe
+    from sams.study.sources import digests_of_sources
 
     settings = read_recipe(recipe, ExportRecipe).model
     dtype = getattr(torch, settings.precision)
@@ -52,7 +51,9 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
     upstream = {"tokens": digest_of(tokens)} if tokens else {}
     if trained is not None:
         upstream |= {"trained": digest_of(trained)}
-    with whole_folder(out, upstream=upstream, recipe=settings.model_dump(mode="json")) as part:
+    sources = digests_of_sources(ExportRecipe(model=settings)) if trained is None else {}
+    facts = {"upstream": upstream, "sources": sources, "recipe": settings.model_dump(mode="json")}
+    with whole_folder(out, **facts) as part:
         if trained is not None:
             export_trained(trained, settings.attention, part, dtype)
         elif settings.path is not None:

@@ -1,30 +1,36 @@
-"""Gates: what must hold before and while a run trains, or it stops on all processes and says why."""
+"""Checks before and during training that stop a run on all processes with a message."""
+
+from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
 from sams.runtime.errors import UserError
-from sams.training.tasks import Items, PreferenceTask, Task
+from sams.training.tasks.base import Items, Scored
+
+if TYPE_CHECKING:
+    from sams.training.tasks.preference import PreferenceTask
 
 
 class TrainingFailure(UserError):
-    """A failure that the same settings, code and data would meet again: a retry is in vain."""
+    """A failure that a retry with the same settings, code and data would repeat."""
 
 
-# Mean log-ratio per token that honest rounding leaves between a policy and the cache of its own log-probs, and
-# how many times that a single pair may be off. float32 was measured (docs/correctness.md), bfloat16 awaits a GPU.
+# Largest mean log-ratio per token that rounding explains between a policy and the cache of its own log-probs, and how
+# many times that a single pair may differ. float32 was measured (docs/correctness.md), bfloat16 awaits a GPU.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-3}
 OUTLIER = 20
 
 
 def refuse_foreign_reference(task: PreferenceTask, items: list[int], found: Items, *, precision: str) -> None:
-    """See, before the first step, that the policy agrees with the cached reference it starts from.
+    """Check before the first step that the policy agrees with the cached reference log-probs of the same model.
 
     Args:
         task: the training pairs with their reference.
         items: the first global batch.
-        found: what the policy says of it; needs `logps/chosen` and `logps/rejected`.
+        found: values of these items under the policy, with `logps/chosen` and `logps/rejected`.
         precision: compute type.
 
     Raises:
@@ -51,17 +57,18 @@ def refuse_foreign_reference(task: PreferenceTask, items: list[int], found: Item
         )
 
 
-def refuse_non_finite(items: Items, chosen: list[int], task: Task, step: int) -> None:
-    """Stop on a loss that is not finite. Every process holds all losses, so all stop together.
+def refuse_non_finite(values: Items, items: list[int], task: Scored, step: int) -> None:
+    """Stop on a loss that is not finite. Every process has all losses, so all stop together.
 
     Raises:
         TrainingFailure: naming the step, the items and their values.
     """
-    wrong = [place for place, loss in enumerate(items["loss"].tolist()) if not math.isfinite(loss)]
+    losses = values["loss"].tolist()
+    wrong = [(item, loss) for item, loss in zip(items, losses, strict=True) if not math.isfinite(loss)]
     if wrong:
-        named = ", ".join(f"{task.ids[chosen[place]]} ({items['loss'][place].item()})" for place in wrong[:5])
+        named = ", ".join(f"{task.ids[item]} ({loss})" for item, loss in wrong[:5])
         raise TrainingFailure(
-            f"the loss of {len(wrong)} of {len(chosen)} items is not finite: {named}",
+            f"the loss of {len(wrong)} of {len(items)} items is not finite: {named}",
             where=f"step {step}",
             remedy="look at these items, lower the learning rate, or use precision float32",
         )

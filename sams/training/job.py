@@ -1,4 +1,4 @@
-"""What the training stages share around the loop: processes, upstream digests, metric log, results."""
+"""A job of a training stage: its processes, digests of inputs, checkpoints, metric log and results."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from torch import nn
 from sams.policy.policy import bare
 from sams.runtime.errors import UserError
 from sams.runtime.faults import is_out_of_memory
-from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, refuse_damage, sha256_of, write_json
-from sams.runtime.provenance import ENVIRONMENT, code_digest, made_on
-from sams.training.checkpoints import Checkpoints, fingerprint
-from sams.training.distribution import WORKER, Workers
+from sams.runtime.files import digest_of, write_json
+from sams.runtime.processes import WORKER
+from sams.runtime.provenance import ENVIRONMENT, digest_of_code, made_on
+from sams.training.checkpoints import Checkpoints
+from sams.training.distribution import Workers
 from sams.training.gates import TrainingFailure
 from sams.training.tuning import Tuning
 
@@ -36,30 +37,28 @@ RUN_ID = "mlflow_run_id"
 FAILED = "FAILED"
 POSITIONS = "positions"
 SECTIONS = {"train_sft": "sft", "pretrain_scheduler": "pretrain"}
-"""Settings of the stages that have a group of their own; the others' are their method's."""
+"""Section of the config of a stage's settings, where these are not those of a method."""
 
 
 class TrainingJob:
-    """One job of a training rule: its processes, what it builds on, where its results go.
+    """One job of a training stage.
 
     Args:
-        stage: name of the rule.
-        module: the entry point, whose code belongs to the fingerprint.
+        stage: name of the stage.
         recipe: the stage's recipe.
         job: study, launch settings, tracking.
         out: folder of the results.
         checkpoints: folder of the checkpoints.
-        upstream: name -> folder or file that the job reads.
-        part: which of several jobs of one method and seed this is.
+        upstream: results of other jobs that this job reads, by name: folders or files.
+        part: name of this job among those of one method and seed.
 
     Raises:
-        UserError: when something upstream is missing.
+        UserError: an upstream result is missing or damaged, or an earlier run of the same job has failed for good.
     """
 
     def __init__(
         self,
         stage: Stage,
-        module: str,
         recipe: Settings,
         job: Job,
         *,
@@ -68,6 +67,9 @@ class TrainingJob:
         upstream: dict[str, Path],
         part: str = "",
     ) -> None:
+        from sams.study.code import code_of_job
+        from sams.study.sources import digests_of_sources
+
         self.stage = stage
         self.part = part
         self.settings: Any = recipe
@@ -76,7 +78,7 @@ class TrainingJob:
         self.out = out
         self.upstream = {name: digest_of(path) for name, path in upstream.items()}
         self.upstream_runs = {name: text for name, path in upstream.items() if (text := run_id_of(path))}
-        self.code = code_digest(module)
+        self.code = code_of_job(stage, recipe)
         launch = job.launch
         self.workers = Workers(
             device=launch.device,
@@ -89,10 +91,16 @@ class TrainingJob:
         )
         self.run: Any = None
         self.tuning: Tuning | None = None
-        start = "" if "model" in upstream else self.start_digest(self.recipe["model"]["path"])
-        settings = canonical_json(without_micro_batches(self.recipe))
-        run = fingerprint(settings, self.code, canonical_json(self.upstream), part, start)
-        self.checkpoints = Checkpoints(checkpoints, run, self.workers)
+        self.sources: dict[str, str] = self.workers.gather(
+            digests_of_sources(recipe) if self.workers.is_main else {}
+        )[0]
+        inputs = {
+            "recipe": without_micro_batches(self.recipe),
+            "upstream": self.upstream,
+            "sources": self.sources,
+            "part": part,
+        }
+        self.checkpoints = Checkpoints(checkpoints, self.workers, inputs=inputs, code=self.code)
         failed = self.checkpoints.folder / FAILED
         if failed.is_file():
             raise UserError(
@@ -100,18 +108,14 @@ class TrainingJob:
                 remedy=f"change what it names, or delete {failed} to try once more",
             )
 
-    def start_digest(self, model: str | None) -> str:
-        """What a local model's config and weights are, by their content, which rank 0 reads for all."""
-        return self.workers.gather(digest_of_start(model) if self.workers.is_main else "")[0]
-
     def publish(self, policy: nn.Module, training: Training, name: str = "trained") -> None:
-        """Write the trained weights as a folder of this name in the results."""
+        """Write the trained weights as the folder `name` of the results."""
         self.workers.watch.at("writing the weights")
         lora = None if training.lora is None else training.lora.model_dump()
         self.checkpoints.publish(policy, self.out / name, config=bare(policy).model.config, lora=lora)
 
     def open_run(self, offset: int | None) -> Any:
-        """Start or resume the metric log; processes other than rank 0 get a silent one."""
+        """Start or resume the metric log; ranks other than 0 get one that writes nothing."""
         from sams.tracking import log as tracking
 
         if not self.workers.is_main:
@@ -137,11 +141,12 @@ class TrainingJob:
                 ),
                 "world_size": str(self.workers.world),
                 "gpu_model": torch.cuda.get_device_name() if self.workers.device.type == "cuda" else "none",
-                "code_sha": self.code,
+                "code_sha": digest_of_code(self.code),
                 "upstream_run_id": ",".join(sorted(set(self.upstream_runs.values()))),
             },
             derived={f"upstream.{name}": digest for name, digest in self.upstream.items()},
             resume_at=offset,
+            copy_to=self.out,
             enabled=self.job.tracking,
         )
         return self.run
@@ -152,9 +157,9 @@ class TrainingJob:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        """Close the metric log: FAILED after an exception, KILLED after a request to stop.
+        """Close the metric log: as FAILED after an exception, as KILLED after a request to stop.
 
-        A failure that would come again leaves a marker, at which a retry ends at once.
+        A failure that would repeat leaves a marker, at which the next start ends at once.
         """
         self.workers.watch.stop()
         if isinstance(error, TrainingFailure) and self.workers.is_main:
@@ -165,7 +170,7 @@ class TrainingJob:
             raise self._smaller(error) from error
 
     def _smaller(self, error: BaseException) -> UserError:
-        """What to set where memory ran out: half of the micro-batch that did not fit."""
+        """The error after running out of memory, which proposes half the micro-batch that did not fit."""
         name, of_tuning = "micro_batch_size", "micro_batch"
         if any(frame.name == "score" for frame in traceback.extract_tb(error.__traceback__)):
             name, of_tuning = "scoring_micro_batch_size", "scoring_micro_batch"
@@ -185,7 +190,7 @@ class TrainingJob:
         )
 
     def finish(self, metrics: dict[str, Any]) -> None:
-        """Write the results beside the weights, close the run, and remove the checkpoints."""
+        """Write the results next to the weights, close the metric log, delete the checkpoints."""
         metrics = {
             **metrics,
             "peak_memory_mb": self.workers.peak_memory_mb(),
@@ -206,60 +211,32 @@ class TrainingJob:
                     "tuning": None if self.tuning is None else vars(self.tuning),
                     "code": self.code,
                     "upstream": self.upstream,
+                    "sources": self.sources,
                 },
             )
             write_json(self.out / METRICS, metrics)
-        self.workers.watch.stop()  # its positions lie among the checkpoints
+        self.workers.watch.stop()  # its files are in the folder of the checkpoints
         self.workers.barrier()
         self.checkpoints.remove()
         self.workers.leave()
 
 
 def without_micro_batches(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without what changes its result by rounding alone: a run goes on with smaller micro-batches."""
+    """A recipe without micro-batch sizes, which change its result by rounding alone: a run may resume with others."""
     sizes = ("micro_batch_size", "scoring_micro_batch_size")
     training = {name: value for name, value in recipe["training"].items() if name not in sizes}
     return recipe | {"training": training}
 
 
 def seconds_since_start() -> float:
-    """Seconds since this job was started: since torchrun was, or without it this process."""
+    """Seconds since torchrun was started, or without torchrun this process."""
     here = psutil.Process()
     started = (here.parent() or here) if WORKER in os.environ else here
     return time.time() - started.create_time()
 
 
-def digest_of(path: Path) -> str:
-    """Digest of an upstream file, or of a folder sealed by a manifest, whose files are what was written.
-
-    Rank 0 alone reads them for that: it ends the others when they are not.
-
-    Raises:
-        UserError: when it is not there, or damaged.
-    """
-    if path.is_dir() and (path / MANIFEST).is_file():
-        if os.environ.get("RANK", "0") == "0":
-            refuse_damage(path)
-        return manifest_digest(path)
-    if path.is_file():
-        return sha256_of(path)[:16]
-    raise UserError(
-        "no such file, or a folder without its manifest", where=str(path), remedy="run its rule first"
-    )
-
-
-def digest_of_start(model: str | None) -> str:
-    """Sixteen hex digits for config and weights of a local model; empty for one of a hub or a fresh one."""
-    if model is None or not Path(model).is_dir():
-        return ""
-    files = sorted(
-        file for pattern in ("config.json", "*.safetensors", "*.bin") for file in Path(model).glob(pattern)
-    )
-    return fingerprint(*(f"{file.name} {sha256_of(file)}" for file in files))
-
-
 def run_id_of(path: Path) -> str:
-    """MLflow run that made an upstream result; empty when it had none."""
+    """Id of the MLflow run of an upstream result; empty without one."""
     for folder in (path, path.parent):
         with contextlib.suppress(OSError):
             return (folder / RUN_ID).read_text().strip()
@@ -267,6 +244,6 @@ def run_id_of(path: Path) -> str:
 
 
 def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
-    """Mean of [n] values and its standard error over items."""
+    """Mean of [n] values, and its standard error."""
     exact = values.double()
     return exact.mean().item(), exact.std().item() / len(exact) ** 0.5

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
+from sams.policy.policy import weights_of
+from sams.runtime.costs import Costs
+from sams.runtime.processes import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.runtime.progress import progress
-from sams.scheduling.selection import Selection
-from sams.scheduling.selectors import Selector
-from sams.training.batches import rounds
-from sams.training.costs import Costs, weights_of
-from sams.training.distribution import Workers, seeded
+from sams.training.batches import Batches
+from sams.training.distribution import seeded
 from sams.training.gates import refuse_non_finite
 from sams.training.job import COSTS, TrainingJob, seconds_since_start
-from sams.training.passes import accumulate_gradient, score
-from sams.training.tasks import Items, Scored, Task
+from sams.training.passes import Passes
+from sams.training.tasks.base import Items, Selectable, Task
 from sams.training.tuning import Tuning, tune
+from sams.training.updates import Step, Update
 
 if TYPE_CHECKING:
-    from sams.study.settings import Training
+    from sams.scheduling.selection import Selection
+    from sams.scheduling.selectors.base import Selector
 
 log = logging.getLogger(__name__)
 
@@ -36,217 +36,217 @@ FOLLOWED_TIMES = 20
 CHECK_REPLICAS_EVERY = 100
 
 
+@dataclass
+class Selecting:
+    """Selection in a run: a selector, the task it chooses from, and how many items it chooses in which round."""
+
+    selector: Selector
+    task: Selectable
+    selection: Selection
+
+
+@dataclass
+class Reports:
+    """What a run measures besides its steps.
+
+    Attributes:
+        test: task that is evaluated during the run and at its end; None for no evaluation.
+        evaluated: called with the step after each evaluation, to save the weights that were evaluated.
+        followed: number of items, drawn once, whose losses are logged through the run.
+    """
+
+    test: Task | None = None
+    evaluated: Callable[[int], None] | None = None
+    followed: int = 0
+
+
 def train(
+    job: TrainingJob,
     policy: nn.Module,
     task: Task,
-    test: Task,
-    selector: Selector,
-    selection: Selection,
-    training: Training,
+    batches: Batches,
+    update: Update,
     *,
-    updates: Literal["selected", "all", "none"],
-    job: TrainingJob,
-    order: list[int] | None = None,
+    selecting: Selecting | None = None,
+    reports: Reports | None = None,
     gate: Callable[[list[int], Items], None] | None = None,
-    followed: int = 0,
-    keep: Callable[[int], None] | None = None,
 ) -> tuple[dict[str, Any], Items]:
-    """Train the policy on what the selector chooses of each global batch.
+    """Run the steps of a training job that its checkpoints do not have yet.
 
     Args:
+        job: settings, processes, checkpoints, metric log.
         policy: wrapped by the job's workers.
         task: what is learned.
-        test: evaluated during the run and at its end.
-        selector: chooses items of each batch.
-        selection: how many, round by round.
-        training: batch sizes, optimiser, course.
-        updates: what the policy is trained on. `all` lets the selector learn beside a plain training, `none`
-            beside a frozen policy.
-        job: processes, checkpoints, metric log.
-        order: items in a fixed order of their own, the same in each epoch; None shuffles each epoch anew.
-        gate: shown what the untrained policy says of the first batch, once and never after a resume; raises to
-            stop the run.
-        followed: items, drawn once, whose losses are logged through the run.
-        keep: called after each evaluation with its step, to keep the weights that were evaluated.
+        batches: global batches of the run.
+        update: what a step does to the policy.
+        selecting: the selector; None chooses every item.
+        reports: evaluations and followed items.
+        gate: called with the first batch and its scores before the first step, never after a resume; raises to stop
+            the run.
 
     Returns:
-        What the run took (steps, pairs_seen, pairs_trained, tokens_seen, train_seconds, ...), and the last
-        evaluation of `test`, which is that of the trained policy; empty when it is not updated.
+        Counts and costs of the run (steps, pairs_seen, pairs_trained, tokens_seen, train_seconds, ...), and the last
+        evaluation, which is that of the trained policy; empty without evaluations.
 
     Raises:
         TrainingFailure: when a loss is not finite, on all processes together.
         SystemExit: with status 75 after a request to stop, once a checkpoint is written.
     """
-    workers, checkpoints, watch = job.workers, job.checkpoints, job.workers.watch
-    seed = job.recipe["seed"]
-    n, steps = selection.batch_size, selection.rounds
-    optimiser = None if updates == "none" else adamw(policy, training, workers)
-    evaluate_at = spread(steps, training.evaluations)
-    follow_at = spread(steps, FOLLOWED_TIMES)
-    watched = torch.randperm(len(task.ids), generator=seeded("followed", seed))[:followed].tolist()
-
-    watch.at("reading the checkpoint")
-    state = checkpoints.restore(policy, optimiser, selector)
-    watch.at("finding micro-batches")
-    if state is None:
-        state = {"step": 0, "pairs_trained": 0, "tokens_seen": 0, "train_seconds": 0.0, "log_offset": None}
-        trained_items = 0 if optimiser is None else n if updates == "all" else selection.largest
-        # Only now: a forward pass before the optimiser is made would show it FSDP2's gathered weights.
-        tuning = tune(
-            policy,
-            task,
-            workers,
-            job.settings.model,
-            micro_batch=training.micro_batch_size,
-            scoring_micro_batch=training.scoring_micro_batch_size,
-            items=trained_items,
-            scored_items=n,
-            other_weights=selector.trained_weights,
-        )
-    else:
-        tuning = Tuning(**state.pop("tuning")).as_set(training)
-    job.tuning = tuning
-    tuning.apply(policy)
+    workers, watch, training = job.workers, job.workers.watch, job.settings.training
+    state = resume(job, policy, task, batches, update, selecting)
     run = job.open_run(state["log_offset"])
-    costs = Costs(checkpoints.folder / COSTS, workers, *weights_of(policy))
-    interrupted = on_request()
-    evaluated: Items = {}
-
-    def scored(
-        scored_task: Scored, items: list[int], contexts: bool = False, what: str = ""
-    ) -> tuple[Items, Tensor | None]:
-        return score(
-            policy,
-            scored_task,
-            items,
-            workers,
-            tuning.scoring_micro_batch,
-            contexts=contexts,
-            tally=costs.tally,
-            what="" if sys.stderr.isatty() else what,  # the bar of the steps is there already
-        )
-
-    def figures(scored_task: Scored, items: list[int]) -> Items:
-        return scored(scored_task, items)[0]
-
-    def course() -> Iterator[tuple[int, list[int]]]:
-        return rounds(len(task.ids) if order is None else order, n, training.epochs, seed)
+    costs = Costs(job.checkpoints.folder / COSTS, workers, *weights_of(policy))
+    assert job.tuning is not None
+    passes = Passes(policy, workers, job.tuning, costs)
+    measures = Measures(passes, task, reports or Reports(), batches.steps, job)
+    stop_requested = note_stop_requests()
 
     if gate is not None and state["step"] == 0:
-        _, first = next(course())
-        task.begin(first, figures)
-        gate(first, figures(task, first))
+        _, first = next(batches.after(0))
+        gate(first, passes.score(task, first)[0])
 
-    batches: Iterator[tuple[int, list[int]]] = itertools.islice(course(), state["step"], steps)
     ended = time.monotonic()
-    if workers.is_main:
-        batches = progress(batches, job.stage, steps, "steps", done=state["step"])
-    for step, batch in batches:
+    for number, batch in shown(job, batches, state["step"]):
         started = time.monotonic()
-        metrics: dict[str, float] = {}
-        watch.step = step
+        watch.step = number
         watch.at("reading the batch")
-        task.begin(batch, figures)
+        step = Step(number, batch, passes.kl(task, batch), chosen=list(range(len(batch))))
+        if selecting is not None and selecting.selection.scheduled(number):
+            select(selecting, passes, step)
+        items = update(passes, task, step)
 
-        # What the policy says of all n items, and what the selector makes of it.
-        seen: Items = {}
-        chosen = batch
-        if selection.scheduled(step):
-            view = None
-            if selector.needs_view:
-                seen, contexts = scored(task, batch, selector.needs_contexts)
-                refuse_non_finite(seen, batch, task, step)
-                view = task.view(batch, seen, contexts)
-            watch.at("selection")
-            metrics |= selector.observe(view)
-            # Rank 0's choice holds for all: kernels may differ in the last bit from process to process.
-            places = workers.broadcast(selector.choose(view, n, selection.size(step))).tolist()
-            chosen = [batch[place] for place in places]
-
-        trained = batch if updates == "all" else chosen
-        if optimiser is None:
-            items = {name: values[places] for name, values in seen.items()}
-        else:
-            rate = learning_rate(step, steps, training)
-            watch.at("training pass")
-            optimiser.zero_grad()
-            items = accumulate_gradient(policy, task, trained, workers, tuning.micro_batch, tally=costs.tally)
-            refuse_non_finite(items, trained, task, step)
-            watch.at("optimiser")
-            metrics |= {"grad_norm": workers.clip(policy, training.max_grad_norm), "learning_rate": rate}
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.step()
-            state["pairs_trained"] += len(trained)
-
-        state["step"] = step
+        state["step"] = number
+        state["pairs_trained"] += len(step.trained)
         state["tokens_seen"] += sum(task.lengths[item] for item in batch)
-        metrics |= {**means(items), "selected/share": len(chosen) / n}
-        metrics |= {f"all/{name}": value for name, value in means(seen).items()}
-        if len(chosen) < n:
-            metrics |= {f"selected/{name}": value for name, value in task.traits(chosen).items()}
-            metrics |= {f"all/{name}": value for name, value in task.traits(batch).items()}
-        if watched and step in follow_at:
-            task.begin(watched, figures)
-            losses = figures(task, watched)["loss"].tolist()
-            metrics |= {f"followed/{number:02d}": loss for number, loss in enumerate(losses)}
-        if optimiser is not None and step in evaluate_at:
-            whole = list(range(len(test.ids)))
-            test.begin(whole, figures)
-            evaluated = scored(test, whole, what="evaluation")[0]
-            metrics |= {f"eval/{name}": value for name, value in means(evaluated).items()}
-            if keep is not None:
-                keep(step)
-        logged = step % training.log_every == 0 or step in evaluate_at
+        measures.take(step, items)
+        logged = number % training.log_every == 0 or number in measures.evaluate_at
         watch.at("log")
         if logged:
-            run.log(metrics, step=step, pairs_seen=step * n)
-        if step % CHECK_REPLICAS_EVERY == 0:
+            run.log(step.metrics, step=number, pairs_seen=number * batches.size)
+        if number % CHECK_REPLICAS_EVERY == 0:
             workers.refuse_drift(policy)
 
         state["train_seconds"] += (took := time.monotonic() - started)
-        costs.step(step, seconds=took, data_seconds=started - ended, log=logged)
+        costs.step(number, seconds=took, data_seconds=started - ended, log=logged)
         if costs.steps == 1:
             log.info("first step %.1f s after the start", seconds_since_start())
         ended = time.monotonic()
-        stopping = step < steps and workers.any(interrupted())
-        if stopping or (step % training.checkpoint_every == 0 and step < steps):
+        stopping = number < batches.steps and workers.any(stop_requested())
+        if stopping or (number % training.checkpoint_every == 0 and number < batches.steps):
             watch.at("writing a checkpoint")
             state["log_offset"] = run.offset
-            selector_state, tuned = selector.state_dict(), vars(tuning)
-            checkpoints.save(policy, optimiser, {**state, "selector": selector_state, "tuning": tuned})
+            selector = {} if selecting is None else selecting.selector.state_dict()
+            parts = {"selector": selector, "tuning": vars(job.tuning)}
+            job.checkpoints.save(policy, update.optimiser, state | parts)
         if stopping:
             raise SystemExit(EXIT_INTERRUPTED)
 
     spent = {key: state[key] for key in ("pairs_trained", "tokens_seen", "train_seconds")}
-    return {**spent, "steps": steps, "pairs_seen": steps * n, **costs.summary()}, evaluated
+    counts = {"steps": batches.steps, "pairs_seen": batches.steps * batches.size}
+    return {**spent, **counts, **costs.summary()}, measures.evaluation
+
+
+def resume(
+    job: TrainingJob,
+    policy: nn.Module,
+    task: Task,
+    batches: Batches,
+    update: Update,
+    selecting: Selecting | None,
+) -> dict[str, Any]:
+    """Load the newest checkpoint, or tune a fresh run; return the counts of the steps that are done."""
+    training, watch = job.settings.training, job.workers.watch
+    watch.at("reading the checkpoint")
+    selector = None if selecting is None else selecting.selector
+    state = job.checkpoints.restore(policy, update.optimiser, selector)
+    watch.at("finding micro-batches")
+    if state is not None:
+        state.pop("selector", None)  # restored, or empty
+        job.tuning = Tuning(**state.pop("tuning")).as_set(training)
+    else:
+        state = {"step": 0, "pairs_trained": 0, "tokens_seen": 0, "train_seconds": 0.0, "log_offset": None}
+        selected = batches.size if selecting is None else selecting.selection.largest
+        # Not before the optimiser exists: a forward pass would show it FSDP2's gathered weights.
+        job.tuning = tune(
+            policy,
+            task,
+            job.workers,
+            job.settings.model,
+            micro_batch=training.micro_batch_size,
+            scoring_micro_batch=training.scoring_micro_batch_size,
+            items=update.most_items(batches.size, selected),
+            scored_items=batches.size,
+            other_weights=0 if selector is None else selector.trained_weights,
+        )
+    job.tuning.apply(policy)
+    return state
+
+
+def shown(job: TrainingJob, batches: Batches, done: int) -> Iterator[tuple[int, list[int]]]:
+    """The batches after `done` steps; rank 0 shows the progress."""
+    following = batches.after(done)
+    if not job.workers.is_main:
+        return following
+    return progress(following, job.stage, batches.steps, "steps", done=done)
+
+
+def select(selecting: Selecting, passes: Passes, step: Step) -> None:
+    """Score the batch, let the selector learn from the last step, and broadcast its choice."""
+    selector, task, workers = selecting.selector, selecting.task, passes.workers
+    view = None
+    if selector.needs_view:
+        contexts = selector.needs_contexts
+        step.seen, features = passes.score(task, step.batch, contexts=contexts, kl=step.kl)
+        refuse_non_finite(step.seen, step.batch, task, step.number)
+        view = task.view(step.batch, step.seen, features)
+    workers.watch.at("selection")
+    step.metrics |= selector.observe(view)
+    choice = selector.choose(view, len(step.batch), selecting.selection.size(step.number))
+    # Rank 0's choice holds for all: kernels may differ in the last bit from process to process.
+    choice = workers.broadcast(choice).cpu()
+    selector.accept(choice)
+    step.chosen = choice.tolist()
+
+
+class Measures:
+    """The metrics of each step, with evaluations and followed items at the steps that are due.
+
+    Attributes:
+        evaluate_at: steps after which the test task is evaluated, and that are logged in any case.
+        evaluation: values of all test items at the last evaluation.
+    """
+
+    def __init__(self, passes: Passes, task: Task, reports: Reports, steps: int, job: TrainingJob) -> None:
+        self.passes = passes
+        self.task = task
+        self.reports = reports
+        self.evaluate_at = spread(steps, job.settings.training.evaluations)
+        self.follow_at = spread(steps, FOLLOWED_TIMES)
+        generator = seeded("followed", job.recipe["seed"])
+        self.followed = torch.randperm(len(task.ids), generator=generator)[: reports.followed].tolist()
+        self.evaluation: Items = {}
+
+    def take(self, step: Step, items: Items) -> None:
+        """Add the figures of a step, after its update, to its metrics."""
+        metrics, task, test = step.metrics, self.task, self.reports.test
+        metrics |= {**means(items), "selected/share": len(step.chosen) / len(step.batch)}
+        metrics |= {f"all/{name}": value for name, value in means(step.seen).items()}
+        if len(step.chosen) < len(step.batch):
+            metrics |= {f"selected/{name}": value for name, value in task.traits(step.chosen_items).items()}
+            metrics |= {f"all/{name}": value for name, value in task.traits(step.batch).items()}
+        if self.followed and step.number in self.follow_at:
+            losses = self.passes.score(task, self.followed)[0]["loss"].tolist()
+            metrics |= {f"followed/{number:02d}": loss for number, loss in enumerate(losses)}
+        if test is not None and step.number in self.evaluate_at:
+            self.evaluation, _ = self.passes.score(test, list(range(len(test.ids))), what="evaluation")
+            metrics |= {f"eval/{name}": value for name, value in means(self.evaluation).items()}
+            if self.reports.evaluated is not None:
+                self.reports.evaluated(step.number)
 
 
 def spread(steps: int, times: int) -> set[int]:
-    """Steps at which something is done so many times in a run, evenly, the last at its end."""
+    """Steps, evenly spread, after which something is done so many times in a run; the last is the run's last."""
     return {math.ceil(steps * part / times) for part in range(1, times + 1)}
-
-
-def adamw(policy: nn.Module, training: Training, workers: Workers) -> torch.optim.AdamW:
-    """AdamW over the float32 master weights."""
-    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    fused = workers.device.type == "cuda"
-    return torch.optim.AdamW(
-        parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=fused
-    )
-
-
-def learning_rate(step: int, steps: int, training: Training) -> float:
-    """Learning rate of a step counted from 1: linear warm-up, then constant, linear or cosine to 0."""
-    warm = math.ceil(training.warmup_ratio * steps)
-    if step <= warm:
-        return training.learning_rate * step / warm
-    left = (steps - step + 1) / (steps - warm)
-    if training.schedule == "linear":
-        return training.learning_rate * left
-    if training.schedule == "cosine":
-        return training.learning_rate * (1 - math.cos(math.pi * left)) / 2
-    return training.learning_rate
 
 
 def means(items: Items) -> dict[str, float]:
@@ -254,8 +254,8 @@ def means(items: Items) -> dict[str, float]:
     return {name: values.double().mean().item() for name, values in items.items()}
 
 
-def on_request() -> Callable[[], bool]:
-    """Note a request to stop instead of ending at once; returns whether one has come."""
+def note_stop_requests() -> Callable[[], bool]:
+    """Note signals that request a stop instead of ending at once; returns a function that says if one has come."""
     received: list[int] = []
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _frame: received.append(number))

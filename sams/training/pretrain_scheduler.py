@@ -3,23 +3,23 @@
     torchrun --standalone --nproc-per-node 8 -m sams.training.pretrain_scheduler --recipe recipe.json \
         --tokens TOKENS --model MODEL --out OUT --checkpoints CHECKPOINTS
 
-With a moving policy the scheduler learns during SFT: see `sams.training.sft`.
+A scheduler can learn during SFT too, from a policy that moves: see `sams.training.sft`.
 """
 
 from pathlib import Path
 
-from sams.policy.policy import bare
-from sams.scheduling.selection import Selection
-from sams.training.batches import count_rounds
+from sams.scheduling.selection import count_rounds
+from sams.training.batches import Batches
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy
 from sams.training.loop import train
-from sams.training.selector import build_sams, save_scheduler
-from sams.training.tasks import SftTask, read_tokens
+from sams.training.tasks.base import read_tokens
+from sams.training.updates import Frozen
+from sams.training.watching import WatchedTask, Watching
 
 
 def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -> None:
-    """Pretrain the scheduler of one seed; leaves weights/, train.jsonl and train_metrics.json in `out`."""
+    """Pretrain the scheduler of one seed; write weights/, train.jsonl and train_metrics.json to `out`."""
     from sams.runtime.stage import read_recipe
     from sams.study.recipes import PretrainRecipe, current_job
 
@@ -27,7 +27,6 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
     training = settings.training
     with TrainingJob(
         "pretrain_scheduler",
-        "sams.training.pretrain_scheduler",
         settings,
         current_job(),
         out=out,
@@ -35,22 +34,25 @@ def main(recipe: str, tokens: Path, model: Path, out: Path, checkpoints: Path) -
         upstream={"tokens": tokens, "model": model},
     ) as job:
         policy = load_policy(model, settings.model, job.workers)
-        task = SftTask(read_tokens(tokens, "train"), response="chosen_ids")
-
-        selection = Selection(
-            training.batch_size, count_rounds(task.ids, training, "pretrain.batch_size"), (training.ratio,)
+        task = WatchedTask(read_tokens(tokens, "train"), response="chosen_ids")
+        batches = Batches(
+            len(task.ids),
+            training.batch_size,
+            training.epochs,
+            steps=count_rounds(len(task.ids), training, "pretrain.batch_size"),
+            seed=settings.seed,
         )
-        selector = build_sams(
+        watching = Watching(
             settings.scheduler,
-            selection,
-            gamma=training.gamma or 0.0,
-            model=bare(policy).model,
+            task,
+            batches,
+            ratio=training.ratio,
+            policy=policy,
             job=job,
-            train_encoder=True,
         )
-        figures, _ = train(policy, task, task, selector, selection, training, updates="none", job=job)
+        figures, _ = train(job, policy, task, batches, Frozen(), selecting=watching)
 
-        save_scheduler(selector, out / "weights", job)
+        watching.save(out / "weights", job)
         job.finish(figures)
 
 

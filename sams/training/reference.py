@@ -1,4 +1,4 @@
-"""Log-probs of all pairs under the reference model, by pair id: computed once, read by every method.
+"""Compute the log-probs of all pairs under the reference model, by pair id: once, for every method.
 
     torchrun --standalone --nproc-per-node 8 -m sams.training.reference --recipe recipe.json \
         --tokens TOKENS --model MODEL --out OUT
@@ -7,24 +7,23 @@
 import shutil
 from pathlib import Path
 
-from sams.runtime.files import whole_folder
+from sams.runtime.files import digest_of, whole_folder
 from sams.training.distribution import Workers
-from sams.training.job import digest_of
 from sams.training.loading import load_policy
 from sams.training.passes import score
-from sams.training.tasks import Items, MismatchedTask, PairTask, Scored, read_tokens
+from sams.training.tasks.base import Items, Scored, read_tokens
+from sams.training.tasks.pairs import MismatchedTask, PairTask
 from sams.training.tuning import tune
 
 MOST_ITEMS = 32
-"""Pairs that a process scores together where the recipe leaves it open."""
+"""Most pairs of a scoring micro-batch, per process, where the recipe says `auto`."""
 
 
 def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
-    """Write train.parquet, test.parquet and, where there is the split, validation.parquet.
+    """Write train.parquet, test.parquet and, if the data has that split, validation.parquet.
 
-    Their columns are id, chosen, rejected (summed log-probs, float32).
-
-    With `mismatched` in the recipe there is a third, of the completions that KTO's KL term is estimated on.
+    Columns are id, chosen, rejected (summed log-probs, float32), and with `mismatched` in the recipe also mismatched:
+    the log-probs of the completions on which KTO's KL term is estimated.
     """
     import pyarrow as pa
     from pyarrow import parquet

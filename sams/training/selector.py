@@ -1,118 +1,68 @@
-"""The selector that a recipe names, with its scheduler where it has one."""
+"""Build the selector of a training job, and save the scheduler that pretraining leaves."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
 
 from sams.policy.model import blocks
-from sams.scheduling.pool import ReplayPool
-from sams.scheduling.scheduler import Scheduler, context_width
+from sams.runtime.files import whole_folder
 from sams.scheduling.selection import Selection
-from sams.scheduling.selectors import (
-    All,
-    BetaDpoFilter,
-    LowMargin,
-    Oracle,
-    Random,
-    Reward,
-    Sams,
-    Selector,
-    TopLoss,
-    TopMargin,
-)
+from sams.scheduling.selectors.base import Selector, Setup
+from sams.scheduling.selectors.table import SELECTORS
 from sams.training.job import TrainingJob
 
 if TYPE_CHECKING:
-    from sams.study.settings import Preference
     from sams.study.settings import Scheduler as SchedulerSettings
 
 REPLAY = "replay"
+WEIGHTS = "scheduler.pt"
 
 
 def build_selector(
-    training: Preference,
+    name: str,
     settings: SchedulerSettings | None,
     selection: Selection,
     *,
     model: PreTrainedModel,
     job: TrainingJob,
-    pretrained: Path | None,
-) -> Selector:
-    """The selector of a preference recipe."""
-    seed = job.recipe["seed"]
-    if training.selector == "sams":
-        assert settings is not None
-        return build_sams(
-            settings,
-            selection,
-            gamma=settings.gamma,
-            model=model,
-            job=job,
-            train_encoder=False,
-            pretrained=pretrained,
-        )
-    if training.selector == "reward":
-        assert settings is not None
-        return Reward(settings.delta, settings.uncertainty)
-    if training.selector == "random":
-        return Random(seed)
-    if training.selector == "beta_dpo_filter":
-        return BetaDpoFilter(seed)
-    if training.selector == "oracle":
-        return Oracle(seed)
-    # `selective` has chosen before the training: what it is given, it takes.
-    plain: dict[str, type[Selector]] = {
-        "all": All,
-        "selective": All,
-        "top_margin": TopMargin,
-        "low_margin": LowMargin,
-        "top_loss": TopLoss,
-    }
-    return plain[training.selector]()
-
-
-def build_sams(
-    settings: SchedulerSettings,
-    selection: Selection,
-    *,
-    gamma: float,
-    model: PreTrainedModel,
-    job: TrainingJob,
-    train_encoder: bool,
+    train_encoder: bool = False,
     pretrained: Path | None = None,
-) -> Sams:
-    """The scheduler of a job, fresh or with the weights that pretraining left, and its replay pool."""
-    seed, workers = job.recipe["seed"], job.workers
-    scheduler = Scheduler(
-        settings,
-        layers=len(blocks(model)),
-        width=context_width(model.config.hidden_size, settings.merge),
-        seed=seed,
-        device=workers.device,
+) -> Selector:
+    """Build a selector.
+
+    Args:
+        name: name of the selector in `SELECTORS`.
+        settings: settings of the scheduler; None for selectors that do not read them.
+        selection: the rounds of the run.
+        model: the policy.
+        job: the training job.
+        train_encoder: whether the scheduler's encoder is trained, as in pretraining.
+        pretrained: folder with pretrained weights of the scheduler; None starts with fresh networks.
+    """
+    workers = job.workers
+    setup = Setup(
+        seed=job.recipe["seed"],
+        selection=selection,
+        scheduler=settings,
+        weights=None if pretrained is None else pretrained / WEIGHTS,
         train_encoder=train_encoder,
-        pool=ReplayPool(
-            job.checkpoints.folder / REPLAY,
-            max_arms=min(settings.replay_rounds, selection.rounds) * selection.largest,
-            max_bytes=settings.replay_bytes,
-            generator=torch.Generator().manual_seed(seed),
-            rank=workers.rank,
-            world=workers.world,
-            exchange=workers.sum_on_cpu,
-        ),
+        layers=len(blocks(model)),
+        width=model.config.hidden_size,
+        device=workers.device,
+        folder=job.checkpoints.folder / REPLAY,
+        rank=workers.rank,
+        world=workers.world,
+        sum=workers.sum_on_cpu,
     )
-    if pretrained is not None:
-        scheduler.load_weights(torch.load(pretrained / "scheduler.pt", map_location="cpu", weights_only=True))
-    return Sams(scheduler, gamma=gamma, seed=seed, trained=pretrained is not None, agree=workers.broadcast)
+    return SELECTORS[name].load().build(setup)
 
 
-def save_scheduler(selector: Sams, out: Path, job: TrainingJob) -> None:
-    """Write the weights that pretraining leaves, as a folder with a manifest."""
-    from sams.runtime.files import whole_folder
-
+def save_scheduler(selector: Any, out: Path, job: TrainingJob) -> None:
+    """Write the weights of a pretrained scheduler, as a folder with a manifest."""
     if job.workers.is_main:
         with whole_folder(out) as part:
-            torch.save(selector.scheduler.weights(), part / "scheduler.pt")
+            torch.save(selector.scheduler.weights(), part / WEIGHTS)

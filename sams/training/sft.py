@@ -3,29 +3,32 @@
     torchrun --standalone --nproc-per-node 8 -m sams.training.sft --recipe recipe.json \
         --tokens TOKENS --out OUT --checkpoints CHECKPOINTS
 
-`sams recipe train_sft` prints the recipe of a study. With `watching` in it a scheduler learns beside the policy
-(SamS Eq. 12 to 14), and its weights are left in `--scheduler`.
+`sams recipe train_sft` prints the recipe of a study. With `watching` in the recipe, a scheduler learns from the same
+batches (SamS Eq. 12 to 14), and its weights are written to `--scheduler`.
 """
 
+from importlib import import_module
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from sams.policy.model import build_model
-from sams.policy.policy import bare
 from sams.runtime.errors import UserError
-from sams.scheduling.selection import Selection
-from sams.scheduling.selectors import All, Sams, Selector
-from sams.training.batches import count_rounds
+from sams.scheduling.selection import count_rounds
+from sams.training.batches import Batches
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy, wrap
-from sams.training.loop import train
-from sams.training.selector import build_sams, save_scheduler
-from sams.training.tasks import SftTask, read_tokens
+from sams.training.loop import Reports, train
+from sams.training.tasks.base import read_tokens
+from sams.training.tasks.sft import SftTask
+from sams.training.updates import AdamWStep
+
+WATCHING = "sams.training.watching"
+"""Module of the scheduler, imported by name: the code digest of SFT without a scheduler does not cover it."""
 
 
 def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Path | None = None) -> None:
-    """Train the SFT model of one seed; leaves trained/, train.jsonl and train_metrics.json in `out`."""
+    """Train the SFT model of one seed; write trained/, train.jsonl and train_metrics.json to `out`."""
     from sams.runtime.stage import read_recipe
     from sams.study.recipes import SftRecipe, current_job
 
@@ -33,13 +36,12 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
     training, watching = settings.training, settings.watching
     if (scheduler is None) != (watching is None):
         raise UserError(
-            "a scheduler that watches needs a place for its weights, and only then is there one",
+            "`watching` and `--scheduler` need one another",
             where="--scheduler",
-            remedy="give `watching` in the recipe and `--scheduler` together",
+            remedy="set `watching` in the recipe and give `--scheduler`, or neither",
         )
     with TrainingJob(
         "train_sft",
-        "sams.training.sft",
         settings,
         current_job(),
         out=out,
@@ -58,29 +60,23 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
                 revision=settings.model.revision,
                 training=training,
             )
-        task = SftTask(read_tokens(tokens, "sft"))
-        test = SftTask(read_tokens(tokens, "test"), response="chosen_ids")
-
-        selection = Selection(
-            training.batch_size,
-            count_rounds(task.ids, training, "sft.batch_size"),
-            (1.0 if watching is None else watching.ratio,),
+        data, test = read_tokens(tokens, "sft"), SftTask(read_tokens(tokens, "test"), response="chosen_ids")
+        steps = count_rounds(len(data["id"]), training, "sft.batch_size")
+        batches = Batches(
+            len(data["id"]), training.batch_size, training.epochs, steps=steps, seed=settings.seed
         )
-        selector: Selector = All()
+        task, watch = SftTask(data), None
         if watching is not None:
-            selector = build_sams(
-                watching.scheduler,
-                selection,
-                gamma=watching.gamma,
-                model=bare(policy).model,
-                job=job,
-                train_encoder=True,
+            module = import_module(WATCHING)
+            task = module.WatchedTask(data)
+            watch = module.Watching(
+                watching.scheduler, task, batches, ratio=watching.ratio, policy=policy, job=job
             )
-        figures, _ = train(policy, task, test, selector, selection, training, updates="all", job=job)
+        update = AdamWStep(policy, training, job.workers, steps, complete_batch=True)
+        figures, _ = train(job, policy, task, batches, update, selecting=watch, reports=Reports(test=test))
 
-        if scheduler is not None:
-            assert isinstance(selector, Sams)
-            save_scheduler(selector, scheduler, job)
+        if watch is not None:
+            watch.save(scheduler, job)
         job.publish(policy, training)
         job.finish(figures)
 

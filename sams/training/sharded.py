@@ -14,6 +14,9 @@ from torch.distributed.checkpoint._nested_dict import set_element  # what the ov
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import ReadItem
 
+LORA = "lora.json"
+"""File next to sharded weights with the settings of their adapters."""
+
 # What torch writes into `.metadata`, besides numbers and texts.
 KNOWN = {
     "pathlib": {"Path", "PosixPath", "PurePosixPath"},

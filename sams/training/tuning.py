@@ -26,7 +26,7 @@ from sams.policy.rows import Item, pack_rows, pad_rows
 from sams.runtime.errors import UserError
 from sams.training.distribution import Workers, local_part
 from sams.training.gates import OUTLIER, TOLERANCE
-from sams.training.tasks import Scored
+from sams.training.tasks.base import Scored
 
 if TYPE_CHECKING:
     from sams.study.settings import MicroBatch, Model, Training

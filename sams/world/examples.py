@@ -1,8 +1,8 @@
-"""The synthetic world: examples, preference pairs and benchmark questions, all deterministic by seed.
+"""Examples, preference pairs and benchmark questions of the synthetic world, deterministic by seed.
 
-Each product draws from a random stream of its own, so that a changed share in one does not move another. What
-is for evaluation is drawn first and never used again: no first question of an AlpacaEval instruction, an MT-Bench
-question, a test or a validation pair occurs in training.
+Each product has its own random stream, so that a changed share in one does not change another. Questions for
+evaluation are drawn first: no first question of an AlpacaEval instruction, an MT-Bench question, a test or a
+validation pair occurs in training.
 """
 
 import itertools
@@ -41,10 +41,10 @@ QUESTIONS_PER_CATEGORY = 10
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding")
 TWO_TURN_SHARE = 0.25
 BASELINE = "world-baseline"
-# Share of wrong answers and share of full sentences of the models that difficulty is measured with.
+# Shares of wrong answers and of full sentences of the models that measure difficulty.
 ANSWERERS = ((0.1, 0.0), (0.25, 0.5), (0.4, 1.0), (0.4, 0.0), (0.55, 0.5), (0.7, 1.0), (0.85, 0.2))
 
-# So many repeats in a row, and the world counts as used up.
+# After this number of repeats in a row, the world counts as exhausted.
 PATIENCE = 10_000
 
 T = TypeVar("T")
@@ -55,10 +55,10 @@ class _Question:
     """An instruction; or an instruction, an answer to it and a follow-up.
 
     Args:
-        first: what the instruction asks.
+        first: the reading of the instruction.
         text: the instruction.
-        follow_up: what is asked next, if anything, and its slot values.
-        shown: the answer to the instruction that the conversation shows before the follow-up.
+        follow_up: the second question, if any, and its slot values.
+        shown: the answer to the instruction in the conversation, before the follow-up.
     """
 
     first: Reading
@@ -82,7 +82,7 @@ class _Question:
 
     @property
     def right(self) -> str:
-        """The right answer to the last question."""
+        """Right answer to the last question."""
         return (
             self.follow_up[0].solve(self.first.right, self.follow_up[1])
             if self.follow_up
@@ -90,13 +90,13 @@ class _Question:
         )
 
     def mistake(self, rng: Random) -> str:
-        """A plausible wrong answer to the last question."""
+        """Return a plausible wrong answer to the last question."""
         if self.follow_up:
             return self.follow_up[0].mistake(self.first, self.follow_up[1], rng)
         return self.first.task.mistake(self.first.slots, rng)
 
     def say(self, answer: str, verbose_share: float, rng: Random) -> str:
-        """Put an answer into words: concise, or with the given probability (or on demand) a full sentence."""
+        """Word an answer: concise, or with the given probability (or if required) as a full sentence."""
         verbose = rng.random() < verbose_share
         if verbose or (self.follow_up and self.follow_up[0].sentence):
             return rng.choice(SENTENCES).format(answer=answer, question=self.last)
@@ -108,7 +108,7 @@ def _stream(world: World, purpose: str) -> Random:
 
 
 def _instructions(rng: Random, taken: set[str], category: str | None = None) -> Iterator[_Question]:
-    """Draw instructions without end, of all categories or one, none of which is in `taken`."""
+    """Yield instructions without end, of all categories or one, none of which is in `taken`."""
     tasks = [task for task in TASKS if category in (None, task.category)]
     while True:
         task = rng.choice(tasks)
@@ -119,10 +119,10 @@ def _instructions(rng: Random, taken: set[str], category: str | None = None) -> 
 
 
 def _fresh(draw: Callable[[], T], key: Callable[[T], str], seen: set[str]) -> T:
-    """Draw until the key is one not `seen` before; remember it.
+    """Draw until the key is not in `seen`, and add it.
 
     Raises:
-        UserError: when the world seems to hold nothing else.
+        UserError: the world seems to be exhausted.
     """
     for _ in range(PATIENCE):
         drawn = draw()
@@ -130,7 +130,7 @@ def _fresh(draw: Callable[[], T], key: Callable[[T], str], seen: set[str]) -> T:
             seen.add(key(drawn))
             return drawn
     raise UserError(
-        f"the world seems to hold no more than {len(seen)} different examples of a kind",
+        f"the world seems to have no more than {len(seen)} different examples of a kind",
         where="data.world",
         remedy="lower `sft_examples`, `train_pairs` or `test_pairs`",
     )
@@ -144,7 +144,7 @@ def _followed(question: _Question, verbose_share: float, rng: Random) -> _Questi
 
 
 def _questions(world: World, rng: Random, taken: set[str]) -> Iterator[_Question]:
-    """Questions to learn from: single instructions, and a share of conversations of two turns."""
+    """Yield questions for training: single instructions, and a share of conversations of two turns."""
     for question in _instructions(rng, taken):
         yield _followed(question, world.verbose_share, rng) if rng.random() < TWO_TURN_SHARE else question
 
@@ -163,7 +163,7 @@ def _alpaca_eval(world: World) -> list[_Question]:
 
 
 def alpaca_eval_instructions(world: World) -> list[str]:
-    """The 805 different instructions of the world's AlpacaEval, in their fixed order."""
+    """Return the 805 different instructions of the world's AlpacaEval, in their order."""
     return [question.text for question in _alpaca_eval(world)]
 
 
@@ -179,7 +179,7 @@ def _mt_bench(world: World) -> list[_Question]:
 
 
 def mt_bench_questions(world: World) -> list[dict[str, Any]]:
-    """Eighty two-turn questions, ten of each category, in FastChat's format."""
+    """Return eighty two-turn questions, ten of each category, in FastChat's format."""
     return [
         {
             "question_id": number,
@@ -191,8 +191,8 @@ def mt_bench_questions(world: World) -> list[dict[str, Any]]:
 
 
 def mt_bench_references(world: World) -> list[dict[str, Any]]:
-    """Right answers to the questions that are graded with a reference, in FastChat's answer format."""
-    # Concise, but for a follow-up that asks for a sentence.
+    """Return right answers to the questions that are graded with a reference, in FastChat's answer format."""
+    # Concise, except for a follow-up that requires a sentence.
     rng = _stream(world, "references")
     return [
         {
@@ -217,7 +217,7 @@ def _evaluation_instructions(world: World) -> set[str]:
 
 
 def supervised_examples(world: World) -> Iterator[Example]:
-    """Different examples, of which the set share has a wrong answer (`imperfect`)."""
+    """Yield different examples, of which the set share has a wrong answer (`imperfect`)."""
     rng = _stream(world, "sft")
     questions = _questions(world, rng, _held_out(world))
 
@@ -228,19 +228,19 @@ def supervised_examples(world: World) -> Iterator[Example]:
 
     seen: set[str] = set()
     for _ in range(world.sft_examples):
-        # Decided before the draw: right answers repeat more often, and the share would shift.
+        # Decided before the draw: right answers repeat more often, which would change the share.
         imperfect = rng.random() < world.imperfect_share
         yield _fresh(partial(draw, imperfect), _id, seen)
 
 
 def _pair_drawer(world: World, purpose: str, taken: set[str]) -> Callable[[bool], Pair]:
-    """A function that draws the next pair, with its label swapped or not."""
+    """Return a function that draws the next pair, with its label swapped or not."""
     rng = _stream(world, purpose)
     questions = _questions(world, rng, taken)
 
     def draw(flipped: bool) -> Pair:
         question = next(questions)
-        # The styles are drawn independently, so that length does not tell right from wrong.
+        # The styles are drawn independently, so that length does not separate right from wrong.
         right = question.say(question.right, world.verbose_share, rng)
         wrong = question.say(question.mistake(rng), world.verbose_share, rng)
         chosen, rejected = (wrong, right) if flipped else (right, wrong)
@@ -250,7 +250,7 @@ def _pair_drawer(world: World, purpose: str, taken: set[str]) -> Callable[[bool]
 
 
 def train_pairs(world: World) -> Iterator[Pair]:
-    """Different pairs of a right and a wrong answer; the labels of the set share are swapped (`flipped`)."""
+    """Yield different pairs of a right and a wrong answer; the labels of the set share are swapped (`flipped`)."""
     draw = _pair_drawer(world, "train", _held_out(world))
     rng = _stream(world, "flips")
     seen: set[str] = set()
@@ -260,7 +260,7 @@ def train_pairs(world: World) -> Iterator[Pair]:
 
 
 def test_pairs(world: World) -> Iterator[Pair]:
-    """Clean pairs, whose first questions differ and occur nowhere else."""
+    """Yield pairs without swapped labels, whose first questions differ and occur nowhere else."""
     draw = _pair_drawer(world, "test", set())
     seen = _evaluation_instructions(world)
     for _ in range(world.test_pairs):
@@ -268,7 +268,7 @@ def test_pairs(world: World) -> Iterator[Pair]:
 
 
 def validation_pairs(world: World) -> Iterator[Pair]:
-    """Pairs as noisy as the training pairs, whose first questions differ and occur nowhere else."""
+    """Yield pairs with the training share of swapped labels, whose first questions differ and occur nowhere else."""
     draw = _pair_drawer(world, "validation", set())
     rng = _stream(world, "validation flips")
     seen = _evaluation_instructions(world) | {_first_question(pair) for pair in test_pairs(world)}
@@ -285,7 +285,7 @@ def _first_question(pair: Pair) -> str:
 
 
 def _held_out(world: World) -> set[str]:
-    """Every instruction that training must not see."""
+    """Return the instructions that must not occur in training."""
     pairs = itertools.chain(test_pairs(world), validation_pairs(world))
     return _evaluation_instructions(world) | {_first_question(pair) for pair in pairs}
 
@@ -294,7 +294,7 @@ def _held_out(world: World) -> set[str]:
 
 
 def _answer_all(world: World, purpose: str, error_share: float) -> list[tuple[_Question, str]]:
-    """An answer, right or wrong, to every AlpacaEval instruction."""
+    """Return an answer, right or wrong, to every AlpacaEval instruction."""
     rng = _stream(world, purpose)
     return [
         (question, question.mistake(rng) if rng.random() < error_share else question.right)
@@ -318,13 +318,13 @@ def _outputs(
 
 
 def baseline_outputs(world: World) -> list[dict[str, str]]:
-    """The baseline's answers in AlpacaEval's format: a set share wrong, a set share in full sentences."""
+    """Return the baseline's answers in AlpacaEval's format: a set share wrong, a set share in full sentences."""
     answers = _answer_all(world, BASELINE, world.reference_error_share)
     return _outputs(world, answers, BASELINE, world.verbose_share)
 
 
 def baseline_variants(world: World) -> dict[str, list[dict[str, str]]]:
-    """The baseline's same answers said `concise` and `verbose` throughout."""
+    """Return the baseline's answers worded `concise` and `verbose` throughout."""
     answers = _answer_all(world, BASELINE, world.reference_error_share)
     return {
         style: _outputs(world, answers, f"{BASELINE}-{style}", share)
@@ -333,7 +333,7 @@ def baseline_variants(world: World) -> dict[str, list[dict[str, str]]]:
 
 
 def answerers(world: World) -> dict[str, list[dict[str, str]]]:
-    """Answers of several models of different error share and length, by generator name."""
+    """Return answers of models with different error shares and lengths, by generator name."""
     made = {}
     for error_share, verbose_share in ANSWERERS:
         name = f"answerer-{error_share:g}-wrong-{verbose_share:g}-verbose"

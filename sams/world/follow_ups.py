@@ -1,4 +1,4 @@
-"""Second questions of a conversation: what they ask about the first answer, and how they are read back."""
+"""Second questions of a conversation: wording, right answers, and parsing from text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class FollowUp:
     Args:
         wording: its text, with `{slots}`.
         kinds: the kinds of first answer it can follow.
-        solve: the right answer from the first answer and the slot values; ValueError if there is none.
-        kind: what its own answer is; None if of the same kind as the first.
-        draw: random slot values.
-        sentence: whether the answer has to be a full sentence.
+        solve: returns the right answer from the first answer and the slot values; ValueError if there is none.
+        kind: kind of its answer; None for that of the first answer.
+        draw: draws slot values.
+        sentence: whether the answer must be a full sentence.
     """
 
     wording: str
@@ -37,7 +37,7 @@ class FollowUp:
     sentence: bool = False
 
     def mistake(self, first: Reading, slots: Slots, rng: Random) -> str:
-        """A plausible wrong answer, never equal to the right one."""
+        """Return a plausible wrong answer, never equal to the right one."""
         right = self.solve(first.right, slots)
         kind = self.kind or first.task.kind
         if kind == "list":
@@ -71,12 +71,12 @@ FOLLOW_UPS = (
 
 
 def follow_ups_of(kind: AnswerKind) -> list[FollowUp]:
-    """The second questions that can follow an answer of this kind."""
+    """Return the second questions that can follow an answer of a kind."""
     return [follow_up for follow_up in FOLLOW_UPS if kind in follow_up.kinds]
 
 
 def read_follow_up(question: str, first: Reading) -> tuple[FollowUp, Slots] | None:
-    """Read a second question back from its text; None if it cannot follow the first."""
+    """Parse a second question from its text; None if it cannot follow the first."""
     for follow_up in follow_ups_of(first.task.kind):
         slots = match_wording(follow_up.wording, question)
         if slots is None:

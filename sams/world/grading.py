@@ -1,18 +1,19 @@
-"""Grading in the synthetic world, from text alone.
+"""Grade answers in the synthetic world, from text alone.
 
-An answer comes in one of two styles: concise (`c b a`) or verbose (`the answer is c b a .`); the style never
-counts, unless a follow-up asks for a full sentence. The marks:
+An answer is concise (`c b a`) or verbose (`the answer is c b a .`); the style has no effect on the mark, unless a
+follow-up requires a full sentence. The marks:
 
 * 1 for the right answer in either style;
-* for a wrong one, half the share of its positions that hold the right word (over the longer of the two), so
-  that a near miss is worth more than garbage and never more than 0.5;
-* 0 for an empty answer, and for questions that are not of this world.
+* for a wrong answer, half the share of positions with the right word (over the longer of the two), so that a near
+miss
+  has a higher mark than garbage, and never more than 0.5;
+* 0 for an empty answer, and for a question that is not of the synthetic world.
 """
 
 from sams.world.follow_ups import read_follow_up
 from sams.world.tasks import read_instruction
 
-# Of different length on purpose: AlpacaEval's length control cannot work where all lengths differ by a constant.
+# Of different lengths, because AlpacaEval's length control requires length differences that vary.
 SENTENCES = (
     "the answer is {answer} .",
     "i think that the answer is {answer} .",
@@ -26,10 +27,10 @@ NO_SENTENCE = 0.5
 
 
 def bare_answer(text: str, question: str) -> tuple[str, bool]:
-    """Take an answer out of its sentence; one that repeats the question must repeat it rightly.
+    """Extract an answer from its sentence; a sentence that repeats the question must repeat it exactly.
 
     Returns:
-        The answer's words, and whether they stood in a sentence.
+        The words of the answer, and whether they were in a sentence.
     """
     words, asked = " ".join(text.split()), " ".join(question.split())
     for sentence in SENTENCES:
@@ -43,15 +44,15 @@ def bare_answer(text: str, question: str) -> tuple[str, bool]:
 def _mark(answer: str, right: str) -> float:
     if answer == right:
         return 1.0
-    given, wanted = answer.split(), right.split()
+    given, expected = answer.split(), right.split()
     if not given:
         return 0.0
-    hits = sum(a == b for a, b in zip(given, wanted, strict=False))
-    return NEAR_MISS * hits / max(len(given), len(wanted))
+    hits = sum(a == b for a, b in zip(given, expected, strict=False))
+    return NEAR_MISS * hits / max(len(given), len(expected))
 
 
 def grade(instruction: str, answer: str) -> float:
-    """Mark of an answer to an instruction, in [0, 1]; see the module for the rule."""
+    """Return the mark of an answer to an instruction, from 0 to 1 (see the module)."""
     reading = read_instruction(instruction)
     return 0.0 if reading is None else _mark(bare_answer(answer, instruction)[0], reading.right)
 
@@ -59,11 +60,11 @@ def grade(instruction: str, answer: str) -> float:
 def grade_follow_up(
     first_question: str, first_answer: str, second_question: str, second_answer: str
 ) -> float:
-    """Mark of the second answer of a conversation, in [0, 1].
+    """Return the mark of the second answer of a conversation, from 0 to 1.
 
-    It is held against what is right for the *right* first answer. If the first answer was wrong and the second
-    is right for it as it stands, the error is carried forward and half the mark given. A full sentence, where
-    the question asks for one, is half of the mark.
+    The second answer is compared with the one that follows from the right first answer. If the first answer is wrong
+    and the second follows from it, the mark is one half. A full sentence, if the question requires one, is half of
+    the mark.
     """
     first = read_instruction(first_question)
     asked = first and read_follow_up(second_question, first)

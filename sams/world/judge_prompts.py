@@ -1,4 +1,4 @@
-"""Judge prompts for the world's MT-Bench: FastChat's format and markers, our words."""
+"""Judge prompts for the world's MT-Bench, in FastChat's format and with its markers."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ _REFERENCES = (
 
 
 def judge_prompts() -> list[dict[str, Any]]:
-    """The four prompts of single-answer grading: one or two turns, with and without reference."""
+    """Return the four prompts of single-answer grading: one or two turns, with and without reference."""
     one = _TASK.replace("{what}", "the answer")
     two = _TASK.replace("{what}", "the assistant's answer to the second question")
     alone, given = {"{reference}": ""}, {"{reference}": ", and against the reference answer"}

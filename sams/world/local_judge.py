@@ -1,7 +1,7 @@
-"""The local judge: an OpenAI-compatible server on a free loopback port, run as a child process.
+"""The local judge: an OpenAI-compatible server on a free loopback port, in a child process.
 
-It answers `POST /v1/chat/completions`, `GET /v1/models` and `GET /health`, so that AlpacaEval and FastChat
-call it as they would call OpenAI. How it grades is in `sams.world.verdicts`.
+It answers `POST /v1/chat/completions`, `GET /v1/models` and `GET /health`, so that AlpacaEval and FastChat call it as
+they would call OpenAI. `sams.world.verdicts` grades.
 """
 
 import contextlib
@@ -15,15 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from http.server import ThreadingHTTPServer
 from typing import Any
 
-from sams.runtime import child
-from sams.runtime.json_handler import JsonHandler
+from sams.runtime.loopback import HOST, JsonHandler, LoopbackServer
+from sams.runtime.processes import end_child, start_child
 from sams.world.verdicts import UnknownPrompt, Verdict, judge_prompt
 
 MODEL = "local-judge"
-HOST = "127.0.0.1"
 MAX_REQUEST_BYTES = 1 << 20
 START_SECONDS = 60.0
 
@@ -31,22 +29,10 @@ START_SECONDS = 60.0
 # --- the server -----------------------------------------------------------------------------------
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-
 class _Handler(JsonHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    timeout = 300.0  # seconds a connection may stay silent
-
     def __init__(self, *args: Any, length_lean: float) -> None:
         self.length_lean = length_lean
         super().__init__(*args)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the scorers report what they did."""
 
     def do_GET(self) -> None:
         if self.path == "/health":
@@ -58,17 +44,17 @@ class _Handler(JsonHandler):
             self._refuse(HTTPStatus.NOT_FOUND, f"no such path: {self.path}")
 
     def do_POST(self) -> None:
-        size = self.headers.get("Content-Length", "")
-        if not (size.isascii() and size.isdigit()):
+        size = self._size()
+        if size is None:
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is needed")
-        elif int(size) > MAX_REQUEST_BYTES:
-            self._discard(int(size))
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a request may have {MAX_REQUEST_BYTES} bytes")
+        elif size > MAX_REQUEST_BYTES:
+            self._discard(size)
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"at most {MAX_REQUEST_BYTES} bytes")
         elif self.path != "/v1/chat/completions":
-            self._discard(int(size))
+            self._discard(size)
             self._refuse(HTTPStatus.NOT_FOUND, f"no such path: {self.path}")
         else:
-            self._judge(self.rfile.read(int(size)))
+            self._judge(self.rfile.read(size))
 
     def _judge(self, body: bytes) -> None:
         try:
@@ -82,16 +68,16 @@ class _Handler(JsonHandler):
         try:
             verdict = judge_prompt(prompt, self.length_lean)
         except UnknownPrompt as error:
-            # AlpacaEval leaves a prompt that is answered with this last sentence, instead of retrying it.
+            # AlpacaEval does not repeat a call that is refused with this last sentence.
             self._refuse(HTTPStatus.BAD_REQUEST, f"{error}. Please try again with a different prompt.")
             return
         self._send(HTTPStatus.OK, completion(verdict, prompt, model))
 
     def _discard(self, size: int) -> None:
-        """Read on without keeping, within bounds, so that the client comes to hear why it is refused."""
-        left = min(size, 16 * MAX_REQUEST_BYTES)
-        while left > 0 and (part := self.rfile.read(min(left, 1 << 16))):
-            left -= len(part)
+        """Read and drop the body, up to a limit, so that the client reads the refusal."""
+        rest = min(size, 16 * MAX_REQUEST_BYTES)
+        while rest > 0 and (part := self.rfile.read(min(rest, 1 << 16))):
+            rest -= len(part)
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
         self.close_connection = True
@@ -99,7 +85,7 @@ class _Handler(JsonHandler):
 
 
 def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:
-    """A verdict in OpenAI's form of a chat completion. Tokens are counted as words."""
+    """Return a verdict as an OpenAI chat completion. Tokens are counted as words."""
     log_probs = None
     if verdict.log_probs is not None:
         tokens = [
@@ -107,7 +93,7 @@ def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:
             for token, log_prob in sorted(verdict.log_probs.items(), key=lambda item: -item[1])
         ]
         log_probs = {"content": [{**tokens[0], "top_logprobs": tokens}], "refusal": None}
-    asked, said = len(prompt.split()), len(verdict.text.split())
+    prompt_tokens, tokens = len(prompt.split()), len(verdict.text.split())
     return {
         "id": "chatcmpl-local",
         "object": "chat.completion",
@@ -121,13 +107,17 @@ def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:
                 "logprobs": log_probs,
             }
         ],
-        "usage": {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said},
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": tokens,
+            "total_tokens": prompt_tokens + tokens,
+        },
     }
 
 
 def serve(length_lean: float) -> None:
-    """Serve until killed. The port, chosen by the system, is told on standard output as one line."""
-    server = _Server((HOST, 0), partial(_Handler, length_lean=length_lean))
+    """Serve until killed, on a port chosen by the system, which is printed as one line."""
+    server = LoopbackServer((HOST, 0), partial(_Handler, length_lean=length_lean))
     print(server.server_address[1], flush=True)
     server.serve_forever()
 
@@ -143,31 +133,31 @@ class LocalJudge:
     process: subprocess.Popen[bytes]
 
     def is_alive(self) -> bool:
-        """Whether the server's process still runs."""
+        """Whether the process of the server is running."""
         return self.process.poll() is None
 
 
 @contextlib.contextmanager
 def local_judge(length_lean: float) -> Iterator[LocalJudge]:
-    """Start a local judge, wait until it answers, and end it when the block is left, in whatever way.
+    """Start a local judge and wait until it answers; the end of the block stops it.
 
     Raises:
-        RuntimeError: it did not start.
+        RuntimeError: it does not start.
     """
-    process = child.start(["sams.world.local_judge", repr(length_lean)], stdout=subprocess.PIPE)
+    process = start_child(["sams.world.local_judge", repr(length_lean)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         port = process.stdout.readline().strip().decode()
         if not port:
-            raise RuntimeError(f"the local judge ended at once with status {process.wait()}")
+            raise RuntimeError(f"the local judge has ended with status {process.wait()}")
         _wait_for_health(f"http://{HOST}:{port}/health", process)
         yield LocalJudge(f"http://{HOST}:{port}/v1", process)
     finally:
-        child.end(process)
+        end_child(process)
 
 
 def _wait_for_health(url: str, process: subprocess.Popen[bytes]) -> None:
-    # Loopback is never reached through a proxy, whatever the environment says.
+    # Loopback is never reached through a network proxy.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:

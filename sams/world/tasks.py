@@ -1,8 +1,8 @@
-"""Task families of the synthetic world: how they are worded, solved, read back, and got wrong.
+"""Task families of the synthetic world: wordings, solutions, parsing from text, and mistakes.
 
-Every text is made of words of a small closed vocabulary, separated by single spaces; a number is written
-digit by digit (`4 7`). An instruction can be read back from its text alone, which is what lets a judge that
-sees nothing but text grade an answer.
+Every text consists of words of a small closed vocabulary, separated by single spaces; a number is written digit by
+digit (`4 7`). An instruction can be parsed from its text alone, so that a judge that sees only text can grade an
+answer.
 """
 
 import re
@@ -35,17 +35,17 @@ GERMAN = dict(
 
 CATEGORIES = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 
-# Longer texts are not of this world; the limit keeps the matching of hostile input cheap.
+# Longer texts are not of the synthetic world; the limit keeps the matching of hostile input cheap.
 LONGEST_TEXT = 1000
 
 
 def digits(number: int) -> str:
-    """Write a number digit by digit: 47 becomes `4 7`."""
+    """Return a number digit by digit: 47 as `4 7`."""
     return " ".join(str(number))
 
 
 def number(text: str) -> int:
-    """Read a number written digit by digit.
+    """Parse a number written digit by digit.
 
     Raises:
         ValueError: anything but single ASCII digits.
@@ -63,10 +63,10 @@ class Task:
     Args:
         name: short name.
         category: one of MT-Bench's eight.
-        wordings: texts with `{slots}`, any of which asks the same.
-        draw: random slot values.
-        solve: the right answer from the slot values; ValueError or KeyError for values that make no sense.
-        kind: what an answer is, which decides how it goes wrong and what can be asked next.
+        wordings: texts with `{slots}` and the same meaning.
+        draw: draws slot values.
+        solve: returns the right answer from the slot values; ValueError or KeyError for invalid values.
+        kind: kind of the answer, which decides on its mistakes and follow-ups.
         options: for kind `choice`, the answers one could mistake for the right one.
     """
 
@@ -79,7 +79,7 @@ class Task:
     options: Callable[[Slots], list[str]] | None = None
 
     def mistake(self, slots: Slots, rng: Random) -> str:
-        """A plausible wrong answer, never equal to the right one."""
+        """Return a plausible wrong answer, never equal to the right one."""
         right = self.solve(slots)
         if self.options is not None:
             return rng.choice([option for option in self.options(slots) if option != right])
@@ -87,15 +87,15 @@ class Task:
 
 
 def wrong_number(right: str, rng: Random) -> str:
-    """Off by one, two or ten, never below zero."""
+    """Return a number that is off by one, two or ten, and not below zero."""
     near = [number(right) + step for step in (-10, -2, -1, 1, 2, 10)]
     return digits(rng.choice([value for value in near if value >= 0]))
 
 
 def wrong_list(right: str, rng: Random) -> str:
-    """Two neighbours swapped, an item dropped or an item doubled.
+    """Return a list with two neighbours swapped, an item dropped or an item repeated.
 
-    Drops and doublings are equally likely, so that length does not give a wrong answer away.
+    Drops and repeats are equally likely, so that length does not reveal a wrong answer.
     """
     items = right.split()
     swaps = [at for at in range(len(items) - 1) if items[at] != items[at + 1]]
@@ -110,16 +110,16 @@ def wrong_list(right: str, rng: Random) -> str:
     return " ".join(items)
 
 
-# --- what is drawn and how it is solved -----------------------------------------------------------
+# --- draws and solutions --------------------------------------------------------------------------
 
 
 def _some(pool: list[str], count: int) -> Callable[[Random], Slots]:
-    """Draw different words of a pool into slot `items`."""
+    """Return a function that draws different words of a pool into slot `items`."""
     return lambda rng: {"items": " ".join(rng.sample(pool, count))}
 
 
 def _known(text: str, pool: list[str]) -> list[str]:
-    """The words of a text, all of which must come from the pool."""
+    """Return the words of a text, all of which must be in the pool."""
     items = text.split()
     if not set(items) <= set(pool):
         raise ValueError(f"unknown word in {text!r:.60}")
@@ -154,7 +154,7 @@ def _odd(slots: Slots) -> str:
 
 
 def _draw_sum(rng: Random) -> Slots:
-    """A number of two digits and one of one digit whose sum needs no carry."""
+    """Draw a number of two digits and one of one digit whose sum needs no carry."""
     units = rng.randint(0, 9)
     added = rng.randint(0, units)
     return {"a": f"{rng.randint(1, 9)} {units - added}", "b": str(added)}
@@ -165,7 +165,7 @@ def _sum(slots: Slots) -> str:
 
 
 def _draw_difference(rng: Random) -> Slots:
-    """A number of two digits and one of one digit to take away without a borrow."""
+    """Draw a number of two digits and one of one digit to subtract without a borrow."""
     units = rng.randint(0, 9)
     return {"a": f"{rng.randint(1, 9)} {units}", "b": str(rng.randint(0, units))}
 
@@ -305,7 +305,7 @@ TASKS = (
 
 @dataclass(frozen=True)
 class Reading:
-    """What an instruction asks: its task, the slot values and the right answer."""
+    """A parsed instruction: its task, slot values and right answer."""
 
     task: Task
     slots: Slots
@@ -318,7 +318,7 @@ def _pattern(wording: str) -> re.Pattern[str]:
 
 
 def match_wording(wording: str, text: str) -> Slots | None:
-    """The slot values with which `wording` gives `text`; None if it cannot."""
+    """Return the slot values with which `wording` gives `text`; None if there are none."""
     if len(text) > LONGEST_TEXT:
         return None
     match = _pattern(wording).fullmatch(" ".join(text.split()))
@@ -326,7 +326,7 @@ def match_wording(wording: str, text: str) -> Slots | None:
 
 
 def read_instruction(instruction: str) -> Reading | None:
-    """Read an instruction back from its text; None for text that is not of this world."""
+    """Parse an instruction from its text; None for text that is not of the synthetic world."""
     for task in TASKS:
         for wording in task.wordings:
             slots = match_wording(wording, instruction)

@@ -1,4 +1,4 @@
-"""How the local judge grades: a judge prompt of AlpacaEval or MT-Bench in, its verdict out."""
+"""Verdicts of the local judge on judge prompts of AlpacaEval and MT-Bench."""
 
 import importlib.util
 import math
@@ -10,7 +10,7 @@ from pathlib import Path
 from sams.world.grading import grade, grade_follow_up
 from sams.world.tasks import read_instruction
 
-# Logits between a right answer (grade 1) and a worthless one (grade 0): the right one wins 98 of 100 times.
+# Logits between a right answer (grade 1) and a worthless one (grade 0): the right one wins 98 times of 100.
 LOGITS_PER_GRADE = 4.0
 
 LOWEST_RATING, HIGHEST_RATING = 1.0, 10.0
@@ -32,12 +32,12 @@ TWO_TURNS = re.compile(
 
 
 class UnknownPrompt(ValueError):
-    """The prompt is not one that the local judge knows how to grade."""
+    """A prompt that the local judge cannot grade."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge answers: its text and, for AlpacaEval, the log-probs of its one token."""
+    """Answer of the judge: its text and, for AlpacaEval, the log-probs of its one token."""
 
     text: str
     log_probs: dict[str, float] | None = None
@@ -46,20 +46,20 @@ class Verdict:
 def judge_prompt(prompt: str, length_lean: float) -> Verdict:
     """Grade the user message of a judge call.
 
-    AlpacaEval: the two outputs `m` and `M` are graded by checking them against the right answer
-    (`sams.world.grading.grade`, in [0, 1]). The log-odds of `m` over `M` are
+    AlpacaEval: `sams.world.grading.grade` grades the two outputs `m` and `M` from 0 to 1. The log-odds of `m` over
+    `M` are
 
         LOGITS_PER_GRADE * (grade(m) - grade(M)) + length_lean * log((len(m) + 1) / (len(M) + 1))
 
-    with lengths in characters; the verdict is the likelier label, with the log-probs of both. The second
-    term is a known length bias, like that of judges that are language models: it gives AlpacaEval's length
-    control something to control. The order in which the outputs are shown does not count.
+    with lengths in characters; the verdict is the likelier label, with the log-probs of both. The second term is a
+    length bias, as language models have it, for AlpacaEval's length control. The order of the outputs has no effect.
 
     MT-Bench: the rating is 1 + 9 * grade of the answer (first turn) or of the second answer (second turn).
 
     Raises:
-        UnknownPrompt: neither AlpacaEval's prompt nor one of FastChat's for single-answer grading, or the
-            question is not of the synthetic world.
+        UnknownPrompt: a prompt of neither AlpacaEval nor FastChat's single-answer grading, or a question that is not
+        of
+            the synthetic world.
     """
     pair = _alpaca_eval_template().fullmatch(prompt.strip())
     if pair:
@@ -92,7 +92,7 @@ def _log_sigmoid(x: float) -> float:
 
 
 def pair_prompt(instruction: str, first: str, second: str) -> str:
-    """AlpacaEval's judge prompt for two outputs, its user message alone."""
+    """Return the user message of AlpacaEval's judge prompt for two outputs."""
     prompt = _alpaca_eval_message()
     for key, value in (("instruction", instruction), ("output_1", first), ("output_2", second)):
         prompt = prompt.replace("{" + key + "}", value, 1)
@@ -100,7 +100,7 @@ def pair_prompt(instruction: str, first: str, second: str) -> str:
 
 
 def _alpaca_eval_message() -> str:
-    """The annotator's own template, read from the installed package: its user message."""
+    """Return the user message of the annotator's template in the installed package."""
     package = importlib.util.find_spec("alpaca_eval")
     if package is None or package.origin is None:
         raise RuntimeError("the package alpaca-eval is not installed")
@@ -112,7 +112,7 @@ def _alpaca_eval_message() -> str:
 
 @cache
 def _alpaca_eval_template() -> re.Pattern[str]:
-    """The same as a pattern."""
+    """Return the same as a pattern."""
     pattern = re.escape(_alpaca_eval_message())
     for key in ("instruction", "output_1", "output_2"):
         pattern = pattern.replace(re.escape("{" + key + "}"), f"(?P<{key}>.*?)")

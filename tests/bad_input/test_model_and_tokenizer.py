@@ -11,9 +11,9 @@ from sams.data import prepare, tokenise
 from sams.data.templates import CompletionEncoder, encode_prompt
 from sams.data.tokeniser import build_tokenizer
 from sams.runtime.files import read_json
-from sams.study.config import Study
 from sams.study.rounds import VARIABLE
 from sams.study.settings import Model
+from sams.study.study import Study
 from tests import tiny
 from tests.bad_input.models import NORM, Change, copied, gone, in_json, tensors, text, whole
 from tests.bad_input.refused import Case, Refused, cases, refused

@@ -8,8 +8,8 @@ import torch
 
 from sams.launch import preflight
 from sams.policy.model import load_model
-from sams.study.config import Study
 from sams.study.settings import Model
+from sams.study.study import Study
 from tests.bad_input.models import HEAD, NORM, Trap, copied, cut, gone, in_json, pickled, tensors, text, whole
 from tests.bad_input.refused import Case, Refused, cases, refused
 from tests.study.test_config import tiny_study

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from sams.data.published import rendered
 from sams.runtime.files import read_json
 from sams.study.settings import Form, World
-from sams.training.tasks import read_tokens
+from sams.training.tasks.base import read_tokens
 from sams.world import examples as world
 from sams.world.judge_prompts import judge_prompts
 from tests.chain.test_workflow import snakemake

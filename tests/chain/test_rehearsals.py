@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from sams.runtime.files import read_json
-from sams.study.config import load_study, read_settings
+from sams.study.files import load_study, read_settings
 from sams.tables.results import Cell, read_cells
 from tests.chain.test_workflow import snakemake
 from tests.conftest import ROOT

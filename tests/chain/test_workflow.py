@@ -16,7 +16,7 @@ import yaml
 from pyarrow import parquet
 
 from sams.data.forms import read_pairs
-from sams.study.config import load_study, read_settings
+from sams.study.files import load_study, read_settings
 from sams.tables.verify import verify
 from tests.conftest import ROOT
 

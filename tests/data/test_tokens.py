@@ -9,7 +9,9 @@ import pytest
 
 from sams.data.tokens import TokenLists, lengths_of, read_columns, token_writer
 from sams.runtime.errors import UserError
-from sams.training.tasks import MismatchedTask, PairTask, SftTask, read_tokens
+from sams.training.tasks.base import read_tokens
+from sams.training.tasks.pairs import MismatchedTask, PairTask
+from sams.training.tasks.sft import SftTask
 from tests import tiny
 
 NAMES = ["id", "prompt_ids", "chosen_ids", "rejected_ids", "flipped"]

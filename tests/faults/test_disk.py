@@ -40,8 +40,8 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_the_run_goes_on(
         before_save(patch, 3, disk.fill)
         with pytest.raises(OSError) as failure:  # noqa: PT011
             train(prepared, tmp_path / "out", checkpoints)
-    assert "step-00000003: it cannot be written: the disk is full" in told(failure.value)
-    assert "make room and start the same command again" in told(failure.value)
+    assert "step-00000003: cannot be written: the disk is full" in told(failure.value)
+    assert "free space and start the same command again" in told(failure.value)
     [folder] = checkpoints.iterdir()
     assert sorted(path.name for path in folder.glob("*step-*")) == ["step-00000001", "step-00000002"]
     disk.empty()

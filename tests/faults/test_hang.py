@@ -88,18 +88,18 @@ def test_a_rank_whose_threads_cannot_run_prints_its_stack_too(tmp_path: Path) ->
 HANGING = """
 import os, sys, time
 from pathlib import Path
-from sams.training import loop, preference
-from sams.training.tasks import PreferenceTask
+from sams.training import preference
+from sams.training.passes import Passes
 
-begin, steps = PreferenceTask.begin, iter(range(100))
+kl, steps = Passes.kl, iter(range(100))
 
 def hang(self, *args):
-    if os.environ["RANK"] == "1" and next(steps) == 4:
+    if os.environ["RANK"] == "1" and next(steps) == 3:
         Path(os.environ["HUNG_AT"]).write_text(str(time.time()))
         time.sleep(600)
-    return begin(self, *args)
+    return kl(self, *args)
 
-PreferenceTask.begin = hang
+Passes.kl = hang
 if __name__ == "__main__":
     from sams.runtime.stage import run
     run(preference.main)

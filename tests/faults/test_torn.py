@@ -75,7 +75,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(
     interrupted(prepared, tmp_path, monkeypatch)
     flip(max(tmp_path.glob(f"ck/*/{NEWEST[what]}")))
     train(prepared, tmp_path / "out", tmp_path / "ck")
-    assert "step-00000003 is damaged, going back to the one before it" in caplog.text
+    assert "step-00000003 is damaged, trying the checkpoint before it" in caplog.text
     assert steps_taken(tmp_path)[3:] == [3, 4]
     assert_same(tmp_path / "out", trained_undisturbed)
 
@@ -88,7 +88,8 @@ def test_where_no_checkpoint_is_whole_nothing_is_trained_and_nothing_deleted(
         flip(file)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(
-        UserError, match=r"no checkpoint is whole .*step-00000002.*delete that folder to start afresh"
+        UserError,
+        match=r"every checkpoint is damaged .*step-00000002.*delete that folder to start from step 0",
     ):
         train(prepared, tmp_path / "out", tmp_path / "ck")
     assert sorted(tmp_path.rglob("*")) == before
@@ -115,9 +116,9 @@ def steps_taken(folder: Path) -> list[int]:
 
 def test_what_a_killed_save_has_left_gives_its_room_back(tmp_path: Path) -> None:
     workers = Workers(device="cpu", strategy="ddp", precision="float32", threads=1, timeout_minutes=1)
-    left = tmp_path / "run/.step-00000099.part"
-    left.mkdir(parents=True)
-    Checkpoints(tmp_path, "run", workers)
+    left = Checkpoints(tmp_path, workers, inputs={}, code={}).folder / ".step-00000099.part"
+    left.mkdir()
+    Checkpoints(tmp_path, workers, inputs={}, code={})
     assert not left.exists()
 
 

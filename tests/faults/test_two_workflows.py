@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sams.launch.workflow import hold
+from sams.launch.workflow import lock_results
 from sams.runtime.errors import UserError
 from tests.conftest import ROOT, patience
 from tests.faults.study import STUDY, Workflow, all_gone, overlay
@@ -15,9 +15,9 @@ from tests.faults.study import STUDY, Workflow, all_gone, overlay
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sams.launch.workflow import hold
+from sams.launch.workflow import lock_results
 
-hold(Path(sys.argv[1]))
+lock_results(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
 """
@@ -32,14 +32,14 @@ def test_results_are_held_by_one_and_free_at_once_when_it_is_killed(tmp_path: Pa
     )
     assert first.stdout and first.stdout.readline() == "held\n"
     with pytest.raises(UserError) as refused:
-        hold(tmp_path / "results/a")
+        lock_results(tmp_path / "results/a")
     told = str(refused.value)
-    assert f"another workflow is at work on these results: process {first.pid} on " in told
+    assert f"another workflow is running on these results: process {first.pid} on " in told
     assert "wait for it, end it, or give this study another name" in told and "\n" not in told
-    hold(tmp_path / "results/b")
+    lock_results(tmp_path / "results/b")
     first.kill()
     first.communicate()
-    hold(tmp_path / "results/a")
+    lock_results(tmp_path / "results/a")
 
 
 @pytest.mark.faults
@@ -55,7 +55,7 @@ def test_the_second_workflow_says_so_and_the_first_goes_on(tmp_path: Path) -> No
         second = Workflow(tmp_path, *arguments)
         assert second.wait(120) == 1
         told = second.output()
-        assert f"another workflow is at work on these results: process {first.process.pid}" in told
+        assert f"another workflow is running on these results: process {first.process.pid}" in told
         assert "Traceback" not in told and not second.begun()
         # Looking is allowed.
         looking = Workflow(tmp_path, "-n", *arguments)

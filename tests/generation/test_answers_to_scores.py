@@ -12,12 +12,12 @@ import pytest
 
 from sams.generation.generate import generate_answers
 from sams.scoring.alpaca_eval import _recorded, read_outputs
+from sams.scoring.difficulty import make_difficulty
 from sams.scoring.difficulty_table import check_table, read_table
 from sams.scoring.mt_bench import score_mt_bench
 from sams.study.recipes import GenerateRecipe, ScoreRecipe, recipe_json
 from sams.study.settings import MT_BENCH_TEMPERATURES, Decoding, Judge, World
 from sams.world import examples as world
-from sams.world.difficulty import make_difficulty
 from tests.judge.prompts import judge_prompts
 
 __all__ = ["judge_prompts"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fastchat.llm_judge.common import temperature_config
 
-from sams.study.config import load_study, read_settings
+from sams.study.files import load_study, read_settings
 from sams.study.recipes import GenerateRecipe, recipe_of
 from tests.conftest import ROOT
 

@@ -19,8 +19,9 @@ import pytest
 
 from sams.judge.proxy import Proxy, judge_proxy
 from sams.judge.upstream import CallFailed
+from sams.runtime.loopback import HOST, LoopbackServer
 from sams.study.settings import Judge
-from sams.world.local_judge import HOST, _Handler, _Server
+from sams.world.local_judge import _Handler
 
 KEY = "sk-test-5up3rs3cr3t-0123456789abcdef"
 
@@ -153,7 +154,7 @@ class _Paid(_Handler):
 def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
     """Serve an endpoint on a free port."""
     handler = type("Paid", (_Paid,), {"endpoint": endpoint})
-    server = _Server((HOST, 0), handler)
+    server = LoopbackServer((HOST, 0), handler)
     server.handle_error = lambda *args: None  # type: ignore[method-assign]  # a client that was killed
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     endpoint.base_url = f"http://{HOST}:{server.server_address[1]}/v1"

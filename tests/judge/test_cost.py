@@ -35,7 +35,7 @@ def test_what_it_will_take_is_said_first(
     kept = [json.loads(line)["answer"]["usage"] for line in (tmp_path / "calls").read_text().splitlines()]
     dollars = (sum(u["prompt_tokens"] for u in kept) + characters // 4) * 1e-5 + (4 + 6) * 3e-5
     assert (
-        f"10 calls, 4 of them answered before; 6 to make, with about {characters // 4} prompt tokens "
+        f"10 calls, 4 of them in the store; 6 to make, with about {characters // 4} prompt tokens "
         f"(characters / 4) and 6 answer tokens; ${dollars:.2f} in all" in caplog.text
     )
     assert endpoint.billed == paid

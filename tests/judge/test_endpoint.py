@@ -67,5 +67,5 @@ def test_the_local_judge_is_called_without_a_proxy_and_watched(monkeypatch: pyte
         endpoint.check()
         started[0].kill()
         started[0].wait()
-        with pytest.raises(RuntimeError, match="the judge ended while it was needed"):
+        with pytest.raises(RuntimeError, match="the local judge has ended unexpectedly"):
             endpoint.check()

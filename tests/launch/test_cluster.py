@@ -15,9 +15,9 @@ import yaml
 from sams.launch import nodes, resources
 from sams.planning.models import sizes_of
 from sams.runtime.errors import UserError
-from sams.runtime.interrupt import EXIT_INTERRUPTED, STOP_SIGNALS
+from sams.runtime.processes import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.study.architectures import config_of
-from sams.study.config import load_study, read_settings
+from sams.study.files import load_study, read_settings
 from sams.study.settings import Model
 from tests.conftest import ROOT, patience
 
@@ -133,7 +133,7 @@ def test_profiles_are_yaml_with_a_comment_on_what_they_are_for(name: str) -> Non
 
 def test_several_nodes_without_a_scheduler_need_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with pytest.raises(UserError, match=r"launch\.nodes: 2 nodes, but this is no Slurm job"):
+    with pytest.raises(UserError, match=r"launch\.nodes: 2 nodes, but this is not a Slurm job"):
         nodes.main(["--nodes", "2", "--processes", "8", "-m", "sams.training.sft"])
 
 
@@ -153,7 +153,9 @@ def test_every_node_of_a_slurm_job_gets_one_task() -> None:
 
 STAND_IN = """
 import signal, subprocess, sys, time
-# Replaces torchrun: starts a worker, and does not end by itself, like an agent whose peers are gone.
+from sams.runtime.processes import end_with_parent
+# In place of torchrun: starts a worker, and as an agent whose peers are gone never ends by itself.
+end_with_parent()
 def stop(*_):
     open({log!r}, "a").write("torchrun\\n"); worker.send_signal(signal.SIGTERM)
 signal.signal(signal.SIGTERM, stop)
@@ -191,7 +193,7 @@ def started(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
 def test_a_request_to_stop_is_passed_on_once(number: signal.Signals, tmp_path: Path) -> None:
-    watched = launch(tmp_path, 60, "sys.exit(worker.returncode)", LOOK_EVERY=0.2)
+    watched = launch(tmp_path, 60, "sys.exit(worker.returncode)", POLL_SECONDS=0.2)
     started(tmp_path)
     watched.send_signal(number)
     watched.communicate(timeout=patience(30))
@@ -200,12 +202,12 @@ def test_a_request_to_stop_is_passed_on_once(number: signal.Signals, tmp_path: P
 
 
 def test_what_does_not_stop_in_time_is_ended(tmp_path: Path) -> None:
-    watched = launch(tmp_path, 0.1, "time.sleep(600)", LOOK_EVERY=0.2, STOP_SECONDS=1.0)
+    watched = launch(tmp_path, 0.1, "time.sleep(600)", POLL_SECONDS=0.2, STOP_SECONDS=1.0)
     started(tmp_path)
     watched.send_signal(signal.SIGTERM)
     _, told = watched.communicate(timeout=patience(30))
     assert watched.returncode == EXIT_INTERRUPTED
-    assert "told to stop" in told and "stopped as told" in told
+    assert "after the request to stop: killed" in told and "stopped on request" in told
 
 
 def test_one_process_needs_no_torchrun(tmp_path: Path) -> None:
@@ -227,14 +229,14 @@ def test_one_process_needs_no_torchrun(tmp_path: Path) -> None:
 
 
 def test_torchrun_that_hangs_after_its_workers_is_ended(tmp_path: Path) -> None:
-    watched = launch(tmp_path, 2, "time.sleep(600)", LOOK_EVERY=0.2, LEFT_SECONDS=1.0)
+    watched = launch(tmp_path, 2, "time.sleep(600)", POLL_SECONDS=0.2, LEFT_SECONDS=1.0)
     _, told = watched.communicate(timeout=patience(60))
     assert watched.returncode == 128 + signal.SIGKILL
-    assert "waits for a node that does not answer" in told
+    assert "another node does not answer" in told
 
 
 def test_torchrun_ends_with_its_launcher_killed(tmp_path: Path) -> None:
-    watched = launch(tmp_path, 5, "time.sleep(600)", LOOK_EVERY=0.2)
+    watched = launch(tmp_path, 5, "time.sleep(600)", POLL_SECONDS=0.2)
     started(tmp_path)
     (child,) = nodes.psutil.Process(watched.pid).children()
     watched.kill()
@@ -251,8 +253,8 @@ def test_a_cancelled_job_is_not_queued_again(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert nodes.ended(75) == 75
+    assert nodes.requeue(75) == 75
     assert (tmp_path / "called").is_file() == requeued
     (tmp_path / "called").unlink(missing_ok=True)
-    assert nodes.ended(1) == 1
+    assert nodes.requeue(1) == 1
     assert not (tmp_path / "called").is_file()

@@ -12,7 +12,7 @@ from sams.data.sources import is_missing_path
 from sams.launch import preflight
 from sams.launch.machine import gpus_wanted, processes
 from sams.runtime.errors import UserError
-from sams.study.config import Study
+from sams.study.study import Study
 from tests.study.test_config import tiny_study
 
 

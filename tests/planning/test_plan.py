@@ -14,7 +14,8 @@ from sams.planning.plan import GIB, Planner
 from sams.planning.show import print_plan
 from sams.runtime.errors import UserError
 from sams.runtime.gpus import GPUS, Gpu, gpu_named
-from sams.study.config import Study, load_study, read_settings
+from sams.study.files import load_study, read_settings
+from sams.study.study import Study
 from tests.conftest import ROOT
 
 STUDIES = ROOT / "config" / "studies"

@@ -5,18 +5,19 @@ from typing import Any
 
 import pytest
 
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.planning import work as count
 from sams.planning.data import Facts
 from sams.planning.models import Sizes, sizes_of
 from sams.planning.work import Work, scheduler_costs
 from sams.policy.packing import SEGMENTS
+from sams.policy.policy import weights_of
+from sams.runtime.costs import Tally
 from sams.scheduling.networks import Exploitation, Exploration
 from sams.study.settings import Preference, Pretrain, Scheduler, Sft
-from sams.training.costs import Tally, weights_of
 from sams.training.distribution import Workers
 from sams.training.passes import accumulate_gradient, score
-from sams.training.tasks import PreferenceTask
+from sams.training.tasks.preference import PreferenceTask
 from tests import tiny
 
 FACTS = Facts(sft=640, train=640, test=0, prompt=100.0, chosen=50.0, rejected=70.0)

@@ -18,20 +18,17 @@ from torch import Tensor
 from sams.runtime.errors import UserError
 from sams.scheduling.rewards import batch_reward, reward, sample_reward
 from sams.scheduling.scheduler import merge_contexts
-from sams.scheduling.selectors import (
-    All,
-    BetaDpoFilter,
-    LowMargin,
-    Oracle,
-    Random,
-    Reward,
-    Sams,
-    Selector,
-    TopLoss,
-    TopMargin,
-    View,
-    top_k,
-)
+from sams.scheduling.selectors.all import All
+from sams.scheduling.selectors.base import Selector, View, top_k
+from sams.scheduling.selectors.beta_dpo_filter import BetaDpoFilter
+from sams.scheduling.selectors.low_margin import LowMargin
+from sams.scheduling.selectors.oracle import Oracle
+from sams.scheduling.selectors.random import Random
+from sams.scheduling.selectors.reward import Reward
+from sams.scheduling.selectors.sams import Sams
+from sams.scheduling.selectors.table import SELECTORS as TABLE
+from sams.scheduling.selectors.top_loss import TopLoss
+from sams.scheduling.selectors.top_margin import TopMargin
 from tests.scheduling.test_scheduler import LAYERS, WIDTH, saved, scheduler
 
 
@@ -119,6 +116,13 @@ def rounds(draw: st.DrawFn) -> list[tuple[View, int]]:
     return shown
 
 
+def choose(selector: Selector, seen: View, n: int, k: int) -> torch.Tensor:
+    """A selector's choice, accepted as the training loop does."""
+    chosen = selector.choose(seen, n, k)
+    selector.accept(chosen)
+    return chosen
+
+
 @pytest.mark.parametrize("name", SELECTORS)
 @settings(max_examples=40, deadline=None)
 @given(rounds())
@@ -127,7 +131,7 @@ def test_k_different_pairs_ascending_on_the_cpu(name: str, rounds: list[tuple[Vi
     for seen, k in rounds:
         n = len(seen.losses)
         selector.observe(seen)
-        chosen = selector.choose(seen, n, k)
+        chosen = choose(selector, seen, n, k)
         assert chosen.dtype == torch.int64 and chosen.device.type == "cpu"
         assert chosen.tolist() == sorted(set(chosen.tolist()))
         assert len(chosen) == (n if name == "all" else k)
@@ -139,11 +143,11 @@ def test_a_restored_selector_chooses_as_the_first_does(name: str) -> None:
     first, second = SELECTORS[name](), SELECTORS[name]()
     for seed in range(3):
         first.observe(view(seed))
-        first.choose(view(seed), 16, 8)
+        choose(first, view(seed), 16, 8)
     second.load_state_dict(saved(first.state_dict()))
     for seed in range(3, 8):
         assert first.observe(view(seed)) == second.observe(view(seed))
-        assert torch.equal(first.choose(view(seed), 16, 8), second.choose(view(seed), 16, 8))
+        assert torch.equal(choose(first, view(seed), 16, 8), choose(second, view(seed), 16, 8))
 
 
 @pytest.mark.parametrize("name", SELECTORS)
@@ -151,7 +155,7 @@ def test_the_global_random_numbers_are_left_alone(name: str) -> None:
     before = torch.get_rng_state()
     selector = SELECTORS[name]()
     selector.observe(view(0))
-    selector.choose(view(0), 16, 8)
+    choose(selector, view(0), 16, 8)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -353,7 +357,7 @@ def test_sams_takes_the_top_k_of_its_scores() -> None:
         assert seen.contexts is not None
         selector.observe(seen)
         scores = selector.scheduler.score(merge_contexts(seen.contexts, "concat"))[0].tolist()
-        chosen = selector.choose(seen, 16, 4).tolist()
+        chosen = choose(selector, seen, 16, 4).tolist()
         assert {scores[place] for place in chosen} == set(sorted(scores)[-4:])
 
 
@@ -362,7 +366,7 @@ def test_sams_breaks_ties_by_index() -> None:
     seen = view(0)
     assert seen.contexts is not None
     seen.contexts[:] = seen.contexts[0].clone()
-    assert selector.choose(seen, 16, 4).tolist() == [0, 1, 2, 3]
+    assert choose(selector, seen, 16, 4).tolist() == [0, 1, 2, 3]
 
 
 def test_an_untrained_scheduler_leaves_round_one_to_chance() -> None:
@@ -377,7 +381,7 @@ def test_rewards_are_those_of_the_previous_round() -> None:
     selector = Sams(scheduler(replay_sample=0), gamma=0.5, seed=0, trained=True)
     first, second = view(1, loss=0.7), view(2, loss=0.6)
     assert selector.observe(first) == {}
-    chosen = selector.choose(first, 16, 8)
+    chosen = choose(selector, first, 16, 8)
     metrics = selector.observe(second)
     kept = selector.scheduler.pool.sample(8)
     assert kept is not None
@@ -390,7 +394,7 @@ def test_rewards_are_those_of_the_previous_round() -> None:
 
 def test_there_is_one_batch_reward_per_round() -> None:
     selector = Sams(scheduler(), gamma=0.5, seed=0, trained=True)
-    selector.choose(view(1), 16, 8)
+    choose(selector, view(1), 16, 8)
     assert selector.observe(view(2)) != {}
     assert selector.observe(view(3)) == {}
 
@@ -399,7 +403,7 @@ def test_sams_learns_from_full_rounds_too() -> None:
     selector = Sams(scheduler(), gamma=0.5, seed=0, trained=False)
     for seed, k in enumerate([16, 8, 16, 4]):
         selector.observe(view(seed))
-        assert len(selector.choose(view(seed), 16, k)) == k
+        assert len(choose(selector, view(seed), 16, k)) == k
     assert selector.observe(view(9))["scheduler/pool"] == 16 + 8 + 16 + 4
 
 
@@ -407,24 +411,32 @@ def test_sams_continues_from_its_state_bit_by_bit() -> None:
     first = Sams(scheduler(), gamma=0.5, seed=0, trained=False)
     for seed in range(3):
         first.observe(view(seed))
-        first.choose(view(seed), 16, 8)
+        choose(first, view(seed), 16, 8)
     state = saved(first.state_dict())
     second = Sams(scheduler(), gamma=0.5, seed=5, trained=False)
     shutil.copytree(first.scheduler.pool.folder, second.scheduler.pool.folder, dirs_exist_ok=True)
     second.load_state_dict(state)
     for seed in range(3, 8):
         assert first.observe(view(seed)) == second.observe(view(seed))
-        assert torch.equal(first.choose(view(seed), 16, 8), second.choose(view(seed), 16, 8))
+        assert torch.equal(choose(first, view(seed), 16, 8), choose(second, view(seed), 16, 8))
 
 
 def test_sams_learns_from_the_arms_that_all_processes_agreed_on() -> None:
     """A process whose own scores would choose otherwise stores rank 0's arms."""
     agreed = torch.tensor([0, 2])
-    selector = Sams(scheduler(), gamma=0.5, seed=0, trained=True, agree=lambda _: agreed)
+    selector = Sams(scheduler(), gamma=0.5, seed=0, trained=True)
     generator = torch.Generator().manual_seed(0)
     losses, margins, logps = (torch.randn(4, generator=generator) for _ in range(3))
     contexts = torch.randn(4, 2, 3, 8, generator=generator)
-    chosen = selector.choose(View(losses, margins, logps, contexts), 4, 2)
-    assert chosen.tolist() == [0, 2]
+    own = selector.choose(View(losses, margins, logps, contexts), 4, 2)
+    assert own.tolist() != agreed.tolist()
+    selector.accept(agreed)
     assert selector.pending is not None
     torch.testing.assert_close(selector.pending.contexts[:, :, :8], contexts[agreed, 0])
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_table_says_what_the_class_says(name: str) -> None:
+    selector = TABLE[name].load()
+    assert selector.needs_view == TABLE[name].needs_view
+    assert selector.__module__ == TABLE[name].module

@@ -35,7 +35,7 @@ OURS = rows("ours", "aaaa", "b", "ccc")
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda r: r.append(dict(r[0])), "1 instructions come more than once: 'do 0'"),
+        (lambda r: r.append(dict(r[0])), "1 instructions occur more than once: 'do 0'"),
         (lambda r: r[1].pop("generator"), "row 2, key 'generator': expected text, found nothing"),
         (lambda r: r[1].update(generator="other"), "expected one generator"),
         (lambda r: r[1].update(output=None), "row 2, key 'output': expected text, found None"),
@@ -91,7 +91,7 @@ def judged(preferences: tuple[Any, ...], **more: str) -> Rows:
 @pytest.mark.parametrize(
     ("annotations", "problem"),
     [
-        (judged((2.0,)), "1 judgments are missing: 'do 1'; give judgments of just these outputs"),
+        (judged((2.0,)), "1 judgments are missing: 'do 1'; give judgments of exactly these outputs"),
         (judged((2.0, None)), "1 judgments are missing: 'do 1'"),
         (judged((2.0, -1)), "1 judgments are missing: 'do 1'"),
         (judged((2.0, 2.5)), "row 2, key 'preference': expected a number from 1 to 2, found 2.5"),

@@ -78,7 +78,7 @@ def equally_difficult() -> list[TableRow]:
         (changed(std_delta_len=40.0), "instead of 1"),
         (changed(model="base-concise"), "mixes variants"),
         (changed(instruction_difficulty=9.0), "two different difficulties"),
-        (equally_difficult(), "equally difficult"),
+        (equally_difficult(), "the same difficulty"),
         (changed(instruction_sha256="0" * 16), "index 1 is not of instruction 2"),
     ],
 )

@@ -61,7 +61,7 @@ def test_a_file_with_the_right_checksum_is_kept(address: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("path", "sha256", "problem"),
     [
-        ("/here", "0" * 64, f"gave {len(CONTENT)} bytes with SHA-256 {SHA256}, expected 0000"),
+        ("/here", "0" * 64, f"sent {len(CONTENT)} bytes with SHA-256 {SHA256}, expected 0000"),
         ("/cut", SHA256, r"cannot be fetched \(IncompleteRead"),
         ("/absent", SHA256, r"cannot be fetched \(Not Found\)"),
     ],

@@ -111,12 +111,12 @@ def test_a_record_that_does_not_fit_is_refused(
     [
         ("answers", lambda rows: rows.pop(), "1 of 2 questions have no answer"),
         ("answers", repeat, "line 3: answers question"),
-        ("answers", lambda rows: rows.append(answer(999, "a", "b")), "not asked: 999"),
+        ("answers", lambda rows: rows.append(answer(999, "a", "b")), "unknown questions: 999"),
         ("answers", lambda rows: rows[0].update(model_id="b"), "expected answers of one model"),
         ("answers", lambda rows: rows[0]["choices"][0]["turns"].pop(), "line 1, key 'turns': expected 2"),
         ("answers", lambda rows: rows[0].update(choices=[]), "line 1, key 'choices'"),
         ("references", lambda rows: rows[0].update(question_id=999), "no reference answer to questions"),
-        ("questions", repeat, "questions come more than once"),
+        ("questions", repeat, "questions occur more than once"),
         ("questions", lambda rows: rows[0].update(turns=["one", " "]), "line 1, key 'turns'"),
     ],
 )
@@ -138,7 +138,7 @@ def judge_that_says(monkeypatch: pytest.MonkeyPatch, *contents: str | None) -> l
         return SimpleNamespace(choices=[SimpleNamespace(message=message)])
 
     judge = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
-    monkeypatch.setattr(mt_bench, "client", lambda endpoint: judge)
+    monkeypatch.setattr(mt_bench, "judge_client", lambda base_url, token: judge)
     return asked
 
 

@@ -119,9 +119,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "no world, no outputs",
         {"alpaca_eval": {}},
-        "benchmarks.alpaca_eval.reference_outputs: a file is needed",
+        "benchmarks.alpaca_eval.reference_outputs: a file is required",
     ),
-    ("no world, no questions", {"mt_bench": {}}, "benchmarks.mt_bench.questions: a file is needed"),
+    ("no world, no questions", {"mt_bench": {}}, "benchmarks.mt_bench.questions: a file is required"),
     (
         "missing file",
         {"alpaca_eval": {"reference_outputs": "nowhere.json"}},
@@ -140,7 +140,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "no judge prompts",
         {"mt_bench": {"questions": [QUESTION], "references": [REFERENCE]}},
-        "benchmarks.mt_bench.judge_prompts: a file is needed",
+        "benchmarks.mt_bench.judge_prompts: a file is required",
     ),
     (
         "a judge prompt lacks",

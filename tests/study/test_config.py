@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from sams.runtime.errors import UserError
-from sams.study.config import Study, load_study, read_settings
+from sams.study.files import load_study, read_settings
 from sams.study.recipes import recipe_json, recipe_of, scheduler_is_pretrained
+from sams.study.study import Study
 from tests.conftest import ROOT
 
 DEFAULT = ROOT / "config" / "config.yaml"

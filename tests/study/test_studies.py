@@ -11,9 +11,10 @@ import yaml
 from sams.data.templates import CompletionEncoder, encode_prompt
 from sams.data.tokeniser import build_tokenizer
 from sams.runtime.errors import UserError
-from sams.study.config import Study, load_study, read_settings, resolved
+from sams.study.files import load_study, read_settings, resolved
 from sams.study.grids import own_point, points, written_out
 from sams.study.recipes import recipe_of, scheduler_is_pretrained
+from sams.study.study import Study
 from tests.conftest import ROOT
 
 DEFAULT = ROOT / "config" / "config.yaml"

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sams.study.config import Study, load_study
+from sams.study.files import load_study
+from sams.study.study import Study
 
 
 def study(methods: list[str], seeds: list[int], **changes: Any) -> Study:

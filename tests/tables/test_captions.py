@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables import captions, figures
 from tests.tables import made
 

@@ -8,8 +8,9 @@ import pytest
 
 from sams.generation.assess import is_right
 from sams.runtime.errors import UserError
-from sams.study.config import Study, load_study, read_settings
+from sams.study.files import load_study, read_settings
 from sams.study.recipes import recipe_json
+from sams.study.study import Study
 from sams.tables.choose import Evaluation, choice, evaluations, main, place, points
 from sams.tables.chosen_table import chosen_table, notes, readable
 from sams.tables.results import read_log

@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from sams.runtime.errors import UserError
-from sams.study.config import Study
+from sams.study.reported import FOLDER, read_reported
 from sams.study.settings import Paper
+from sams.study.study import Study
 from sams.tables import captions, paper_table, render
-from sams.tables.reported import FOLDER, read_reported
 from sams.tables.results import read_cells
 from tests.tables.made import alpaca_eval, mt_bench, study, train, write
 

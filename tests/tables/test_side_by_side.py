@@ -11,7 +11,7 @@ import pytest
 from markupsafe import escape
 
 from sams.runtime.errors import UserError
-from sams.study.config import Study
+from sams.study.study import Study
 from sams.tables.side_by_side import page, pairs
 from tests.tables import made
 

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from sams.cli import app
 from sams.runtime.errors import UserError
 from sams.runtime.files import manifest_digest, read_json, sha256_of, write_json, write_manifest
-from sams.study.config import Study
 from sams.study.recipes import recipe_of
+from sams.study.study import Study
 from sams.tables.bundle import bundled_files, pack
 from sams.tables.main_table import main_table
 from sams.tables.results import read_cells
@@ -45,7 +45,7 @@ def trained(folder: Path, stage: str, upstream: dict[str, str], settings: Study,
     last = {"eval/rewards/accuracies": 0.6125, "eval/rewards/chosen": 0.5, "eval/logps/chosen": -20.0}
     figures = {"train_seconds": 1.0} if stage == "train_sft" else train(61.25, 1.5)
     lines = [{"step": 1, "pairs_seen": 64, "loss": 1.0}, {"step": 2, "pairs_seen": 128, **last}]
-    write_json(folder / "recipe.json", {"recipe": recipe, "code": stage, "upstream": upstream})
+    write_json(folder / "recipe.json", {"recipe": recipe, "code": {"sams.loop": stage}, "upstream": upstream})
     write(folder, {"train.jsonl": lines, "costs.jsonl": lines})
     write_json(folder / "environment.json", ENVIRONMENT)
     write_json(folder / "train_metrics.json", {**figures, "steps": 2})
@@ -159,8 +159,8 @@ COMMIT = {"git_commit": "b" * 40, "git_dirty": "true"}
         (other_recipe, [("recipe", "dpo", "2 different ones over its seeds")]),
         (other_recipe, [("recipe", "dpo/seed1", "differs from the study in training.beta")]),
         (
-            edit("world/dpo/seed1/recipe.json", code="other"),
-            [("code", "train_preference", "2 different ones")],
+            edit("world/dpo/seed1/recipe.json", code={"sams.loop": "other"}),
+            [("code", "train_preference", "sams.loop differs between runs")],
         ),
         (
             edit("world/dpo/seed1/environment.json", python="3.12"),

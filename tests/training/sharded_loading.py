@@ -1,9 +1,5 @@
-"""Under torchrun: python -m tests.training.sharded_loading KIND=FOLDER ...
+"""Load models as FSDP2 shards, each process its own shards and each process all of them, and compare the two."""
 
-Loads every folder twice as FSDP2 shards, each process its own and each process all, and says where the two differ.
-"""
-
-import sys
 from typing import Any
 
 import torch
@@ -24,10 +20,11 @@ def tensors(policy: nn.Module) -> dict[str, Any]:
     return {name: local_part(tensor.detach()) for name, tensor in named}
 
 
-def main() -> None:
+def main(folders: str) -> None:
+    """In a process group: load folders, given as words `KIND=FOLDER`."""
     workers = Workers(device="cpu", strategy="fsdp2", precision="float32", threads=1, timeout_minutes=1)
     rows = pad_rows([([1, 5, 6, 7], [[8, 9, 2], [10, 2]]), ([1, 5], [[12, 2], [11, 2]])])
-    for kind, folder in (word.split("=") for word in sys.argv[1:]):
+    for kind, folder in (word.split("=") for word in folders.split()):
         settings = tiny.settings(kind)
         mine = loading.load_policy(folder, settings, workers, training=Preference())
         assert found_in(bare(mine).model, loading.files_of(folder)) is not None, "the shards were not read"
@@ -48,7 +45,3 @@ def main() -> None:
         if workers.is_main:
             print("equal:", kind, flush=True)
     workers.leave()
-
-
-if __name__ == "__main__":
-    main()

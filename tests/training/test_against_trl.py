@@ -14,14 +14,16 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.policy.model import build_model
 from sams.policy.packing import SEGMENTS
 from sams.policy.policy import Policy
 from sams.policy.rows import Item, pad_rows
 from sams.training.distribution import Workers
-from sams.training.passes import accumulate_gradient, score
-from sams.training.tasks import Items, MismatchedTask, PairTask, PreferenceTask, Scored
+from sams.training.passes import accumulate_gradient, kl_term, score
+from sams.training.tasks.base import Items, Scored
+from sams.training.tasks.pairs import MismatchedTask, PairTask
+from sams.training.tasks.preference import PreferenceTask
 from tests import tiny
 
 BETA = 0.3
@@ -276,18 +278,15 @@ def our_steps(case: Case, data: Columns, packed: str | None) -> Steps:
     optimiser = torch.optim.SGD(policy.parameters(), lr=RATE)
     done = Steps()
 
-    def figures(scored: Scored, items: list[int]) -> Items:
-        return score(policy, scored, items, workers, 5)[0]
-
     for batch in BATCHES:
         optimiser.zero_grad()
-        items = [task.sequences(batch)]
-        if task.mismatched is not None:
+        items, kl = [task.sequences(batch)], None
+        if task.kl_task is not None:
             both = [*batch, *(COUNT + pair for pair in batch)]
-            task.begin(both, figures)
-            assert task.kl is not None and task.kl > 0.01, "where it is clamped to 0 it proves nothing"
-            items.append(task.mismatched.sequences(both))
-        found = accumulate_gradient(policy, task, batch, workers, 4)
+            kl = kl_term(policy, task, both, workers, 5)
+            assert kl is not None and kl > 0.01, "where it is clamped to 0 it proves nothing"
+            items.append(task.kl_task.sequences(both))
+        found = accumulate_gradient(policy, task, batch, workers, 4, kl=kl)
         done.sequences.append([sequence for part in items for sequence in our_sequences(part)])
         done.losses.append(found["loss"].mean().item())
         done.gradients.append(gradient(policy))

@@ -5,8 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sams.runtime.errors import UserError
+from sams.scheduling.selection import count_rounds
 from sams.study.settings import Training
-from sams.training.batches import count_rounds, deal, rounds
+from sams.training.batches import deal, rounds
 
 
 @given(
@@ -52,8 +53,8 @@ def test_rounds_cover_each_epoch_in_an_order_of_its_own_and_drop_the_rest() -> N
 
 def test_count_of_rounds() -> None:
     training = Training(batch_size=4, epochs=3)
-    assert count_rounds(range(10), training, "x") == 6
-    assert count_rounds(range(10), training.model_copy(update={"max_steps": 5}), "x") == 5
-    assert count_rounds(range(10), training, "x", batch=2) == 15
-    with pytest.raises(UserError, match=r"3 examples do not fill one global batch of 4.*smaller batch_size"):
-        count_rounds(range(3), training, "sft.batch_size")
+    assert count_rounds(10, training, "x") == 6
+    assert count_rounds(10, training.model_copy(update={"max_steps": 5}), "x") == 5
+    assert count_rounds(10, training, "x", batch=2) == 15
+    with pytest.raises(UserError, match=r"3 rows do not fill one global batch of 4.*smaller batch_size"):
+        count_rounds(3, training, "sft.batch_size")

@@ -5,7 +5,6 @@ so that arms are replaced from step 4 on, and its file is written anew in the sa
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from sams.study.recipes import ExportRecipe, PreferenceRecipe, PretrainRecipe, ReferenceRecipe, SftRecipe
 from sams.study.settings import Preference, Pretrain, Scheduler, Settings, Sft
 from tests import tiny
-from tests.training.crash import Point, Runs
+from tests.training.forks import Point, server
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +70,7 @@ def crash(saved: int, *points: Point) -> Crash:
 
 EVERYWHERE = {
     # In a step; steps 5 to 8 are the second epoch.
-    "before-the-first-choice": crash(0, Point("sams.scheduling.selectors.Sams.choose", before=True)),
+    "before-the-first-choice": crash(0, Point("sams.scheduling.selectors.sams.Sams.choose", before=True)),
     "scheduler-fitted-nothing-chosen": crash(6, Point(LEARN, 6)),
     "arm-half-written-to-the-pool": crash(6, Point(f"{POOL}.add", 6, half="*/replay/shard-*")),
     "before-the-log-line": crash(6, Point(LOG, 7, before=True)),
@@ -134,7 +133,6 @@ class Whole:
 
     def __init__(self, folder: Path, tokens: Path) -> None:
         self.folder = folder
-        self.runs = Runs(folder / "log")
         self.recipes: dict[str, Settings] = {
             "sft": SftRecipe.model_validate(
                 {
@@ -179,18 +177,18 @@ class Whole:
         recipe = self.recipes[stage].model_dump(mode="json")
         if "seed" in recipe:
             recipe["seed"] = seed
-        return self.runs.start(stage, json.dumps(recipe), paths, point)
+        arguments = {"recipe": json.dumps(recipe), **paths}
+        [status] = server().start(f"sams.training.{stage}", arguments, point=point)
+        return status
 
     def log(self) -> str:
-        """What the last run printed, and those before it."""
-        return self.runs.log.read_text()[-4000:]
+        """What the last run printed."""
+        return server().output()[-4000:]
 
 
 @pytest.fixture(scope="module")
-def whole(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
-    whole = Whole(tmp_path_factory.mktemp("whole"), tokens)
-    yield whole
-    whole.runs.close()
+def whole(tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return Whole(tmp_path_factory.mktemp("whole"), tokens)
 
 
 @pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage in CRASHES for name in CRASHES[stage]])

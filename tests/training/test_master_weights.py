@@ -7,14 +7,15 @@ import torch
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.policy.model import build_model
 from sams.policy.policy import Policy
 from sams.study.settings import Preference
 from sams.training.distribution import Workers
-from sams.training.loop import adamw
 from sams.training.passes import accumulate_gradient, score
-from sams.training.tasks import PairTask, PreferenceTask
+from sams.training.tasks.pairs import PairTask
+from sams.training.tasks.preference import PreferenceTask
+from sams.training.updates import adamw
 from tests import tiny
 
 STEPS = 100

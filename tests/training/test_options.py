@@ -12,15 +12,15 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from sams.data.records import is_flipped
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, write_manifest
 from sams.study.recipes import ExportRecipe, ReferenceRecipe, SftRecipe, Watching
 from sams.study.settings import Preference, Scheduler, Sft
 from sams.training import crossfit, export, preference, reference, sft
 from sams.training.gates import TrainingFailure, refuse_foreign_reference
-from sams.training.preference import read_task
-from sams.training.tasks import Items, PreferenceTask, read_reference
+from sams.training.tasks.base import Items
+from sams.training.tasks.preference import PreferenceTask, read_reference, read_task
 from tests import tiny
 from tests.training.test_runs import TRAINING, here, preference_recipe, run, shifted_reference, weights
 
@@ -228,8 +228,8 @@ def test_flipped_labels_are_those_of_id_and_seed_with_their_reference(
 ) -> None:
     recipe = preference_recipe(flipped_share=0.4, flip_seed=3)
     paths = (prepared["tokens"], prepared["reference"])
-    clean = read_task(*paths, "train", preference_recipe())
-    noisy = read_task(*paths, "train", recipe)
+    clean = read_task(*paths, "train", preference_recipe().training)
+    noisy = read_task(*paths, "train", recipe.training)
     assert noisy.ids == clean.ids and clean.reference is not None and noisy.reference is not None
     swapped = [is_flipped(pair, 0.4, 3) for pair in clean.ids]
     assert 10 < sum(swapped) < 40
@@ -242,8 +242,8 @@ def test_flipped_labels_are_those_of_id_and_seed_with_their_reference(
         )
         # What the data knew to be flipped, and is drawn again, is clean.
         assert noisy.flipped[place] == (clean.flipped[place] != flip)
-    test = read_task(*paths, "test", recipe)
-    assert list(test.chosen) == list(read_task(*paths, "test", preference_recipe()).chosen)
+    test = read_task(*paths, "test", recipe.training)
+    assert list(test.chosen) == list(read_task(*paths, "test", preference_recipe().training).chosen)
 
     # The first step's gate has held the policy against the swapped reference; the oracle knows the flags.
     run(prepared, tmp_path, selector="oracle", ratio=0.5, flipped_share=0.4, flip_seed=3)

@@ -32,6 +32,7 @@ def test_eight_pairs_are_learnt_by_heart(prepared: dict[str, Path], tmp_path: Pa
         selector="all",
         ratio=1.0,
         batch_size=8,
+        micro_batch_size=8,
         epochs=STEPS,
         max_steps=STEPS,
         learning_rate=3e-3,

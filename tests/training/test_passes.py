@@ -5,12 +5,16 @@ import math
 import pytest
 import torch
 
-from sams.losses import build_loss
+from sams.losses.table import build_loss
 from sams.policy.model import build_model
 from sams.policy.policy import Policy
 from sams.training.distribution import Workers
 from sams.training.passes import accumulate_gradient, score
-from sams.training.tasks import PairTask, PreferenceTask, SftTask, Task
+from sams.training.tasks.base import Task
+from sams.training.tasks.pairs import PairTask
+from sams.training.tasks.preference import PreferenceTask
+from sams.training.tasks.sft import SftTask
+from sams.training.watching import WatchedTask
 from tests import tiny
 
 
@@ -213,7 +217,7 @@ def test_a_cached_reference_equals_one_computed_on_line_in_any_order_of_the_pair
 def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Workers) -> None:
     from sams.scheduling.rewards import sample_reward
 
-    task = SftTask(tiny.pairs(16, seed=1), response="chosen_ids")
+    task = WatchedTask(tiny.pairs(16, seed=1), response="chosen_ids")
     found, contexts = score(new_policy(), task, list(range(16)), workers, 8, contexts=True)
     view = task.view(list(range(16)), found, contexts)
     for uncertainty in ("sum", "mean"):
@@ -235,8 +239,7 @@ def test_margins_of_an_untrained_policy_differ_by_less_than_their_rounding(
     reference = dict(zip(plain.ids, zip(*columns, strict=True), strict=True))
     built = build_loss(loss, beta=beta, settings={}, sft_weight=0.0)
     task = PreferenceTask(data, loss=built, reference=reference)
-    task.kl = torch.zeros(())
-    found, _ = score(new_policy(), task, everything, workers, 16)
+    found, _ = score(new_policy(), task, everything, workers, 16, kl=torch.zeros(()))
     view = task.view(everything, found, None)
     span = (view.margins.max() - view.margins.min()).item()
     assert 0 < span <= view.margin_rounding

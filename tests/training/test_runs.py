@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, write_manifest
-from sams.scheduling.selectors import Random
+from sams.scheduling.selectors.random import Random
 from sams.study.recipes import Job, PreferenceRecipe, PretrainRecipe, SftRecipe
 from sams.study.settings import Preference, Pretrain, Scheduler, Settings, Sft
 from sams.training import loop, preference, pretrain_scheduler, sft
@@ -27,6 +27,7 @@ from sams.training.checkpoints import Checkpoints
 from sams.training.distribution import Workers
 from tests import tiny
 from tests.conftest import ROOT
+from tests.training.forks import Point, server
 
 FEW = {
     "batch_size": 16,
@@ -71,7 +72,7 @@ def start(module: str, recipe: Settings, *, processes: int, strategy: str = "ddp
 
 def finish(process: Any, status: int = 0) -> str:
     """Wait for a job; return what it printed."""
-    output: str = process.communicate(timeout=240)[0]
+    output: str = process.communicate(timeout=600)[0]
     assert process.returncode == status, output
     return output
 
@@ -106,21 +107,28 @@ def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "train.jsonl").read_text().splitlines()]
 
 
+def group(module: str, recipe: Settings, *, processes: int, strategy: str = "ddp", **paths: Path) -> None:
+    """Run a stage in a process group without torchrun, which takes many times as long to start."""
+    arguments = {"recipe": recipe.model_dump_json(), **paths}
+    statuses = server().start(f"sams.training.{module}", arguments, processes=processes, strategy=strategy)
+    assert statuses == [0] * processes, server().output()
+
+
 def run(
     prepared: dict[str, Path], out: Path, *, processes: int = 1, strategy: str = "ddp", **overrides: Any
 ) -> None:
-    """Train one method, in this process or under torchrun."""
+    """Train one method, in this process or in a process group."""
     recipe = preference_recipe(**overrides)
     if processes == 1:
         here(preference, recipe, **prepared, out=out, checkpoints=out / "c")
     else:
         paths = {**prepared, "out": out, "checkpoints": out / "c"}
-        finish(start("preference", recipe, processes=processes, strategy=strategy, **paths))
+        group("preference", recipe, processes=processes, strategy=strategy, **paths)
 
 
 @pytest.fixture(scope="module")
 def single(prepared: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in one process, to hold others against."""
+    """A run in one process, with which others are compared."""
     out = tmp_path_factory.mktemp("single") / "out"
     run(prepared, out)
     return out
@@ -207,8 +215,8 @@ def test_eight_processes_take_three_steps(prepared: dict[str, Path], tmp_path: P
 
 
 def wait_for_checkpoint(process: Any, out: Path) -> None:
-    """Return as soon as a job has written a checkpoint."""
-    deadline = time.monotonic() + 120
+    """Wait until a job has written a checkpoint."""
+    deadline = time.monotonic() + 600
     while not list(out.glob("c/*/step-*/COMPLETE")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
@@ -218,20 +226,20 @@ def wait_for_checkpoint(process: Any, out: Path) -> None:
 def test_workers_end_with_torchrun_and_the_same_command_goes_on(
     prepared: dict[str, Path], tmp_path: Path
 ) -> None:
-    # Long enough that the kill finds the run at work.
-    recipe, whole, out = preference_recipe(max_steps=None, epochs=30), tmp_path / "whole", tmp_path / "out"
+    # Many steps for the kill to find the run at work, and few to repeat.
+    recipe, whole, out = preference_recipe(max_steps=None, epochs=6), tmp_path / "whole", tmp_path / "out"
     process = start("preference", recipe, processes=2, **prepared, out=out, checkpoints=out / "c")
     wait_for_checkpoint(process, out)
     workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     process.kill()
     # torchrun cannot end its workers any more: the kernel does, and the pipe they hold is closed.
-    process.communicate(timeout=20)
+    process.communicate(timeout=120)
     assert len(workers) >= 2
     assert not (out / "trained").exists()
 
     here(preference, recipe, **prepared, out=out, checkpoints=out / "c")
     here(preference, recipe, **prepared, out=whole, checkpoints=whole / "c")
-    assert len(losses(out)) == len(losses(whole)) == 120
+    assert len(losses(out)) == len(losses(whole)) == 24
     # Two processes before the kill, one after it: equal up to the order of sums.
     assert losses(out)[:8] == pytest.approx(losses(whole)[:8], abs=1e-4)
 
@@ -240,25 +248,10 @@ def test_a_run_that_is_killed_and_resumed_is_bitwise_the_undisturbed_run(
     prepared: dict[str, Path], single: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [
-            *(
-                sys.executable,
-                "-m",
-                "sams.training.preference",
-                "--recipe",
-                preference_recipe().model_dump_json(),
-            ),
-            *(word for name, path in prepared.items() for word in (f"--{name}", str(path))),
-            *("--out", out, "--checkpoints", out / "c"),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    wait_for_checkpoint(process, out)
-    process.kill()
-    process.communicate()
+    arguments = {"recipe": preference_recipe().model_dump_json(), **prepared, "out": out}
+    saved = Point("sams.training.checkpoints.Checkpoints.save")
+    statuses = server().start("sams.training.preference", arguments | {"checkpoints": out / "c"}, point=saved)
+    assert statuses == [-9], server().output()
     assert not (out / "train_metrics.json").exists()
     here(preference, preference_recipe(), **prepared, out=out, checkpoints=out / "c")
     resumed = weights(out)
@@ -286,7 +279,7 @@ def test_sigterm_saves_and_the_same_command_ends_bitwise_where_an_undisturbed_ru
     here(module, recipe, **paths, out=tmp_path / "whole", checkpoints=tmp_path / "c1")
 
     steps = itertools.count(1)
-    monkeypatch.setattr(loop, "on_request", lambda: lambda: next(steps) == 3)
+    monkeypatch.setattr(loop, "note_stop_requests", lambda: lambda: next(steps) == 3)
     with pytest.raises(SystemExit) as stopped:
         here(module, recipe, **paths, out=tmp_path / "out", checkpoints=tmp_path / "c2")
     assert stopped.value.code == 75
@@ -309,15 +302,16 @@ def test_a_torn_checkpoint_is_ignored_and_old_ones_are_pruned(tmp_path: Path) ->
     workers = Workers(device="cpu", strategy="ddp", precision="float32", threads=1, timeout_minutes=1)
     policy = torch.nn.Linear(2, 2)
     optimiser = torch.optim.AdamW(policy.parameters())
-    found = Checkpoints(tmp_path, "run", workers)
+    found = Checkpoints(tmp_path, workers, inputs={}, code={})
+    run = found.folder
     for step in range(1, 5):
         policy.weight.data.fill_(step)
         found.save(policy, optimiser, {"step": step})
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["step-00000003", "step-00000004"]
+    assert sorted(path.name for path in run.iterdir()) == ["run.json", "step-00000003", "step-00000004"]
 
-    shutil.copytree(tmp_path / "run/step-00000004", tmp_path / "run/step-00000005")
-    (tmp_path / "run/step-00000005/COMPLETE").unlink()
-    (tmp_path / "run/step-00000005/loop.pt").write_bytes(b"half")
+    shutil.copytree(run / "step-00000004", run / "step-00000005")
+    (run / "step-00000005/COMPLETE").unlink()
+    (run / "step-00000005/loop.pt").write_bytes(b"half")
     policy.weight.data.zero_()
     assert found.restore(policy, optimiser) == {"step": 4}
     assert policy.weight.unique().tolist() == [4.0]
@@ -359,8 +353,10 @@ def test_a_loss_that_is_not_finite_stops_all_and_names_the_pair(
         "out": tmp_path / "o",
         "checkpoints": tmp_path / "c",
     }
-    output = finish(start("preference", preference_recipe(), processes=2, **arguments), status=1)
-    assert "error: step 1: the loss of 16 of 16 items is not finite: 0001" in output
+    recipe = preference_recipe().model_dump_json()
+    statuses = server().start("sams.training.preference", {"recipe": recipe, **arguments}, processes=2)
+    assert statuses == [1, 1]
+    assert server().output().count("step 1: the loss of 16 of 16 items is not finite: 0001") == 2
     assert not (tmp_path / "o" / "trained").exists()
 
 
@@ -421,7 +417,7 @@ def test_the_weights_of_each_evaluation_are_kept_and_a_resumed_run_keeps_the_sam
 def interrupt_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGTERM, as the loop sees it, after so many steps of this process."""
     seen = itertools.count(1)
-    monkeypatch.setattr(loop, "on_request", lambda: lambda: next(seen) == step)
+    monkeypatch.setattr(loop, "note_stop_requests", lambda: lambda: next(seen) == step)
 
 
 def weights_at(folder: Path) -> dict[str, torch.Tensor]:

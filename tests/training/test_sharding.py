@@ -18,6 +18,7 @@ from sams.runtime.files import read_json
 from sams.study.recipes import Job
 from tests import tiny
 from tests.conftest import ROOT
+from tests.training.forks import server
 from tests.training.test_runs import finish, losses, preference_recipe, run, weights
 
 
@@ -32,11 +33,11 @@ def stored(folder: Path, kind: str, **settings: object) -> Path:
 def test_processes_that_read_their_own_shards_hold_what_they_would_of_the_whole(tmp_path: Path) -> None:
     """Tied weights, names that files have and models have not, buffers; bit by bit, gradients too."""
     folders = [f"{kind}={stored(tmp_path / kind, kind)}" for kind in tiny.ARCHITECTURES]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.training.sharded_loading", *folders]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == [word for kind in tiny.ARCHITECTURES for word in ("equal:", kind)]
+    words = {"folders": " ".join(folders)}
+    statuses = server().start("tests.training.sharded_loading", words, processes=2)
+    assert statuses == [0, 0], server().output()
+    equal = [line for line in server().output().splitlines() if line.startswith("equal: ")]
+    assert equal == [f"equal: {kind}" for kind in tiny.ARCHITECTURES]
 
 
 def test_files_that_lack_a_weight_or_hold_another_size_are_left_to_transformers(tmp_path: Path) -> None:

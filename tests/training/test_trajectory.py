@@ -19,7 +19,7 @@ from sams.study.settings import Scheduler as Settings
 from sams.training import preference, reference
 from sams.training.batches import rounds
 from tests import reference_sams, tiny
-from tests.training.test_runs import finish, start, weights
+from tests.training.test_runs import group, weights
 
 ROUNDS, BATCH, K, EPOCHS = 50, 16, 8, 13
 TRAINING = {
@@ -169,6 +169,6 @@ def test_any_number_of_processes_follows_the_reference_implementation(
     inputs: dict[str, Path], expected: Any, tmp_path: Path, processes: int, strategy: str
 ) -> None:
     paths = {**inputs, "out": tmp_path, "checkpoints": tmp_path / "c"}
-    finish(start("preference", recipe(), processes=processes, strategy=strategy, **paths))
+    group("preference", recipe(), processes=processes, strategy=strategy, **paths)
     for name, difference in differences(tmp_path, inputs, expected).items():
         assert difference <= TOLERANCE.get(name, 1e-5), name

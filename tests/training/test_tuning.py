@@ -17,7 +17,7 @@ from sams.runtime.files import read_json
 from sams.study.settings import Model
 from sams.training import tuning
 from sams.training.distribution import Workers, shard
-from sams.training.tasks import PairTask
+from sams.training.tasks.pairs import PairTask
 from sams.training.tuning import Tuning, tune
 from tests import tiny
 from tests.training.test_runs import run, weights
@@ -174,7 +174,7 @@ def test_a_found_size_is_kept_in_the_result_and_a_resumed_run_takes_it_over(
         return lambda: True
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr("sams.training.loop.on_request", interrupted)
+        patch.setattr("sams.training.loop.note_stop_requests", interrupted)
         run(prepared, tmp_path / "parts", **sizes)
     monkeypatch.setattr("sams.training.tuning.fastest", lambda *_, **__: 1)
     run(prepared, tmp_path / "parts", **sizes)

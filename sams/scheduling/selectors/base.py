@@ -1,26 +1,66 @@
-"""What a selector is: it sees the whole global batch and names the K pairs to train on."""
+"""Interface of selectors: a selector sees the complete global batch and returns the K pairs to train on."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
+import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sams.scheduling.selection import Selection
+    from sams.study.settings import Scheduler as SchedulerSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything that a training job offers for building a selector.
+
+    Attributes:
+        seed: seed of the run.
+        selection: the rounds of the run and K of each.
+        scheduler: settings of the scheduler; None unless the selector's entry says `reads_scheduler`.
+        weights: file with pretrained weights of the scheduler; None for fresh networks.
+        train_encoder: whether the scheduler's encoder is trained, as in pretraining.
+        layers, width: number of blocks and hidden width of the policy.
+        device: device of the policy.
+        folder: folder for files that the selector appends to during the run.
+        rank, world: rank of this process and number of processes.
+        sum: sum of a tensor over all processes, on the CPU; a collective call.
+    """
+
+    seed: int
+    selection: Selection
+    scheduler: SchedulerSettings | None
+    weights: Path | None
+    train_encoder: bool
+    layers: int
+    width: int
+    device: torch.device
+    folder: Path
+    rank: int
+    world: int
+    sum: Callable[[Tensor], Tensor]
 
 
 @dataclass
 class View:
-    """What the policy says of a global batch before its update, the same on every process.
+    """Values of a global batch under the policy before its update, equal on every process.
 
-    All values are finite: the trainer stops at a batch with a loss that is not, before a selector sees it.
+    All values are finite: training stops at a batch with a loss that is not, before a selector sees it.
 
     Attributes:
-        losses: [n] the run's own loss of each pair.
+        losses: [n] loss of each pair, under the loss of the run.
         margins: [n] implicit reward of the chosen minus the rejected response.
         chosen_logps: [n] log-prob of the chosen response, summed over its tokens.
         contexts: [n, responses, layers, width] hidden states averaged over each response, chosen first; None
             unless the selector needs them.
-        flipped: [n] bool, which labels are known to be swapped (controlled noise); None if not known of every pair.
-        chosen_tokens: [n] tokens of the chosen response; None where the sum over them must be taken.
-        margin_rounding: margins no further apart than that differ by rounding alone.
+        flipped: [n] bool, which labels are known to be swapped (controlled noise); None unless known for every pair.
+        chosen_tokens: [n] tokens of the chosen response; None where only the sum over them is defined.
+        margin_rounding: margins that differ by no more than this differ by rounding alone.
     """
 
     losses: Tensor
@@ -32,17 +72,17 @@ class View:
     margin_rounding: float = 0.0
 
     def confidence(self, uncertainty: str) -> Tensor:
-        """Log-prob of the chosen response for Eq. 7's uncertainty term: `sum` over its tokens, or `mean`: [n]."""
+        """Return the chosen log-prob for the uncertainty term (Eq. 7), `sum` or `mean` over tokens: [n]."""
         if uncertainty == "sum" or self.chosen_tokens is None:
             return self.chosen_logps
         return self.chosen_logps / self.chosen_tokens
 
 
 class Selector(Protocol):
-    """A rule that picks pairs. Writing one is one file here and one test.
+    """A rule that chooses pairs.
 
-    A round goes: `observe` what the policy now says of the batch (and so of the last update), then
-    `choose` from it. Everything random comes from a generator of the selector's own.
+    In each round, `observe` first gets the values of the batch under the policy, which show the effect of the last
+    update; then `choose` returns the pairs. All random numbers come from the selector's own generator.
     """
 
     needs_view: bool
@@ -50,37 +90,53 @@ class Selector(Protocol):
     needs_contexts: bool
     """Whether the scoring pass must return contexts too."""
 
+    @classmethod
+    def build(cls, setup: Setup) -> Self:
+        """Build the selector of a run."""
+        ...
+
     @property
     def trained_weights(self) -> int:
-        """Weights of networks of its own. Memory is kept for them: gradients and moments come with the first fit."""
+        """Number of weights of the selector's own networks; memory is reserved for their gradients and moments."""
         ...
 
     def observe(self, view: View | None) -> dict[str, float]:
-        """Learn from a new batch what the last choice was worth; return metrics of the round."""
+        """Learn from a new batch how useful the last choice was; return metrics of the round."""
         ...
 
     def choose(self, view: View | None, n: int, k: int) -> Tensor:
         """Choose k of the n pairs (some rounds are full: k = n): [k] int64 indices on the CPU, ascending."""
         ...
 
+    def accept(self, choice: Tensor) -> None:
+        """Take the choice that all processes train on: that of rank 0, which may differ from the process's own."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Return everything that a resumed run needs."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Restore what `state_dict` returned."""
         ...
 
 
 class Stateless:
-    """Base of a selector that neither learns nor draws random numbers: `choose` is all it adds."""
+    """Base class of selectors that neither learn nor draw random numbers: a subclass adds `choose`."""
 
     needs_view = True
     needs_contexts = False
     trained_weights = 0
 
+    @classmethod
+    def build(cls, setup: Setup) -> Self:
+        return cls()
+
     def observe(self, view: View | None) -> dict[str, float]:
         return {}
+
+    def accept(self, choice: Tensor) -> None:
+        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -90,5 +146,5 @@ class Stateless:
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """The k highest of [n] scores, the lower index where they are equal: [k] int64 on the CPU, ascending."""
+    """Return indices of the k highest of [n] scores, ties to the lower index: [k] int64 on the CPU, ascending."""
     return scores.cpu().argsort(descending=True, stable=True)[:k].sort().values

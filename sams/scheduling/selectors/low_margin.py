@@ -1,4 +1,4 @@
-"""Selector `low_margin`: the pairs that the policy tells apart worst."""
+"""Selector `low_margin`: the hardest pairs."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from sams.scheduling.selectors.base import Stateless, View, top_k
 
 
 class LowMargin(Stateless):
-    """Chooses the k hardest pairs: those whose implicit reward margin is lowest."""
+    """Chooses the k pairs with the lowest implicit reward margin."""
 
     def choose(self, view: View | None, n: int, k: int) -> Tensor:
         assert view is not None

@@ -1,4 +1,4 @@
-"""Selector `oracle`: what avoiding every flipped label would give; for controlled noise only."""
+"""Selector `oracle`: avoids pairs with flipped labels; for controlled noise only."""
 
 import torch
 from torch import Tensor
@@ -9,24 +9,24 @@ from sams.scheduling.selectors.random import Random
 
 
 class Oracle(Random):
-    """Draws k pairs uniformly from the clean ones; flipped ones only once the clean ones are used up.
+    """Draws k pairs uniformly from the clean ones, and flipped ones only if the clean ones do not suffice.
 
     Args:
-        seed: of the draws.
+        seed: seed of the draws.
     """
 
     needs_view = True
 
     def choose(self, view: View | None, n: int, k: int) -> Tensor:
-        """Clean pairs in random order, then flipped ones in random order: the first k.
+        """Return the first k of the clean pairs in random order, followed by the flipped ones in random order.
 
         Raises:
-            UserError: when the data set does not say which labels are flipped.
+            UserError: the data does not say which labels are flipped.
         """
         assert view is not None
         if view.flipped is None:
             raise UserError(
-                "selector oracle must know of every pair whether its labels are flipped, and the data do not say",
+                "selector oracle requires to know which labels are flipped, and the data does not say",
                 where="preference.selector",
                 remedy="train on the synthetic world (`data.world`), which knows, or choose another selector",
             )

@@ -1,11 +1,11 @@
-"""Selector `random`: the baseline that any scheduling must beat."""
+"""Selector `random`: a uniform draw, the baseline for all others."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from sams.scheduling.selectors.base import View
+from sams.scheduling.selectors.base import Setup, View
 
 
 class Random:
@@ -15,6 +15,10 @@ class Random:
     needs_contexts = False
     trained_weights = 0
 
+    @classmethod
+    def build(cls, setup: Setup) -> Self:
+        return cls(setup.seed)
+
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -23,6 +27,9 @@ class Random:
 
     def choose(self, view: View | None, n: int, k: int) -> Tensor:
         return torch.randperm(n, generator=self.generator)[:k].sort().values
+
+    def accept(self, choice: Tensor) -> None:
+        pass
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self.generator.get_state()}

@@ -1,21 +1,28 @@
-"""Selector `reward`: Top-K by the sample-level reward itself (SamS Eq. 7), without a network.
+"""Selector `reward`: Top-K by the sample-level reward (SamS Eq. 7), without a network.
 
-The mandatory ablation of `sams`: what the scheduler adds over it is memory across rounds.
+An ablation of `sams`, whose scheduler adds memory across rounds.
 """
+
+from typing import Self
 
 from torch import Tensor
 
 from sams.scheduling.rewards import sample_reward
-from sams.scheduling.selectors.base import Stateless, View, top_k
+from sams.scheduling.selectors.base import Setup, Stateless, View, top_k
 
 
 class Reward(Stateless):
-    """Chooses the k pairs whose sample-level reward (SamS Eq. 7) is highest.
+    """Chooses the k pairs with the highest sample-level reward (SamS Eq. 7).
 
     Args:
         delta: weight of the margin term against the uncertainty term.
-        uncertainty: sum or mean, over tokens, of the chosen log-prob.
+        uncertainty: sum or mean of the chosen log-prob over tokens.
     """
+
+    @classmethod
+    def build(cls, setup: Setup) -> Self:
+        assert setup.scheduler is not None
+        return cls(setup.scheduler.delta, setup.scheduler.uncertainty)
 
     def __init__(self, delta: float, uncertainty: str = "sum") -> None:
         self.delta = delta

@@ -1,22 +1,30 @@
 """Selector `sams`: Top-K by the scheduler's score, which learns with a lag of one step (SamS Algorithm 1)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from sams.scheduling.calibration import rank_correlation
-from sams.scheduling.pool import Arms
+from sams.scheduling.pool import Arms, ReplayPool
 from sams.scheduling.rewards import batch_reward, reward, sample_reward
-from sams.scheduling.scheduler import Scheduler, merge_contexts
-from sams.scheduling.selectors.base import View, top_k
+from sams.scheduling.scheduler import Scheduler, context_width, merge_contexts
+from sams.scheduling.selectors.base import Setup, View, top_k
 
 
 @dataclass
-class Pending:
-    """The arms of the last round, waiting for their batch-level reward."""
+class Scored:
+    """Arms as they were scored, until their batch-level reward is known.
+
+    Attributes:
+        loss: mean loss of the batch before the update.
+        contexts: [arms, layers, width], merged.
+        hidden: [arms, hidden_width], input of f_S'.
+        values: [arms] values f_S.
+        scores: [arms] f_S + lambda f_S'.
+        samples: [arms] sample-level rewards (Eq. 7). All tensors are on the CPU.
+    """
 
     loss: float
     contexts: Tensor
@@ -24,7 +32,11 @@ class Pending:
     values: Tensor
     scores: Tensor
     samples: Tensor
-    """[k] sample-level rewards (Eq. 7), known since the choice; all tensors on the CPU."""
+
+    def take(self, choice: Tensor) -> "Scored":
+        """The arms at these indices."""
+        arms = {name: value[choice] for name, value in vars(self).items() if name != "loss"}
+        return Scored(self.loss, **arms)
 
 
 class Sams:
@@ -33,14 +45,37 @@ class Sams:
     Args:
         scheduler: the networks.
         gamma: weight of the batch-level reward (Eq. 8).
-        seed: of the first round's uniform choice.
-        trained: whether the scheduler comes from pretraining; an untrained one leaves round 1 to chance.
-        agree: turns each process's choice into one and the same. Kernels may differ in the last bit from
-            process to process, and all must learn from the arms that were trained on.
+        seed: seed of the uniform choice of round 1.
+        trained: whether the scheduler comes from pretraining; without it, the choice of round 1 is uniform.
     """
 
     needs_view = True
     needs_contexts = True
+
+    @classmethod
+    def build(cls, setup: Setup) -> Self:
+        settings = setup.scheduler
+        assert settings is not None
+        scheduler = Scheduler(
+            settings,
+            layers=setup.layers,
+            width=context_width(setup.width, settings.merge),
+            seed=setup.seed,
+            device=setup.device,
+            train_encoder=setup.train_encoder,
+            pool=ReplayPool(
+                setup.folder,
+                max_arms=min(settings.replay_rounds, setup.selection.rounds) * setup.selection.largest,
+                max_bytes=settings.replay_bytes,
+                generator=torch.Generator().manual_seed(setup.seed),
+                rank=setup.rank,
+                world=setup.world,
+                exchange=setup.sum,
+            ),
+        )
+        if setup.weights is not None:
+            scheduler.load_weights(torch.load(setup.weights, map_location="cpu", weights_only=True))
+        return cls(scheduler, gamma=settings.gamma, seed=setup.seed, trained=setup.weights is not None)
 
     def __init__(
         self,
@@ -49,14 +84,15 @@ class Sams:
         gamma: float,
         seed: int,
         trained: bool,
-        agree: Callable[[Tensor], Tensor] = lambda choice: choice,
     ) -> None:
         self.scheduler = scheduler
-        self.agree = agree
         self.gamma = gamma
         self.trained = trained
         self.generator = torch.Generator().manual_seed(seed)
-        self.pending: Pending | None = None
+        self.scored: Scored | None = None
+        """All n arms of this round, between `choose` and `accept`."""
+        self.pending: Scored | None = None
+        """The k arms of the last choice, which wait for their batch-level reward."""
         self.agreement = 0.0
         """Rank correlation of the last round's scores with Eq. 7, over all n arms."""
 
@@ -65,7 +101,7 @@ class Sams:
         return self.scheduler.trained_weights
 
     def observe(self, view: View | None) -> dict[str, float]:
-        """Now B of the last round is known (Eq. 6): reward its arms and fit both nets to them."""
+        """Reward the arms of the last round, whose B is now known (Eq. 6), and fit both nets to them."""
         assert view is not None
         if self.pending is None:
             return {}
@@ -90,24 +126,21 @@ class Sams:
         settings = self.scheduler.settings
         contexts = merge_contexts(view.contexts, settings.merge)
         scores, values, hidden = self.scheduler.score(contexts)
-        scores = scores.cpu()
-        chosen = self.agree(top_k(scores, k) if self.trained else self.draw(n, k)).cpu()
         samples = sample_reward(
             view.margins, view.confidence(settings.uncertainty), settings.delta, view.margin_rounding
         )
         self.agreement = rank_correlation(scores, samples)
-        self.pending = Pending(
-            loss=view.losses.double().mean().item(),
-            contexts=contexts.cpu()[chosen],
-            hidden=hidden.cpu()[chosen],
-            values=values.cpu()[chosen],
-            scores=scores[chosen],
-            samples=samples[chosen],
-        )
-        return chosen
+        loss = view.losses.double().mean().item()
+        self.scored = Scored(loss, contexts.cpu(), hidden.cpu(), values.cpu(), scores.cpu(), samples)
+        return top_k(scores, k) if self.trained else self.draw(n, k)
+
+    def accept(self, choice: Tensor) -> None:
+        """Keep the arms that are trained on: the scheduler learns from these."""
+        assert self.scored is not None
+        self.pending, self.scored = self.scored.take(choice), None
 
     def draw(self, n: int, k: int) -> Tensor:
-        """A uniform choice, for the round in which nothing is learned yet."""
+        """A uniform choice, for the round before anything is learned."""
         return torch.randperm(n, generator=self.generator)[:k].sort().values
 
     def state_dict(self) -> dict[str, Any]:
@@ -124,4 +157,4 @@ class Sams:
         self.generator.set_state(state["generator"])
         self.trained = state["trained"]
         self.agreement = state["agreement"]
-        self.pending = Pending(**state["pending"]) if state["pending"] else None
+        self.pending = Scored(**state["pending"]) if state["pending"] else None

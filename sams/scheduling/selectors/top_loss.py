@@ -6,7 +6,7 @@ from sams.scheduling.selectors.base import Stateless, View, top_k
 
 
 class TopLoss(Stateless):
-    """Chooses the k pairs whose loss, the run's own, is highest."""
+    """Chooses the k pairs with the highest loss, under the loss of the run."""
 
     def choose(self, view: View | None, n: int, k: int) -> Tensor:
         assert view is not None

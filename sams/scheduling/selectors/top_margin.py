@@ -1,4 +1,4 @@
-"""Selector `top_margin`: the pairs that the policy already tells apart best."""
+"""Selector `top_margin`: the easiest pairs."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from sams.scheduling.selectors.base import Stateless, View, top_k
 
 
 class TopMargin(Stateless):
-    """Chooses the k easiest pairs: those whose implicit reward margin is highest."""
+    """Chooses the k pairs with the highest implicit reward margin."""
 
     def choose(self, view: View | None, n: int, k: int) -> Tensor:
         assert view is not None

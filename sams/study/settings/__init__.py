@@ -1,4 +1,4 @@
-"""The groups of settings that a study and its stages' recipes are made of, typed and validated."""
+"""Groups of settings of a study and of recipes, typed and validated."""
 
 from sams.study.settings.base import Count, Name, Positive, Settings, Share
 from sams.study.settings.benchmarks import (
@@ -13,10 +13,21 @@ from sams.study.settings.benchmarks import (
     WorldAccuracy,
 )
 from sams.study.settings.data import Data, Form, World
-from sams.study.settings.model import Model
+from sams.study.settings.model import MethodModel, Model, ModelSource
 from sams.study.settings.paper import Paper
-from sams.study.settings.scheduling import Scheduler
-from sams.study.settings.training import Launch, Lora, MicroBatch, Preference, Pretrain, Ratio, Sft, Training
+from sams.study.settings.scheduling import MethodScheduler, Scheduler
+from sams.study.settings.training import (
+    Launch,
+    Lora,
+    Method,
+    MicroBatch,
+    Preference,
+    PreferenceKeys,
+    Pretrain,
+    Ratio,
+    Sft,
+    Training,
+)
 
 __all__ = [
     "MT_BENCH_TEMPERATURES",
@@ -29,8 +40,12 @@ __all__ = [
     "Judge",
     "Launch",
     "Lora",
+    "Method",
+    "MethodModel",
+    "MethodScheduler",
     "MicroBatch",
     "Model",
+    "ModelSource",
     "MtBench",
     "Name",
     "OnPolicy",
@@ -38,6 +53,7 @@ __all__ = [
     "Paper",
     "Positive",
     "Preference",
+    "PreferenceKeys",
     "Pretrain",
     "Ratio",
     "Scheduler",

@@ -1,4 +1,4 @@
-"""Benchmarks: decoding, AlpacaEval 2, MT-Bench, the judge."""
+"""Benchmarks: decoding, AlpacaEval 2, MT-Bench and the judge."""
 
 from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl, urlsplit
@@ -12,32 +12,36 @@ class Decoding(Settings):
     """How answers are decoded."""
 
     temperature: float = Field(1.0, ge=0.0, description="0 decodes greedily.")
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="Nucleus of the sampling.")
-    max_new_tokens: Count = Field(1024, description="Longest answer in tokens.")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="Probability mass of nucleus sampling."
+    )
+    max_new_tokens: Count = Field(1024, description="Maximum length of an answer in tokens.")
     batch_size: Count = Field(64, description="Prompts decoded together.")
-    stop_token_ids: list[int] = Field([], description="Ids that end an answer, besides the tokenizer's EOS.")
+    stop_token_ids: list[int] = Field([], description="Token ids that end an answer, besides EOS.")
     category_temperatures: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
-        {}, description="MT-Bench: temperature by category; `temperature` for those not named."
+        {}, description="MT-Bench: temperature by category; other categories use `temperature`."
     )
     samples: Count = Field(
-        1, description="Answers to each prompt, each from a seed of its own; AlpacaEval has room for one."
+        1, description="Answers to each prompt, each with its own seed; AlpacaEval takes one."
     )
     engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="What decodes; vllm has to be installed."
+        "transformers", description="Library that decodes; vllm must be installed separately."
     )
 
 
 class OnPolicyDecoding(Decoding):
     """How pairs of the model's own answers are sampled (SimPO, arXiv 2405.14734, appendix)."""
 
-    temperature: float = Field(0.8, gt=0.0, description="Greedy answers would all be alike.")
+    temperature: float = Field(
+        0.8, gt=0.0, description="Sampling temperature; greedy answers would all be equal."
+    )
     samples: int = Field(5, ge=2, description="Answers to each prompt.")
 
 
 class OnPolicy(Settings):
-    """Preference pairs of a model's own answers: of several to each prompt, the best and the worst."""
+    """Preference pairs of a model's own answers: the best and the worst of several answers to each prompt."""
 
-    prompts: str = Field(description="Rows with the key `prompt`: file or hub id.")
+    prompts: str = Field(description="File or hub id of rows with the key `prompt`.")
     reward_model: str = Field(
         description="Sequence classifier with one output: folder, hub id or id@revision."
     )
@@ -59,25 +63,25 @@ MT_BENCH_TEMPERATURES = {
 
 
 class MtBenchDecoding(Decoding):
-    """How answers to MT-Bench are decoded: at FastChat's temperatures unless others are set."""
+    """How answers to MT-Bench are decoded: by default at FastChat's temperatures."""
 
     category_temperatures: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
-        MT_BENCH_TEMPERATURES, description="Temperature by category; `temperature` for those not named."
+        MT_BENCH_TEMPERATURES, description="Temperature by category; other categories use `temperature`."
     )
 
 
 class AlpacaEval(Settings):
-    """AlpacaEval 2: the baseline's answers and the table that length control needs."""
+    """AlpacaEval 2: answers of the baseline, and the table for length control."""
 
     reference_outputs: str | None = Field(
         None,
-        description="Baseline outputs (JSON, gzip or not); null: the world's own. "
-        "inputs/alpaca_eval_gpt4_baseline.json is fetched.",
+        description="Baseline outputs (JSON, gzip or not); null: those of the world. "
+        "inputs/alpaca_eval_gpt4_baseline.json is downloaded.",
     )
     difficulty: str | None = Field(
         None,
-        description="Difficulty table; null: made for the world's own instructions. "
-        "inputs/df_gamed.csv is fetched.",
+        description="Difficulty table; null: made for the instructions of the world. "
+        "inputs/df_gamed.csv is downloaded.",
     )
     decoding: Decoding = Field(Decoding(), description="Decode settings.")
 
@@ -87,22 +91,22 @@ class MtBench(Settings):
 
     questions: str | None = Field(
         None,
-        description="Two-turn questions; null: the world's own. inputs/question.jsonl is fetched.",
+        description="Two-turn questions; null: those of the world. inputs/question.jsonl is downloaded.",
     )
     references: str | None = Field(
-        None, description="Reference answers; null: the world's own. inputs/gpt-4.jsonl is fetched."
+        None, description="Reference answers; null: those of the world. inputs/gpt-4.jsonl is downloaded."
     )
     judge_prompts: str | None = Field(
-        None, description="Judge prompts; null: the world's own. inputs/judge_prompts.jsonl is fetched."
+        None, description="Judge prompts; null: those of the world. inputs/judge_prompts.jsonl is downloaded."
     )
     decoding: MtBenchDecoding = Field(MtBenchDecoding(), description="Decode settings.")
 
 
 class WorldAccuracy(Settings):
-    """Share of right answers to held-out instructions of the synthetic world, sampled and greedy; no judge."""
+    """Share of correct answers to held-out instructions of the synthetic world, sampled and greedy; no judge."""
 
     instructions: Count = Field(
-        1000, description="Prompts of the test pairs that are answered, the first ones."
+        1000, description="Number of prompts to answer, the first ones of the test pairs."
     )
     decoding: Decoding = Field(
         Decoding(max_new_tokens=48, batch_size=500), description="Decode settings of the sampled answers."
@@ -110,39 +114,42 @@ class WorldAccuracy(Settings):
 
 
 class Prices(Settings):
-    """What a judge's tokens cost."""
+    """Prices of a judge's tokens."""
 
     input: float = Field(ge=0.0, description="Dollars per million tokens of prompts.")
     output: float = Field(ge=0.0, description="Dollars per million tokens of answers.")
 
 
 class Judge(Settings):
-    """Who grades. The key comes from the environment (OPENAI_API_KEY), never from here."""
+    """The judge. Its key comes from the environment (OPENAI_API_KEY), never from the settings."""
 
     kind: Literal["local", "openai"] = Field(
-        "local", description="local: the world's own judge; openai: an endpoint."
+        "local", description="local: the judge of the synthetic world; openai: an endpoint."
     )
     base_url: str = Field("https://api.openai.com/v1", description="Endpoint of an OpenAI-compatible judge.")
     model: str | None = Field(
         None,
         pattern=r"^[\x21-\x7e]+$",
-        description="Judge model of an endpoint; null: each benchmark's own (GPT-4 Turbo).",
+        description="Judge model of the endpoint; null: the default of each benchmark (GPT-4 Turbo).",
     )
-    concurrency: Count = Field(8, description="Calls in flight.")
-    requests_per_minute: Count | None = Field(None, description="Calls begun in a minute; null: no limit.")
-    tries: Count = Field(10, description="Tries of a call before it counts as failed.")
+    concurrency: Count = Field(8, description="Number of concurrent calls.")
+    requests_per_minute: Count | None = Field(
+        None, description="Maximum number of calls a minute; null: no limit."
+    )
+    tries: Count = Field(10, description="Attempts of a call before it counts as failed.")
     retry_seconds: Positive = Field(
-        1.0, description="Longest wait before the second try; doubled for each further one, up to a minute."
+        1.0,
+        description="Maximum wait before the second attempt; doubled for each further attempt, up to a minute.",
     )
-    timeout_seconds: Positive = Field(120.0, description="Longest wait for an answer.")
-    prices: Prices | None = Field(None, description="Prices of the tokens; null: cost is not reckoned.")
+    timeout_seconds: Positive = Field(120.0, description="Maximum wait for an answer.")
+    prices: Prices | None = Field(None, description="Prices of the tokens; null: the cost is not computed.")
     max_cost: Positive | None = Field(
-        None, description="Most dollars that one result's judgments may cost; needs `prices`."
+        None, description="Maximum cost in dollars of the judgments of one result; needs `prices`."
     )
     length_lean: float = Field(
         0.3,
         ge=0.0,
-        description="Local judge only: leaning to the longer answer, in logits per log length ratio.",
+        description="Local judge only: bias towards the longer answer, in logits per log length ratio.",
     )
 
     @field_validator("base_url")
@@ -163,8 +170,8 @@ class Judge(Settings):
 
 
 class Benchmarks(Settings):
-    """Which benchmarks are scored, on what and by whom."""
+    """The benchmarks that are scored, their inputs and the judge."""
 
     judge: Judge = Field(Judge(), description="The judge.")
-    alpaca_eval: AlpacaEval | None = Field(None, description="AlpacaEval 2; null leaves it out.")
-    mt_bench: MtBench | None = Field(None, description="MT-Bench; null leaves it out.")
+    alpaca_eval: AlpacaEval | None = Field(None, description="AlpacaEval 2; null skips it.")
+    mt_bench: MtBench | None = Field(None, description="MT-Bench; null skips it.")

@@ -14,14 +14,16 @@ class World(Settings):
 
     seed: int = Field(0, ge=0, description="Seed of every example.")
     per_seed: bool = Field(
-        False, description="Each seed of the study has data of its own: that of world `seed` + seed."
+        False, description="Each seed of the study has its own data, those of world `seed` + seed."
     )
     sft_examples: Count = Field(32_768, description="Supervised examples.")
     imperfect_share: Share = Field(0.4, description="Share of the supervised answers that are wrong.")
-    train_pairs: Count = Field(4096, description="Preference pairs to train on.")
-    test_pairs: Count = Field(1000, description="Clean preference pairs to test on.")
+    train_pairs: Count = Field(4096, description="Preference pairs for training.")
+    test_pairs: Count = Field(1000, description="Clean preference pairs for testing.")
     validation_pairs: int = Field(
-        0, ge=0, description="Pairs to choose settings by, with as many flips as the training pairs."
+        0,
+        ge=0,
+        description="Pairs for choosing settings, with the same share of flips as the training pairs.",
     )
     flipped_share: Share = Field(
         0.3, description="Share of training and validation pairs whose labels are swapped."
@@ -35,35 +37,35 @@ class World(Settings):
 class Data(Settings):
     """Where examples and preference pairs come from: the synthetic world, or files and hub data sets."""
 
-    world: World | None = Field(None, description="Synthetic world; null when `train` and `test` name data.")
+    world: World | None = Field(None, description="Synthetic world; null if `train` and `test` name data.")
     train: str | None = Field(
         None, description="Preference pairs: file (JSONL, JSON or Parquet, gzip or not) or hub id."
     )
     test: str | None = Field(None, description="Held-out preference pairs, in the same forms.")
     sft: str | None = Field(
-        None, description="Supervised examples; null takes the chosen responses of `train`."
+        None, description="Supervised examples; null uses the chosen responses of `train`."
     )
     form: Form = Field(
         "auto",
-        description="Form of the pairs (docs/studies.md); auto tells by the first row. The world is written in it "
-        "and read back.",
+        description="Form of the pairs (docs/studies.md); auto detects it from the first row. The world is written "
+        "in this form and read back.",
     )
     broken_rows: Literal["refuse", "drop"] = Field(
-        "refuse", description="A row that cannot be read ends the stage, or is left out, counted and named."
+        "refuse", description="Rows that cannot be read: end the stage, or leave them out and report them."
     )
     shared_prompts: Literal["report", "drop"] = Field(
         "report",
-        description="Training pairs and examples whose prompt is in `test` too: counted, or left out.",
+        description="Training pairs and examples whose prompt is also in `test`: report them, or leave them out.",
     )
     published_rows: dict[Literal["train", "test"], Count] = Field(
-        {}, description="Rows that each split was published with."
+        {}, description="Published number of rows of each split."
     )
     other_row_counts: Literal["report", "refuse"] = Field(
-        "report", description="What a number of rows other than the published one does."
+        "report", description="A number of rows other than the published one: report it, or end the stage."
     )
-    max_length: Count = Field(1024, description="Longest prompt and response together, in tokens.")
+    max_length: Count = Field(1024, description="Maximum length of prompt and response together, in tokens.")
     max_prompt_length: Count = Field(
-        512, description="Longest prompt in tokens; longer ones lose their beginning."
+        512, description="Maximum length of the prompt in tokens; longer prompts lose their beginning."
     )
 
     @model_validator(mode="after")

@@ -1,14 +1,14 @@
-"""The policy: which model, how it computes."""
+"""The policy: which model it is and how it computes."""
 
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from sams.study.settings.base import Count, Settings
+from sams.study.settings.base import Count, Overlay, Settings
 
 
-class Model(Settings):
-    """The policy: a hub id or folder, or a fresh model built from an architecture config."""
+class ModelSource(Settings):
+    """Where a model and its tokenizer come from."""
 
     path: str | None = Field(
         None, description="Hub id or local folder; null builds a model from `architecture`."
@@ -23,28 +23,35 @@ class Model(Settings):
         None, description="transformers config with `model_type`, for a model built from scratch."
     )
     model_type: Literal["llama", "mistral", "gemma2", "gpt_neox"] | None = Field(
-        None, description="Architecture class of `path`, which a rehearsal builds small."
+        None, description="Architecture class of `path`; a rehearsal builds a small model of it."
     )
     tokenizer: Literal["words", "bpe"] | None = Field(
         None,
-        description="Tokenizer trained on the study's data (with `architecture`); null takes the model's own.",
+        description="Tokenizer trained on the study's data (with `architecture`); null: that of `path`.",
     )
-    vocab_size: Count = Field(4096, description="Upper limit of the trained tokenizer's vocabulary.")
+    vocab_size: Count = Field(4096, description="Maximum vocabulary size of a trained tokenizer.")
     control_tokens: list[str] = Field(
-        [], description="Control tokens of a trained tokenizer, which the chat template writes."
+        [], description="Control tokens of a trained tokenizer, as the chat template writes them."
     )
     chat_template: str | None = Field(
-        None, description="File with a chat template (jinja); null takes the tokenizer's own, or a plain one."
+        None,
+        description="File with a chat template (jinja); null uses the tokenizer's template, or a plain one if it has "
+        "none.",
     )
+
+
+class ModelKeys(ModelSource):
+    """Keys of a model."""
+
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
-        "sdpa", description="Attention kernel of padded rows and of generation."
+        "sdpa", description="Attention kernel for padded rows and for generation."
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Compute type; master weights and log-prob sums are always float32."
     )
     activation_checkpointing: bool | Literal["auto"] = Field(
         False,
-        description="Recompute activations in the backward pass; auto: where they would not fit in memory.",
+        description="Recompute activations in the backward pass; auto: if they would not fit in memory.",
     )
     compile: bool = Field(
         False,
@@ -52,9 +59,13 @@ class Model(Settings):
     )
     packing: bool = Field(
         True,
-        description="Rows without padding, in which a pair's prompt is computed once, if the model's log-probs "
-        "stay the same; that is tried at the start of each job.",
+        description="Rows without padding, in which the prompt of a pair is computed once. Each job first tests that "
+        "the model's log-probs stay the same, and pads if not.",
     )
+
+
+class Model(ModelKeys):
+    """The policy: a hub id or folder, or a fresh model built from an architecture config."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "Model":
@@ -68,3 +79,7 @@ class Model(Settings):
                     "`architecture` needs `tokenizer`: words or bpe, trained on the study's data"
                 )
         return self
+
+
+class MethodModel(ModelKeys, Overlay):
+    """Model of a method that is scored and not trained. Keys that are not given are those of `model`."""

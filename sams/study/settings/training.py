@@ -1,54 +1,66 @@
 """The training stages and how they are launched."""
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from sams.losses.table import LOSSES, check_loss, check_loss_name
 from sams.scheduling.selection import selected
-from sams.study.settings.base import Count, Positive, Settings, Share
+from sams.scheduling.selectors.table import SELECTORS, check_selector
+from sams.study.settings.base import Count, Overlay, Positive, Settings, Share
+from sams.study.settings.model import MethodModel
+from sams.study.settings.scheduling import MethodScheduler
 
 MicroBatch = Count | Literal["auto"]
 Ratio = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class Lora(Settings):
-    """Low-rank adapters (peft) in place of full training; merged into the weights at export."""
+    """Low-rank adapters (peft) instead of full training; merged into the weights at export."""
 
     r: Count = Field(16, description="Rank.")
     alpha: Positive = Field(32.0, description="Scale: the update is multiplied by alpha / r.")
     target_modules: Literal["all-linear"] | list[str] = Field(
-        "all-linear", description="Names of the linear layers that get an adapter, or all but the output."
+        "all-linear",
+        description="Names of the linear layers with an adapter; all-linear: all but the output layer.",
     )
 
 
 class Training(Settings):
-    """What every training stage shares. The global batch is the setting; accumulation is derived."""
+    """Keys that all training stages share. Gradient accumulation follows from the global batch."""
 
     batch_size: Count = Field(
         64, description="Global batch: examples or pairs per round, over all processes."
     )
     micro_batch_size: MicroBatch = Field(
-        8, description="Examples or pairs per process in one forward and backward; auto: found at the start."
+        8,
+        description="Examples or pairs per process in one forward and backward pass; auto: found at the start.",
     )
-    scoring_micro_batch_size: MicroBatch = Field(16, description="The same for passes without gradients.")
+    scoring_micro_batch_size: MicroBatch = Field(
+        16,
+        description="Examples or pairs per process in one pass without gradients; auto: found at the start.",
+    )
     epochs: Count = Field(
         1, description="Passes over the data; the incomplete last batch of each is dropped."
     )
     max_steps: int | None = Field(
-        None, ge=1, description="Stop after so many optimiser steps; null runs all epochs."
+        None, ge=1, description="Maximum number of optimiser steps; null: as many as `epochs` gives."
     )
     learning_rate: Positive = Field(5.0e-7, description="Peak learning rate of AdamW.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Course after the warm-up."
+        "constant", description="Schedule of the learning rate after the warm-up."
     )
     warmup_ratio: Share = Field(
         0.1, description="Share of the steps in which the learning rate rises linearly."
     )
-    weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay.")
-    max_grad_norm: Positive = Field(10.0, description="Gradients are clipped to this norm.")
+    weight_decay: float = Field(0.0, ge=0.0, description="Weight decay of AdamW.")
+    max_grad_norm: Positive = Field(
+        10.0, description="Maximum norm of the gradients; larger ones are clipped."
+    )
     lora: Lora | None = Field(None, description="Train low-rank adapters only; null trains all weights.")
     evaluations: Count = Field(
-        4, description="Evaluations of the test split in the run, the last at its end."
+        4, description="Evaluations on the test split during the run, the last one at the end."
     )
     log_every: Count = Field(1, description="Steps between two lines of the metric log.")
     checkpoint_every: Count = Field(100, description="Steps between two checkpoints.")
@@ -61,19 +73,14 @@ class Sft(Training):
 class Pretrain(Training):
     """Scheduler pretraining on the SFT loss (SamS Eq. 12 to 14).
 
-    `frozen` is a stage of its own with forward passes only. `moving` is part of SFT, whose batches it watches:
-    then only `ratio` and `gamma` count here.
+    `frozen` is a separate stage with forward passes only. A frozen policy makes the batch-level reward noise, so its
+    weight is 0 there. `moving` is part of SFT and uses its batches and `scheduler.gamma`; only `ratio` applies here.
     """
 
     policy: Literal["frozen", "moving"] = Field(
-        "frozen", description="frozen: forward passes of the SFT model; moving: beside SFT, on its batches."
+        "frozen", description="frozen: forward passes of the SFT model; moving: during SFT, on its batches."
     )
     ratio: Ratio = Field(0.5, description="Share of each batch taken as arms.")
-    gamma: Share | None = Field(
-        None,
-        description="As `scheduler.gamma`. null: 0 with a frozen policy, whose batch reward is mere noise; "
-        "the scheduler's own with a moving one.",
-    )
 
     @model_validator(mode="after")
     def _fits(self) -> "Pretrain":
@@ -82,103 +89,106 @@ class Pretrain(Training):
         return self
 
 
-Loss = Literal[
-    "sigmoid",
-    "cdpo",
-    "robust",
-    "ipo",
-    "ipo_sum",
-    "hinge",
-    "slic-hf",
-    "simpo",
-    "kto",
-    "orpo",
-    "cpo",
-    "r-dpo",
-    "rrhf",
-]
-REFERENCE_FREE = {"slic-hf", "simpo", "orpo", "cpo", "rrhf"}
-NEEDS_KL = {"kto"}
+def _listed(check: Callable[[str], None], names: Iterable[str]) -> Any:
+    """Return the type of a name in a table; the schema lists the names."""
 
-Selector = Literal[
-    "all",
-    "random",
-    "top_margin",
-    "low_margin",
-    "top_loss",
-    "reward",
-    "beta_dpo_filter",
-    "selective",
-    "oracle",
-    "sams",
-]
+    def checked(name: str) -> str:
+        check(name)
+        return name
+
+    return Annotated[str, AfterValidator(checked), Field(json_schema_extra={"enum": list(names)})]
 
 
-class Preference(Training):
-    """Preference optimisation: a loss, and a selector that chooses whom to train on."""
+if TYPE_CHECKING:
+    LossName = str
+    SelectorName = str
+else:
+    LossName = _listed(check_loss_name, LOSSES)
+    SelectorName = _listed(check_selector, SELECTORS)
 
-    loss: Loss = Field("sigmoid", description="Preference loss; docs/losses.md lists them.")
+
+class PreferenceKeys(Training):
+    """Keys of preference optimisation, shared by all methods that do not give their own."""
+
+    loss: LossName = Field("sigmoid", description="Preference loss (docs/losses.md).")
     beta: Positive = Field(0.1, description="Inverse temperature of the implicit reward.")
     loss_settings: dict[str, float] = Field(
-        {}, description="The loss's other hyper-parameters, by name; docs/losses.md has their defaults."
+        {},
+        description="Other hyper-parameters of the loss, by name; docs/losses.md lists them with defaults.",
     )
     sft_weight: float = Field(
         0.0, ge=0.0, description="Weight of an added SFT term: chosen negative log-prob per token."
     )
-    selector: Selector = Field("all", description="Who chooses the pairs to train on; docs/selectors.md.")
+    selector: SelectorName = Field(
+        "all", description="Selector that chooses the pairs to train on (docs/selectors.md)."
+    )
     ratio: Ratio | Annotated[list[Ratio], Field(min_length=1)] = Field(
         1.0,
-        description="K / n: share of each batch trained on. A list holds for equal consecutive parts of the run.",
+        description="K / n: share of each batch trained on. The values of a list hold for equal consecutive parts of "
+        "the run.",
     )
     easiest: Ratio | None = Field(
         None,
-        description="Share of the pairs, the easiest by cross-fitted losses, that the selector is shown, in this "
-        "order; null: all. For `selective`, which takes them as they come, `ratio` is that share.",
+        description="Share of the pairs, the easiest by cross-fitted losses, that the selector sees, in this order; "
+        "null: all pairs. For `selective` that share is `ratio`.",
     )
     flipped_share: Share = Field(
         0.0, description="Share of the training pairs whose labels are swapped (controlled noise)."
     )
     flip_seed: int = Field(
-        0, ge=0, description="Seed of the swaps, which hang on it and on the pair's id alone."
+        0, ge=0, description="Seed of the swaps, which depend on the seed and on the id of the pair only."
     )
-    warmup_rounds: int = Field(0, ge=0, description="First rounds that train on the full batch.")
-    full_every: int | None = Field(None, ge=2, description="Every such round trains on the full batch.")
+    warmup_rounds: int = Field(0, ge=0, description="Number of first rounds that train on the full batch.")
+    full_every: int | None = Field(
+        None,
+        ge=2,
+        description="Each round with a multiple of this number trains on the full batch; null: none.",
+    )
     end_after: int | None = Field(
-        None, ge=1, description="Round after which training is plain, on full batches without scoring."
+        None,
+        ge=1,
+        description="Last round with a selection; later rounds train on full batches without scoring.",
     )
     validated: bool = Field(
         False,
-        description="Evaluate the validation pairs in place of the test pairs, and keep the weights of each "
+        description="Evaluate on the validation pairs instead of the test pairs, and keep the weights of each "
         "evaluation: settings and length of the run are chosen afterwards (docs/studies.md, `chosen`).",
     )
     followed_pairs: int = Field(
-        16, ge=0, description="Pairs whose losses are followed through the run (the paper's Figure 1a)."
+        16,
+        ge=0,
+        description="Number of pairs whose losses are logged through the run (the paper's Figure 1a).",
     )
+
+
+class Preference(PreferenceKeys):
+    """Preference optimisation of one method: a loss, and a selector that chooses the pairs to train on."""
 
     @model_validator(mode="after")
     def _selection(self) -> "Preference":
-        if self.selector == "all" and self.ratios != (1.0,):
-            raise ValueError("selector `all` has ratio 1.0: choose another selector or drop `ratio`")
-        if self.selector == "selective" and (
+        selector = SELECTORS[self.selector]
+        if selector.full_batch and self.ratios != (1.0,):
+            raise ValueError(
+                f"selector `{self.selector}` has ratio 1.0: choose another selector or drop `ratio`"
+            )
+        if selector.crossfitted and (
             len(self.ratios) > 1 or self.warmup_rounds or self.full_every or self.end_after
         ):
             raise ValueError(
-                "selector `selective` is a fixed order of the data: it takes one ratio and no rounds"
+                f"selector `{self.selector}` is a fixed order of the data: it takes one ratio and no rounds"
             )
-        if self.selector == "selective" and self.easiest is not None:
-            raise ValueError("selector `selective` takes its share from `ratio`: drop `easiest`")
+        if selector.crossfitted and self.easiest is not None:
+            raise ValueError(f"selector `{self.selector}` takes its share from `ratio`: drop `easiest`")
         batch = selected(self.batch_size, self.easiest or 1.0)
         for ratio in self.ratios:
             selected(batch, ratio)
+        if self.max_steps is not None and self.max_steps < len(self.ratios):
+            raise ValueError(f"`ratio` has {len(self.ratios)} values, more than `max_steps` {self.max_steps}")
         return self
 
     @model_validator(mode="after")
     def _loss(self) -> "Preference":
-        if (self.loss, self.loss_settings) != ("sigmoid", {}):
-            # The ranges stand beside the losses' formulas. They need torch, which a plain study never imports here.
-            from sams.losses import build_loss
-
-            build_loss(self.loss, beta=self.beta, settings=self.loss_settings, sft_weight=self.sft_weight)
+        check_loss(self.loss, beta=self.beta, settings=self.loss_settings, sft_weight=self.sft_weight)
         return self
 
     @property
@@ -188,48 +198,67 @@ class Preference(Training):
 
     @property
     def preselected(self) -> float | None:
-        """Share of the pairs chosen before the training, by cross-fitted losses; None without such a choice."""
-        return self.ratios[0] if self.selector == "selective" else self.easiest
+        """Share of the pairs chosen before the training by cross-fitted losses; None without such a choice."""
+        return self.ratios[0] if SELECTORS[self.selector].crossfitted else self.easiest
 
     @property
     def evaluated_split(self) -> Literal["validation", "test"]:
-        """The split that is evaluated in the run and at its end."""
+        """The split that is evaluated during the run and at its end."""
         return "validation" if self.validated else "test"
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss compares with a reference model."""
-        return self.loss not in REFERENCE_FREE
+        """Whether the loss needs log-probs under a reference model."""
+        return LOSSES[self.loss].needs_reference
 
     @property
     def needs_kl(self) -> bool:
         """Whether the loss needs log-probs of mismatched completions."""
-        return self.loss in NEEDS_KL
+        return LOSSES[self.loss].needs_kl
+
+
+class Method(PreferenceKeys, Overlay):
+    """One method. Keys that are not given are those of `preference`."""
+
+    scheduler: MethodScheduler = Field(
+        MethodScheduler(), description="Keys of the scheduler that differ from `scheduler`."
+    )
+    fresh_scheduler: bool = Field(False, description="Start with fresh networks instead of pretrained ones.")
+    model: MethodModel | None = Field(
+        None,
+        description="A finished model, `{path: ...}`, which is scored and not trained; null trains the method.",
+    )
 
 
 class Launch(Settings):
-    """How training jobs are started. Changes nothing in a result, so it is part of no recipe."""
+    """How training jobs are started. No key changes a result, so no recipe holds them."""
 
     nproc_per_node: Count | Literal["auto"] = Field(
-        "auto", description="Processes of each torchrun; auto: one per GPU, or 2 without one."
+        "auto", description="Processes of each torchrun; auto: one per GPU, or 2 without a GPU."
     )
     nodes: Count = Field(
-        1, description="Nodes of each training job, under a scheduler; each has `nproc_per_node` processes."
+        1, description="Nodes of each training job, with a scheduler; each has `nproc_per_node` processes."
     )
     gpu_model: str | None = Field(
-        None, description="Kind of GPU to ask a scheduler for, by its own name; null takes any."
+        None, description="GPU model to request, by the scheduler's name for it; null: any."
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if there are any.")
-    strategy: Literal["ddp", "fsdp2"] = Field("ddp", description="Replicate or shard the policy.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device of the policy; auto: GPUs if there are any."
+    )
+    strategy: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="ddp replicates the policy on every process, fsdp2 shards it."
+    )
     shard_over: Literal["all", "node"] = Field(
         "all",
-        description="With fsdp2, over which processes the policy is sharded: all, or those of each node, which are "
-        "then replicas of one another (HSDP): more memory, and only gradients cross between nodes.",
+        description="With fsdp2, the processes that share one policy: all, or those of each node, which are then "
+        "replicas of one another (HSDP): more memory, and only gradients cross between nodes.",
     )
     deterministic: bool = Field(
-        False, description="Deterministic kernels only, so that a GPU run is bitwise the same when resumed."
+        False, description="Deterministic kernels only, so that a resumed GPU run is bitwise the same."
     )
     threads_per_process: Count = Field(1, description="CPU threads of each process.")
     timeout_minutes: Positive = Field(
-        30.0, description="A job in which nothing moves for so long ends, and tells where each process was."
+        30.0,
+        description="A job without progress for this long ends, and reports where each process was "
+        "(docs/reliability.md).",
     )

@@ -1,4 +1,4 @@
-"""Tuning: grids of settings, and methods that are chosen of several runs."""
+"""Tuning: grids of settings, and methods chosen from several runs."""
 
 from typing import Literal
 
@@ -11,30 +11,34 @@ from sams.study.settings.benchmarks import WorldAccuracy
 class Axis(Settings):
     """One setting of a tuning grid."""
 
-    values: list[float] = Field(min_length=1, description="What is tried.")
-    source: Literal["published", "ours"] = Field(description="Who chose these values.")
+    values: list[float] = Field(min_length=1, description="Values to try.")
+    source: Literal["published", "ours"] = Field(
+        description="Whether these values are published or our own choice."
+    )
 
 
 class Grid(Settings):
-    """What is tried for one method, and where the values that it has in the study come from."""
+    """Tuning grid of one method, and the origin of the values that the method has in the study."""
 
     axes: dict[str, Axis] = Field(
-        min_length=1, description="By key of the method: learning_rate, beta, loss_settings.alpha, ..."
+        min_length=1, description="Values by key of the method: learning_rate, beta, loss_settings.alpha, ..."
     )
     default: Literal["published", "ours"] = Field(
-        description="Whether the method's own values are a published choice."
+        description="Whether the values that the method has in the study are published or our own choice."
     )
-    note: str = Field("", description="Where the values are published, or why they are these.")
+    note: str = Field("", description="Where the values are published, or why they were chosen.")
 
 
 class Chosen(Settings):
     """Methods whose settings and length are chosen on validation pairs (docs/studies.md, `chosen`)."""
 
     runs: dict[Name, list[Name]] = Field(
-        description="For each method its runs, which are methods of the study: one for each point of its grid."
+        description="Runs of each method, one for each point of its grid; runs are methods of the study."
     )
-    base: Name = Field(description="The method that the others are held against.")
-    accuracy: WorldAccuracy = Field(WorldAccuracy(), description="How answers of what is chosen are graded.")
+    base: Name = Field(description="Method that the others are compared with.")
+    accuracy: WorldAccuracy = Field(
+        WorldAccuracy(), description="How answers of the chosen models are graded."
+    )
 
     @model_validator(mode="after")
     def _fair(self) -> "Chosen":

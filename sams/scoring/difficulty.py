@@ -1,21 +1,22 @@
-"""Stage `make_difficulty`: the study's own difficulty table for AlpacaEval's length control.
+"""Stage `make_difficulty`: difficulty table of the synthetic world for AlpacaEval's length control.
 
-    python -m sams.world.difficulty --recipe recipe.json --questions R/questions --out difficulty.csv
+    python -m sams.scoring.difficulty --recipe recipe.json --questions R/questions --out difficulty.csv
 
-The official table (`df_gamed.csv`) belongs to AlpacaEval's 805 instructions. For other instructions it is
-made in the same way, with the same judge that scores the models:
+The official table (`df_gamed.csv`) belongs to AlpacaEval's 805 instructions. For other instructions a table is made
+in the same way, with the judge that scores the models:
 
-1. the baseline's answers are said again, concisely and verbosely, and each variant is judged against the
-   baseline: same content, so what remains of the preference is the judge's leaning to length;
-2. several models of different quality and length are judged against the baseline, and one logistic model is
-   fitted to all their preferences together (Dubois et al. 2024, "Length-Controlled AlpacaEval", section 4),
+1. A concise and a verbose variant of the baseline's answers are judged against the baseline. Their content is the
+same,
+   so that the preference shows the length bias of the judge.
+2. Several models of different quality and length are judged against the baseline, and one logistic model is fitted to
+   all preferences (Dubois et al. 2024, "Length-Controlled AlpacaEval", section 4),
 
        logit P(model m preferred on instruction i) = theta_m + phi_m * tanh(std_delta_len) + gamma_i,
 
    whose gamma_i, centred, are the difficulties.
 
-As a control, the baseline's own verbose variant is scored with the finished table: its win rate shows the
-judge's leaning, its length-controlled win rate how much of that is removed (ideally it comes to 50).
+As a control, both variants are scored with the finished table: the win rate shows the length bias of the judge, and
+the length-controlled win rate, ideally 50, how much of it is removed.
 """
 
 import logging
@@ -42,28 +43,27 @@ from sams.world import examples as world
 
 log = logging.getLogger("difficulty")
 
-# Weight of gamma^2 / 2 in the joint fit, in judgments: with a handful of models an instruction that all of
-# them win or lose would otherwise get an infinite difficulty.
+# Weight of gamma^2 / 2 in the joint fit, in judgments. Without it, an instruction that all of the few models win or
+# lose would have an infinite difficulty.
 RIDGE = 1.0
 MIN_MODELS = 3
-# Below this spread of tanh(std_delta_len) length cannot be told from quality.
+# Below this standard deviation of tanh(std_delta_len), length and quality cannot be separated.
 MIN_SPREAD = 0.05
 
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def make_difficulty(recipe: ScoreRecipe, questions: Path, out: Path) -> dict[str, Any]:
-    """Make the difficulty table of a synthetic world's instructions.
+    """Write the difficulty table for the instructions of a synthetic world.
 
     Args:
         recipe: the world and the judge.
         questions: folder with the baseline's `alpaca_eval.json`.
-        out: where the table goes.
+        out: file for the table.
 
     Returns:
-        A report: AlpacaEval's figures of the two variants with the finished table (`control`), those of the
-        models that difficulty was measured with and their fitted length weights phi (`models`), the
-        baseline's average length, hashes and versions.
+        A report: AlpacaEval's figures of the two variants with the finished table (`control`), those of the models
+        and their fitted length weights phi (`models`), the average length of the baseline, hashes and versions.
 
     Raises:
         UserError: no world, a baseline that is not the world's, or data that do not identify the model.
@@ -124,7 +124,7 @@ def make_difficulty(recipe: ScoreRecipe, questions: Path, out: Path) -> dict[str
 
 
 def _aligned(made: Mapping[str, Sequence[Row]], baseline: Sequence[Row], where: Path) -> dict[str, list[Row]]:
-    """The world's outputs in the baseline's order; they must answer the baseline's instructions."""
+    """Return outputs of the world in the order of the baseline, whose instructions they must answer."""
     return {
         name: align(list(rows), baseline, f"the world's {name}, against {where}")[0]
         for name, rows in made.items()
@@ -132,7 +132,7 @@ def _aligned(made: Mapping[str, Sequence[Row]], baseline: Sequence[Row], where: 
 
 
 def _preferences(result: Result) -> FloatArray:
-    """Preferences for the model, 0 to 1, from AlpacaEval's 1 to 2; shape (instructions,)."""
+    """Return preferences for the model, 0 to 1 instead of AlpacaEval's 1 to 2; shape (instructions,)."""
     return np.array([row["preference"] - 1.0 for row in result.annotations])
 
 
@@ -144,12 +144,12 @@ def _recorded(result: Result) -> dict[Key, float]:
 
 
 def std_delta_len(baseline: Sequence[Row], outputs: Sequence[Row], where: str) -> FloatArray:
-    """(length of baseline - length of output) / standard deviation, AlpacaEval's feature.
+    """Return AlpacaEval's length feature, (length of baseline - length of output) / standard deviation.
 
     Shape: (instructions,).
 
     Raises:
-        UserError: the differences hardly vary, so that length cannot be told from quality.
+        UserError: the differences hardly vary, so that length and quality cannot be separated.
     """
     delta = np.array(
         [len(a["output"]) - len(b["output"]) for a, b in zip(baseline, outputs, strict=True)], float
@@ -160,13 +160,13 @@ def std_delta_len(baseline: Sequence[Row], outputs: Sequence[Row], where: str) -
         raise UserError(
             f"lengths of {outputs[0]['generator']} and the baseline differ by a nearly constant amount",
             where=where,
-            remedy="length control needs differences that vary from instruction to instruction",
+            remedy="length control requires differences that vary between instructions",
         )
     return gap
 
 
 def fit_difficulty(preferences: FloatArray, gaps: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Fit the joint logistic model of the module's docstring by penalised maximum likelihood.
+    """Fit the joint logistic model (see the module) by penalised maximum likelihood.
 
     Args:
         preferences: preference for each model over the baseline, 0 to 1; shape (models, instructions).
@@ -176,7 +176,7 @@ def fit_difficulty(preferences: FloatArray, gaps: FloatArray) -> tuple[FloatArra
         Difficulties of mean 0, shape (instructions,), and length coefficients phi, shape (models,).
 
     Raises:
-        UserError: too few models, preferences out of range or all alike, or a fit that does not converge.
+        UserError: too few models, preferences out of range or all equal, or a fit that does not converge.
     """
     models, instructions = preferences.shape
     if models < MIN_MODELS:
@@ -184,7 +184,7 @@ def fit_difficulty(preferences: FloatArray, gaps: FloatArray) -> tuple[FloatArra
     if preferences.min() < 0 or preferences.max() > 1:
         raise UserError("preferences must lie between 0 and 1", remedy="subtract 1 from AlpacaEval's")
     if preferences.std(axis=1).min() < 1e-6:
-        raise UserError("a model's preferences are all alike: difficulty cannot be told from quality")
+        raise UserError("all preferences of a model are equal: difficulty and quality cannot be separated")
     lengths = np.tanh(gaps)
 
     def loss(parameters: FloatArray) -> tuple[float, FloatArray]:
@@ -207,24 +207,24 @@ def fit_difficulty(preferences: FloatArray, gaps: FloatArray) -> tuple[FloatArra
 
 
 def main(
-    recipe: Annotated[str, typer.Option(help="ScoreRecipe, as JSON or a file: the world and who judges.")],
+    recipe: Annotated[str, typer.Option(help="ScoreRecipe, as JSON or a file: the world and the judge.")],
     questions: Annotated[Path, typer.Option(help="Folder with alpaca_eval.json.")],
-    out: Annotated[Path, typer.Option(help="Where the table goes (difficulty.csv).")],
-    report: Annotated[Path | None, typer.Option(help="Where the report with the control rows goes.")] = None,
+    out: Annotated[Path, typer.Option(help="File for the table (difficulty.csv).")],
+    report: Annotated[Path | None, typer.Option(help="File for the report with the control.")] = None,
 ) -> None:
     """Make the difficulty table that length control needs, and score its control."""
     with key_withheld():
-        found = make_difficulty(read_recipe(recipe, ScoreRecipe), questions, out)
+        result = make_difficulty(read_recipe(recipe, ScoreRecipe), questions, out)
     if report is not None:
-        write_json(report, found)
-    for name, row in found["control"].items():
+        write_json(report, result)
+    for name, row in result["control"].items():
         log.info(
-            "control, the %s baseline: win rate %.2f, length-controlled %.2f, length %d against %d",
+            "control, %s baseline: win rate %.2f, length-controlled %.2f, length %d (baseline %d)",
             name,
             row["win_rate"],
             row["length_controlled_winrate"],
             row["avg_length"],
-            found["baseline_avg_length"],
+            result["baseline_avg_length"],
         )
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import transformers
 
-from sams.policy.policy import Policy
+from sams.policy.policy import Policy, weights_of
 from sams.policy.rows import Item, pack_rows, pad_rows
-from sams.training.costs import Costs, weights_of
+from sams.runtime.costs import Costs
 from sams.training.distribution import Workers
 
 PAIR: list[Item] = [([1, 2, 3], [[4, 5], [6]])]
@@ -31,8 +31,8 @@ def test_flops_count_the_output_layer_for_completion_tokens_only(tmp_path: Path,
 
     workers = Workers(device="cpu", strategy="ddp", precision="float32", threads=1, timeout_minutes=1)
     costs = Costs(tmp_path / "costs.jsonl", workers, body, 40)
-    costs.tally.add(pad_rows(PAIR), trained=False)  # rows of 5 and 4 tokens
-    costs.tally.add(pack_rows(PAIR), trained=True)  # 6 tokens
+    for rows, trained in ((pad_rows(PAIR), False), (pack_rows(PAIR), True)):  # 5 and 4 tokens; 6 tokens
+        costs.tally.add(rows.tokens, rows.input_ids.numel(), len(rows.answers), trained=trained)
     costs.step(1, seconds=2.0, data_seconds=0.0, log=True)
     [line] = [json.loads(text) for text in (tmp_path / "costs.jsonl").read_text().splitlines()]
     flops = 2 * (body * 9 + 40 * 3) + 6 * (body * 6 + 40 * 3)

@@ -1,4 +1,4 @@
-"""What the paper reports: the figures in `sams/tables/paper`, one file for each of its tables."""
+"""Figures that the paper reports, one YAML file for each of its tables in `sams/study/paper`."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ FOLDER = Path(__file__).parent / "paper"
 
 
 class Figure(NamedTuple):
-    """A reported figure and where it is reported."""
+    """A reported figure and its source."""
 
     value: float
     source: str
@@ -17,11 +17,11 @@ class Reported(NamedTuple):
     """One setting of a table of the paper.
 
     Args:
-        title: how the paper calls the table.
-        columns: its columns, by their names in the main table; `hours` is run time.
-        judges: judges whose scores may stand beside the reported ones, by column. A column without is not judged.
-        rows: figures by row and column; what is not reported is absent.
-        notes: what a reader has to know of them.
+        title: name of the table in the paper.
+        columns: columns by their names in the main table; `hours` is run time.
+        judges: judges whose scores are comparable with the reported ones, by column; other columns have no judge.
+        rows: figures by row and column; figures that are not reported are absent.
+        notes: what a reader must know about the figures.
     """
 
     title: str
@@ -33,7 +33,7 @@ class Reported(NamedTuple):
 
 
 def read_reported(table: str, setting: str) -> Reported:
-    """One setting of a table of the paper.
+    """Read one setting of a table of the paper.
 
     Raises:
         ValueError: the table has no such setting.

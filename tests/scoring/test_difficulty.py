@@ -3,9 +3,9 @@ import pytest
 from scipy.special import expit
 
 from sams.runtime.errors import UserError
+from sams.scoring.difficulty import fit_difficulty, make_difficulty, std_delta_len
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge
-from sams.world.difficulty import fit_difficulty, make_difficulty, std_delta_len
 
 
 def rows(*lengths: int) -> list[dict[str, str]]:
@@ -41,7 +41,7 @@ def test_difficulties_and_length_weights_are_found_again() -> None:
     [
         (np.full((2, 5), 0.5), "at least 3 models"),
         (1 + np.linspace(0, 1, 15).reshape(3, 5), "between 0 and 1; subtract 1"),
-        (np.full((3, 5), 0.5), "all alike"),
+        (np.full((3, 5), 0.5), "are equal"),
     ],
 )
 def test_preferences_that_identify_nothing_are_refused(preferences: np.ndarray, problem: str) -> None:

@@ -1,0 +1,113 @@
+"""What the rules give to their jobs: parameters that run a job again when they change, and command-line options."""
+
+import functools
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sams.launch.changes import code_text, sources_text
+from sams.runtime.digests import digest_of_source
+from sams.runtime.files import MANIFEST
+from sams.scoring.fetch import published
+from sams.study.code import ENTRY_POINTS, code_of_job
+from sams.study.recipes import recipe_json, recipe_of
+from sams.study.settings import Settings
+from sams.study.sources import sources_of
+from sams.study.study import Study
+
+SCORING = ("make_difficulty", "score_alpaca_eval", "score_mt_bench")
+"""Stages that share the recipe `score`."""
+
+
+class Jobs:
+    """The jobs of a study, by stage and wildcards."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._recipe = functools.cache(functools.partial(recipe_of, study))
+        self._digest = functools.cache(_digest)
+        on_policy, alpaca_eval = study.on_policy, study.benchmarks.alpaca_eval
+        # Sources that no recipe names.
+        self._more: dict[str, list[str | None]] = {
+            "sample_pairs": [on_policy.prompts, on_policy.reward_model] if on_policy else [],
+            "score_alpaca_eval": [alpaca_eval.difficulty] if alpaca_eval else [],
+        }
+
+    def recipe(self, stage: str, wildcards: Any, benchmark: str = "") -> Settings:
+        """Recipe of a job."""
+        name = "score" if stage in SCORING else stage
+        method, seed = wildcards.get("method", ""), int(wildcards.get("seed", 0))
+        return self._recipe(name, method=method, seed=seed, benchmark=benchmark)
+
+    def parameters(self, stage: str, benchmark: str = "") -> dict[str, Any]:
+        """Parameters of a rule: module, and functions of the wildcards that give recipe, code and sources.
+
+        Snakemake runs a job again when one of them changes.
+        """
+
+        def sources(wildcards: Any) -> str:
+            return sources_text({path: self._digest(path) for path in self.sources(stage)(wildcards)})
+
+        return {
+            "module": ENTRY_POINTS[stage],
+            "recipe": lambda wildcards: recipe_json(self.recipe(stage, wildcards, benchmark)),
+            "code": lambda wildcards: code_text(code_of_job(stage, self.recipe(stage, wildcards, benchmark))),
+            "sources": sources,
+        }
+
+    def sources(self, stage: str) -> Callable[[Any], list[str]]:
+        """Input function of a rule: local files and folders that exist or can be fetched.
+
+        Others are left to rule `preflight`, whose error names the setting.
+        """
+
+        def of(wildcards: Any) -> list[str]:
+            if stage == "export_model" and wildcards.method in self.study.trained_methods:
+                return []
+            benchmark = "alpaca_eval" if stage == "generate_answers" else ""
+            named = [*sources_of(self.recipe(stage, wildcards, benchmark)), *self._more.get(stage, [])]
+            return [path for path in named if path and (Path(path).exists() or published(path))]
+
+        return of
+
+
+def literal(text: str) -> str:
+    """An option's value whose braces are its own."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def options(*inputs: str, **more: str) -> Callable[..., str]:
+    """Parameter of a rule with the command-line options of its jobs, which change no result.
+
+    A manifest stands for its folder.
+
+    Args:
+        inputs: names of inputs, each given as the option of its name; an input without files gives no option.
+        more: values of further options, in which wildcards, {input.x}, {output.x} and {threads} are filled in.
+    """
+
+    def of(wildcards: Any, input: Any, output: Any, threads: Any) -> str:
+        given = []
+        for name in inputs:
+            files = input.get(name) or []
+            given += [(name, file) for file in ([files] if isinstance(files, str) else files)]
+        for name, value in more.items():
+            known = {"input": input, "output": output, "threads": threads, "wildcards": wildcards}
+            given.append((name, value.format(**dict(wildcards.items()), **known)))
+        return " ".join(f"--{name.replace('_', '-')} {shlex.quote(_folder(value))}" for name, value in given)
+
+    return of
+
+
+def _folder(path: str) -> str:
+    return str(Path(path).parent) if Path(path).name == MANIFEST else path
+
+
+def _digest(source: str) -> str:
+    """Digest of a source; of a published file that is still to be fetched, the published digest."""
+    if Path(source).exists():
+        return digest_of_source(Path(source))
+    known = published(source)
+    assert known is not None
+    return known.sha256

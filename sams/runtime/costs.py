@@ -1,0 +1,135 @@
+"""Cost log of a training run: time, tokens, arithmetic, padding, balance and memory of its steps.
+
+These figures differ between machines and between starts. They are kept out of the metric log, which a resumed run
+repeats bit by bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from sams.runtime.gpus import peak_flops
+
+MEDIANS = {"tokens_per_second", "padding_share", "busiest_over_mean", "mfu"}
+
+
+class Processes(Protocol):
+    """What the cost log uses of a job's processes."""
+
+    device: torch.device
+    world: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+
+    def all_gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """The tensors of all processes."""
+
+    def peak_memory_mb(self) -> float:
+        """Peak memory of all processes."""
+
+
+@dataclass
+class Tally:
+    """Work of one process since the last step.
+
+    Attributes:
+        tokens: computed tokens without padding; a packed prompt counts once.
+        positions: computed tokens with padding.
+        units: token passes; a forward pass is 1, a backward pass 2 more.
+        predicted: token passes of the completion tokens, which alone reach the output layer.
+    """
+
+    tokens: int = 0
+    positions: int = 0
+    units: int = 0
+    predicted: int = 0
+
+    def add(self, tokens: int, positions: int, predicted: int, *, trained: bool) -> None:
+        """Count one micro-batch. Recomputed activations are not counted.
+
+        Args:
+            tokens: tokens without padding.
+            positions: tokens with padding.
+            predicted: completion tokens.
+            trained: whether there is a backward pass.
+        """
+        passes = 3 if trained else 1
+        self.tokens += tokens
+        self.positions += positions
+        self.units += passes * tokens
+        self.predicted += passes * predicted
+
+
+@dataclass
+class Costs:
+    """The cost log of a run on rank 0, one JSON line per logged step.
+
+    Attributes:
+        file: the log; steps that a resumed run repeats have two lines.
+        workers: the processes of the job.
+        body: weights that every token meets, N.
+        head: weights of the output layer, N_h.
+        tally: of the current step, filled by the passes.
+        steps: steps of this start.
+        figures: figures of all steps of this start, for the medians of `summary`: 8 bytes each.
+    """
+
+    file: Path
+    workers: Processes
+    body: int
+    head: int
+    tally: Tally = field(default_factory=Tally)
+    steps: int = 0
+    figures: dict[str, array[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # A full disk may have cut the last line; the next line must begin on its own.
+        if self.workers.is_main and self.file.is_file():
+            os.truncate(self.file, self.file.read_bytes().rfind(b"\n") + 1)
+
+    def step(self, step: int, *, seconds: float, data_seconds: float, log: bool) -> None:
+        """Close a step and reset the tally. A collective call.
+
+        FLOPs are 2 N per scored token and 6 N per trained one, and 2 N_h or 6 N_h more per completion token.
+        MFU is their share of the peak (PaLM, appendix B, without its attention term).
+        """
+        mine, self.tally = self.tally, Tally()
+        counts = torch.tensor(
+            [mine.tokens, mine.positions, mine.units, mine.predicted], device=self.workers.device
+        )
+        parts = torch.stack(self.workers.all_gather(counts)).double().cpu()
+        tokens, positions = parts[:, :2].sum(dim=0).tolist()
+        work = 2 * (self.body * parts[:, 2] + self.head * parts[:, 3])
+        per_second = work.sum().item() / seconds / self.workers.world
+        figures = {
+            "seconds": seconds,
+            "data_seconds": data_seconds,
+            "tokens_per_second": tokens / seconds,
+            "tflops_per_process": per_second / 1e12,
+            "padding_share": 1 - tokens / max(1.0, positions),
+            "busiest_over_mean": (work.max() / work.mean()).item() if work.sum() else 1.0,
+            "peak_memory_mb": self.workers.peak_memory_mb(),
+        }
+        device = self.workers.device
+        if device.type == "cuda" and (peak := peak_flops(torch.cuda.get_device_name(device))):
+            figures["mfu"] = per_second / peak
+        self.steps += 1
+        for name in MEDIANS & figures.keys():
+            self.figures.setdefault(name, array("d")).append(figures[name])
+        if log and self.workers.is_main:
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": step, "time": time.time(), **figures}) + "\n")
+
+    def summary(self) -> dict[str, Any]:
+        """Medians over the steps of this start."""
+        return {name: torch.tensor(values).median().item() for name, values in sorted(self.figures.items())}

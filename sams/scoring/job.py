@@ -1,0 +1,71 @@
+"""A scoring job: rehearsal or run, its MLflow run, its result."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sams.judge.endpoint import STORE, key_withheld
+from sams.judge.proxy import DryRun
+from sams.runtime.files import write_json
+from sams.runtime.provenance import ENVIRONMENT, code_digest, made_on
+from sams.study.recipes import ScoreRecipe, current_job
+from sams.tracking.log import Run, Stage, start
+
+RUN_ID = "mlflow_run_id"
+
+
+def run_scoring(
+    stage: Stage,
+    score: Callable[..., dict[str, Any]],
+    recipe: ScoreRecipe | None,
+    out: Path,
+    judge_store: Path | None,
+    dry_run: bool,
+) -> dict[str, Any] | None:
+    """Score, write the figures and log them.
+
+    Args:
+        stage: score_alpaca_eval or score_mt_bench.
+        score: function of `recipe`, `judge_store` and `dry_run` that returns the figures.
+        recipe: the judge.
+        out: <method>/seed<k>/<benchmark>/metrics.json.
+        judge_store: store of an endpoint's answers; None: in the folder of `out`.
+        dry_run: only log the estimate of the judge's calls.
+
+    Returns:
+        The figures; None after a dry run.
+    """
+    store = judge_store or out.with_name(STORE)
+    if dry_run:
+        with suppress(DryRun):
+            score(recipe=recipe, judge_store=store, dry_run=True)
+        return None
+    with key_withheld(), _mlflow_run(stage, recipe, out) as run:
+        metrics = score(recipe=recipe, judge_store=store)
+        write_json(out, metrics)
+        run.finish(final=metrics)
+    return metrics
+
+
+def _mlflow_run(stage: Stage, recipe: ScoreRecipe | None, out: Path) -> Run:
+    """Open the MLflow run, with the id of the training run in the folder of the seed; record the machine."""
+    write_json(out.parent / ENVIRONMENT, made_on())
+    job = current_job()
+    seed = out.absolute().parent.parent
+    trained = seed / RUN_ID
+    return start(
+        None,
+        out.parent / RUN_ID,
+        study=job.study,
+        setting=job.setting,
+        name=f"{job.setting}/{seed.parent.name}/{seed.name}",
+        stage=stage,
+        recipe=recipe.model_dump(mode="json") if recipe else {},
+        tags={
+            "rule": stage,
+            "code_sha": code_digest(f"sams.scoring.{stage.removeprefix('score_')}"),
+            "upstream_run_id": trained.read_text().strip() if trained.is_file() else "",
+        },
+        enabled=job.tracking,
+    )

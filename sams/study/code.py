@@ -1,0 +1,63 @@
+"""Code that each stage's result depends on: its entry point, its own loss and its own selector."""
+
+import functools
+
+from sams.losses.table import LOSSES
+from sams.runtime.provenance import code_of
+from sams.scheduling.selectors.table import SELECTORS
+from sams.study.recipes import AssessRecipe, PreferenceRecipe, PretrainRecipe, SftRecipe
+from sams.study.settings import Preference, Settings
+
+ENTRY_POINTS = {
+    "prepare_data": "sams.data.prepare",
+    "prepare_questions": "sams.scoring.questions",
+    "tokenise": "sams.data.tokenise",
+    "train_sft": "sams.training.sft",
+    "pretrain_scheduler": "sams.training.pretrain_scheduler",
+    "compute_reference": "sams.training.reference",
+    "train_crossfit": "sams.training.crossfit",
+    "train_preference": "sams.training.preference",
+    "export_model": "sams.training.export",
+    "assess": "sams.generation.assess",
+    "generate_answers": "sams.generation.generate",
+    "sample_pairs": "sams.generation.on_policy",
+    "make_difficulty": "sams.scoring.difficulty",
+    "score_alpaca_eval": "sams.scoring.alpaca_eval",
+    "score_mt_bench": "sams.scoring.mt_bench",
+}
+"""Module of each stage, started by `python -m`."""
+
+WATCHING = "sams.training.watching"
+"""Module with which a scheduler learns during SFT."""
+
+
+def code_of_job(stage: str, recipe: Settings) -> dict[str, str]:
+    """The `sams` modules that a job runs, each with a digest of its code.
+
+    Args:
+        stage: key of `ENTRY_POINTS`.
+        recipe: the job's recipe, which names its loss and its selector.
+    """
+    return dict(_code_of(ENTRY_POINTS[stage], *named_modules(recipe)))
+
+
+_code_of = functools.cache(code_of)  # many jobs share a loss and a selector
+
+
+def named_modules(recipe: Settings) -> list[str]:
+    """Modules that a job imports by a name in its recipe: those of losses and selectors."""
+    match recipe:
+        case PreferenceRecipe(training=training):
+            return [*_loss(training), SELECTORS[training.selector].module]
+        case AssessRecipe(runs=runs):
+            return sorted({module for run in runs.values() for module in _loss(run)})
+        case PretrainRecipe():
+            return [SELECTORS["sams"].module]
+        case SftRecipe(watching=watching):
+            return [] if watching is None else ["sams.training.watching", SELECTORS["sams"].module]
+        case _:
+            return []
+
+
+def _loss(training: Preference) -> list[str]:
+    return [LOSSES[training.loss].module]

@@ -1,0 +1,69 @@
+"""Files and folders outside the results that each stage reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sams.runtime.digests import digest_of_source
+from sams.study.recipes import (
+    DataRecipe,
+    ExportRecipe,
+    PreferenceRecipe,
+    PretrainRecipe,
+    QuestionsRecipe,
+    SftRecipe,
+    TokeniseRecipe,
+)
+from sams.study.settings import Settings
+
+TOKENIZER = ("token*", "special_tokens_map.json", "vocab*", "merges.txt", "chat*")
+WEIGHTS = ("config.json", "*.safetensors", "*.bin")
+
+
+def sources_of(recipe: Settings) -> list[str]:
+    """Local files and folders that a job reads besides the results of other jobs, as its recipe names them.
+
+    Models and data sets of a hub are left out: their revision identifies them. Files that are not there are named
+    all the same.
+    """
+    given: Sequence[str | None] = []
+    match recipe:
+        case DataRecipe(data=data):
+            given = [_local(source) for source in (data.train, data.test, data.sft)]
+        case QuestionsRecipe():
+            groups = [group for group in (recipe.alpaca_eval, recipe.mt_bench) if group is not None]
+            given = [value for group in groups for key, value in group if key != "difficulty"]
+        case TokeniseRecipe(model=model):
+            given = [model.chat_template, *_files(model.path, "config.json", *TOKENIZER)]
+        case SftRecipe(model=model, watching=watching):
+            given = [*_files(model.path, *WEIGHTS), *_encoder(watching and watching.scheduler)]
+        case PretrainRecipe() | PreferenceRecipe():
+            given = _encoder(recipe.scheduler)
+        case ExportRecipe(model=model):
+            given = _files(model.path, *WEIGHTS, "generation_config.json", *TOKENIZER)
+    return sorted({source for source in given if isinstance(source, str)})
+
+
+def digests_of_sources(recipe: Settings) -> dict[str, str]:
+    """Digest of each of `sources_of` that is there."""
+    return {source: digest_of_source(Path(source)) for source in sources_of(recipe) if Path(source).exists()}
+
+
+def _local(source: str | None) -> str | None:
+    """The file or folder of a source of data; None for a hub id."""
+    if source is None or Path(source).exists():
+        return source
+    folder = source.partition(":")[0].partition("@")[0]  # folder@revision:split
+    return folder if Path(folder).is_dir() else None
+
+
+def _files(folder: str | None, *patterns: str) -> list[str]:
+    """Files of a local model; none of a model of the hub."""
+    if folder is None or not Path(folder).is_dir():
+        return []
+    return [str(file) for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()]
+
+
+def _encoder(scheduler: Any) -> list[str]:
+    """Folder of the scheduler's encoder, where it has one."""
+    return [scheduler.encoder] if scheduler is not None and Path(scheduler.encoder).is_dir() else []

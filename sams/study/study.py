@@ -1,0 +1,277 @@
+"""The settings of a study, validated. `sams.study.files` reads them; recipes derive from them."""
+
+import copy
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from sams.runtime.errors import nearest
+from sams.runtime.problems import first_problem
+from sams.scheduling.selection import selected
+from sams.study.rounds import undivided
+from sams.study.settings import (
+    Benchmarks,
+    Count,
+    Data,
+    Launch,
+    Method,
+    Model,
+    Name,
+    OnPolicy,
+    Paper,
+    Preference,
+    PreferenceKeys,
+    Pretrain,
+    Scheduler,
+    Settings,
+    Sft,
+)
+from sams.study.settings.scheduling import PRESETS
+from sams.study.settings.tuning import Chosen, Grid
+
+BASE_METHOD = "sft"
+
+# Folders of results/<study> that are not settings, and of a setting that are not methods.
+STUDY_FOLDERS = ("benchmarks", "checkpoints", "logs", "tables")
+SETTING_FOLDERS = ("data", "difficulty", "questions", "reference", "scheduler", "tokens")
+
+
+class Tracking(Settings):
+    """MLflow: the server at MLFLOW_TRACKING_URI, or sqlite in the results folder."""
+
+    enabled: bool = Field(True, description="Copy metrics to MLflow; the JSONL files are always written.")
+
+
+class Study(Settings):
+    """A study: models, data, methods, benchmarks and how its jobs run."""
+
+    extends: str | None = Field(
+        None, description="File of a study that this one extends, relative to the source tree."
+    )
+    rehearse: bool = Field(
+        False, description="Rehearse the study: a tiny fresh model on synthetic data (docs/studies.md)."
+    )
+    study: Name = Field(description="Name of the study: results go to `results/<study>`.")
+    setting: Name = Field(
+        description="Short name of model and data: results go to `results/<study>/<setting>`."
+    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(
+        [0], min_length=1, description="Seeds; each stage runs once per seed."
+    )
+    methods: list[Name] = Field(
+        min_length=1,
+        description="Methods in the order of the main table; all others start from `sft`.",
+    )
+    paper: Paper | None = Field(None, description="Table of the paper that the study reproduces; null: none.")
+    model: Model = Field(description="The policy.")
+    data: Data = Field(description="Examples and preference pairs.")
+    sft: Sft | None = Field(None, description="Supervised fine-tuning; null starts from the model as it is.")
+    scheduler: Scheduler = Field(Scheduler(), description="The scheduler of selectors `sams` and `reward`.")
+    pretrain: Pretrain | None = Field(
+        None, description="Scheduler pretraining; null starts with fresh networks."
+    )
+    preference: PreferenceKeys = Field(description="Preference optimisation: keys that the methods share.")
+    method_settings: dict[Name, Method] = Field(
+        {}, description="For each method, the keys that differ from `preference`, `scheduler` and `model`."
+    )
+    grids: dict[Name, Grid] = Field(
+        {}, description="Tuning grids by method; `sams grid` prints them as an overlay."
+    )
+    tuning_budget: Count | None = Field(
+        None, description="Number of points tried of each grid, equal for all methods; null: all points."
+    )
+    chosen: Chosen | None = Field(
+        None, description="Methods chosen from several runs by validation pairs; null: none."
+    )
+    on_policy: OnPolicy | None = Field(
+        None,
+        description="Pairs of a model's own answers, for target `on_policy`; null: none.",
+    )
+    benchmarks: Benchmarks = Field(Benchmarks(), description="Benchmarks and judge.")
+    launch: Launch = Field(Launch(), description="How training jobs are started.")
+    tracking: Tracking = Field(Tracking(), description="MLflow.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Study":
+        for key, values in (("seeds", self.seeds), ("methods", self.methods)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"`{key}` names one twice: {values}")
+        if self.setting in STUDY_FOLDERS:
+            raise ValueError(f"`setting` {self.setting} is the name of another results folder: rename it")
+        for method in self.methods:
+            if method in SETTING_FOLDERS:
+                raise ValueError(f"method '{method}' has the name of another results folder: rename it")
+        for method in self.paper.rows if self.paper else ():
+            if method not in self.methods:
+                raise ValueError(f"`paper.rows` names '{method}', which is not among the methods")
+        for method in self.preference_methods:
+            if method not in self.method_settings:
+                hint = nearest(method, [BASE_METHOD, *self.method_settings])
+                raise ValueError(f"method '{method}' has no entry in `method_settings`{hint}")
+            self.preference_of(method)
+            self.scheduler_of(method)
+        for method in self.finished_methods:
+            if method == BASE_METHOD:
+                raise ValueError("`method_settings.sft.model`: `sft` is the study's own model, set `model`")
+            self.model_of(method)
+        self._check_grids()
+        self._check_chosen()
+        scored = self.benchmarks.alpaca_eval or self.benchmarks.mt_bench
+        if self.data.world is None and self.benchmarks.judge.kind == "local" and scored:
+            raise ValueError(
+                "`benchmarks.judge.kind: local` can only grade the synthetic world: "
+                "set it to openai, or both benchmarks to null"
+            )
+        if self.pretrain is not None and self.pretrain.policy == "moving":
+            if self.sft is None:
+                raise ValueError("`pretrain.policy: moving` is part of SFT: set `sft`, or `policy: frozen`")
+            selected(self.sft.batch_size, self.pretrain.ratio)
+        self._check_batches()
+        return self
+
+    def _check_grids(self) -> None:
+        """Check that a method can have every value of its grid, and that the grid holds its present value."""
+        for method, grid in self.grids.items():
+            if method not in self.method_settings:
+                raise ValueError(f"`grids.{method}` is of no method in `method_settings`")
+            if self.method_settings[method].model is not None:
+                continue  # A finished model, in a study that extends one in which the method is trained.
+            own = self.preference_of(method)
+            for key, axis in grid.axes.items():
+                where = f"grids.{method}.axes.{key}"
+                for value in axis.values:
+                    self._check_point(method, {key: value}, where)
+                group, _, name = key.rpartition(".")
+                current = getattr(own, group).get(name) if group else getattr(own, name)
+                if current not in axis.values:
+                    raise ValueError(f"{where}: the method's own value {current} is not in {axis.values}")
+            points = math.prod(len(axis.values) for axis in grid.axes.values())
+            if self.tuning_budget is not None and points < self.tuning_budget:
+                raise ValueError(
+                    f"`grids.{method}` has {points} points, fewer than `tuning_budget` {self.tuning_budget}"
+                )
+
+    def _check_chosen(self) -> None:
+        """Check that all runs to choose from are trained, and evaluated equally often on validation pairs."""
+        world = self.data.world
+        validated = [method for method in self.preference_methods if self.preference_of(method).validated]
+        if validated and not (world and world.validation_pairs):
+            raise ValueError(f"method '{validated[0]}' is `validated`: set `data.world.validation_pairs`")
+        runs = self.chosen_runs
+        for run in runs:
+            if run not in validated:
+                raise ValueError(f"`chosen.runs` names '{run}', which is no method that is `validated`")
+        if len({(own.evaluations, own.epochs) for own in map(self.preference_of, runs)}) > 1:
+            raise ValueError(
+                "`chosen.runs` need the same `epochs` and `evaluations`, or the choice is unfair"
+            )
+
+    def _check_point(self, method: str, point: dict[str, float], where: str) -> None:
+        _part(Preference, with_point(self._keys_of(method), point), where)
+
+    def _check_batches(self) -> None:
+        """Check that every global batch is divisible by the number of processes, unless that is `auto`."""
+        each, nodes = self.launch.nproc_per_node, self.launch.nodes
+        if isinstance(each, int) and (found := undivided(self, nodes * each)):
+            raise ValueError(
+                f"`{found[0]}` {found[1]} is not divisible by "
+                + (f"`launch.nodes` {nodes} times " if nodes > 1 else "")
+                + f"`launch.nproc_per_node` {each}"
+            )
+
+    def _keys_of(self, method: str) -> dict[str, Any]:
+        """Return the keys of `Preference` for a method: the shared ones, overlaid with the method's own."""
+        own = self.method_settings[method].model_dump(include=set(Preference.model_fields))
+        return {**self.preference.model_dump(), **own}
+
+    @property
+    def preference_methods(self) -> list[str]:
+        """Methods trained on preferences: all but `sft` and finished models."""
+        return [method for method in self.methods if method not in (BASE_METHOD, *self.finished_methods)]
+
+    @property
+    def finished_methods(self) -> list[str]:
+        """Methods that are finished models, which are scored and not trained."""
+        return [
+            method
+            for method in self.methods
+            if (own := self.method_settings.get(method)) and own.model is not None
+        ]
+
+    @property
+    def trained_methods(self) -> list[str]:
+        """Methods with a training job: no finished models, and no `sft` in a study without SFT."""
+        start = [BASE_METHOD] if self.sft is not None and BASE_METHOD in self.methods else []
+        return [*start, *self.preference_methods]
+
+    @property
+    def chosen_runs(self) -> list[str]:
+        """Runs that methods are chosen from."""
+        return [run for runs in self.chosen.runs.values() for run in runs] if self.chosen else []
+
+    @property
+    def exported_methods(self) -> list[str]:
+        """Methods whose models are exported as Hugging Face folders: all but runs to choose from."""
+        return [method for method in self.methods if method not in self.chosen_runs]
+
+    @property
+    def selective_methods(self) -> list[str]:
+        """Methods that train on the easiest pairs by cross-fitted losses."""
+        return [
+            method for method in self.preference_methods if self.preference_of(method).preselected is not None
+        ]
+
+    @property
+    def needs_kl(self) -> bool:
+        """Whether the loss of any method needs log-probs of mismatched completions (KTO)."""
+        return any(self.preference_of(method).needs_kl for method in self.preference_methods)
+
+    @property
+    def results(self) -> Path:
+        """Folder of the study's setting, relative to the working directory."""
+        return Path("results") / self.study / self.setting
+
+    def preference_of(self, method: str) -> Preference:
+        """Return the settings of one method: the shared ones, overlaid with the method's own."""
+        training: Preference = _part(
+            Preference, self._keys_of(method), f"method_settings.{method} over preference"
+        )
+        return training
+
+    def model_of(self, method: str) -> Model:
+        """Return the model of one method: that of the study, or the finished one that the method names."""
+        own = self.method_settings[method].model if method in self.method_settings else None
+        if own is None:
+            return self.model
+        fresh = {} if own.path is None else {"architecture": None, "tokenizer": None}
+        shared = {**self.model.model_dump(), "revision": None, **fresh}
+        return _part(Model, {**shared, **own.model_dump()}, f"method_settings.{method}.model")
+
+    def scheduler_of(self, method: str) -> Scheduler:
+        """Return the scheduler of one method: that of the study, overlaid with the method's own keys."""
+        own = self.method_settings[method].scheduler.model_dump()
+        shared = self.scheduler.model_dump()
+        if "preset" in own:
+            # The method's preset replaces the sizes of the study's preset.
+            shared = {key: value for key, value in shared.items() if key not in PRESETS["paper"]}
+        return _part(Scheduler, {**shared, **own}, f"method_settings.{method}.scheduler")
+
+
+def _part(kind: type[Settings], values: dict[str, Any], where: str) -> Any:
+    """Validate a merged group of a study; `where` names it in the error."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        key, problem = first_problem(error, kind)
+        raise ValueError(f"{where}: {f'{key}: ' if key else ''}{problem}") from None
+
+
+def with_point(settings: dict[str, Any], point: dict[str, float]) -> dict[str, Any]:
+    """Return settings of a method with values of a grid; `loss_settings.alpha` means `alpha` in that group."""
+    changed = copy.deepcopy(settings)
+    for key, value in point.items():
+        group, _, name = key.rpartition(".")
+        (changed.setdefault(group, {}) if group else changed)[name] = value
+    return changed

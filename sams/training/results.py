@@ -1,0 +1,8 @@
+"""Names of the files and folders in the results of a training run."""
+
+EVALUATED = "evaluated"
+
+
+def evaluated_at(step: int) -> str:
+    """Folder of the weights of the evaluation at this step, below the folder of the run."""
+    return f"{EVALUATED}/step{step:06d}"

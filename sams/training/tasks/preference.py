@@ -1,0 +1,187 @@
+"""Preference pairs under one loss, with the cached log-probs of the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sams.data.records import is_flipped
+from sams.data.tokens import Swapped
+from sams.losses.base import Loss, PairLogps
+from sams.losses.table import build_loss
+from sams.policy.policy import Scores
+from sams.runtime.errors import UserError
+from sams.scheduling.selectors.base import View
+from sams.training.tasks.base import Items, Selectable, read_tokens
+from sams.training.tasks.pairs import MismatchedTask, PairTask
+
+if TYPE_CHECKING:
+    from sams.study.settings import Preference
+
+ROUNDING = 1e-6
+"""Rounding of a summed float32 log-prob, relative to its size (measured: 8e-8)."""
+
+
+class PreferenceTask(PairTask, Selectable):
+    """Preference pairs under one loss.
+
+    Args:
+        data: as for `PairTask`; a loss with a KL term needs the column mismatched_ids too.
+        loss: the loss, with its hyper-parameters.
+        reference: cached log-probs under the reference by pair id, as (chosen, rejected[, mismatched]);
+            None for a loss without a reference.
+    """
+
+    def __init__(
+        self,
+        data: Mapping[str, Sequence[Any]],
+        *,
+        loss: Loss,
+        reference: dict[str, tuple[float, ...]] | None,
+    ) -> None:
+        super().__init__(data)
+        self.loss = loss
+        self.reference: Tensor | None = None
+        if loss.needs_reference:
+            assert reference is not None
+            self.reference = torch.tensor([reference[pair] for pair in self.ids], dtype=torch.float32)
+        self.kl_task = MismatchedTask(data) if loss.needs_kl else None
+
+    def kl(self, found: Items, items: list[int]) -> Tensor:
+        """KL term on the mismatched completions, clamped at 0 (KTO, Section 4.1)."""
+        assert self.reference is not None
+        ratios = found["logps/mismatched"] - self.reference[items, 2]
+        return ratios.double().mean().clamp(min=0).float()
+
+    def items(self, scores: Scores, items: list[int], kl: Tensor | None = None) -> Items:
+        chosen, rejected = scores.logps.chunk(2)
+        chosen_tokens, rejected_tokens = scores.tokens.chunk(2)
+        reference = None if self.reference is None else self.reference[items].to(chosen.device)
+        logps = PairLogps(
+            chosen=chosen,
+            rejected=rejected,
+            chosen_tokens=chosen_tokens,
+            rejected_tokens=rejected_tokens,
+            reference_chosen=None if reference is None else reference[:, 0],
+            reference_rejected=None if reference is None else reference[:, 1],
+            kl=None if kl is None else kl.to(chosen.device),
+        )
+        chosen_rewards, rejected_rewards = (reward.detach() for reward in self.loss.rewards(logps))
+        return {
+            "loss": self.loss(logps),
+            "rewards/chosen": chosen_rewards,
+            "rewards/rejected": rejected_rewards,
+            "rewards/margins": chosen_rewards - rejected_rewards,
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "logps/chosen": chosen.detach(),
+            "logps/rejected": rejected.detach(),
+            "nll_loss": -chosen.detach() / chosen_tokens,
+        }
+
+    def view(self, items: list[int], found: Items, contexts: Tensor | None) -> View:
+        flipped = [self.flipped[item] for item in items]
+        return View(
+            losses=found["loss"],
+            margins=found["rewards/margins"],
+            chosen_logps=found["logps/chosen"],
+            chosen_tokens=torch.tensor([float(self.chosen_tokens[item]) for item in items]),
+            contexts=contexts,
+            margin_rounding=self.margin_rounding(items, found),
+            flipped=None if None in flipped else torch.tensor(flipped, dtype=torch.bool),
+        )
+
+    def margin_rounding(self, items: list[int], found: Items) -> float:
+        """Largest difference of margins due to rounding alone; implicit rewards are linear in the log-probs."""
+        tokens = torch.tensor([[self.chosen_tokens[item], self.rejected_tokens[item]] for item in items])
+        nothing = torch.zeros(len(items))
+        chosen, rejected = self.loss.rewards(
+            PairLogps(
+                chosen=ROUNDING * found["logps/chosen"],
+                rejected=ROUNDING * found["logps/rejected"],
+                chosen_tokens=tokens[:, 0],
+                rejected_tokens=tokens[:, 1],
+                reference_chosen=nothing,
+                reference_rejected=nothing,
+            )
+        )
+        return (chosen.abs() + rejected.abs()).max().item()
+
+
+def read_task(tokens: Path, reference: Path | None, split: str, training: Preference) -> PreferenceTask:
+    """One split of the pairs, with its cached reference log-probs where the loss needs them.
+
+    Raises:
+        UserError: when the loss needs a reference and none is given, or the test split has one pair only.
+    """
+    loss = build_loss(
+        training.loss, beta=training.beta, settings=training.loss_settings, sft_weight=training.sft_weight
+    )
+    data = read_tokens(tokens, split)
+    if split == "test" and len(data["id"]) < 2:
+        raise UserError(
+            "one test pair has no standard error", where=f"{tokens}/test", remedy="give two or more"
+        )
+    flipped = flip(data, training) if split != "test" else set()
+    if not loss.needs_reference:
+        return PreferenceTask(data, loss=loss, reference=None)
+    if reference is None:
+        raise UserError(
+            f"loss {training.loss} needs reference log-probs",
+            where="--reference",
+            remedy="give the folder that `sams.training.reference` wrote",
+        )
+    cached = read_reference(reference, split, data["id"])
+    for pair in flipped:
+        chosen, rejected, *mismatched = cached[pair]
+        cached[pair] = (rejected, chosen, *mismatched)
+    return PreferenceTask(data, loss=loss, reference=cached)
+
+
+def flip(data: dict[str, Sequence[Any]], training: Preference) -> set[str]:
+    """Swap the labels of `flipped_share` of the pairs in these columns, and set the column `flipped`.
+
+    Labels are flipped here and not in the data, so that methods under different noise share data, tokens, SFT model
+    and reference log-probs. A pair keeps its id. A pair whose labels the data marks as flipped, and that is drawn
+    again, is clean.
+
+    Returns:
+        Ids of the pairs that were swapped.
+    """
+    if not training.flipped_share:
+        return set()
+    drawn = [is_flipped(pair, training.flipped_share, training.flip_seed) for pair in data["id"]]
+    data["flipped"] = [swap != bool(known) for swap, known in zip(drawn, data["flipped"], strict=True)]
+    chosen, rejected = data["chosen_ids"], data["rejected_ids"]
+    data["chosen_ids"] = Swapped(chosen, rejected, drawn)
+    data["rejected_ids"] = Swapped(rejected, chosen, drawn)
+    return {pair for pair, swap in zip(data["id"], drawn, strict=True) if swap}
+
+
+def read_reference(folder: Path, split: str, ids: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Cached reference log-probs of a split, checked to belong to its pairs.
+
+    Returns:
+        For each pair id (chosen, rejected), and the mismatched completion's log-prob where the cache has it.
+
+    Raises:
+        UserError: naming a pair that is missing, unknown or cached twice.
+    """
+    from pyarrow import parquet
+
+    file = folder / f"{split}.parquet"
+    table = parquet.read_table(file).to_pydict()
+    rows = zip(*(table[name] for name in ("chosen", "rejected", "mismatched") if name in table), strict=True)
+    cached = dict(zip(table["id"], rows, strict=True))
+    wrong = set(ids) ^ set(cached)
+    if wrong or len(cached) != len(table["id"]):
+        raise UserError(
+            f"reference log-probs do not belong to these pairs ({len(ids)} pairs, {len(table['id'])} cached"
+            + (f", differing at {min(wrong)})" if wrong else ", one is there twice)"),
+            where=str(file),
+            remedy="run the rule `compute_reference` again",
+        )
+    return cached

@@ -1,0 +1,141 @@
+"""What a step does to the policy: one AdamW step on the chosen items or on the batch, or nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sams.training.distribution import Workers
+from sams.training.gates import refuse_non_finite
+from sams.training.passes import Passes
+from sams.training.tasks.base import Items, Task
+
+if TYPE_CHECKING:
+    from sams.study.settings import Training
+
+
+@dataclass
+class Step:
+    """One step of a run.
+
+    Attributes:
+        number: counted from 1.
+        batch: items of the global batch.
+        kl: KL term of the batch; None for a loss without one.
+        chosen: positions in the batch that the selector chose.
+        seen: values of all items of the batch before the update; empty where they were not scored.
+        trained: items that the policy was trained on.
+        metrics: figures of the step, for the log.
+    """
+
+    number: int
+    batch: list[int]
+    kl: Tensor | None
+    chosen: list[int]
+    seen: Items = field(default_factory=dict)
+    trained: list[int] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def chosen_items(self) -> list[int]:
+        """Items that the selector chose."""
+        return [self.batch[position] for position in self.chosen]
+
+
+class Update(Protocol):
+    """The policy's part of a step."""
+
+    @property
+    def optimiser(self) -> torch.optim.Optimizer | None:
+        """Saved in every checkpoint; None where the policy is frozen."""
+        ...
+
+    def most_items(self, batch: int, selected: int) -> int:
+        """Most items of a step that are trained on, of a batch of which at most `selected` are selected."""
+        ...
+
+    def __call__(self, passes: Passes, task: Task, step: Step) -> Items:
+        """Update the policy; return the values of the items that the step's log line reports."""
+        ...
+
+
+class Frozen:
+    """No update: the policy stays as it is, and the scored values of the chosen items are reported."""
+
+    optimiser = None
+
+    def most_items(self, batch: int, selected: int) -> int:
+        return 0
+
+    def __call__(self, passes: Passes, task: Task, step: Step) -> Items:
+        return {name: values[step.chosen] for name, values in step.seen.items()}
+
+
+class AdamWStep:
+    """One AdamW step, on the chosen items or on the complete batch.
+
+    Args:
+        policy: wrapped by the workers.
+        training: learning rate and its schedule, weight decay, clipping.
+        workers: the processes.
+        steps: of the run.
+        complete_batch: train on the complete batch, whatever the selector chooses.
+    """
+
+    def __init__(
+        self,
+        policy: nn.Module,
+        training: Training,
+        workers: Workers,
+        steps: int,
+        *,
+        complete_batch: bool = False,
+    ) -> None:
+        self.training = training
+        self.steps = steps
+        self.complete_batch = complete_batch
+        self.optimiser: torch.optim.Optimizer = adamw(policy, training, workers)
+
+    def most_items(self, batch: int, selected: int) -> int:
+        return batch if self.complete_batch else selected
+
+    def __call__(self, passes: Passes, task: Task, step: Step) -> Items:
+        workers, rate = passes.workers, learning_rate(step.number, self.steps, self.training)
+        step.trained = step.batch if self.complete_batch else step.chosen_items
+        workers.watch.at("training pass")
+        self.optimiser.zero_grad()
+        items = passes.gradient(task, step.trained, step.kl)
+        refuse_non_finite(items, step.trained, task, step.number)
+        workers.watch.at("optimiser")
+        norm = workers.clip(passes.policy, self.training.max_grad_norm)
+        step.metrics |= {"grad_norm": norm, "learning_rate": rate}
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        return items
+
+
+def adamw(policy: nn.Module, training: Training, workers: Workers) -> torch.optim.AdamW:
+    """AdamW over the float32 master weights."""
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    fused = workers.device.type == "cuda"
+    return torch.optim.AdamW(
+        parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=fused
+    )
+
+
+def learning_rate(step: int, steps: int, training: Training) -> float:
+    """Learning rate of a step counted from 1: linear warm-up, then constant, linear or cosine to 0."""
+    warm = math.ceil(training.warmup_ratio * steps)
+    if step <= warm:
+        return training.learning_rate * step / warm
+    remaining = (steps - step + 1) / (steps - warm)
+    if training.schedule == "linear":
+        return training.learning_rate * remaining
+    if training.schedule == "cosine":
+        return training.learning_rate * (1 - math.cos(math.pi * remaining)) / 2
+    return training.learning_rate

@@ -1,0 +1,70 @@
+"""What the rules give to their jobs, and how their changes are named."""
+
+import json
+from typing import Any
+
+import pytest
+from snakemake.iocontainers import InputFiles, OutputFiles, Wildcards
+
+from sams.launch.changes import changes, code_text, sources_text
+from sams.launch.jobs import options
+from sams.runtime.files import canonical_json
+
+RECIPE = {"seed": 0, "method": "dpo", "training": {"beta": 0.1, "lora": None}, "scheduler": None}
+CODE = {"sams.losses.dpo": "1", "sams.training.loop": "2"}
+
+
+def shown(**values: Any) -> str:
+    """A rule's parameter as Snakemake keeps it."""
+    return repr(canonical_json(values))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "text"),
+    [
+        (RECIPE, {**RECIPE, "training": {"beta": 0.3, "lora": None}}, "preference.beta: 0.1 -> 0.3"),
+        (RECIPE, {**RECIPE, "training": {"beta": 0.1, "lora": {"rank": 8}}},
+         "preference.lora: null -> not set, preference.lora.rank: not set -> 8"),
+        ({"training": {"epochs": 1}, "watching": None}, {"training": {"epochs": 2}, "watching": None},
+         "sft.epochs: 1 -> 2"),
+        ({"model": {"path": "ä"}}, {"model": {"path": "{b}"}}, 'model.path: "ä" -> "{b}"'),
+        ({"code": CODE}, {"code": {**CODE, "sams.losses.dpo": "3"}}, "code of sams.losses.dpo"),
+        ({"code": CODE}, {"code": {"sams.new": "1", **CODE}}, "code of sams.new"),
+        ({"sources": {"train.jsonl": "1"}}, {"sources": {"train.jsonl": "2"}}, "train.jsonl (source changed)"),
+        ({f"k{n}": 0 for n in range(8)}, {f"k{n}": 1 for n in range(8)},
+         "k0: 0 -> 1, k1: 0 -> 1, k2: 0 -> 1, k3: 0 -> 1, k4: 0 -> 1 and 3 more"),
+    ],
+)  # fmt: skip
+def test_a_change_is_named(before: dict[str, Any], now: dict[str, Any], text: str) -> None:
+    assert changes({shown(**before)}, {shown(**now)}) == text
+
+
+def test_another_loss_is_one_change_and_not_also_its_module() -> None:
+    old = {shown(training={"loss": "sigmoid"}), repr(code_text(CODE))}
+    new = {
+        shown(training={"loss": "ipo"}),
+        repr(code_text({"sams.losses.ipo": "1", "sams.training.loop": "2"})),
+    }
+    assert changes(old, new) == 'training.loss: "sigmoid" -> "ipo"'
+
+
+@pytest.mark.parametrize("parameter", ["'results/x'", "0.1", "<object>", "'[1]'", repr(json.dumps(None))])
+def test_a_parameter_of_another_kind_has_no_name(parameter: str) -> None:
+    assert changes({parameter}, {repr(sources_text({}))}) == ""
+
+
+def filled(**given: Any) -> str:
+    inputs = InputFiles(toclone=["t/manifest.json", "a b.csv"])
+    inputs._set_name("tokens", 0)
+    inputs._set_name("table", 1)
+    outputs = OutputFiles(toclone=["o/manifest.json"])
+    outputs._set_name("made", 0)
+    wildcards = Wildcards(fromdict={"seed": "3"})
+    return options("tokens", "table", "absent", **given)(wildcards, inputs, outputs, 8)
+
+
+def test_options_name_folders_for_manifests_and_leave_out_what_is_absent() -> None:
+    assert filled() == "--tokens t --table 'a b.csv'"
+    assert filled(out="{output.made}", checkpoints="c/seed{seed}", processes="{threads}") == (
+        "--tokens t --table 'a b.csv' --out o --checkpoints c/seed3 --processes 8"
+    )

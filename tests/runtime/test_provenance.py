@@ -1,0 +1,176 @@
+"""What counts as code: the modules that a job runs, without what computes nothing."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sams.runtime import provenance
+from sams.runtime.provenance import code_of, imported_modules
+from sams.study.code import ENTRY_POINTS, code_of_job, named_modules
+from sams.study.files import load_study, read_settings
+from sams.study.recipes import recipe_of
+from sams.study.study import Study
+from tests.conftest import ROOT
+
+PREFERENCE = "sams.training.preference"
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The package in a folder where it may be edited, read by `provenance`."""
+    shutil.copytree(ROOT / "sams", tmp_path / "sams", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(provenance, "ROOT", tmp_path / "sams")
+    provenance._code.cache_clear()
+    yield tmp_path / "sams"
+    provenance._code.cache_clear()
+
+
+def edit(file: Path, old: str, new: str) -> None:
+    """Replace a text that occurs in a file."""
+    text = file.read_text()
+    assert old in text, f"{file} has no {old!r}"
+    file.write_text(text.replace(old, new, 1))
+    provenance._code.cache_clear()
+
+
+def lines(*added: str) -> str:
+    return "\n".join(added) + "\n"
+
+
+SAMPLE = '''"""A module."""
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from sams.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from sams.policy.policy import Policy
+
+log = logging.getLogger(__name__)
+
+
+class Thing:
+    """A thing."""
+
+    size: int = 1
+
+
+def f(x: float, policy: "Policy | None" = None) -> float:
+    """Compute."""
+    y: float = math.exp(x)  # a comment
+    if y > 2:
+        raise UserError("too much", remedy="take less")
+    log.info("computed")
+    return y
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "counts"),
+    [
+        ('"""A module."""', '"""Another text."""', False),
+        ('    """Compute."""\n', "", False),
+        ("  # a comment", "", False),
+        ('    log.info("computed")\n', '    if y > 1:\n        log.warning("computed %s", y)\n', False),
+        ("x: float, ", "x: int, ", False),
+        ("    y: float = ", "    y = ", False),
+        ('"too much", remedy="take less"', '"more than two"', False),
+        ("import Policy\n", "import Policy, bare\n", False),
+        ("    size: int = 1\n", "    size: int = 1\n\n    '''Its size.'''\n", False),
+        ("    size: int = 1\n", "    size: int = 2\n", True),
+        ("math.exp(x)", "math.exp(2 * x)", True),
+        ("if y > 2:", "if y > 3:", True),
+        ("    return y\n", "    return -y\n", True),
+        ("import math\n", "import math\nfrom sams.data import records\n", True),
+    ],
+)
+def test_the_digest_of_a_module_is_that_of_what_it_computes(
+    old: str, new: str, counts: bool, copied: Path
+) -> None:
+    (copied / "sample.py").write_text(SAMPLE)
+    before = code_of("sams.sample")
+    edit(copied / "sample.py", old, new)
+    assert (code_of("sams.sample") != before) == counts
+
+
+def test_modules_for_the_type_checker_are_not_run(copied: Path) -> None:
+    (copied / "sample.py").write_text(SAMPLE)
+    assert code_of("sams.sample").keys() == {"sams.sample"}
+    edit(copied / "sample.py", "    return y\n", "    from sams.policy import policy\n\n    return y\n")
+    assert {"sams.sample", "sams.policy.policy"} <= code_of("sams.sample").keys()
+
+
+def test_modules_are_followed_but_for_those_that_only_report() -> None:
+    found = imported_modules(PREFERENCE)
+    assert {"sams.training.loop", "sams.policy.policy", "sams.losses.base"} <= found
+    assert "sams.study.rounds" in found, "it counts rounds, which depend on the data"
+    rooms = {name.split(".")[1] for name in found - {"sams.study.rounds"}}
+    assert not rooms & {"runtime", "study", "tracking", "tables", "launch"}
+    assert not any("table" in name for name in found)
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    """The default study with methods of several losses and selectors."""
+    settings = read_settings([ROOT / "config" / "config.yaml"])
+    settings["methods"] = ["sft", "dpo", "ipo", "dpo-top", "dpo-sams"]
+    settings["method_settings"] = {
+        "dpo": {"selector": "all"},
+        "ipo": {"selector": "all", "loss": "ipo"},
+        "dpo-top": {"selector": "top_margin", "ratio": 0.5},
+        "dpo-sams": {"selector": "sams", "ratio": 0.5},
+    }
+    return load_study(settings)
+
+
+def jobs(study: Study) -> dict[str, dict[str, str]]:
+    """Code of the study's jobs, by stage, of methods by their name."""
+    found = {}
+    for stage in ENTRY_POINTS:
+        if stage in ("train_crossfit", "assess", "sample_pairs"):
+            continue
+        methods = {"train_preference": study.preference_methods, "generate_answers": ["sft"]}
+        for method in methods.get(stage, [""]):
+            name = "score" if stage.startswith("score") or stage == "make_difficulty" else stage
+            recipe = recipe_of(study, name, method=method, benchmark="alpaca_eval")
+            found[method if stage == "train_preference" else stage] = code_of_job(stage, recipe)
+    return found
+
+
+def test_a_job_runs_its_own_loss_and_its_own_selector_alone(study: Study) -> None:
+    code = jobs(study)
+    named = ("sams.losses.", "sams.scheduling.selectors.")
+    own = {
+        job: {module for module in modules if module.startswith(named)} - {f"{room}base" for room in named}
+        for job, modules in code.items()
+    }
+    expected = {
+        "dpo": {"sams.losses.dpo", "sams.scheduling.selectors.all"},
+        "ipo": {"sams.losses.ipo", "sams.scheduling.selectors.all"},
+        "dpo-top": {"sams.losses.dpo", "sams.scheduling.selectors.top_margin"},
+        "dpo-sams": {"sams.losses.dpo", "sams.scheduling.selectors.sams"},
+        "pretrain_scheduler": {"sams.scheduling.selectors.sams"},
+        "train_sft": {"sams.scheduling.selectors.all"},
+    }
+    assert {job: modules for job, modules in own.items() if modules} == expected
+    assert "sams.scheduling.networks" in code["dpo-sams"] and "sams.scheduling.networks" not in code["dpo"]
+
+
+def test_every_module_that_a_recipe_names_exists(study: Study) -> None:
+    modules = {
+        module
+        for method in study.preference_methods
+        for module in named_modules(recipe_of(study, "train_preference", method=method))
+    }
+    assert all((ROOT / f"{module.replace('.', '/')}.py").is_file() for module in modules)
+
+
+def test_export_runs_none_of_the_training_loop(study: Study) -> None:
+    assert (
+        not {"sams.training.loop", "sams.training.job", "sams.training.tasks"}
+        & jobs(study)["export_model"].keys()
+    )
