@@ -68,24 +68,10 @@ def check_gpus(study: Study) -> int:
             remedy="set it to auto, or launch.device to cpu",
         )
     world = study.launch.nodes * here
-    for key, size in batch_sizes(study).items():
-        if size % world:
-            raise UserError(
-                f"{size} is not divisible by {world} processes", where=key, remedy=f"or set {where}"
-            )
+    if (uneven := study.undivided(world)) is not None:
+        key, size = uneven
+        raise UserError(f"{size} is not divisible by {world} processes", where=key, remedy=f"or set {where}")
     return gpus
-
-
-def batch_sizes(study: Study) -> dict[str, int]:
-    """Return the global batch size of every training stage, by config key."""
-    sizes = {
-        f"{method}.batch_size": study.preference_of(method).batch_size for method in study.preference_methods
-    }
-    if study.sft:
-        sizes["sft.batch_size"] = study.sft.batch_size
-    if study.pretrain:
-        sizes["pretrain.batch_size"] = study.pretrain.batch_size
-    return sizes
 
 
 def check_disk(results: Path) -> int:

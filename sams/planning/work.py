@@ -14,8 +14,9 @@ import torch
 
 from sams.planning.models import Sizes
 from sams.scheduling.networks import Exploitation, Exploration
+from sams.scheduling.rounds import count_rounds, selection_of
 from sams.scheduling.scheduler import context_width
-from sams.scheduling.selection import Selection, count_rounds, selected, selection_of
+from sams.scheduling.selection import Selection, selected
 from sams.scheduling.selectors.table import SELECTORS
 
 if TYPE_CHECKING:

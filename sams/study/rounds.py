@@ -62,20 +62,3 @@ def check_rows(required: Required, kept: dict[str, int]) -> None:
                 where=key,
                 remedy="give more data or a smaller batch_size",
             )
-
-
-def batch_sizes(study: Study) -> dict[str, int]:
-    """Return the global batch of every training stage, by config key."""
-    sizes = {}
-    if study.sft is not None:
-        sizes["sft.batch_size"] = study.sft.batch_size
-    if study.pretrain is not None and study.pretrain.policy == "frozen":
-        sizes["pretrain.batch_size"] = study.pretrain.batch_size
-    for method in study.preference_methods:
-        sizes[f"method_settings.{method}.batch_size"] = study.preference_of(method).batch_size
-    return sizes
-
-
-def undivided(study: Study, processes: int) -> tuple[str, int] | None:
-    """Return key and size of the first global batch that is not divisible by the number of processes."""
-    return next(((key, size) for key, size in batch_sizes(study).items() if size % processes), None)

@@ -10,7 +10,6 @@ from pydantic import Field, ValidationError, model_validator
 from sams.runtime.errors import nearest
 from sams.runtime.problems import first_problem
 from sams.scheduling.selection import selected
-from sams.study.rounds import undivided
 from sams.study.settings import (
     Benchmarks,
     Count,
@@ -174,12 +173,28 @@ class Study(Settings):
     def _check_batches(self) -> None:
         """Check that every global batch is divisible by the number of processes, unless that is `auto`."""
         each, nodes = self.launch.nproc_per_node, self.launch.nodes
-        if isinstance(each, int) and (found := undivided(self, nodes * each)):
+        if isinstance(each, int) and (found := self.undivided(nodes * each)):
             raise ValueError(
                 f"`{found[0]}` {found[1]} is not divisible by "
                 + (f"`launch.nodes` {nodes} times " if nodes > 1 else "")
                 + f"`launch.nproc_per_node` {each}"
             )
+
+    @property
+    def batch_sizes(self) -> dict[str, int]:
+        """Global batch of every training stage, by config key."""
+        sizes = {}
+        if self.sft is not None:
+            sizes["sft.batch_size"] = self.sft.batch_size
+        if self.pretrain is not None and self.pretrain.policy == "frozen":
+            sizes["pretrain.batch_size"] = self.pretrain.batch_size
+        for method in self.preference_methods:
+            sizes[f"method_settings.{method}.batch_size"] = self.preference_of(method).batch_size
+        return sizes
+
+    def undivided(self, processes: int) -> tuple[str, int] | None:
+        """Return key and size of the first global batch that is not divisible by the number of processes."""
+        return next(((key, size) for key, size in self.batch_sizes.items() if size % processes), None)
 
     def _keys_of(self, method: str) -> dict[str, Any]:
         """Return the keys of `Preference` for a method: the shared ones, overlaid with the method's own."""

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from sams.policy.policy import bare
 from sams.runtime.files import read_json, whole_file
-from sams.scheduling.selection import Selection, selection_of
+from sams.scheduling.rounds import selection_of
+from sams.scheduling.selection import Selection
 from sams.training.batches import Batches
 from sams.training.crossfit_losses import easiest_first, read_losses
 from sams.training.gates import refuse_foreign_reference

@@ -8,7 +8,7 @@ A scheduler can learn during SFT too, from a policy that moves: see `sams.traini
 
 from pathlib import Path
 
-from sams.scheduling.selection import count_rounds
+from sams.scheduling.rounds import count_rounds
 from sams.training.batches import Batches
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from sams.policy.model import build_model
 from sams.runtime.errors import UserError
-from sams.scheduling.selection import count_rounds
+from sams.scheduling.rounds import count_rounds
 from sams.training.batches import Batches
 from sams.training.job import TrainingJob
 from sams.training.loading import load_policy, wrap

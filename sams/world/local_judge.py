@@ -88,11 +88,11 @@ def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:
     """Return a verdict as an OpenAI chat completion. Tokens are counted as words."""
     log_probs = None
     if verdict.log_probs is not None:
-        tokens = [
+        scored = [
             {"token": token, "logprob": log_prob, "bytes": list(token.encode())}
             for token, log_prob in sorted(verdict.log_probs.items(), key=lambda item: -item[1])
         ]
-        log_probs = {"content": [{**tokens[0], "top_logprobs": tokens}], "refusal": None}
+        log_probs = {"content": [{**scored[0], "top_logprobs": scored}], "refusal": None}
     prompt_tokens, tokens = len(prompt.split()), len(verdict.text.split())
     return {
         "id": "chatcmpl-local",

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sams.runtime.errors import UserError
-from sams.scheduling.selection import count_rounds
+from sams.scheduling.rounds import count_rounds
 from sams.study.settings import Training
 from sams.training.batches import deal, rounds
 

@@ -6,12 +6,9 @@ entry here.
 
 import pkgutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from sams.runtime.errors import nearest
-
-if TYPE_CHECKING:
-    from sams.scheduling.selectors.base import Selector
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,9 @@ class Entry:
         """Name of the module."""
         return self.path.partition(":")[0]
 
-    def load(self) -> "type[Selector]":
-        """Import the class."""
-        loaded: type[Selector] = pkgutil.resolve_name(self.path)
-        return loaded
+    def load(self) -> Any:
+        """Import the class, a `sams.scheduling.selectors.base.Selector`."""
+        return pkgutil.resolve_name(self.path)
 
 
 SELECTORS: dict[str, Entry] = {
