@@ -110,7 +110,7 @@ def test_sharded_weights_run_nothing(place: str, tmp_path: Path) -> None:
         (tmp_path / "ck" / ".metadata").write_bytes(pickle.dumps(Trap(str(tmp_path / "sprung"))))
     else:
         dcp.save({**state, "step": Trap(str(tmp_path / "sprung"))}, checkpoint_id=tmp_path / "ck")
-    with pytest.raises(CheckpointException, match=r"no business|[Ww]eights.only"):
+    with pytest.raises(CheckpointException, match=r"must not contain|[Ww]eights.only"):
         load_sharded(found, tmp_path / "ck")
     assert not (tmp_path / "sprung").exists()
 
