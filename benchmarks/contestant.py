@@ -1,4 +1,4 @@
-"""One contestant of the step benchmark, in a process of its own: takes a training step whenever it is told to.
+"""One contestant of the step benchmark, in its own process: takes a training step on each request.
 
     python -m benchmarks.contestant '{"trainer": "sams", ...}'
 
@@ -80,7 +80,7 @@ class Trainer(Protocol):
     """Takes steps."""
 
     def step(self, batch: int, update: bool) -> dict[str, float]:
-        """One step on a batch; returns the loss, the tokens it computed and the places that padding took."""
+        """Take a step on a batch; return the loss, and the numbers of tokens and of positions with padding."""
         ...
 
 

@@ -19,7 +19,7 @@ from sams.launch.workflow import (
 from sams.runtime.digests import remember
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json, restrict_umask
-from sams.runtime.provenance import code_of
+from sams.runtime.code import code_of
 from sams.scoring.fetch import PUBLISHED
 from sams.study.files import DEFAULT, from_command_line, load_study, read_settings
 from sams.study.recipes import recipe_json, scheduler_is_pretrained

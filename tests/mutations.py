@@ -219,8 +219,8 @@ FAULTS = [
     Fault(
         "both terms of pretraining's r_S are the same quantity",
         "training/watching.py",
-        'margins=-found["loss"],\n            chosen_logps=found["logps/chosen"],',
-        'margins=-found["loss"],\n            chosen_logps=-found["loss"],',
+        'margins=-values["loss"],\n            chosen_logps=values["logps/chosen"],',
+        'margins=-values["loss"],\n            chosen_logps=-values["loss"],',
         (f"{PASSES}the_view_of_a_single_response_still_tells_samples_apart",),
     ),
     Fault(
@@ -359,22 +359,22 @@ FAULTS = [
         # Within a pair the prompt's log-probs cancel, up to rounding: DPO's gradient would not show it.
         "prompt tokens count",
         "policy/rows.py",
-        "places.append(torch.arange(row * longest + len(prompt), row * longest + end))",
-        "places.append(torch.arange(row * longest + 1, row * longest + end))",
+        "indices.append(torch.arange(row * longest + len(prompt), row * longest + end))",
+        "indices.append(torch.arange(row * longest + 1, row * longest + end))",
         (f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",),
     ),
     Fault(
         "the EOS does not count",
         "policy/rows.py",
-        "places.append(torch.arange(found, found + count))",
-        "places.append(torch.arange(found, found + count - 1))",
+        "own.append(torch.arange(end, end + count))",
+        "own.append(torch.arange(end, end + count - 1))",
         (f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",),
     ),
     Fault(
         "in a packed row a completion's first token is predicted by its sibling's last",
         "policy/rows.py",
-        "heads.append(torch.cat([torch.tensor([before]), places[-1][:-1]]))",
-        "heads.append(places[-1] - 1)",
+        "previous.append(torch.cat([torch.tensor([before]), own[-1][:-1]]))",
+        "previous.append(own[-1] - 1)",
         (
             f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",
             f"{PACKING}packed_pairs_equal_padded_ones[llama-False]",
@@ -384,7 +384,7 @@ FAULTS = [
         "in a packed row positions go on after the first completion",
         "policy/rows.py",
         "positions.append(torch.arange(prompt, prompt + count))",
-        "positions.append(torch.arange(found - start, found - start + count))",
+        "positions.append(torch.arange(end - start, end - start + count))",
         (f"{PACKING}packed_pairs_equal_padded_ones[llama-False]",),
     ),
     Fault(
@@ -506,8 +506,8 @@ FAULTS = [
     Fault(
         "a torn checkpoint is resumed",
         "training/checkpoints.py",
-        'int(found.parent.name.split("-")[1]) for found in self.folder.glob(f"step-*/{COMPLETE}")',
-        'int(found.name.split("-")[1]) for found in self.folder.glob("step-*")',
+        'int(found.parent.name.split("-")[1]) for found in run.glob(f"step-*/{COMPLETE}")',
+        'int(found.name.split("-")[1]) for found in run.glob("step-*")',
         (f"{RUNS}a_torn_checkpoint_is_ignored_and_old_ones_are_pruned",),
     ),
     Fault(

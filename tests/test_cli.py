@@ -43,5 +43,38 @@ def test_mistakes_end_with_one_line_and_status_2(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_values_can_be_set() -> None:
+    given = (
+        "--set",
+        "preference.beta=0.3",
+        "--set",
+        "preference.learning_rate=5e-7",
+        "--set",
+        "seeds=[0, 1]",
+    )
+    checked = json.loads(run(*SAMS, "check", *given))
+    assert (checked["preference"]["beta"], checked["preference"]["learning_rate"]) == (0.3, 5e-7)
+    assert checked["seeds"] == [0, 1]
+    recipe = json.loads(run(*SAMS, "recipe", "train_preference", "--method", "dpo", *given))
+    assert recipe["training"]["beta"] == 0.3
+    wrong = run(*SAMS, "check", "--set", "preference.betta=0.3", status=2)
+    assert "key 'preference.betta': unknown key; did you mean beta?" in wrong
+
+
+def test_check_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from sams.cli import main
+sys.argv = ["sams", "check", "--configfile", "config/studies/table1_gemma_v02.yaml"]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
+heavy = {"torch", "transformers", "datasets", "pyarrow", "pandas", "numpy", "mlflow"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    run(sys.executable, "-c", code)
+
+
 def test_schema_is_checked() -> None:
     run(*SAMS, "schema", "--check")

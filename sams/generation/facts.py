@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sams.runtime.code import code_digest
 from sams.runtime.errors import UserError
 from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, refuse_damage, sha256_of
-from sams.runtime.provenance import code_digest
 from sams.scoring.inputs import versions
 from sams.study.settings import Decoding
 

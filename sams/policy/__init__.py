@@ -1,1 +1,1 @@
-"""The policy: loading a model, log-probs of completions, features for the scheduler."""
+"""The policy: models, log-probs of completions, features for the scheduler, weights in files."""

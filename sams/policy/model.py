@@ -1,4 +1,4 @@
-"""Loading and building causal language models, in float32 master weights and without dropout."""
+"""Load and build causal language models, with float32 master weights and without dropout."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def load_model(
 ) -> transformers.PreTrainedModel:
     """Load a causal language model from a folder or a hub id.
 
-    Weights are float32 whatever the file holds: they are the optimiser's master weights. Only safetensors
-    are read unless `settings.allow_pickle` says otherwise, and no code that comes with a model is run.
+    Weights are float32 whatever the type in the file: they are the optimiser's master weights. Only safetensors
+    are read unless `settings.allow_pickle` is set, and no code that comes with a model is run.
 
     Args:
         path: folder or hub id.
         settings: attention kernel, and whether pickled weights may be read.
-        revision: of a hub id.
-        outline: names, shapes and types only, on the meta device: what is missing or does not fit is told without
-            reading the weights.
+        revision: revision of a hub id.
+        outline: load names, shapes and types only, on the meta device, to find missing and mismatched weights without
+            reading them.
 
     Raises:
-        UserError: when the model is not there, cannot be read, or lacks weights, which would be drawn at random;
+        UserError: when the model is missing, cannot be read, or lacks weights, which would be drawn at random;
             when a weight is NaN or infinite.
     """
-    loading: dict[str, Any] = {"device_map": "meta"} if outline else {}
+    device: dict[str, Any] = {"device_map": "meta"} if outline else {}
     try:
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        model, problems = transformers.AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
             dtype=torch.float32,
@@ -52,32 +52,32 @@ def load_model(
             weights_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, with their names
-            **loading,
+            ignore_mismatched_sizes=True,  # refused below, with their names
+            **device,
         )
-    except Exception as error:  # files from anywhere: transformers and what it calls raise what they like
+    except Exception as error:  # transformers and its libraries raise any type
         raise UserError(
             f"cannot load a causal language model: {first_line(error)}",
             where=str(path),
             remedy="give a folder with config.json and safetensors, or a hub id that this machine can reach",
         ) from error
-    _refuse_other_weights(found, str(path))
+    _refuse_other_weights(problems, str(path))
     if not outline:
         refuse_not_finite(model.named_parameters(), str(path))
     return without_dropout(model)
 
 
-def _refuse_other_weights(found: dict[str, Any], where: str) -> None:
-    """See that the files held every weight, in its shape: what is missing transformers draws at random."""
-    if found["mismatched_keys"]:
-        name, stored, wanted = sorted(found["mismatched_keys"])[0]
+def _refuse_other_weights(problems: dict[str, Any], where: str) -> None:
+    """Check that the files have every weight in its shape: transformers draws missing weights at random."""
+    if problems["mismatched_keys"]:
+        name, stored, expected = sorted(problems["mismatched_keys"])[0]
         raise UserError(
-            f"tensor {name} has shape {list(stored)}, the config asks for {list(wanted)}",
+            f"tensor {name} has shape {list(stored)}, the config has {list(expected)}",
             where=where,
             remedy="give weights and config of one model",
         )
-    if found["missing_keys"]:
-        missing = sorted(found["missing_keys"])
+    if problems["missing_keys"]:
+        missing = sorted(problems["missing_keys"])
         raise UserError(
             f"{len(missing)} weights are not in its files, the first {missing[0]}",
             where=where,
@@ -86,14 +86,15 @@ def _refuse_other_weights(found: dict[str, Any], where: str) -> None:
 
 
 def check_model(settings: Model, tokenizer: transformers.PreTrainedTokenizerBase, max_length: int) -> None:
-    """See that a study can start from its model, before any job that trains is started: its files hold every weight,
-    finite and of a type that can be trained; a fresh one can be built; every token and position has a place.
+    """Check before the first training job that a study can start from its model.
 
-    Nothing is held in memory but one tensor. The files of a hub id are fetched.
+    The files must have every weight, finite and of a type that can be trained; a fresh model must be possible to
+    build; every token and position must have an embedding. One tensor at a time is in memory. Files of a hub id are
+    fetched.
 
     Args:
-        settings: the model.
-        tokenizer: its tokenizer.
+        settings: settings of the model.
+        tokenizer: tokenizer of the model.
         max_length: longest prompt and response together, in tokens.
 
     Raises:
@@ -123,10 +124,10 @@ def check_model(settings: Model, tokenizer: transformers.PreTrainedTokenizerBase
 def check_vocabulary(
     model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, where: str
 ) -> None:
-    """See that every token of a tokenizer has an embedding.
+    """Check that every token of a tokenizer has an embedding.
 
     Raises:
-        UserError: the tokenizer has ids beyond the model's embeddings, which on a GPU ends in a device assertion.
+        UserError: the tokenizer has ids beyond the model's embeddings, which end in a device assertion on a GPU.
     """
     rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr]
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -141,17 +142,17 @@ def check_vocabulary(
 def build_model(
     settings: Model, tokenizer: transformers.PreTrainedTokenizerBase, seed: int
 ) -> transformers.PreTrainedModel:
-    """Build a fresh model from `settings.architecture`, sized to the tokenizer, its weights drawn by `seed`.
+    """Build a fresh model from `settings.architecture` with the tokenizer's vocabulary and weights drawn from `seed`.
 
     Raises:
-        UserError: when the architecture is unknown or its sizes do not fit together.
+        UserError: when the architecture is unknown or its sizes are inconsistent.
     """
     architecture = dict(settings.architecture or {})
     kind = architecture.pop("model_type")
     try:
         known = transformers.AutoConfig.for_model(kind)
         for key in architecture:
-            if not hasattr(known, key):  # transformers would keep it and do nothing with it
+            if not hasattr(known, key):  # transformers would accept it without effect
                 raise UserError(
                     f"a model of type {kind} has no such setting{nearest(key, list(vars(known)))}",
                     where=f"key 'model.architecture.{key}'",
@@ -175,7 +176,7 @@ def build_model(
             )
     except UserError:
         raise
-    except Exception as error:  # a config raises whatever its author chose
+    except Exception as error:  # configs raise any type
         near = (
             nearest(str(kind), list(transformers.CONFIG_MAPPING))
             if kind not in transformers.CONFIG_MAPPING
@@ -190,7 +191,7 @@ def build_model(
 
 
 def without_dropout(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """Switch every dropout off, so that train() and eval() give the same log-probs bit by bit."""
+    """Switch off all dropout, so that train() and eval() give bitwise equal log-probs."""
     for key, value in vars(model.config).items():
         if "dropout" in key and isinstance(value, float):
             setattr(model.config, key, 0.0)
@@ -205,16 +206,16 @@ def without_dropout(model: transformers.PreTrainedModel) -> transformers.PreTrai
 def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
     """Recompute the activations of every block in the backward pass."""
     with warnings.catch_warnings():
-        # Newer releases call it activation_checkpointing_enable; the oldest supported has only this name.
+        # Newer releases rename it to activation_checkpointing_enable; the oldest supported one has only this name.
         warnings.simplefilter("ignore", FutureWarning)
         model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def compile_blocks(model: transformers.PreTrainedModel) -> None:
-    """Compile what stands around attention in every block, norms and MLP, for rows of any length.
+    """Compile norms and MLP of every block, for rows of any length.
 
-    Attention stays as it is: its kernels are fused already, and its loop over the items of a packed row would be
-    compiled anew for every batch. Call this before the model is replicated or sharded.
+    Attention is not compiled: its kernels are fused already, and its loop over the items of a packed row would be
+    compiled again for every batch. Call this before the model is replicated or sharded.
     """
     for block in blocks(model):
         for name, part in block.named_children():
@@ -223,15 +224,15 @@ def compile_blocks(model: transformers.PreTrainedModel) -> None:
 
 
 def add_lora(model: transformers.PreTrainedModel, settings: Lora) -> PeftModel:
-    """Put low-rank adapters into a model, in place, and freeze all else. They start at zero change.
+    """Add low-rank adapters to a model, in place, and freeze all other weights. Adapters start without effect.
 
-    Source: Hu et al. 2021, LoRA. Without dropout, as everywhere in training here.
+    Source: Hu et al. 2021, LoRA. Without dropout, as in all training here.
 
     Returns:
-        The wrapper around `model` that can merge them.
+        The wrapper around `model` that can merge the adapters.
 
     Raises:
-        UserError: when a target module is not there.
+        UserError: when the model does not have a target module.
     """
     import peft
 
@@ -253,7 +254,7 @@ def blocks(model: transformers.PreTrainedModel) -> nn.ModuleList:
     """The transformer blocks of a model, in order.
 
     Raises:
-        UserError: when the architecture keeps them in an unknown place.
+        UserError: when the architecture has no list of blocks.
     """
     for module in model.base_model.children():
         if isinstance(module, nn.ModuleList):

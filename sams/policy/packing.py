@@ -1,8 +1,9 @@
-"""Attention in a packed row: items one after the other, each a prompt with completions that branch off it.
+"""Attention in a packed row: items one after the other, each a prompt followed by its completions.
 
-A completion sees its prompt and itself, never its sibling or another item. transformers hands queries, keys and
-values of the whole row to one of the functions here; everything else in a model works token by token, given the
-position of each token in its own sequence. No mask over the whole row is built, and no kernel sees padding.
+A completion attends to its prompt and to itself, never to the other completion or another item. transformers gives
+queries, keys and values of the complete row to one of the functions here; all other layers of a model work token by
+token, given the position of each token in its own sequence. No mask over the complete row is built, and no kernel
+computes padding.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ SEGMENTS, VARLEN = "sams_segments", "sams_varlen"
 
 @dataclass(frozen=True)
 class Branches:
-    """Where the items of a packed row lie: for each the length of its prompt and those of its completions.
+    """Lengths of the items of a packed row: for each item, of its prompt and of its completions.
 
-    A *segment* is a run of queries with the keys they may see: prompt and first completion are one, each further
-    completion is another, which sees the prompt too.
+    A *segment* is a run of queries with the keys that they attend to: prompt and first completion are one segment,
+    each further completion is another, whose keys include the prompt.
     """
 
     items: tuple[tuple[int, tuple[int, ...]], ...]
@@ -34,13 +35,13 @@ class Branches:
         return [prompt + sum(completions) for prompt, completions in self.items]
 
     def mask(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor:
-        """Additive mask [queries, keys] of the last queries of a causal sequence; one for all layers.
+        """Additive mask [queries, keys] of the last queries of a causal sequence, cached for all layers.
 
         Args:
-            queries: how many.
-            keys: how many, those before the first query included.
-            window: keys that a query sees, its own included; None for all before it.
-            like: dtype and device.
+            queries: number of queries.
+            keys: number of keys, including those before the first query.
+            window: number of keys that a query attends to, its own included; None for all before it.
+            like: tensor with dtype and device of the mask.
         """
         key = (queries, keys, window, like.dtype, like.device)
         if key not in self._kept:
@@ -49,24 +50,24 @@ class Branches:
             hidden = other > own if window is None else (other > own) | (other <= own - window)
             mask = torch.zeros(queries, keys, dtype=like.dtype, device=like.device)
             self._kept[key] = mask.masked_fill_(hidden, torch.finfo(like.dtype).min)
-        found: Tensor = self._kept[key]
-        return found
+        kept: Tensor = self._kept[key]
+        return kept
 
     def segments(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """What a variable-length kernel needs of N segments.
+        """Arguments of a variable-length kernel for N segments.
 
         Returns:
-            Keys [K], as places in the row, segment by segment (queries are in the row's own order); ends of the
+            Indices of the keys in the row [K], segment by segment (queries are in the order of the row); ends of the
             segments' queries and of their keys, int32 [N + 1] each, from 0; most queries and most keys of a segment.
         """
         if device not in self._kept:
-            places, queries, keys = [], [], []
+            indices, queries, keys = [], [], []
             start = 0
             for prompt, completions in self.items:
                 stem = torch.arange(start, start + prompt)
                 end = start + prompt
                 for number, count in enumerate(completions):
-                    places += [stem, torch.arange(end, end + count)]
+                    indices += [stem, torch.arange(end, end + count)]
                     queries.append(count + (prompt if number == 0 else 0))
                     keys.append(prompt + count)
                     end += count
@@ -75,9 +76,9 @@ class Branches:
                 torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
                 for lengths in (queries, keys)
             ]
-            self._kept[device] = (torch.cat(places).to(device), *ends, max(queries), max(keys))
-        found: tuple[Tensor, Tensor, Tensor, int, int] = self._kept[device]
-        return found
+            self._kept[device] = (torch.cat(indices).to(device), *ends, max(queries), max(keys))
+        kept: tuple[Tensor, Tensor, Tensor, int, int] = self._kept[device]
+        return kept
 
 
 def segment_attention(
@@ -98,13 +99,13 @@ def segment_attention(
     Args:
         query: [1, heads, T, width].
         key: [1, key-value heads, T, width]; value too.
-        branches: of the row.
-        scaling: of the scores; None for 1 / sqrt(width).
-        sliding_window: keys that a query sees, its own included.
+        branches: lengths of the items of the row.
+        scaling: factor of the scores; None for 1 / sqrt(width).
+        sliding_window: number of keys that a query attends to, its own included.
         softcap: c in c tanh(score / c) (Gemma 2).
 
     Returns:
-        [1, T, heads, width], as transformers expects it.
+        [1, T, heads, width], the layout that transformers expects.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -153,10 +154,10 @@ def varlen_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The same in one call of torch's variable-length FlashAttention, on GPUs that have it, in 16-bit types.
+    """Attention of all segments in one call of torch's variable-length FlashAttention, on GPUs and in 16-bit types.
 
     Raises:
-        NotImplementedError: for capped scores, which the kernel does not know.
+        NotImplementedError: for capped scores, which the kernel does not support.
     """
     if softcap is not None:
         raise NotImplementedError("no capped scores in variable-length attention")
@@ -172,13 +173,13 @@ def varlen_attention(
         most_queries,
         most_keys,
         scale=scaling,
-        # Flash-attention lines up the last query with the last key, which is what a branch needs.
+        # FlashAttention aligns the last query with the last key, as a branch requires.
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return out[None], None
 
 
-# transformers makes no mask of its own for kernels that it has no mask function for.
+# transformers builds no mask for kernels without a registered mask function.
 AttentionInterface.register(SEGMENTS, segment_attention)
 AttentionInterface.register(VARLEN, varlen_attention)

@@ -1,4 +1,4 @@
-"""The policy as the trainer sees it: token ids in, log-probs of completions and per-layer features out."""
+"""The policy: maps token ids to log-probs of completions and per-layer features."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,20 +13,20 @@ from torch.utils.checkpoint import checkpoint
 from sams.policy.model import blocks
 from sams.policy.rows import Rows
 
-# Completion tokens whose logits are alive at once. A chunk of 512 tokens and a vocabulary of 128,256
-# takes 263 MB in float32.
+# Completion tokens whose logits are in memory at once. A chunk of 512 tokens with a vocabulary of 128,256 takes
+# 263 MB in float32.
 LOGP_CHUNK = 512
 
 
 @dataclass
 class Scores:
-    """What one pass over S sequences gives.
+    """Result of one pass over S sequences.
 
     Attributes:
         logps: [S] float32, log-prob of the completion, summed over its tokens.
         tokens: [S] int64, number of completion tokens.
         contexts: [S, layers, width] in the compute type, hidden states of every block averaged over the
-            completion tokens; None unless asked for.
+            completion tokens; None unless requested.
     """
 
     logps: Tensor
@@ -37,12 +37,11 @@ class Scores:
 class Policy(nn.Module):
     """A causal language model whose forward pass returns log-probs of completions.
 
-    Everything the trainer computes goes through this module's `forward`, so that DDP and FSDP2, which
-    act on calls of the wrapped module, see each of them.
+    The trainer computes everything by this module's `forward`, because DDP and FSDP2 act on calls of the wrapped
+    module.
 
     Attributes:
-        packed: attention of packed rows (`sams.policy.packing`), which the caller then gives; None for
-            padded rows and the model's own attention.
+        packed: attention of packed rows (`sams.policy.packing`); None for padded rows and the model's own attention.
     """
 
     def __init__(self, model: transformers.PreTrainedModel) -> None:
@@ -51,11 +50,11 @@ class Policy(nn.Module):
         self.model.config.use_cache = False
         self._own_attention = model.config._attn_implementation
         self.packed: str | None = None
-        # Recomputation is tied to train(); without dropout the two modes are otherwise the same.
+        # Recomputation needs train(); without dropout the two modes are otherwise equal.
         model.train()
 
     def pack(self, attention: str | None) -> None:
-        """Take packed rows with this attention from now on; None: padded rows again."""
+        """Expect packed rows and use this attention from now on; None expects padded rows."""
         self.packed = attention
         self.model.set_attn_implementation(attention or self._own_attention)
 
@@ -63,7 +62,7 @@ class Policy(nn.Module):
         """Score completions.
 
         Args:
-            rows: token ids, packed if `self.packed`, else padded.
+            rows: token ids, packed if `self.packed` is set, else padded.
             with_contexts: whether to return the scheduler's features too.
         """
         assert (rows.branches is None) == (self.packed is None), "rows of the other layout"
@@ -79,14 +78,14 @@ class Policy(nn.Module):
         return Scores(self._completion_logps(hidden, rows), rows.counts, contexts)
 
     def _completion_logps(self, hidden: Tensor, rows: Rows) -> Tensor:
-        """Sum of log-probs per sequence. Only the places that predict a completion token meet the vocabulary."""
+        """Sum of log-probs per sequence. Logits are computed only at positions that predict a completion token."""
         states = hidden.flatten(0, 1).index_select(0, rows.predicts)
         targets = rows.input_ids.flatten().index_select(0, rows.answers)
         sums = torch.zeros(len(rows.counts), dtype=torch.float32, device=hidden.device)
         for part, target, sequence in zip(
             states.split(LOGP_CHUNK), targets.split(LOGP_CHUNK), rows.sequence.split(LOGP_CHUNK), strict=True
         ):
-            # One chunk is small enough to keep; of several, each is computed again in the backward pass.
+            # A single chunk is kept; several chunks are computed again in the backward pass.
             if torch.is_grad_enabled() and len(targets) > LOGP_CHUNK:
                 logps = checkpoint(self._token_logps, part, target, use_reentrant=False)
             else:
@@ -104,17 +103,17 @@ class Policy(nn.Module):
 
 
 def bare(policy: nn.Module) -> Policy:
-    """The policy itself, out of what replicates it."""
-    found = getattr(policy, "module", policy)
-    assert isinstance(found, Policy)
-    return found
+    """The policy without its DDP wrapper."""
+    inner = getattr(policy, "module", policy)
+    assert isinstance(inner, Policy)
+    return inner
 
 
 @contextmanager
 def completion_means(watched: Any, rows: Rows) -> Iterator[list[Tensor]]:
-    """Collect, for each watched block, the mean of its output over each completion: [S, width], in its own type.
+    """Collect the mean output of each watched block over each completion: [S, width], in the type of the output.
 
-    Hooks keep only the means, summed up in float32; the full stack of hidden states never exists.
+    Hooks keep only the means, summed in float32; the hidden states of all layers are never in memory together.
     """
     means: list[Tensor] = []
 

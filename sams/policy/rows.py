@@ -1,7 +1,7 @@
-"""Token ids as the policy reads them: prompts and completions in padded rows, or packed into one row.
+"""Token ids for the policy: prompts and completions in padded rows, or packed into one row.
 
 An *item* is a prompt with its completions: two for a preference pair, one for a supervised example. Both layouts
-give the same log-probs. Packed, there is no padding, and the prompt of a pair is computed once.
+give the same log-probs. A packed row has no padding, and the prompt of a pair is computed once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sams.policy.packing import Branches
 
 Ids = Sequence[int]
 Item = tuple[Ids, Sequence[Ids]]
-"""Token ids of a prompt and of its completions, as many for each item of a batch."""
+"""Token ids of a prompt and of its completions; all items of a batch have the same number of completions."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Rows:
 
     Attributes:
         input_ids: [R, T] int64. Padded: one row per sequence. Packed: R = 1, items one after the other.
-        sequence: [M] int64, to which of the S sequences each completion token belongs; in ascending order.
-        answers: [M] int64, where the completion tokens lie in the flattened rows.
-        predicts: [M] int64, the places before them, whose states predict them.
+        sequence: [M] int64, index of the sequence of each completion token, ascending.
+        answers: [M] int64, indices of the completion tokens in the flattened rows.
+        predicts: [M] int64, indices of the tokens before them, whose states predict them.
         counts: [S] int64, completion tokens of each sequence.
         attention_mask: [R, T] int64, padded rows only: 1 for tokens and 0 for padding.
-        position_ids: [1, T] int64, packed row only: places in the item's own sequence.
-        branches: packed row only: where prompts and completions lie.
+        position_ids: [1, T] int64, packed row only: positions in the item's own sequences.
+        branches: packed row only: lengths of prompts and completions.
     """
 
     input_ids: Tensor
@@ -47,7 +47,7 @@ class Rows:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are computed, without padding."""
+        """Number of tokens without padding."""
         return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
 
     def to(self, device: torch.device) -> Rows:
@@ -61,21 +61,18 @@ class Rows:
 
 
 def pad_rows(items: Sequence[Item]) -> Rows:
-    """A row for each completion, with its prompt before it, padded on the right.
-
-    Padding is masked, so that any token will do: it is 0.
-    """
+    """Build one row per completion, with its prompt before it, padded on the right with token 0, which is masked."""
     sequences = [(prompt, answer) for answers in zip_completions(items) for prompt, answer in answers]
     longest = max(len(prompt) + len(answer) for prompt, answer in sequences)
     input_ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
     attention_mask = torch.zeros(len(sequences), longest, dtype=torch.int64)
-    places = []
+    indices = []
     for row, (prompt, answer) in enumerate(sequences):
         end = len(prompt) + len(answer)
         input_ids[row, :end] = torch.tensor([*prompt, *answer])
         attention_mask[row, :end] = 1
-        places.append(torch.arange(row * longest + len(prompt), row * longest + end))
-    answers = torch.cat(places)
+        indices.append(torch.arange(row * longest + len(prompt), row * longest + end))
+    answers = torch.cat(indices)
     counts = torch.tensor([len(answer) for _, answer in sequences])
     return Rows(
         input_ids,
@@ -88,7 +85,7 @@ def pad_rows(items: Sequence[Item]) -> Rows:
 
 
 def pack_rows(items: Sequence[Item]) -> Rows:
-    """One row for all items: [prompt | completion | completion | next prompt | ...]."""
+    """Build one row for all items: [prompt | completion | completion | next prompt | ...]."""
     branches = Branches(
         tuple((len(prompt), tuple(len(answer) for answer in answers)) for prompt, answers in items)
     )
@@ -97,18 +94,18 @@ def pack_rows(items: Sequence[Item]) -> Rows:
     start = 0
     for prompt, completions in branches.items:
         positions.append(torch.arange(prompt))
-        before, found = start + prompt - 1, start + prompt
-        places: list[Tensor] = []
-        heads: list[Tensor] = []
+        before, end = start + prompt - 1, start + prompt
+        own: list[Tensor] = []
+        previous: list[Tensor] = []
         for count in completions:
             positions.append(torch.arange(prompt, prompt + count))
-            places.append(torch.arange(found, found + count))
+            own.append(torch.arange(end, end + count))
             # The prompt's last token predicts the first one of every completion.
-            heads.append(torch.cat([torch.tensor([before]), places[-1][:-1]]))
-            found += count
-        answers.append(places)
-        predicts.append(heads)
-        start = found
+            previous.append(torch.cat([torch.tensor([before]), own[-1][:-1]]))
+            end += count
+        answers.append(own)
+        predicts.append(previous)
+        start = end
     counts = torch.tensor(
         [count for column in zip(*(counts for _, counts in branches.items), strict=True) for count in column]
     )
@@ -124,7 +121,7 @@ def pack_rows(items: Sequence[Item]) -> Rows:
 
 
 def zip_completions(items: Sequence[Item]) -> list[list[tuple[Ids, Ids]]]:
-    """The items' sequences as (prompt, completion): all first completions, then all second ones."""
+    """Sequences of the items as (prompt, completion): all first completions, then all second ones."""
     return [
         [(prompt, answer) for (prompt, _), answer in zip(items, column, strict=True)]
         for column in zip(*(answers for _, answers in items), strict=True)

@@ -1,8 +1,8 @@
-"""Weights in safetensors files, read or written a tensor at a time: no process holds a model whole for it.
+"""Read and write weights in safetensors files without a complete model in memory.
 
 `from_pretrained` and `save_pretrained` of transformers hold all weights. Here a model is built without data, and
-torch's distributed checkpoint reads what a process needs of every tensor: its own shard, or one tensor of a file that
-is being written. Names in files are those that transformers writes and reads.
+torch's distributed checkpoint reads the part of every tensor that a process needs: its own shard, or the tensors of
+the file that is being written. Names in files are those of transformers.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from sams.runtime.errors import UserError
 from sams.runtime.files import write_json
 
 FILES = ["config.json", "generation_config.json", WHOLE, "model-*.safetensors", INDEX]
-"""What is fetched of a hub model: some hold their weights a second time, under other names."""
+"""Files fetched of a hub model: some repositories have the weights a second time, under other names."""
 FILE_SIZE = 2_000_000_000
-"""Most bytes of a file that is written, one larger tensor apart: a file is in memory before it is on disk."""
+"""Most bytes of a written file, unless one tensor is larger: a file is in memory before it is on disk."""
 
 
 def files_of(path: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: `path` itself, or where its files of the hub are kept.
+    """Folder of a model: `path` itself, or the cache folder of its hub files.
 
     Raises:
-        UserError: when there are none.
+        UserError: when the hub files cannot be found.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -51,12 +51,12 @@ def files_of(path: str | Path, revision: str | None = None) -> Path:
 
 
 def without_weights(folder: Path, attention: str) -> transformers.PreTrainedModel:
-    """The model of a folder's config.json, float32 and without dropout, its weights on the meta device.
+    """Build the model of a folder's config.json, float32 and without dropout, with its weights on the meta device.
 
-    Buffers hold their values: they are computed from the config, and no file has them.
+    Buffers have their values: they are computed from the config, and no file has them.
 
     Raises:
-        UserError: when it cannot be built.
+        UserError: when the model cannot be built.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -64,7 +64,7 @@ def without_weights(folder: Path, attention: str) -> transformers.PreTrainedMode
             model = transformers.AutoModelForCausalLM.from_config(
                 config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
             )
-        model.tie_weights()  # what was tied inside has been taken apart by the meta device
+        model.tie_weights()  # the meta device has separated tied weights
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"cannot build the model: {str(error).splitlines()[0]}",
@@ -75,9 +75,9 @@ def without_weights(folder: Path, attention: str) -> transformers.PreTrainedMode
 
 
 def names_in_files(model: transformers.PreTrainedModel) -> dict[str, str] | None:
-    """Weight of the model -> its name in files that transformers writes; tied weights under one name.
+    """Map each weight of a model to its name in files that transformers writes; tied weights have one name.
 
-    None where files hold other tensors than these (stacked experts, or buffers, for example).
+    None where the files have other tensors than the weights (stacked experts, or buffers, for example).
     """
     weights = dict(model.named_parameters())
     if set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}:
@@ -89,29 +89,29 @@ def names_in_files(model: transformers.PreTrainedModel) -> dict[str, str] | None
     return {name: written[id(tensor)] for name, tensor in named.items()}
 
 
-def found_in(model: transformers.PreTrainedModel, folder: Path) -> dict[str, str] | None:
-    """Weight of the model -> its name in the safetensors of a folder.
+def stored_names(model: transformers.PreTrainedModel, folder: Path) -> dict[str, str] | None:
+    """Map each weight of a model to its name in the safetensors of a folder.
 
-    None where they are not all there, each once and of its size: then `from_pretrained` must see what can be done.
+    None unless the files have every weight once and in its size; `from_pretrained` can read other files too.
     """
     names = names_in_files(model)
     if names is None:
         return None
-    there: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    tensors: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     aliases = model.all_tied_weights_keys
-    found = {}
+    stored = {}
     for name, weight in model.named_parameters():
         # Files from before a renaming have the model's own name, and either name of tied weights may be stored.
         others = [alias for alias, source in aliases.items() if source == name]
-        stored = [key for key in dict.fromkeys([names[name], name, *others]) if key in there]
-        if len(stored) != 1 or there[stored[0]].size != weight.shape or len(there[stored[0]].chunks) != 1:
+        keys = [key for key in dict.fromkeys([names[name], name, *others]) if key in tensors]
+        if len(keys) != 1 or tensors[keys[0]].size != weight.shape or len(tensors[keys[0]].chunks) != 1:
             return None
-        found[name] = stored[0]
-    return found
+        stored[name] = keys[0]
+    return stored
 
 
 def materialise(module: nn.Module, model: transformers.PreTrainedModel, device: torch.device) -> None:
-    """Give the weights of `module`, which holds the model, memory on the device; tied ones stay tied."""
+    """Allocate the weights of `module`, which contains the model, on a device; tied weights stay tied."""
     buffers = {name: buffer.to(device) for name, buffer in module.named_buffers()}
     module.to_empty(device=device)
     model.tie_weights()
@@ -119,16 +119,16 @@ def materialise(module: nn.Module, model: transformers.PreTrainedModel, device: 
         buffer.copy_(buffers[name])
 
 
-def fill(model: transformers.PreTrainedModel, folder: Path, found: dict[str, str]) -> None:
-    """Read a model's weights, or of sharded ones this process's shards, from a folder. A collective call.
+def fill(model: transformers.PreTrainedModel, folder: Path, names: dict[str, str]) -> None:
+    """Read the weights of a model, or this process's shards, from a folder. A collective call.
 
     Args:
-        model: with memory for its weights.
-        folder: of safetensors.
-        found: weight -> its name there.
+        model: model with allocated weights.
+        folder: folder of safetensors.
+        names: name of each weight in the files.
     """
     state: dict[str, Any] = {
-        found[name]: weight.detach() for name, weight in model.named_parameters() if name in found
+        names[name]: weight.detach() for name, weight in model.named_parameters() if name in names
     }
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(folder)))
 
@@ -145,16 +145,16 @@ def write(
     """Write a model's config and weights as `save_pretrained` does, one file in memory at a time.
 
     Args:
-        model: without its weights.
-        reader: of where these are.
-        keys: weight -> its key there.
+        model: model without its weights.
+        reader: reader of the weights.
+        keys: key of each weight in the reader.
         out: the folder.
-        dtype: of the weights in the files.
-        source: of the weights, for an error.
+        dtype: type of the weights in the files.
+        source: source of the weights, for error messages.
         file_size: most bytes of a file.
 
     Raises:
-        UserError: a weight is no tensor, or holds NaN or infinity.
+        UserError: a weight is not a tensor, or has NaN or infinity.
     """
     names = names_in_files(model)
     assert names is not None
@@ -165,11 +165,13 @@ def write(
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=file_size,
     )
-    there = reader.read_metadata().state_dict_metadata
+    stored = reader.read_metadata().state_dict_metadata
     for key in keys.values():
-        # torch unpickles what is said to be no tensor.
-        if not isinstance(there.get(key), TensorStorageMetadata):
-            raise UserError(f"weight {key} is no tensor", where=str(source), remedy="make the folder again")
+        # torch would unpickle an entry that is not a tensor.
+        if not isinstance(stored.get(key), TensorStorageMetadata):
+            raise UserError(
+                f"weight {key} is not a tensor", where=str(source), remedy="make the folder again"
+            )
     for file, inside in split.filename_to_tensors.items():
         state: dict[str, Any] = {}
         for name in inside:

@@ -1,6 +1,6 @@
-"""Is a folder's model whole? Told from its files, a tensor at a time, before anything is computed with it.
+"""Validate model files without loading the model.
 
-What is checked costs one pass over the weights and the memory of one tensor, so that models of any size can be.
+The check reads the weights once and holds one tensor in memory, so that it works for models of any size.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ log = logging.getLogger(__name__)
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# As safetensors calls them. What is trained is held in one of these; all else is quantised.
+# Names of safetensors for the types of weights that can be trained; all other types are quantised.
 FLOATS = {"F64", "F32", "F16", "BF16"}
 FETCH_AGAIN = "fetch the model again"
 
 
 def check_weights(folder: Path, *, allow_pickle: bool = False) -> None:
-    """See that a model's weights are all there, of a type that can be trained, and finite.
+    """Check that a model's weights are complete, of a type that can be trained, and finite.
 
     Args:
         folder: a Hugging Face folder.
-        allow_pickle: pickled weights will do where there are no safetensors; those are not looked into.
+        allow_pickle: accept pickled weights where there are no safetensors; pickled weights are not checked.
 
     Raises:
         UserError: naming the file and the tensor.
@@ -49,15 +49,15 @@ def check_weights(folder: Path, *, allow_pickle: bool = False) -> None:
             )
         log.warning("%s: pickled weights are read, as model.allow_pickle says", folder)
         return
-    for file, wanted in files.items():
-        _check_file(file, wanted)
+    for file, expected in files.items():
+        _check_file(file, expected)
 
 
 def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """See that named tensors hold no NaN and no infinity.
+    """Check that named tensors have no NaN and no infinity.
 
     Raises:
-        UserError: naming the first that does.
+        UserError: naming the first tensor that has one.
     """
     for name, tensor in tensors:
         if not is_finite(tensor):
@@ -65,7 +65,7 @@ def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are numbers; without a copy of the tensor."""
+    """Whether all values are finite; does not copy the tensor."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
@@ -93,22 +93,22 @@ def _read(file: Path) -> dict[str, object]:
 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
-    """The files of a model, each with the tensors that the index says it holds."""
+    """Files of a model, each with the tensors that the index names for it."""
     if (folder / WHOLE).is_file():
         return {folder / WHOLE: set()}
     index = folder / INDEX
     if not index.is_file():
         return {}
-    placed = _read(index).get("weight_map")
-    if not isinstance(placed, dict) or not placed:
+    weight_map = _read(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(
             "expected tensors and their files", where=f"{index}, key 'weight_map'", remedy=FETCH_AGAIN
         )
     files: dict[Path, set[str]] = {}
-    for tensor, name in placed.items():
+    for tensor, name in weight_map.items():
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(
-                f"expected the name of a file beside it, found {name!r:.80}",
+                f"expected the name of a file in the same folder, found {name!r:.80}",
                 where=f"{index}, tensor {tensor}",
                 remedy=FETCH_AGAIN,
             )
@@ -116,29 +116,29 @@ def _files(folder: Path) -> dict[Path, set[str]]:
     return files
 
 
-def _check_file(file: Path, wanted: set[str]) -> None:
+def _check_file(file: Path, expected: set[str]) -> None:
     if not file.is_file():
         raise UserError(
-            f"a shard is missing, with {len(wanted)} tensors", where=str(file), remedy=FETCH_AGAIN
+            f"a shard is missing, with {len(expected)} tensors", where=str(file), remedy=FETCH_AGAIN
         )
     try:
-        refuse_not_finite(_tensors(file, wanted), str(file))
+        refuse_not_finite(_tensors(file, expected), str(file))
     except (SafetensorError, OSError) as error:
         raise UserError(
             f"cut off or damaged ({first_line(error)})", where=str(file), remedy=FETCH_AGAIN
         ) from None
 
 
-def _tensors(file: Path, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(file: Path, expected: set[str]) -> Iterator[tuple[str, Tensor]]:
     with safe_open(file, framework="pt") as stored:
         names = stored.keys()
-        if absent := sorted(wanted - set(names)):
+        if absent := sorted(expected - set(names)):
             raise UserError(
                 f"tensor {absent[0]} is not in it, as the index says", where=str(file), remedy=FETCH_AGAIN
             )
         for name in names:
             kind = stored.get_slice(name).get_dtype()
-            # Masks and positions of older models are integers; weights are not.
+            # Older models store masks and positions, as integers.
             if kind not in FLOATS and (name.endswith(".weight") or kind.startswith("F")):
                 raise UserError(
                     f"tensor {name} is of type {kind}, expected one of {', '.join(sorted(FLOATS))}",

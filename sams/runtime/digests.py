@@ -46,7 +46,7 @@ def remember(file: Path) -> None:
 
     A file that is damaged or cannot be written only costs the time of computing its values again.
     """
-    _memory.open(file)
+    _memory.open(file.absolute())  # the working directory may have changed at the end
     atexit.register(_memory.write)
 
 

@@ -1,27 +1,15 @@
-"""Where a result came from: the code that computed it, the commit, the machine."""
+"""Where a result came from: commit, machine, library versions."""
 
-import ast
 import contextlib
 import functools
-import hashlib
 import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-
-# Rooms whose code is part of no digest: what they decide is in the recipe, or is only reported.
-# The tables only name modules: a job's loss and selector are added to its code by `sams.study.code`.
-NOT_HASHED = (
-    "sams.runtime",
-    "sams.study",
-    "sams.tracking",
-    "sams.losses.table",
-    "sams.scheduling.selectors.table",
-)
 
 LIBRARIES = (
     "torch transformers accelerate peft datasets tokenizers safetensors pyarrow numpy "
@@ -29,166 +17,6 @@ LIBRARIES = (
 ).split()
 ENVIRONMENT = "environment.json"
 """File next to a result: the `made_on` of its job."""
-
-
-def code_of(module: str, *more: str) -> dict[str, str]:
-    """The `sams` modules that an entry point runs, each with twelve hex digits for what it does.
-
-    Args:
-        module: the entry point.
-        more: modules that it imports by name, such as that of a loss.
-    """
-    return {name: _code(name).digest for name in sorted(imported_modules(module, *more))}
-
-
-def code_digest(module: str, *more: str) -> str:
-    """Twelve hex digits for `code_of`."""
-    return digest_of_code(code_of(module, *more))
-
-
-def digest_of_code(code: dict[str, str]) -> str:
-    """Twelve hex digits for modules and their digests."""
-    return _digest("\n".join(f"{name} {digest}" for name, digest in sorted(code.items())))
-
-
-def imported_modules(module: str, *more: str) -> set[str]:
-    """The `sams` modules that these import, directly or not, at the top or in a function; with these themselves.
-
-    Rooms of `NOT_HASHED` are left out.
-    """
-    reached: set[str] = set()
-    waiting = [module, *more]
-    while waiting:
-        name = waiting.pop()
-        if name in reached or is_not_hashed(name):
-            continue
-        reached.add(name)
-        waiting += _code(name).imports
-    return reached - {"sams"}
-
-
-def is_not_hashed(name: str) -> bool:
-    """Whether a module belongs to a room of `NOT_HASHED`."""
-    return any(name == room or name.startswith(f"{room}.") for room in NOT_HASHED)
-
-
-class _Code(NamedTuple):
-    digest: str
-    imports: list[str]
-
-
-@functools.cache  # the digests of all rules share most modules
-def _code(name: str) -> _Code:
-    """The digest of a module's code, and the `sams` modules that it imports."""
-    tree = _OnlyWhatComputes().visit(ast.parse(_file(name).read_text(encoding="utf-8")))
-    imports: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            imports += [alias.name for alias in node.names if alias.name.split(".")[0] == "sams"]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sams":
-            base = node.module or ""
-            below = [f"{base}.{alias.name}" for alias in node.names]
-            imports += [base, *(name for name in below if _exists(name))]
-    # Unlike `ast.dump`, `ast.unparse` gives the same text on every Python that the project supports.
-    return _Code(_digest(ast.unparse(tree)), imports)
-
-
-class _OnlyWhatComputes(ast.NodeTransformer):
-    """Remove from a module what cannot change a result.
-
-    That is docstrings, calls of the logger, annotations (a class's own excepted, which may be fields), blocks for
-    the type checker, the words of a `UserError`, and imports of names that only these use.
-    """
-
-    _around: ast.AST | None = None
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if is_text or _is_log_call(node.value) else self.generic_visit(node)
-
-    def visit_Assign(self, node: ast.Assign) -> ast.AST | None:
-        return None if _called(node.value) == "logging.getLogger" else self.generic_visit(node)
-
-    def visit_Import(self, node: ast.Import) -> ast.AST | None:
-        return None if [alias.name for alias in node.names] == ["logging"] else node
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
-        name = node.module or ""
-        return None if name in ("__future__", "typing", "collections.abc") or is_not_hashed(name) else node
-
-    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt] | None:
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return [self.visit(each) for each in node.orelse]
-        super().generic_visit(node)
-        if node.body or node.orelse:
-            node.body = node.body or [ast.Pass()]
-            return node
-        # A test that calls something may do something.
-        calls = any(isinstance(each, ast.Call | ast.NamedExpr | ast.Await) for each in ast.walk(node.test))
-        return ast.Expr(node.test) if calls else None
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        if _called(node.exc) == "UserError":
-            return ast.Raise(ast.Name("UserError", ast.Load()), None)
-        return self.generic_visit(node)
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        return ast.arg(node.arg)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        return self._inside(node)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        return self._inside(node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
-        self.generic_visit(node)
-        if isinstance(self._around, ast.ClassDef):
-            return node
-        return node.value and ast.Assign([node.target], node.value, lineno=node.lineno)
-
-    def _inside(self, node: ast.AST) -> ast.AST:
-        around, self._around = self._around, node
-        self.generic_visit(node)
-        self._around = around
-        return node
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        super().generic_visit(node)
-        if isinstance(node, ast.stmt | ast.ExceptHandler) and getattr(node, "body", None) == []:
-            node.body = [ast.Pass()]  # type: ignore[union-attr]
-        return node
-
-
-def _is_log_call(node: ast.AST) -> bool:
-    return _called(node).partition(".")[0] in ("log", "logger")
-
-
-def _called(node: ast.AST | None) -> str:
-    """The dotted name of what is called; empty for anything else."""
-    parts, name = [], node.func if isinstance(node, ast.Call) else None
-    while isinstance(name, ast.Attribute):
-        parts.append(name.attr)
-        name = name.value
-    return ".".join(reversed([*parts, name.id])) if isinstance(name, ast.Name) else ""
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _path(name: str) -> Path:
-    return ROOT.parent.joinpath(*name.split("."))
-
-
-def _exists(name: str) -> bool:
-    return _path(name).with_suffix(".py").is_file() or (_path(name) / "__init__.py").is_file()
-
-
-def _file(name: str) -> Path:
-    package = _path(name) / "__init__.py"
-    return package if package.is_file() else _path(name).with_suffix(".py")
 
 
 def commit() -> dict[str, str]:

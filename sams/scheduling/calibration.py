@@ -1,22 +1,17 @@
-"""How well the scheduler's scores order the arms by what they turned out to be worth."""
+"""Agreement between the scheduler's scores and the rewards that the arms later get."""
 
+import torch
+from scipy.stats import rankdata
 from torch import Tensor
-
-
-def ranks(values: Tensor) -> Tensor:
-    """Ranks of [n] values from 0, equal values sharing the mean of their ranks: [n] float64."""
-    values = values.double().cpu()
-    below = (values[:, None] > values).sum(dim=1)
-    equal = (values[:, None] == values).sum(dim=1)
-    return below + (equal - 1).double() / 2
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:
     """Spearman's rank correlation of [n] and [n], between -1 and 1; 0 where one of them is constant.
 
-    Within a round r_B is one number, so the rewards are ordered by Eq. 7 alone: a scheduler that adds nothing
-    over selector `reward` has at best correlation 1 here.
+    Within a round r_B is one number, so Eq. 7 alone orders the rewards: a scheduler that only learns what selector
+    `reward` computes has at best correlation 1.
     """
-    first, second = (ranks(values) - (len(values) - 1) / 2 for values in (one, other))
+    ranks = (torch.from_numpy(rankdata(values.double().cpu().numpy())) for values in (one, other))
+    first, second = (values - (len(values) + 1) / 2 for values in ranks)
     scale = (first.square().sum() * second.square().sum()).sqrt()
     return (first @ second / scale).item() if scale > 0 else 0.0

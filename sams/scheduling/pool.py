@@ -1,12 +1,12 @@
-"""The replay pool: what the scheduler has seen of past arms, bounded, in half precision, on disk.
+"""The replay pool: a bounded set of past arms, in half precision, on disk.
 
-A pool is a table of slots, cut into shards: slot s belongs to shard s % shards. A shard is a file to which arms
-are only ever appended; the table says which record of the file a slot holds. An arm is replaced by changing
-the table, so the records that an older checkpoint knows stay as they are, and a checkpoint keeps the table,
-the files' lengths and their hashes, not the arms.
+A pool is a table of slots, split into shards: slot s belongs to shard s % shards. A shard is an append-only file of
+arms; the table has the record of the file for each slot. An arm is replaced by changing the table, so that the
+records of older checkpoints stay, and a checkpoint keeps the table, the lengths of the files and their hashes, not
+the arms.
 
-Every process tracks the tables of all shards, which follow from the random numbers that all share, but
-writes and reads only the shards it holds.
+Every process tracks the tables of all shards, which depend on shared random numbers only, but reads and writes only
+its own shards.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ HALF = torch.float16
 LARGEST = torch.finfo(HALF).max
 
 KEPT = 2
-"""Checkpoints that the trainer keeps; one more may be in the writing. Their files must still be there."""
+"""Checkpoints that the trainer keeps; one more may be being written. Their files must be kept."""
 
 FILES_OVER_POOL = 3
-"""Times the pool that its files take at most: an arm goes from the disk later than from the pool."""
+"""Largest size of the files relative to the pool: an arm is deleted from the disk later than from the pool."""
 
 BLOCK = 2**24
 """Bytes copied or hashed at a time."""
@@ -43,7 +43,7 @@ BLOCK = 2**24
 
 @dataclass
 class Arms:
-    """k arms that were trained on, as the scheduler needs them to learn from.
+    """k arms that were trained on, from which the scheduler learns.
 
     Attributes:
         contexts: [k, layers, width] merged contexts at scoring time.
@@ -66,9 +66,9 @@ class RecordFile:
     """An append-only file of records of equal size, with the running SHA-256 of its bytes.
 
     Args:
-        path: the file; it is made where there is none.
+        path: the file; created if missing.
         size: bytes of a record.
-        records: how many of the file's records count; what lies behind them is cut off.
+        records: number of records to keep; the rest of the file is cut off.
         digest: SHA-256 of these records, in hexadecimal.
 
     Raises:
@@ -80,35 +80,37 @@ class RecordFile:
         self.size = size
         self.hash = hashlib.sha256()
         length = records * size
-        found = path.stat().st_size if path.exists() else 0
-        if found < length:
-            raise self._refused(f"{found} bytes, but {length} when the checkpoint was taken")
+        stored = path.stat().st_size if path.exists() else 0
+        if stored < length:
+            raise self._refused(f"{stored} bytes, but {length} when the checkpoint was written")
         self.stream = path.open("a+b")
         self.stream.seek(0)
         for start in range(0, length, BLOCK):
             self.hash.update(self.stream.read(min(BLOCK, length - start)))
         if records and self.hash.hexdigest() != digest:
-            raise self._refused("not what it held when the checkpoint was taken (its SHA-256 differs)")
+            raise self._refused(
+                "its content has changed since the checkpoint was written (its SHA-256 differs)"
+            )
         self.stream.truncate(length)
 
     def append(self, rows: NDArray[np.uint8]) -> None:
-        """Add k records, [k, size]; a killed process loses none of them, a machine without power may."""
+        """Append k records, [k, size]; they survive a killed process, but not a power failure."""
         self.stream.write(rows.data)
         self.stream.flush()
         self.hash.update(rows.data)
 
     def read(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The records of these numbers, [k, size]."""
-        # Mapped read-only and shared: a private map of a file larger than the memory may be refused.
-        # Mapped for this read alone: the file grows, and pages of a map count as the process's memory.
+        """Read the records with these numbers, [k, size]."""
+        # A read-only shared map, because a private map of a file larger than the memory may be refused. A new map for
+        # each read, because the file grows, and mapped pages count as memory of the process.
         return np.memmap(self.path, np.uint8, "r").reshape(-1, self.size)[numbers]
 
     def sync(self) -> None:
-        """Bring the file to disk."""
+        """Flush the file to disk."""
         os.fsync(self.stream.fileno())
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self.stream.close()
 
     def _refused(self, problem: str) -> UserError:
@@ -120,26 +122,26 @@ class RecordFile:
 
 
 class ReplayPool:
-    """A bounded set of past arms; when full, a newcomer takes the place of an arm drawn at random.
+    """A bounded set of past arms; when full, a new arm replaces an arm drawn at random.
 
-    It keeps min(max_arms, max_bytes // bytes of an arm) arms, of 2 bytes per number, and tells so in the log
-    once it has seen an arm. Its files take more, because an arm goes from the disk later than from the
-    pool: up to three times the pool, and what is added between four checkpoints.
+    The pool keeps min(max_arms, max_bytes // bytes of an arm) arms, with 2 bytes per number, and logs this size when
+    the first arm is added. Its files are larger, because an arm is deleted from the disk later than from the pool: up
+    to three times the pool, plus the arms of four checkpoints.
 
-    What is added, and in which order pools are called, must be the same on all processes.
+    Arms and order of the calls must be the same on all processes.
 
     Args:
-        folder: of the pool's files, the same for all processes. The first arms make it, and clear it of what
-            an earlier attempt left.
+        folder: folder of the pool's files, the same for all processes. It is created, or cleared of files of an
+            earlier attempt, when the first arms are added.
         max_arms: most arms of the pool.
         max_bytes: most bytes of the pool, over all processes.
-        generator: draws which arm a newcomer replaces and which arms a sample holds; in the same state on
-            all processes. It is part of the pool's state.
-        shards: files that a new pool is cut into, by default one per process; a resumed one keeps its number.
-        rank: of this process. It holds the shards i with i % world = rank.
+        generator: draws the arms to replace and the arms of a sample; in the same state on all processes. It is part
+            of the pool's state.
+        shards: number of files of a new pool, by default one per process; a resumed pool keeps its number.
+        rank: rank of this process, which holds the shards i with i % world = rank.
         world: number of processes.
-        exchange: the sum of the processes' tensors of bytes (uint8, on the CPU), on every process. At most
-            one process has a byte other than 0 at any place.
+        exchange: sum of the processes' tensors of bytes (uint8, on the CPU), on every process. At most one process
+            has a byte other than 0 at any index.
     """
 
     def __init__(
@@ -163,10 +165,10 @@ class ReplayPool:
         self.world = world
         self.exchange = exchange
 
-        self.shapes: list[list[int]] = []  # of an arm's four tensors; empty until there is an arm
+        self.shapes: list[list[int]] = []  # of the four tensors of an arm; empty before the first arm
         self.filled = 0
         self.slots = torch.empty(0, dtype=torch.int64)  # [capacity] slot -> record in its shard's file
-        self.records = [0] * self.shards  # in each shard's file, live or not
+        self.records = [0] * self.shards  # in each shard's file, replaced ones included
         self.generations = [[0] * self.shards]  # of the files, at the last KEPT + 1 states, newest last
         self.files: dict[int, RecordFile] = {}  # the held shards that have records
 
@@ -174,10 +176,10 @@ class ReplayPool:
         return self.filled
 
     def add(self, arms: Arms) -> None:
-        """Keep k more arms, one after another. Numbers beyond half precision are clamped to its largest.
+        """Add k arms, one after another. Numbers beyond the range of half precision are clamped.
 
         Raises:
-            UserError: there is a NaN among the numbers, or not one arm fits into `max_bytes`.
+            UserError: a number is NaN, or one arm is larger than `max_bytes`.
         """
         if not self.shapes:
             self._lay_out([list(tensor.shape[1:]) for tensor in arms.tensors()])
@@ -202,7 +204,7 @@ class ReplayPool:
     def sample(self, count: int) -> Arms | None:
         """Draw at most `count` different arms, in float32 on the CPU; None while the pool is empty.
 
-        All processes call it together and get the same arms.
+        A collective call; all processes get the same arms.
         """
         if not self.filled or count == 0:
             return None
@@ -217,11 +219,11 @@ class ReplayPool:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the pool: 8 bytes per arm; the files, brought to disk, keep the arms.
+        """State for a checkpoint: 8 bytes per arm; the arms stay in the files, which are flushed to disk.
 
-        All processes call it together and get the same state. A file of which more than half is no longer
-        in the pool is written anew as the shard's next generation; the old one goes when the last
-        KEPT + 1 states are all younger.
+        A collective call; all processes get the same state. A file with more than half of its arms no longer in the
+        pool is rewritten as the shard's next generation; the old file is deleted when the last KEPT + 1 states are
+        all newer.
         """
         self.generations = [*self.generations, list(self.generations[-1])][-(KEPT + 1) :]
         for shard in range(self.shards):
@@ -244,10 +246,10 @@ class ReplayPool:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`, on any number of processes: what came after it is cut off the files.
+        """Restore the state of `state_dict` on any number of processes; later records are cut off the files.
 
         Raises:
-            UserError: a file is not what it was, or is not there.
+            UserError: a file has changed or is missing.
         """
         for file in self.files.values():
             file.close()
@@ -272,13 +274,13 @@ class ReplayPool:
         self._sweep()
 
     def _lay_out(self, shapes: list[list[int]]) -> None:
-        """Now the size of an arm is known: lay out the table of slots, and say how large the pool gets."""
+        """Allocate the table of slots, once the size of an arm is known, and log the size of the pool."""
         self.shapes = [list(shape) for shape in shapes]
         size = self._size()
         capacity = min(self.max_arms, self.max_bytes // size)
         if not capacity:
             raise UserError(
-                f"{self.max_bytes} bytes hold not one arm, which has {size}",
+                f"{self.max_bytes} bytes are less than one arm of {size} bytes",
                 where="replay pool",
                 remedy="raise scheduler.replay_bytes",
             )
@@ -295,16 +297,16 @@ class ReplayPool:
             )
 
     def _refuse_full_disk(self, pool: int) -> None:
-        """See that there is room for the files of a pool of so many bytes, before hours are spent.
+        """Check at the start that the disk has room for the files of a pool of this many bytes.
 
         Raises:
-            UserError: how much is needed, and how much is free.
+            UserError: with the bytes that are needed and the bytes that are free.
         """
-        place = self.folder
-        while not place.is_dir():
-            place = place.parent
-        there = sum(path.stat().st_size for path in self.folder.glob("shard-*"))
-        needed, free = FILES_OVER_POOL * pool - there, shutil.disk_usage(place).free
+        parent = self.folder
+        while not parent.is_dir():
+            parent = parent.parent
+        written = sum(path.stat().st_size for path in self.folder.glob("shard-*"))
+        needed, free = FILES_OVER_POOL * pool - written, shutil.disk_usage(parent).free
         if needed > free:
             raise UserError(
                 f"the replay pool's files take up to {needed / 2**30:.1f} GiB more, of {free / 2**30:.1f} GiB free",
@@ -313,7 +315,7 @@ class ReplayPool:
             )
 
     def _widths(self) -> list[int]:
-        """Numbers of an arm's four tensors."""
+        """Number of elements of each of an arm's four tensors."""
         return [int(np.prod(shape, dtype=int)) for shape in self.shapes]
 
     def _size(self) -> int:
@@ -324,7 +326,7 @@ class ReplayPool:
         """Arms as records, [k, size] bytes."""
         rows = torch.empty(len(arms.values), sum(self._widths()), dtype=HALF)
         for part, tensor in zip(rows.split(self._widths(), dim=1), arms.tensors(), strict=True):
-            # Clamped in float32: bfloat16 cannot hold the largest half, and would round it up to infinity.
+            # Clamped in float32: bfloat16 would round the largest half-precision number up to infinity.
             part.copy_(tensor.float().clamp(-LARGEST, LARGEST).reshape(part.shape))
         if rows.isnan().any():
             raise UserError(
@@ -342,13 +344,13 @@ class ReplayPool:
         return self.folder / f"shard-{shard:04d}.{self.generations[-1][shard]:04d}"
 
     def _file(self, shard: int) -> RecordFile:
-        """The file of a held shard, made when its first record comes."""
+        """File of one of this process's shards, created for its first record."""
         if shard not in self.files:
             self.files[shard] = RecordFile(self._path(shard), self._size())
         return self.files[shard]
 
     def _compact(self, shard: int) -> None:
-        """Go over to a file of the next generation with the live records alone, in order of their slots."""
+        """Write a file of the next generation with the records of current slots only, in order of the slots."""
         slots = self.slots[: self.filled][shard :: self.shards]
         self.generations[-1][shard] += 1
         self.records[shard] = len(slots)
@@ -360,12 +362,12 @@ class ReplayPool:
         slots.copy_(torch.arange(len(slots)))
 
     def _sweep(self) -> None:
-        """Delete the files, of the shards that are this process's, that none of the last states needs."""
+        """Delete the files of this process's shards that none of the last states needs."""
         for path in self.folder.glob("shard-*"):
-            found = re.fullmatch(r"shard-(\d+)\.(\d+)", path.name)
-            if not found:
+            name = re.fullmatch(r"shard-(\d+)\.(\d+)", path.name)
+            if not name:
                 continue
-            shard, generation = map(int, found.groups())
+            shard, generation = map(int, name.groups())
             if shard % self.world != self.rank:
                 continue
             needed = shard < self.shards and self.records[shard] > 0

@@ -21,7 +21,7 @@ def batch_reward(previous_loss: float, loss: float) -> float:
 
 
 def min_max(values: Tensor, tolerance: float = 0.0) -> Tensor:
-    """Scale [n] values to [0, 1]; 0.5 everywhere when all are equal, or as good as equal."""
+    """Scale [n] values to [0, 1]; 0.5 everywhere when they differ by at most `tolerance`."""
     low, high = values.min(), values.max()
     if high - low <= tolerance:
         return torch.full_like(values, 0.5)
@@ -35,15 +35,15 @@ def sample_reward(margins: Tensor, chosen_logps: Tensor, delta: float, rounding:
         margins: [n] implicit reward of the chosen minus that of the rejected response.
         chosen_logps: [n] log-prob of the chosen response, summed over its tokens (or their mean).
         delta: weight of the margin term against the uncertainty term.
-        rounding: margins no further apart are equal. Before its first update the policy is the reference, and
-            all margins are rounding errors that min-max would blow up to [0, 1].
+        rounding: margins that differ by no more are equal. Before its first update the policy is the reference, and
+            all margins are rounding errors that min-max would scale up to [0, 1].
     """
     certainty = min_max(margins.double(), rounding)
     return delta * certainty + (1 - delta) * (1 - min_max(chosen_logps.double()))
 
 
 def reward(batch: float, sample: Tensor, gamma: float) -> Tensor:
-    """Reward of each arm (SamS Eq. 8), one sigmoid each: [k] in (0, 1).
+    """Reward of each arm (SamS Eq. 8), with one sigmoid per term: [k] in (0, 1).
 
     Args:
         batch: r_B, one scalar of the optimiser step.

@@ -1,4 +1,4 @@
-"""The scheduler: a contextual bandit that learns which pairs are worth training on (SamS Algorithm 1)."""
+"""The scheduler: a contextual bandit that learns which pairs to train on (SamS Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def merge_contexts(contexts: Tensor, how: str) -> Tensor:
     """Merge the contexts of an arm's responses: [n, responses, layers, d] -> [n, layers, d or 2 d].
 
-    `mean` makes the context blind to a flipped label; `concat` keeps the chosen and the difference.
-    Pretraining knows the chosen response only: its difference is taken as 0.
+    `mean` makes contexts independent of flipped labels; `concat` keeps the chosen response and the difference.
+    Pretraining has the chosen response only: the difference is 0.
     """
     chosen = contexts[:, 0]
     rejected = contexts[:, 1] if contexts.shape[1] == 2 else None
@@ -37,14 +37,14 @@ def context_width(policy_width: int, how: str) -> int:
 
 
 class Scheduler:
-    """f_S and f_S' with their persistent Adams and the replay pool.
+    """The nets f_S and f_S', their persistent Adam optimisers, and the replay pool.
 
     Args:
         settings: sizes and learning settings.
         layers: blocks of the policy.
         width: width of the merged contexts.
-        seed: of the initial weights.
-        device: where the nets live.
+        seed: seed of the initial weights.
+        device: device of the nets.
         train_encoder: True while pretraining; the encoder is frozen in preference training.
         pool: the replay pool.
     """
@@ -62,7 +62,7 @@ class Scheduler:
     ) -> None:
         self.settings = settings
         self.device = device
-        # Weights are drawn by a forked generator: the scheduler must not move the policy's random numbers.
+        # Weights are drawn from a forked generator: the scheduler must not change the policy's random numbers.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.exploitation = Exploitation(settings, layers, width).to(device)
@@ -94,10 +94,10 @@ class Scheduler:
         return scores, values, hidden
 
     def learn(self, newest: Arms) -> dict[str, float]:
-        """Fit f_S to the rewards (Eq. 10) and f_S' to what f_S missed when it scored (Eq. 11).
+        """Fit f_S to the rewards (Eq. 10) and f_S' to the error of f_S at scoring time (Eq. 11).
 
-        Each of `updates_per_round` fits uses the newest arms and `replay_sample` from the pool; the newest
-        join the pool afterwards.
+        Each of `updates_per_round` fits uses the newest arms and `replay_sample` arms from the pool; then the newest
+        arms join the pool.
         """
         for _ in range(self.settings.updates_per_round):
             replayed = self.pool.sample(self.settings.replay_sample)
@@ -125,21 +125,21 @@ class Scheduler:
 
     @property
     def trained_weights(self) -> int:
-        """Weights that have a gradient and moments, those of a frozen encoder left out."""
+        """Number of weights with gradient and moments, without a frozen encoder."""
         groups = (group["params"] for optimiser in self.optimisers for group in optimiser.param_groups)
         return sum(parameter.numel() for group in groups for parameter in group)
 
     def weights(self) -> dict[str, Any]:
-        """The nets' weights: what pretraining hands to preference training."""
+        """Weights of the nets, which preference training gets from pretraining."""
         return {"exploitation": self.exploitation.state_dict(), "exploration": self.exploration.state_dict()}
 
     def load_weights(self, weights: dict[str, Any]) -> None:
-        """Take over the weights that pretraining left."""
+        """Load the weights of a pretrained scheduler."""
         self.exploitation.load_state_dict(weights["exploitation"])
         self.exploration.load_state_dict(weights["exploration"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs: weights, Adam moments, the pool. A collective call, as the pool's is."""
+        """State for a resumed run: weights, Adam moments, the pool. A collective call, because of the pool."""
         return {
             **self.weights(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -147,7 +147,7 @@ class Scheduler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Restore the state that `state_dict` returned."""
         self.load_weights(state)
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)

@@ -1,4 +1,4 @@
-"""Which rounds are scheduled, and how many pairs each trains on."""
+"""Which rounds are scheduled, and the number of pairs that each trains on."""
 
 from dataclasses import dataclass
 
@@ -20,18 +20,18 @@ def selected(batch_size: int, ratio: float) -> int:
 
 @dataclass(frozen=True)
 class Selection:
-    """The course of the selection over a run; rounds are counted from 1.
+    """Schedule of the selection over a run; rounds are counted from 1.
 
     Attributes:
         batch_size: n, the pairs of a global batch.
-        rounds: rounds of the whole run.
-        ratios: K / n; several hold for consecutive equal parts of the run.
-        warmup_rounds: first rounds that train on the full batch.
+        rounds: rounds of the complete run.
+        ratios: K / n; several ratios apply to consecutive equal parts of the run.
+        warmup_rounds: number of first rounds that train on the full batch.
         full_every: every `full_every`-th round trains on the full batch; None for no such rounds.
         end_after: the last round of scheduling, after which the run is plain training; None for never.
 
     Raises:
-        ValueError: when a ratio does not give a whole number of pairs, or a number of rounds makes no sense.
+        ValueError: when a ratio does not give a whole number of pairs, or a number of rounds is out of range.
     """
 
     batch_size: int
@@ -54,7 +54,7 @@ class Selection:
             raise ValueError(f"end_after is {self.end_after}: give 1 or more, or choose selector `all`")
 
     def scheduled(self, round: int) -> bool:
-        """Whether the selector takes part. It sees warm-up and full rounds too, to learn from them."""
+        """Whether the selector runs in a round. It runs in warm-up and full rounds too, to learn from them."""
         return self.end_after is None or round <= self.end_after
 
     @property

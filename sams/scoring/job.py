@@ -7,8 +7,9 @@ from typing import Any
 
 from sams.judge.endpoint import STORE, key_withheld
 from sams.judge.proxy import DryRun
+from sams.runtime.code import code_digest
 from sams.runtime.files import write_json
-from sams.runtime.provenance import ENVIRONMENT, code_digest, made_on
+from sams.runtime.provenance import ENVIRONMENT, made_on
 from sams.study.recipes import ScoreRecipe, current_job
 from sams.tracking.log import Run, Stage, start
 

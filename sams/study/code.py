@@ -3,7 +3,7 @@
 import functools
 
 from sams.losses.table import LOSSES
-from sams.runtime.provenance import code_of
+from sams.runtime.code import code_of
 from sams.scheduling.selectors.table import SELECTORS
 from sams.study.recipes import AssessRecipe, PreferenceRecipe, PretrainRecipe, SftRecipe
 from sams.study.settings import Preference, Settings
@@ -28,7 +28,7 @@ ENTRY_POINTS = {
 """Module of each stage, started by `python -m`."""
 
 WATCHING = "sams.training.watching"
-"""Module with which a scheduler learns during SFT."""
+"""Module with which a scheduler learns during SFT, imported by name: other SFT jobs do not depend on it."""
 
 
 def code_of_job(stage: str, recipe: Settings) -> dict[str, str]:
@@ -54,7 +54,7 @@ def named_modules(recipe: Settings) -> list[str]:
         case PretrainRecipe():
             return [SELECTORS["sams"].module]
         case SftRecipe(watching=watching):
-            return [] if watching is None else ["sams.training.watching", SELECTORS["sams"].module]
+            return [] if watching is None else [WATCHING, SELECTORS["sams"].module]
         case _:
             return []
 

@@ -35,8 +35,8 @@ def load_study(settings: dict[str, Any], *, where: str = "config") -> Study:
         return Study.model_validate(settings)
     except ValidationError as error:
         key, problem = first_problem(error, Study)
-        place = f"{where}: key '{key}'" if key else where
-        raise UserError(problem, where=place, remedy="docs/settings.md lists every key") from None
+        where = f"{where}: key '{key}'" if key else where
+        raise UserError(problem, where=where, remedy="docs/settings.md lists every key") from None
 
 
 def read_settings(files: list[Path], more: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def from_options(entries: Iterable[str]) -> dict[str, Any]:
 
 
 def _typed(value: Any) -> Any:
-    """Return a value with YAML 1.2 scalars in place of their text."""
+    """Return a value with YAML 1.2 scalars instead of their text."""
     if isinstance(value, Mapping):
         return {key: _typed(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -58,7 +58,7 @@ def check_rows(required: Required, kept: dict[str, int]) -> None:
     for split, (least, key) in required.items():
         if kept[split] < least:
             raise UserError(
-                f"{kept[split]} rows of {split} are left after tokenising, and {least} are required",
+                f"rows of {split} left after tokenising: {kept[split]}, required: {least}",
                 where=key,
                 remedy="give more data or a smaller batch_size",
             )

@@ -21,7 +21,7 @@ WEIGHTS = ("config.json", "*.safetensors", "*.bin")
 
 
 def sources_of(recipe: Settings) -> list[str]:
-    """Local files and folders that a job reads besides the results of other jobs, as its recipe names them.
+    """Local files and folders that a job reads in addition to the results of other jobs, as its recipe names them.
 
     Models and data sets of a hub are left out: their revision identifies them. Files that are not there are named
     all the same.

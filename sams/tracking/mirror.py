@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import os
 import re
 import threading
 import time
@@ -131,6 +130,7 @@ class Mirror:
         self._complete = True
         assert self._client is not None
         try:
+            self._marker().unlink(missing_ok=True)  # in case `end` has not waited long enough
             send_unsent(self._client)
         except Exception:  # an earlier job's run, which waits for the next job
             logger.debug("MLflow does not accept an unsent run of an earlier job", exc_info=True)
@@ -160,14 +160,16 @@ class Mirror:
         return RESULTS / UNSENT / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
     def _write_marker(self, ending: Ending) -> None:
-        def relative(path: Path) -> str:
-            return os.path.relpath(path, RESULTS)
+        def relative(path: Path) -> str:  # so that a moved results folder keeps its markers
+            path, results = path.resolve(), RESULTS.resolve()
+            return str(path.relative_to(results) if path.is_relative_to(results) else path)
 
         folders = [self._sidecar.parent, *([self._copy_to] if self._copy_to else [])]
         content = {
             "identity": self._identity._asdict(),
             "ending": ending._asdict() | {"artifacts": [relative(path) for path in ending.artifacts]},
             "run_id": self._run_id,
+            "resume": self._resume or bool(self._run_id),
             "sidecars": [relative(folder / self._sidecar.name) for folder in folders],
             "log": self._jsonl.name if self._jsonl else None,
             "log_size": self._jsonl.stat().st_size if self._jsonl and self._jsonl.is_file() else 0,
@@ -191,7 +193,7 @@ class Mirror:
             None,
         )
         sidecar = log.with_name(sidecars[0].name) if log else sidecars[0]
-        mirror = cls(Identity(**content["identity"]), sidecar, log or None, lines=0, resume=True)
+        mirror = cls(Identity(**content["identity"]), sidecar, log or None, lines=0, resume=content["resume"])
         ending = content["ending"]
         mirror._ending = Ending(**ending | {"artifacts": [results / path for path in ending["artifacts"]]})
         mirror._known_run = content["run_id"]

@@ -65,9 +65,9 @@ def main(
         selecting = Selecting(selector, task, selection)
         figures, _ = train(job, policy, task, batches, update, selecting=selecting, reports=Reports(test))
         assert job.tuning is not None
-        found, _ = score(policy, task, others, job.workers, job.tuning.scoring_micro_batch)
+        values, _ = score(policy, task, others, job.workers, job.tuning.scoring_micro_batch)
         if job.workers.is_main:
-            table = pa.table({"id": [task.ids[item] for item in others], "loss": found["loss"].numpy()})
+            table = pa.table({"id": [task.ids[item] for item in others], "loss": values["loss"].numpy()})
             with whole_folder(out / "losses") as part:
                 parquet.write_table(table, part / LOSSES)
         job.finish(figures)

@@ -1,7 +1,7 @@
-"""The processes of a training job: who they are, what they exchange, how they share the policy.
+"""The processes of a training job: rank, collective calls, and the replicated or sharded policy.
 
-accelerate sets up devices, process group, mixed precision and DDP. FSDP2 is applied by torch itself:
-accelerate offers it on GPUs only, and what cannot run on two CPU processes cannot be proven here.
+accelerate sets up devices, process group, mixed precision and DDP. FSDP2 is applied with torch directly, because
+accelerate supports it on GPUs only, and the tests run it on CPU processes.
 """
 
 import hashlib
@@ -31,17 +31,17 @@ T = TypeVar("T")
 
 
 class Workers:
-    """The processes that torchrun started, or this one alone.
+    """The processes that torchrun started, or a single process.
 
     Args:
         device: auto, cpu or cuda.
         strategy: ddp or fsdp2.
-        shard_over: FSDP2 shards over `all` processes, or over those of each `node`, which then are replicas of one
-            another (HSDP).
+        shard_over: FSDP2 shards over `all` processes, or over the processes of each `node`; nodes are then replicas
+            (HSDP).
         precision: float32 or bfloat16, the compute type.
         threads: CPU threads of each process.
-        timeout_minutes: a job in which nothing moves for so long ends, while it is watched (`begin_watch`).
-        deterministic: deterministic kernels only; slower, and bitwise the same from start to start on a GPU.
+        timeout_minutes: a watched job (`begin_watch`) ends after this time without progress.
+        deterministic: use deterministic kernels only; slower, and bitwise reproducible on a GPU.
 
     Raises:
         UserError: when the machine has fewer GPUs than processes.
@@ -63,7 +63,7 @@ class Workers:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
         if precision == "bfloat16":
-            # What is left in float32 is the scheduler, whose matrices need no more than TensorFloat-32.
+            # Only the scheduler computes in float32, and TensorFloat-32 is precise enough for it.
             torch.set_float32_matmul_precision("high")
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         gpus = 0 if device == "cpu" else torch.cuda.device_count()
@@ -77,7 +77,7 @@ class Workers:
             cpu=not gpus,
             mixed_precision="bf16" if precision == "bfloat16" and strategy == "ddp" else "no",
             kwargs_handlers=[
-                # After the watch, which tells where all processes are.
+                # Later than the watch, which reports the position of every process.
                 InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes + 1)),
                 # Without dropout and batch norm there are no buffers to keep equal.
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
@@ -95,9 +95,9 @@ class Workers:
 
         if self.shards and self.world % self.shards:
             raise UserError(
-                f"{self.world} processes are not so many nodes of {self.shards}",
+                f"{self.world} processes cannot be split into nodes of {self.shards}",
                 where="launch.shard_over",
-                remedy="start as many processes on every node, or set it to all",
+                remedy="start the same number of processes on every node, or set it to all",
             )
 
     @property
@@ -106,10 +106,12 @@ class Workers:
         return self.rank == 0
 
     def begin_watch(self, folder: Path) -> None:
-        """End the job, with every process's position, should nothing move in it; `self.watch.stop` ends the watch.
+        """Start to watch the job: without progress, it ends and reports the position of every process.
+
+        `self.watch.stop` ends the watch.
 
         Args:
-            folder: where the processes tell each other; what is in it is deleted.
+            folder: folder in which the processes write their positions; its content is deleted.
         """
         if self.is_main:
             shutil.rmtree(folder, ignore_errors=True)
@@ -120,7 +122,7 @@ class Workers:
     def wrap(self, policy: Policy, *, trained: bool = True) -> nn.Module:
         """Move the policy to the device and replicate (DDP) or shard (FSDP2) it.
 
-        One to be sharded may be on the meta device, and stays there.
+        A policy that is sharded may be on the meta device, and stays there.
         """
         if self.shards:
             empty = any(parameter.is_meta for parameter in policy.parameters())
@@ -133,9 +135,9 @@ class Workers:
         return wrapped
 
     def exchange_gradients(self, policy: nn.Module, exchange: bool) -> None:
-        """Say, *before* a forward pass, whether its backward pass ends with an exchange of gradients.
+        """Set, *before* a forward pass, whether its backward pass ends with an exchange of gradients.
 
-        DDP prepares the exchange in the forward pass. Said in between, the wrong micro-batch would be
+        DDP prepares the exchange in the forward pass. If set between the two passes, the wrong micro-batch would be
         exchanged, and the replicas would drift apart.
         """
         if isinstance(policy, nn.parallel.DistributedDataParallel):
@@ -144,10 +146,10 @@ class Workers:
             policy.set_requires_gradient_sync(exchange)
 
     def refuse_drift(self, policy: nn.Module) -> None:
-        """See that the replicas of a policy are still equal, now and then and before their weights are saved.
+        """Check that the replicas of a policy are equal.
 
         Raises:
-            RuntimeError: naming the processes' checksums.
+            RuntimeError: with the checksum of each process.
         """
         # Process r holds the shard of process r % shards; unsharded, all hold the same.
         shards = self.shards or 1
@@ -156,24 +158,24 @@ class Workers:
         held = (local_part(parameter.detach()) for parameter in policy.parameters())
         checksum = sum(part.double().sum() for part in held)
         sums = [part.item() for part in self.all_gather(torch.as_tensor(checksum, device=self.device))]
-        if any(found != sums[rank % shards] for rank, found in enumerate(sums)):
+        if any(checksum != sums[rank % shards] for rank, checksum in enumerate(sums)):
             raise RuntimeError(f"the processes' replicas of the policy have drifted apart: {sums}")
 
     def clip(self, policy: nn.Module, max_norm: float) -> float:
         """Clip the gradient and return its norm over all processes before clipping."""
         norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
-        # Under FSDP2 the norm is a DTensor, of which each process holds a part.
+        # Under FSDP2 the norm is a DTensor: each process has a part of it.
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum of the processes' tensors, on every process; the given tensor is overwritten."""
+        """Sum of the processes' tensors, on every process; the given tensor is overwritten."""
         if self.world > 1:
             with self.watch.waiting("all_reduce"):
                 dist.all_reduce(tensor)
         return tensor
 
     def sum_on_cpu(self, tensor: Tensor) -> Tensor:
-        """The sum of the processes' CPU tensors, on the CPU of every process."""
+        """Sum of the processes' CPU tensors, on the CPU of every process."""
         return self.sum(tensor.to(self.device)).cpu() if self.world > 1 else tensor
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
@@ -202,7 +204,7 @@ class Workers:
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether any process says yes."""
+        """Whether the flag is set on any process."""
         return any(int(part) for part in self.all_gather(torch.tensor([int(flag)], device=self.device)))
 
     def largest(self, value: float) -> float:
@@ -216,15 +218,15 @@ class Workers:
         return self.largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         with self.watch.waiting("barrier"):
             self.accelerator.wait_for_everyone()
 
     def leave(self) -> None:
-        """End this worker once all have come here; alone it just goes on.
+        """End this worker once all workers have called this; a single process continues.
 
-        Results are written and the metric log is closed by now. What the interpreter would still tear down
-        is the process group and what hangs on it, and that was seen to wait for ever for a peer already gone.
+        Results are written and the metric log is closed before. The interpreter would tear down the process group
+        next, and has been seen to wait forever for a peer that had already ended.
         """
         self.barrier()
         if self.world > 1:
@@ -232,7 +234,7 @@ class Workers:
 
 
 def mesh_of(device: str, world: int, shards: int) -> DeviceMesh:
-    """The processes as FSDP2 takes them: in one row, or in rows of `shards` that are replicas of one another."""
+    """Device mesh for FSDP2: one row of processes, or rows of `shards` processes that are replicas."""
     if shards == world:
         return dist.init_device_mesh(device, (world,))
     names = ("replicate", "shard")
@@ -240,12 +242,12 @@ def mesh_of(device: str, world: int, shards: int) -> DeviceMesh:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor that may be sharded."""
+    """This process's part of a tensor that may be sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard(policy: Policy, mesh: DeviceMesh, precision: str) -> Policy:
-    """Shard a policy with FSDP2, each block a group of its own: float32 master weights, computed in `precision`."""
+    """Shard a policy with FSDP2, one group per block: float32 master weights, computed in `precision`."""
     mixed = MixedPrecisionPolicy(param_dtype=getattr(torch, precision), reduce_dtype=torch.float32)
     for block in blocks(policy.model):
         fully_shard(block, mesh=mesh, mp_policy=mixed)
@@ -254,13 +256,13 @@ def shard(policy: Policy, mesh: DeviceMesh, precision: str) -> Policy:
 
 
 def end_worker(status: int) -> None:
-    """End this process without tearing it down."""
+    """End this process without cleaning up."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def seeded(*parts: Any) -> torch.Generator:
-    """A generator of its own for one purpose, from a seed and the purpose's name."""
+    """Random generator for one purpose, from a seed and the name of the purpose."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

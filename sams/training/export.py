@@ -1,9 +1,9 @@
 """Export a trained policy as a Hugging Face folder: safetensors, config, tokenizer with its chat template.
 
-One process, which holds one file of weights at a time. The start of a study without SFT, and a finished model, are
-exported the same way, from their hub id or folder, so that every later stage reads the same kind of folder. A study
-that starts from a fresh model, as a rehearsal does, has it built here. What needs all weights at once is held whole:
-adapters that are merged, a fresh model, files that are not laid out as the model is.
+A single process holds one file of weights at a time. The start model of a study without SFT, and a finished model,
+are exported in the same way from their hub id or folder, so that every later stage reads the same kind of folder. The
+fresh model of a study that starts from one, such as a rehearsal, is built here. All weights are in memory at once
+only to merge adapters, for a fresh model, and where the files have other tensors than the model.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from sams.policy.model import add_lora, build_model, check_vocabulary, load_model
 from sams.policy.policy import Policy
-from sams.policy.stored import files_of, found_in, materialise, names_in_files, without_weights, write
+from sams.policy.stored import files_of, materialise, names_in_files, stored_names, without_weights, write
 from sams.policy.weights import check_weights, refuse_not_finite
 from sams.runtime.errors import UserError
 from sams.runtime.files import digest_of, read_json, whole_folder
@@ -22,17 +22,17 @@ from sams.training.sharded import LORA, ShardReader, load_sharded
 
 FRESH_SEED = 0
 KEY = "policy.model."
-"""What stands before the name of a weight in `trained/`."""
+"""Prefix of the names of weights in `trained/`."""
 
 
 def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | None = None) -> None:
     """Write the folder `out`, from sharded weights in `trained` or, without them, from the recipe's model.
 
     Args:
-        recipe: the model.
+        recipe: recipe with the settings of the model.
         out: the folder.
-        tokens: tokenised data, whose tokenizer goes with the model; without it, the model's own does.
-        trained: sharded weights.
+        tokens: tokenised data with the tokenizer to export; None for the model's own tokenizer.
+        trained: folder of sharded weights.
     """
     from sams.runtime.stage import read_recipe
     from sams.study.recipes import ExportRecipe
@@ -63,12 +63,12 @@ def main(recipe: str, out: Path, tokens: Path | None = None, trained: Path | Non
             check_vocabulary(model, tokenizer, settings.path)
             if (folder / "generation_config.json").is_file():
                 model.generation_config = GenerationConfig.from_pretrained(folder)
-            found = found_in(model, folder)
-            if found is None:
+            names = stored_names(model, folder)
+            if names is None:
                 save(load_model(settings.path, settings, revision=settings.revision), part, dtype)
             else:
                 model.config.use_cache = True
-                write(model, HuggingFaceStorageReader(str(folder)), found, part, dtype, folder)
+                write(model, HuggingFaceStorageReader(str(folder)), names, part, dtype, folder)
         else:
             save(build_model(settings, tokenizer, FRESH_SEED), part, dtype)
         tokenizer.save_pretrained(part)
@@ -97,7 +97,7 @@ def export_trained(trained: Path, attention: str, out: Path, dtype: torch.dtype)
 
 
 def save(model: PreTrainedModel, out: Path, dtype: torch.dtype) -> None:
-    """Write a model that is held whole."""
+    """Write a model that is in memory."""
     refuse_not_finite(model.named_parameters(), "the model to export")
     model.config.use_cache = True
     model.to(dtype).save_pretrained(out)

@@ -24,13 +24,15 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-3}
 OUTLIER = 20
 
 
-def refuse_foreign_reference(task: PreferenceTask, items: list[int], found: Items, *, precision: str) -> None:
+def refuse_foreign_reference(
+    task: PreferenceTask, items: list[int], values: Items, *, precision: str
+) -> None:
     """Check before the first step that the policy agrees with the cached reference log-probs of the same model.
 
     Args:
         task: the training pairs with their reference.
         items: the first global batch.
-        found: values of these items under the policy, with `logps/chosen` and `logps/rejected`.
+        values: values of these items under the policy, with `logps/chosen` and `logps/rejected`.
         precision: compute type.
 
     Raises:
@@ -40,7 +42,7 @@ def refuse_foreign_reference(task: PreferenceTask, items: list[int], found: Item
     tokens = torch.tensor(
         [[task.chosen_tokens[item], task.rejected_tokens[item]] for item in items], dtype=torch.float64
     )
-    logps = torch.stack([found["logps/chosen"], found["logps/rejected"]], dim=1).double()
+    logps = torch.stack([values["logps/chosen"], values["logps/rejected"]], dim=1).double()
     ratios = logps - task.reference[items, :2].double()
     mean = (ratios.sum() / tokens.sum()).item()
     each = (ratios / tokens).abs().amax(dim=1)

@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from sams.policy.policy import bare
+from sams.runtime.code import digest_of_code
 from sams.runtime.errors import UserError
 from sams.runtime.faults import is_out_of_memory
 from sams.runtime.files import digest_of, write_json
 from sams.runtime.processes import WORKER
-from sams.runtime.provenance import ENVIRONMENT, digest_of_code, made_on
+from sams.runtime.provenance import ENVIRONMENT, made_on
 from sams.training.checkpoints import Checkpoints
 from sams.training.distribution import Workers
 from sams.training.gates import TrainingFailure

@@ -1,4 +1,4 @@
-"""The policy of a job: loaded, given adapters, compiled, replicated or sharded."""
+"""Load the policy of a job: with adapters, compiled, replicated or sharded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from sams.policy.model import add_lora, compile_blocks, load_model
 from sams.policy.policy import Policy
-from sams.policy.stored import files_of, fill, found_in, materialise, without_weights
+from sams.policy.stored import files_of, fill, materialise, stored_names, without_weights
 from sams.policy.weights import check_weights
 from sams.runtime.files import MANIFEST
 from sams.training.distribution import Workers
@@ -30,41 +30,43 @@ def load_policy(
     revision: str | None = None,
     training: Training | None = None,
 ) -> nn.Module:
-    """The model of a folder or a hub id as a policy. A collective call.
+    """Load the model of a folder or a hub id as a policy. A collective call.
 
-    Sharded, it is built without data, and each process reads its own shards: none holds it whole. With adapters, or
-    where the files hold other tensors than the model does, each process loads all of it before it is sharded.
+    A sharded policy is built without data, and each process reads its own shards only. With adapters, or where the
+    files have other tensors than the model, each process loads the complete model before it is sharded.
 
     Args:
         path: folder or hub id.
-        settings: of the policy.
+        settings: settings of the policy.
         workers: the processes.
-        revision: of the hub id.
-        training: of the stage that trains it; None for a policy that is only scored.
+        revision: revision of the hub id.
+        training: settings of the stage that trains the policy; None for a policy that is only scored.
 
     Raises:
-        UserError: when the model is not there or cannot be read.
+        UserError: when the model is missing or cannot be read.
     """
     if not workers.shards or (training is not None and training.lora is not None):
         return wrap(load_model(path, settings, revision=revision), settings, workers, training)
     folder = files_of(path, revision)
-    if workers.is_main and not (folder / MANIFEST).is_file():  # an export has been looked into
+    if workers.is_main and not (folder / MANIFEST).is_file():  # an export is checked already
         check_weights(folder, allow_pickle=settings.allow_pickle)
     model = without_weights(folder, settings.attention)
-    found = found_in(model, folder)
-    if found is None:
-        log.warning("the files of %s are not laid out as the model is: every process loads all of them", path)
+    stored = stored_names(model, folder)
+    if stored is None:
+        log.warning(
+            "the files of %s have other tensors than the model: every process loads all of them", path
+        )
         return wrap(load_model(path, settings, revision=revision), settings, workers, training)
     policy = wrap(model, settings, workers, training)
     materialise(policy, model, workers.device)
-    fill(model, folder, found)
+    fill(model, folder, stored)
     return policy
 
 
 def wrap(
     model: PreTrainedModel, settings: Model, workers: Workers, training: Training | None = None
 ) -> nn.Module:
-    """A model as a policy: adapters where they are asked for, replicated or sharded."""
+    """Wrap a model as a policy: with adapters if set, replicated or sharded."""
     if training is not None and training.lora is not None:
         add_lora(model, training.lora)
     if training is not None and settings.compile:

@@ -63,13 +63,13 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
                     items=0,
                     scored_items=MOST_ITEMS * workers.world,
                 )
-            found: Items = {}
+            values: Items = {}
             for task in tasks:
                 items = list(range(len(task.ids)))
-                found |= score(
+                values |= score(
                     policy, task, items, workers, tuning.scoring_micro_batch, what=f"reference of {split}"
                 )[0]
-            columns = {name.removeprefix("logps/"): pa.array(logps.numpy()) for name, logps in found.items()}
+            columns = {name.removeprefix("logps/"): pa.array(logps.numpy()) for name, logps in values.items()}
             tables[split] = pa.table({"id": data["id"]} | columns)
         if workers.is_main:
             with whole_folder(out, upstream=upstream, recipe=settings.model_dump(mode="json")) as part:

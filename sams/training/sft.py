@@ -23,13 +23,11 @@ from sams.training.tasks.base import read_tokens
 from sams.training.tasks.sft import SftTask
 from sams.training.updates import AdamWStep
 
-WATCHING = "sams.training.watching"
-"""Module of the scheduler, imported by name: the code digest of SFT without a scheduler does not cover it."""
-
 
 def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Path | None = None) -> None:
     """Train the SFT model of one seed; write trained/, train.jsonl and train_metrics.json to `out`."""
     from sams.runtime.stage import read_recipe
+    from sams.study.code import WATCHING
     from sams.study.recipes import SftRecipe, current_job
 
     settings = read_recipe(recipe, SftRecipe)

@@ -1,4 +1,4 @@
-"""Sharded weights, read without running what a file says: torch's own reader unpickles freely."""
+"""Read sharded weights without running code from the files, as torch's own reader would by unpickling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 LORA = "lora.json"
 """File next to sharded weights with the settings of their adapters."""
 
-# What torch writes into `.metadata`, besides numbers and texts.
+# Classes that torch writes into `.metadata`, besides numbers and texts.
 KNOWN = {
     "pathlib": {"Path", "PosixPath", "PurePosixPath"},
     "torch": {"Size", "device"},
@@ -37,16 +37,16 @@ KNOWN = {
 
 
 def load_sharded(state: dict[str, Any], folder: Path) -> None:
-    """Fill a state dict, in place, from what `torch.distributed.checkpoint.save` left in a folder.
+    """Fill a state dict, in place, from a folder written by `torch.distributed.checkpoint.save`.
 
     Raises:
-        CheckpointException: the folder asks for anything but tensors and plain values, or is damaged.
+        CheckpointException: the folder has anything but tensors and plain values, or is damaged.
     """
     dcp.load(state, storage_reader=ShardReader(folder), planner=_Planner())
 
 
 class ShardReader(FileSystemReader):
-    """Reads what `torch.distributed.checkpoint.save` wrote; `.metadata` may hold what torch writes, no more."""
+    """Reads folders of `torch.distributed.checkpoint.save`; only the classes in `KNOWN` may be in `.metadata`."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         file = Path(self._get_metadata_path(kwargs.get("rank")))
@@ -62,10 +62,10 @@ class _Unpickler(pickle.Unpickler):
             module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         ):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"a checkpoint has no business with {module}.{name}")
+        raise pickle.UnpicklingError(f"a checkpoint must not contain {module}.{name}")
 
 
 class _Planner(DefaultLoadPlanner):
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        found = torch.load(value, weights_only=True)
-        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], found)
+        loaded = torch.load(value, weights_only=True)
+        set_element(self.original_state_dict, self.mappings[read_item.dest_index.fqn], loaded)

@@ -1,7 +1,7 @@
-"""What a job finds out before its first step: whether rows can be packed, how many items fit in a micro-batch.
+"""Tune a job before its first step: row layout, sizes of micro-batches, activation checkpointing.
 
-None of it changes a result beyond rounding. It is found once, kept in the checkpoint and in the result's recipe.json,
-and taken over by a resumed run, which would otherwise not be the same bit by bit.
+Tuning changes results by rounding only. It runs once per run: checkpoints and the result's recipe.json keep what it
+found, and a resumed run reuses it, to be bitwise equal to an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.8
-"""Share of the free memory that activations may take: what is predicted leaves out fragmentation and temporaries."""
+"""Share of the free memory that activations may take: the prediction omits fragmentation and temporary tensors."""
 ADAM_BYTES = 12
-"""Of a trained weight, on the process that holds it: gradient and two moments in float32."""
+"""Bytes per trained weight on the process that holds it: gradient and two moments in float32."""
 WAITING_BYTES = 4
-"""Of a trained weight, on every process: FSDP2 keeps gradients whole, in float32, until the last micro-batch."""
+"""Bytes per trained weight on every process: FSDP2 keeps unsharded float32 gradients until the last micro-batch."""
 GOOD_ENOUGH = 1.05
-"""The smallest micro-batch within this factor of the fastest is taken: timings are noisy, memory is not."""
+"""The smallest micro-batch within this factor of the fastest is chosen, because timings are noisy."""
 
 
 @dataclass
 class Tuning:
-    """How a job runs its passes.
+    """Layout and sizes of the passes of a job.
 
     Attributes:
         packed: attention of packed rows; None for padded rows.
@@ -60,7 +60,7 @@ class Tuning:
     activation_checkpointing: bool
 
     def as_set(self, training: Training) -> Tuning:
-        """The same with the micro-batches that the settings name: they may have been lowered since the last start."""
+        """Take micro-batches from the settings, which may have been lowered since the last start; return itself."""
         if training.micro_batch_size != "auto":
             self.micro_batch = training.micro_batch_size
         if training.scoring_micro_batch_size != "auto":
@@ -68,7 +68,7 @@ class Tuning:
         return self
 
     def apply(self, policy: nn.Module) -> None:
-        """Switch the policy to this layout, and checkpointing on."""
+        """Set the policy's row layout and activation checkpointing."""
         bare(policy).pack(self.packed)
         if self.activation_checkpointing:
             checkpoint_activations(bare(policy).model)
@@ -86,18 +86,18 @@ def tune(
     scored_items: int,
     other_weights: int = 0,
 ) -> Tuning:
-    """Find out how to run the passes. A collective call, made once the optimiser exists.
+    """Find row layout and sizes of the passes. A collective call, made once the optimiser exists.
 
     Args:
         policy: wrapped by the workers.
-        task: whose items are tried; no label is used.
+        task: task whose items are tried; labels are not used.
         workers: the processes.
         model: settings of the policy.
-        micro_batch: items per process and backward pass as set; `auto` searches.
+        micro_batch: set number of items per process and backward pass; `auto` searches.
         scoring_micro_batch: the same for passes without gradients.
-        items: of a global batch that are trained on, at most; 0 where nothing is.
-        scored_items: of a global batch.
-        other_weights: that are trained beside the policy, on every process.
+        items: most items of a global batch that are trained on; 0 if the policy is not trained.
+        scored_items: items of a global batch that are scored.
+        other_weights: number of other weights that are trained on every process.
 
     Raises:
         UserError: when the longest item alone does not fit in memory.
@@ -134,9 +134,9 @@ def tune(
 
 
 def agreeing_attention(policy: nn.Module, task: Scored, workers: Workers, precision: str) -> str | None:
-    """The attention of packed rows that gives two items the log-probs that padded rows give them; None if none does.
+    """Find an attention with which packed rows give the log-probs of padded rows; None if there is none.
 
-    A model may keep its positions or its masks in a way of its own. Nothing is assumed: it is tried.
+    A model may compute positions or masks in its own way. Nothing is assumed about it: two items are tried.
     """
     order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
     middle = len(order) // 2
@@ -150,18 +150,18 @@ def agreeing_attention(policy: nn.Module, task: Scored, workers: Workers, precis
     for kernel in kernels:
         try:
             bare(policy).pack(kernel)
-            found = _scored(policy, items, workers)
+            packed = _scored(policy, items, workers)
         except torch.OutOfMemoryError:
             raise
         except (TypeError, ValueError, ImportError, RuntimeError) as error:
             log.info("rows cannot be packed with %s: %s", kernel, repr(error).splitlines()[0])
             continue
-        difference = float((found.logps - expected.logps).abs().sum() / tokens)
+        difference = float((packed.logps - expected.logps).abs().sum() / tokens)
         if workers.largest(difference) <= OUTLIER * TOLERANCE[precision]:
             return kernel
-        log.info("rows cannot be packed with %s: log-probs are %.1e per token apart", kernel, difference)
+        log.info("rows cannot be packed with %s: log-probs differ by %.1e per token", kernel, difference)
     bare(policy).pack(None)
-    log.warning("%s computes padded rows, which takes longer", type(bare(policy).model).__name__)
+    log.warning("%s computes padded rows, which is slower", type(bare(policy).model).__name__)
     return None
 
 
@@ -181,7 +181,7 @@ def _rows(policy: nn.Module, items: list[Item]) -> Any:
 def activation_bytes(policy: nn.Module, task: Scored, workers: Workers) -> float:
     """Bytes that a forward pass keeps for the backward pass, per token of a row, padding included.
 
-    Counted on one and on two items, whose difference leaves out what does not grow with the tokens.
+    Measured as the difference between two items and one, to exclude what does not grow with the tokens.
     """
     order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
     middle = order[len(order) // 2]
@@ -197,7 +197,7 @@ def activation_bytes(policy: nn.Module, task: Scored, workers: Workers) -> float
 
 @contextmanager
 def saved_bytes() -> Iterator[dict[int, int]]:
-    """Count the bytes of every storage that autograd keeps, weights apart: by address."""
+    """Count the bytes of every storage that autograd keeps, except weights, by address."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -219,16 +219,16 @@ def fit(
 ) -> tuple[bool, int]:
     """Whether activations must be checkpointed, and how many of the longest items then fit in a micro-batch.
 
-    Beside them there must be room for gradients and the optimiser's state. Predicted and not tried: a process that
-    ran out of memory would leave the others waiting.
+    Memory for gradients and the optimiser's state is reserved. The sizes are predicted and not tried: a process that
+    runs out of memory would leave the others waiting.
 
     Raises:
-        UserError: when the longest item does not fit either way.
+        UserError: when the longest item does not fit even with checkpointing.
     """
     bytes_per_token = activation_bytes(policy, task, workers)
     state = ADAM_BYTES * (local_weights(policy) + other_weights) + waiting_bytes(policy)
     room = MEMORY_SHARE * (free_bytes(workers.device) - state)
-    # Of a checkpointed model the inputs of all blocks stay, and one block at a time is alive in full.
+    # A checkpointed model keeps the inputs of all blocks, and all activations of one block at a time.
     count = len(blocks(bare(policy).model))
     inputs = count * bare(policy).model.config.hidden_size * 4
     for checkpointed in (False, True) if checkpointing == "auto" else (bool(checkpointing),):
@@ -238,14 +238,14 @@ def fit(
             return checkpointed, fitting
     raise UserError(
         f"activations of the longest item take {each * row_tokens(policy, task)[0] / 2**30:.1f} GiB, "
-        f"of {room / 2**30:.1f} GiB that are left",
+        f"of {room / 2**30:.1f} GiB available",
         where="model.activation_checkpointing",
         remedy="set it to auto, shard the policy (launch.strategy: fsdp2), or lower data.max_length",
     )
 
 
 def row_tokens(policy: nn.Module, task: Scored) -> list[int]:
-    """Tokens that the longest items take up in a row, longest first; padded, each as much as the longest."""
+    """Tokens of the items in a row, longest first; in padded rows each item has the length of the longest."""
     if bare(policy).packed is not None:
         return sorted(task.packed_lengths, reverse=True)
     longest = max(range(len(task.ids)), key=lambda item: task.lengths[item])
@@ -253,7 +253,7 @@ def row_tokens(policy: nn.Module, task: Scored) -> list[int]:
 
 
 def items_within(policy: nn.Module, task: Scored, tokens: float) -> int:
-    """How many of the longest items take so many tokens together."""
+    """Number of the longest items that together have at most this many tokens."""
     for count, length in enumerate(row_tokens(policy, task)):
         tokens -= length
         if tokens < 0:
@@ -262,20 +262,20 @@ def items_within(policy: nn.Module, task: Scored, tokens: float) -> int:
 
 
 def local_weights(policy: nn.Module) -> int:
-    """Trained weights that this process holds."""
+    """Number of trained weights that this process holds."""
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     return sum(local_part(part).numel() for part in trained)
 
 
 def waiting_bytes(policy: nn.Module) -> int:
-    """Bytes of gradients that wait for the last micro-batch, beside those of `ADAM_BYTES`."""
+    """Bytes of gradients that wait for the last micro-batch, in addition to `ADAM_BYTES`."""
     if not isinstance(policy, FSDPModule):
         return 0
     return WAITING_BYTES * sum(part.numel() for part in policy.parameters() if part.requires_grad)
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process may still take: of its GPU, or its share of the machine's."""
+    """Free memory for this process: of its GPU, or its share of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -285,12 +285,12 @@ def free_bytes(device: torch.device) -> int:
 
 
 def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gradients: bool) -> int:
-    """Items in a micro-batch, 1 to `most`, at which a token takes the least time on rank 0."""
+    """Size of a micro-batch, from 1 to `most` items, with the least time per token on rank 0."""
     sizes = sorted({min(most, 2**power) for power in range(most.bit_length() + 1)})
     order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
     seconds = []
-    for size in [sizes[0], *sizes]:  # the first one twice: it warms up
-        # Items whose lengths are spread as those of all items are.
+    for size in [sizes[0], *sizes]:  # the first size runs twice, to warm up
+        # Items with the same distribution of lengths as all items.
         items = [order[(2 * number + 1) * len(order) // (2 * size)] for number in range(size)]
         rows = _rows(policy, task.sequences(items)).to(workers.device)
         started = time.perf_counter()
@@ -304,5 +304,5 @@ def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gra
             torch.cuda.synchronize()
         seconds.append((time.perf_counter() - started) / rows.tokens)
     best = GOOD_ENOUGH * min(seconds[1:])
-    found = next(size for size, took in zip(sizes, seconds[1:], strict=True) if took <= best)
-    return int(workers.broadcast(torch.tensor([found])).item())
+    size = next(size for size, took in zip(sizes, seconds[1:], strict=True) if took <= best)
+    return int(workers.broadcast(torch.tensor([size])).item())

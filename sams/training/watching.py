@@ -34,11 +34,11 @@ class WatchedTask(SftTask, Selectable):
     the view has no token counts.
     """
 
-    def view(self, items: list[int], found: Items, contexts: Tensor | None) -> View:
+    def view(self, items: list[int], values: Items, contexts: Tensor | None) -> View:
         return View(
-            losses=found["loss"],
-            margins=-found["loss"],
-            chosen_logps=found["logps/chosen"],
+            losses=values["loss"],
+            margins=-values["loss"],
+            chosen_logps=values["logps/chosen"],
             contexts=contexts,
         )
 

@@ -88,12 +88,12 @@ def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:
     """Return a verdict as an OpenAI chat completion. Tokens are counted as words."""
     log_probs = None
     if verdict.log_probs is not None:
-        scored = [
+        tokens = [
             {"token": token, "logprob": log_prob, "bytes": list(token.encode())}
             for token, log_prob in sorted(verdict.log_probs.items(), key=lambda item: -item[1])
         ]
-        log_probs = {"content": [{**scored[0], "top_logprobs": scored}], "refusal": None}
-    prompt_tokens, tokens = len(prompt.split()), len(verdict.text.split())
+        log_probs = {"content": [{**tokens[0], "top_logprobs": tokens}], "refusal": None}
+    prompt_tokens, completion_tokens = len(prompt.split()), len(verdict.text.split())
     return {
         "id": "chatcmpl-local",
         "object": "chat.completion",
@@ -109,8 +109,8 @@ def completion(verdict: Verdict, prompt: str, model: str) -> dict[str, Any]:
         ],
         "usage": {
             "prompt_tokens": prompt_tokens,
-            "completion_tokens": tokens,
-            "total_tokens": prompt_tokens + tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
         },
     }
 

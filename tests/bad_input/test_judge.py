@@ -18,12 +18,12 @@ JUDGES: list[Any] = [
     (
         "a key with its line end",
         ("ok", {}, f"{KEY}\n"),
-        "OPENAI_API_KEY: the key holds white space.*; export it anew",
+        "OPENAI_API_KEY: the key contains white space.*; export it again",
     ),
     (
         "a key in quotes of another kind",
         ("ok", {}, f"\u201c{KEY}\u201d"),
-        "OPENAI_API_KEY: the key holds .*; export",
+        "OPENAI_API_KEY: the key contains .*; export",
     ),
     ("a wrong key", ("ok", {}, "sk-another"), "URL: the judge refuses the key; check OPENAI_API_KEY"),
     ("a key that is withdrawn", ("401", {}, KEY), "URL: the judge refuses the key; check OPENAI_API_KEY"),

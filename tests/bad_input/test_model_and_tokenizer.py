@@ -11,7 +11,7 @@ from sams.data import prepare, tokenise
 from sams.data.templates import CompletionEncoder, encode_prompt
 from sams.data.tokeniser import build_tokenizer
 from sams.runtime.files import read_json
-from sams.study.rounds import VARIABLE
+from sams.study.rounds import required_rows
 from sams.study.settings import Model
 from sams.study.study import Study
 from tests import tiny
@@ -118,7 +118,7 @@ TOGETHER: list[Any] = [
     (
         "a weight of another shape",
         tensors(lambda found: found.update({NORM: torch.ones(5)})),
-        r"model: tensor model.norm.weight has shape \[5\], the config asks for \[32\]; give",
+        r"model: tensor model.norm.weight has shape \[5\], the config has \[32\]; give",
     ),
     (
         "another kind of model",
@@ -202,47 +202,53 @@ ROWS: list[Any] = [
     (
         "fewer examples than a batch",
         {"sft__batch_size": 8},
-        "sft.batch_size: 6 rows do not fill .* 8; give more",
+        "sft.batch_size: rows of sft left .*: 6, required: 8; give more",
     ),
-    ("fewer pairs to pretrain on", {"pretrain__batch_size": 8}, "pretrain.batch_size: 6 rows do not fill"),
+    ("fewer pairs to pretrain on", {"pretrain__batch_size": 8}, "pretrain.batch_size: .*: 6, required: 8"),
     (
         "fewer pairs than a batch",
         {"preference__batch_size": 8},
-        "preference.batch_size of method dpo: 6 rows do not",
+        "preference.batch_size of method dpo: rows of train left .*: 6, required: 8",
     ),
     (
         "fewer pairs than two halves need",
         {"preference__batch_size": 4, "method_settings__dpo": {"selector": "selective", "ratio": 0.5}},
-        "method dpo, cross-fitted on half of the pairs: 3 rows do not fill",
+        "method dpo, trained on half of the pairs: rows of train left .*: 6, required: 8",
     ),
     (
         "more ratios than rounds",
         {"method_settings__dpo": {"selector": "random", "ratio": [0.5, 1.0, 0.5, 1.0]}},
-        "preference.ratio of method dpo: 4 ratios for 3 rounds; give fewer",
+        "preference.batch_size of method dpo: rows of train left .*: 6, required: 8",
     ),
 ]
 
 
 @cases(*ROWS)
 def test_rows_enough_for_what_will_be_trained(
-    case: Case, records: Path, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    case: Case, records: Path, refused: Refused, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv(VARIABLE, rows_for(**case.made).model_dump_json())
-    refused(tokenise.main, recipe=recipe_of(fresh()), data=records, out=tmp_path / "tokens", says=case.says)
+    refused(
+        tokenise.main,
+        recipe=recipe_of(fresh()),
+        data=records,
+        out=tmp_path / "tokens",
+        required=json.dumps(required_rows(rows_for(**case.made))),
+        says=case.says,
+    )
 
 
-def test_one_row_is_too_few(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_is_too_few(refused: Refused, tmp_path: Path) -> None:
     data, run = prepared(tmp_path, PAIRS[:1]), {"out": tmp_path / "tokens"}
     kto = "error: where|KTO needs two pairs or more"
     with pytest.raises(Exception, match=kto):
         tokenise.main(recipe_of(fresh(), mismatched=True), data, tmp_path / "tokens")
-    monkeypatch.setenv(VARIABLE, rows_for().model_dump_json())
     refused(
         tokenise.main,
         recipe=recipe_of(fresh()),
         data=data,
+        required=json.dumps(required_rows(rows_for())),
         **run,
-        says="data.test: 1 test pair is left; .*; give",
+        says="data.test: rows of test left .*: 1, required: 2; give",
     )
 
 

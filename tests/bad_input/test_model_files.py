@@ -75,7 +75,7 @@ SHARDS: list[Any] = [
     (
         "an index that leaves the folder",
         in_json(INDEX, weight_map={NORM: "../one/model.safetensors"}),
-        f"{INDEX}, tensor model.norm.weight: expected the name of a file beside it, found '../one.*; fetch",
+        f"{INDEX}, tensor model.norm.weight: expected the name of a file in the same folder, found '../one.*; fetch",
     ),
     (
         "a shard without its tensor",

@@ -29,11 +29,15 @@ SETTINGS = [
     (
         "the same in a method",
         method(betta=0.1),
-        r"method_settings.dpo .*betta: unknown key; did you mean beta",
+        r"'method_settings.dpo.betta': unknown key; did you mean beta",
     ),
-    ("beta is 0", {"preference": {"beta": 0.0}}, "beta: .*greater than 0, found 0.0"),
-    ("beta is negative", {"preference": {"beta": -0.1}}, "beta: .*greater than 0, found -0.1"),
-    ("beta is infinite", {"preference": {"beta": float("inf")}}, "beta: .*finite number, found inf"),
+    ("beta is 0", {"preference": {"beta": 0.0}}, "preference.beta': .*greater than 0, found 0.0"),
+    ("beta is negative", {"preference": {"beta": -0.1}}, "preference.beta': .*greater than 0, found -0.1"),
+    (
+        "beta is infinite",
+        {"preference": {"beta": float("inf")}},
+        "preference.beta': .*finite number, found inf",
+    ),
     (
         "weight decay is NaN",
         {"sft": {"weight_decay": float("nan")}},
@@ -53,8 +57,16 @@ SETTINGS = [
     ("a seed as text", {"seeds": ["0"]}, "key 'seeds.0': .*integer, found '0'"),
     ("a seed twice", {"seeds": [1, 1]}, "`seeds` names one twice"),
     ("no seed", {"seeds": []}, "key 'seeds': .*at least 1"),
-    ("an unknown selector", method(selector="rendom"), r"selector: .*'rendom'; did you mean random\?"),
-    ("an unknown loss", {"preference": {"loss": "sigmoit"}}, r"loss: .*'sigmoit'; did you mean sigmoid\?"),
+    (
+        "an unknown selector",
+        method(selector="rendom"),
+        r"dpo.selector': .*'rendom' .*; did you mean random\?",
+    ),
+    (
+        "an unknown loss",
+        {"preference": {"loss": "sigmoit"}},
+        r"loss': .*'sigmoit' .*; did you mean sigmoid\?",
+    ),
     (
         "a setting that the loss has not",
         method(loss="simpo", loss_settings={"gama": 1.0}),
@@ -70,8 +82,12 @@ SETTINGS = [
         {"methods": ["sft", "dpo-sms"]},
         r"'dpo-sms' has no entry.*; did you mean dpo-sams\?",
     ),
-    ("a method's scheduler is no group", method(scheduler=3), "method_settings.dpo.scheduler` takes keys"),
-    ("a method's flag is no flag", method(fresh_scheduler="yes"), "fresh_scheduler` takes true or false"),
+    ("a method's scheduler is no group", method(scheduler=3), "'method_settings.dpo.scheduler': .*found 3"),
+    (
+        "a method's flag is no flag",
+        method(fresh_scheduler="yes"),
+        "dpo.fresh_scheduler': .*boolean, found 'yes'",
+    ),
     (
         "a method named as a folder of results",
         {"methods": ["sft", "data"]},

@@ -68,7 +68,7 @@ def test_a_rank_that_is_stopped_or_holds_the_interpreter_is_told_by_the_others(t
     try:
         told = both[0].communicate(timeout=patience(30))[1]
         assert both[0].returncode == EXIT_HUNG
-        assert "rank 1: last told of step " in told and ", and answers no more" in told
+        assert "rank 1: last seen at step " in told and ", does not answer" in told
     finally:
         both[1].kill()
         both[1].communicate()
@@ -148,7 +148,7 @@ def test_a_training_with_a_rank_that_hangs_ends_and_names_every_rank(
     [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "rank 0: step 4, " in error and "waits for the others in all_reduce" in error
     if hang == "stopped":
-        assert "rank 1: last told of " in error and ", and answers no more" in error
+        assert "rank 1: last seen at " in error and ", does not answer" in error
     else:
         assert "rank 1: step 4, reading the batch, for " in error
     assert signal.SIGSTOP == 19

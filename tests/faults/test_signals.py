@@ -1,4 +1,4 @@
-"""A request to stop: what is open is closed, what is trained is saved, and the exit status is 75."""
+"""Requests to stop: files and servers are closed, the training is saved, and the exit status is 75."""
 
 import os
 import signal

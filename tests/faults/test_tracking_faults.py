@@ -1,4 +1,4 @@
-"""MLflow that is locked, full, down or killed: training goes on, and what was not sent is sent at the next chance."""
+"""MLflow that is locked, full, down or killed: training continues, and the rest is sent at the next chance."""
 
 import contextlib
 import os
@@ -91,7 +91,7 @@ def test_a_full_artifact_store_costs_no_metric_and_gets_its_files_later(
 def test_a_job_that_goes_on_takes_what_its_killed_start_had_left(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first start is told to stop while nothing can be sent; the second sends all, in one run."""
+    """The first start is stopped while nothing can be sent; the second sends all, in one run."""
     monkeypatch.setattr(mlflow_mirror, "FINISH_SECONDS", 0.5)
     with contextlib.closing(sqlite3.connect("results/mlflow.db", isolation_level=None)) as other:
         other.execute("begin exclusive")

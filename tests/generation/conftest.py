@@ -1,4 +1,4 @@
-"""A small Llama with a word tokenizer over the synthetic world's words, exported as the workflow does it."""
+"""A small Llama with a word tokenizer for the synthetic world, exported as by the workflow."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ TEMPLATE = (
 
 
 def make_tokenizer(template: str = TEMPLATE) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of the world's words."""
+    """Return a tokenizer of the world's words."""
     texts = [row[key] for row in baseline_outputs(World()) for key in ("instruction", "output")]
     texts += [turn for row in mt_bench_questions(World()) for turn in row["turns"]]
     words = sorted({word for text in texts for word in text.split()})
@@ -40,7 +40,7 @@ def make_tokenizer(template: str = TEMPLATE) -> transformers.PreTrainedTokenizer
 
 
 def make_model(folder: Path, **architecture: Any) -> Path:
-    """Export a fresh model, and decode settings with it that nobody asked for."""
+    """Export a fresh model, with decoding settings that must be ignored."""
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     sizes = {

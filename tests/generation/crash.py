@@ -1,4 +1,4 @@
-"""Runs of `generate_answers` that kill themselves, in forks of a process that has computed nothing.
+"""Runs of `generate_answers` that kill themselves, in forks of a process without a computation.
 
     python -m tests.generation.crash '[{"recipe": ..., "paths": {...}, "batches": 3}, ...]'
 
@@ -19,7 +19,7 @@ from sams.study.recipes import GenerateRecipe
 
 
 def run(recipe: str, paths: dict[str, str], batches: int) -> None:
-    """Generate until that many batches are there."""
+    """Generate until the given number of batches is on disk."""
     put = Shards.put
     calls = 0
 

@@ -2,15 +2,13 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sams.generation.generate import generate_answers
+from sams.scoring import alpaca_eval
 from sams.scoring.alpaca_eval import _recorded, read_outputs
 from sams.scoring.difficulty import make_difficulty
 from sams.scoring.difficulty_table import check_table, read_table
@@ -57,7 +55,11 @@ def decoding(benchmark: Any, **settings: Any) -> GenerateRecipe:
 
 
 def test_a_model_gets_its_scores(
-    model: Path, tmp_path: Path, judge_prompts: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path,
+    tmp_path: Path,
+    judge_prompts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     before = installed_files()
@@ -75,7 +77,7 @@ def test_a_model_gets_its_scores(
     table = tmp_path / "difficulty.csv"
     report = make_difficulty(JUDGE, questions, table)
     check_difficulty(report, table, questions)
-    metrics = score_by_command_line(answers, questions, table)
+    metrics = score_as_the_rule_does(answers, questions, table, monkeypatch, capfd)
     check_alpaca_eval(metrics, answers)
 
     talk = tmp_path / "mt_bench" / "answers.jsonl"
@@ -99,7 +101,7 @@ def test_a_model_gets_its_scores(
 
 
 def check_difficulty(report: dict[str, Any], table: Path, questions: Path) -> None:
-    """The table passes, and the control says that length control takes most of the judge's leaning away."""
+    """Check the table, and that length control removes most of the length bias in the control."""
     rows = read_table(table)
     check_table(rows, [row["instruction"] for row in read_outputs(questions / "alpaca_eval.json")], "table")
     assert rows[0].model == "world-baseline-verbose" and len(rows) == 2 * INSTRUCTIONS
@@ -111,24 +113,31 @@ def check_difficulty(report: dict[str, Any], table: Path, questions: Path) -> No
     assert sum(row["length_weight"] for row in report["models"].values()) < 0  # longer is preferred
 
 
-def score_by_command_line(answers: Path, questions: Path, table: Path) -> dict[str, Any]:
-    out = answers.with_name("metrics.json")
-    arguments = {
-        "--recipe": recipe_json(JUDGE),
-        "--model-outputs": str(answers),
-        "--reference-outputs": str(questions / "alpaca_eval.json"),
-        "--difficulty": str(table),
-        "--out": str(out),
-        "--annotations-out": str(answers.with_name("annotations.json")),
-    }
-    command = [sys.executable, "-m", "sams.scoring.alpaca_eval"]
-    command += [part for pair in arguments.items() for part in pair]
+def score_as_the_rule_does(
+    answers: Path,
+    questions: Path,
+    table: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> dict[str, Any]:
+    """Score by the function of the command line; the package runs in a child process."""
     # A proxy and a key of the user's are no concern of the local judge.
-    environment = os.environ | {"HTTP_PROXY": "http://127.0.0.1:9", "OPENAI_API_KEY": "sk-not-for-it"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) < 10, done.stderr
-    return json.loads(out.read_text())
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-not-for-it")
+    out = answers.with_name("metrics.json")
+    capfd.readouterr()
+    alpaca_eval.main(
+        model_outputs=answers,
+        reference_outputs=questions / "alpaca_eval.json",
+        out=out,
+        recipe=recipe_json(JUDGE),
+        difficulty=table,
+        annotations_out=answers.with_name("annotations.json"),
+    )
+    told = capfd.readouterr().err
+    assert len(told.splitlines()) < 10, told
+    metrics: dict[str, Any] = json.loads(out.read_text())
+    return metrics
 
 
 def check_alpaca_eval(metrics: dict[str, Any], answers: Path) -> None:

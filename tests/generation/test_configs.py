@@ -1,4 +1,4 @@
-"""config/decoding: the paper's decode settings, laid over studies."""
+"""config/decoding: the paper's decoding settings as overlays of studies."""
 
 from pathlib import Path
 

@@ -62,7 +62,7 @@ def test_sampling_repeats_by_seed_and_label(model: Path) -> None:
 
 
 def test_samples_come_from_the_whole_distribution(tmp_path: Path) -> None:
-    """Neither transformers' top-k of 50 nor what the model's generation_config.json says cuts it down."""
+    """Neither transformers' top-k of 50 nor the model's generation_config.json restricts the samples."""
     flat = make_model(tmp_path, initializer_range=0.001)
     maker = decoder(flat, max_new_tokens=1, batch_size=1000)
     answers = maker.answer(asks(*["a"] * 1000), [1.0] * 1000, "test")
@@ -82,7 +82,7 @@ def test_an_answer_ends_before_the_first_stop_token(model: Path) -> None:
 
 @pytest.mark.parametrize("adds_its_own", [False, True])
 def test_a_prompt_begins_with_exactly_one_bos(model: Path, adds_its_own: bool) -> None:
-    """Whether the template writes none, one or two, and whether the tokenizer would add one of its own."""
+    """Whether the template writes none, one or two, and whether the tokenizer would add one."""
     maker = decoder(model)
     user = maker.tokenizer.convert_tokens_to_ids("<user>")
     if adds_its_own:

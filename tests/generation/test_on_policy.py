@@ -73,7 +73,7 @@ def recipe(**decoding: Any) -> OnPolicyRecipe:
 
 @torch.no_grad()
 def reward_alone(folder: Path, conversation: list[dict[str, str]]) -> float:
-    """The score of one conversation, without padding, read off the model's own last hidden state."""
+    """Return the score of one conversation, without padding, from the last hidden state."""
     model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
     text = tokenizer.apply_chat_template(conversation, tokenize=False)

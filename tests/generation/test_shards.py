@@ -1,4 +1,4 @@
-"""Killed runs: what is finished is not decoded again, and the answers are those of an undisturbed run."""
+"""Killed runs: decoded batches are not decoded again, and the answers are those of an undisturbed run."""
 
 import json
 import shutil

@@ -15,7 +15,7 @@ from torch import nn
 from sams.policy.packing import SEGMENTS, VARLEN
 from sams.policy.policy import Policy, bare
 from sams.policy.rows import pack_rows
-from sams.policy.stored import fill, found_in, materialise, without_weights
+from sams.policy.stored import fill, materialise, stored_names, without_weights
 from sams.training.distribution import Workers, mesh_of, shard
 from tests.gpu.small import ITEMS, model
 
@@ -27,7 +27,7 @@ def sharded(workers: Workers, precision: str) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         model().save_pretrained(folder)
         empty = without_weights(Path(folder), "sdpa")
-        found = found_in(empty, Path(folder))
+        found = stored_names(empty, Path(folder))
         assert found is not None
         policy = shard(Policy(empty), mesh_of(workers.device.type, workers.world, workers.world), precision)
         materialise(policy, empty, workers.device)

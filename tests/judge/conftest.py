@@ -1,3 +1,3 @@
-"""Judge prompts as the packages build them, for these tests too."""
+"""Fixtures with the judge prompts of the packages."""
 
 from tests.judge.prompts import judge_prompts, pair_prompt, question, two_turns  # noqa: F401

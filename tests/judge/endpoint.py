@@ -1,4 +1,4 @@
-"""An endpoint as a paid one would be: it grades as the local judge does, wants a key, fails, and counts.
+"""Stand-in for a paid endpoint: it grades as the local judge does, requires a key, fails on request, and counts.
 
 And the caching proxy before it, with requests to ask.
 """
@@ -31,12 +31,12 @@ Faults = Callable[[str, int], str]
 
 
 def no_faults(request: str, time: int) -> str:
-    """All goes well."""
+    """No fault."""
     return "ok"
 
 
 def many_faults(request: str, time: int) -> str:
-    """30 % of calls 429, 10 % broken JSON, 5 % without log-probs; each request has a fate of its own."""
+    """30 % of calls end in 429, 10 % in broken JSON, 5 % without log-probs, drawn for each request and try."""
     drawn = random.Random(f"{request} {time}").random()
     for share, fault in ((0.30, "429"), (0.40, "broken"), (0.45, "no_log_probs")):
         if drawn < share:
@@ -45,12 +45,13 @@ def many_faults(request: str, time: int) -> str:
 
 
 def always(outcome: str) -> Faults:
-    """Every call ends so."""
+    """Every call ends with the same outcome."""
     return lambda request, time: outcome
 
 
 class Endpoint:
-    """What the endpoint was asked, in order, and how each call ended; it may be changed while it runs."""
+    """Settings and record of an endpoint: its requests in order, and their outcomes. Tests change it while it
+    runs."""
 
     def __init__(self, faults: Faults = no_faults, seconds: float = 0.0) -> None:
         self.faults = faults
@@ -70,12 +71,12 @@ class Endpoint:
 
     @property
     def billed(self) -> int:
-        """Calls that arrived."""
+        """Number of calls that arrived."""
         return len(self.requests)
 
     @property
     def distinct(self) -> int:
-        """Different requests among them."""
+        """Number of different requests."""
         return len({digest for digest, _ in self.requests})
 
 
@@ -173,7 +174,7 @@ Ask = Callable[[int], Request]
 
 @pytest.fixture
 def request_of(pair_prompt: Callable[[str, str, str], str], question: tuple[str, str]) -> Ask:
-    """Requests as AlpacaEval's, different for each number."""
+    """Return requests in AlpacaEval's form, different for each number."""
 
     def build(number: int) -> Request:
         prompt = pair_prompt(question[0], f"no idea {number}", question[1])
@@ -190,7 +191,7 @@ def request_of(pair_prompt: Callable[[str, str, str], str], question: tuple[str,
 
 @pytest.fixture
 def endpoint() -> Iterator[Endpoint]:
-    """An endpoint at which all goes well, until a test changes it."""
+    """An endpoint without faults, until a test changes it."""
     with serving(Endpoint()) as running:
         yield running
 
@@ -203,13 +204,13 @@ def proxied(
     dry_run: bool = False,
     **settings: Any,
 ) -> AbstractContextManager[tuple[str, Proxy]]:
-    """The proxy of an endpoint, quick to try again."""
+    """Return the proxy of an endpoint, with short waits between tries."""
     defaults = {"kind": "openai", "base_url": endpoint.base_url, "retry_seconds": 0.001}
     return judge_proxy(Judge.model_validate(defaults | settings), key, store, dry_run)
 
 
 def rehearse(proxy: Proxy, requests: list[Request]) -> None:
-    """Ask as a scorer does before it may."""
+    """Make requests in a rehearsal."""
     for request in requests:
         with pytest.raises(CallFailed, match="rehearsal"):
             proxy.answer(request, 1)

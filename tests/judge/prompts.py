@@ -77,7 +77,7 @@ def two_turns() -> tuple[list[str], list[str]]:
 
 @pytest.fixture(scope="session")
 def pair_prompt() -> Callable[[str, str, str], str]:
-    """AlpacaEval's judge prompt, filled in as the package does it."""
+    """AlpacaEval's judge prompt, filled in by the package's rule."""
     package = importlib.util.find_spec("alpaca_eval")
     assert package is not None and package.origin is not None
     configs = Path(package.origin).parent / "evaluators_configs"

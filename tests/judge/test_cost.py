@@ -1,4 +1,4 @@
-"""What a judge's calls will take and have cost."""
+"""Estimated and actual cost of a judge's calls."""
 
 import json
 import logging

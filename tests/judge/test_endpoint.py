@@ -1,4 +1,4 @@
-"""How a recipe's judge is opened."""
+"""Start of the judge of a recipe."""
 
 import os
 from collections.abc import Iterator

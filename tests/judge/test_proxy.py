@@ -1,4 +1,4 @@
-"""The caching proxy against a real endpoint on loopback that fails as real ones do."""
+"""The caching proxy with an endpoint on loopback that fails as real endpoints do."""
 
 import json
 import threading

@@ -133,7 +133,7 @@ def test_profiles_are_yaml_with_a_comment_on_what_they_are_for(name: str) -> Non
 
 def test_several_nodes_without_a_scheduler_need_an_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    with pytest.raises(UserError, match=r"launch\.nodes: 2 nodes, but this is not a Slurm job"):
+    with pytest.raises(UserError, match=r"launch\.nodes: 2 nodes are set, but this is not a Slurm job"):
         nodes.main(["--nodes", "2", "--processes", "8", "-m", "sams.training.sft"])
 
 

@@ -6,6 +6,7 @@ summed log-ratios, say). The hand forms are written with probabilities, in Pytho
 """
 
 import math
+import re
 from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from sams.losses.base import Loss, PairLogps
 from sams.losses.table import LOSSES, build_loss
+from tests.conftest import ROOT
 
 BETA = 0.3
 KL = 1.7
@@ -418,3 +420,17 @@ def test_unknown_names_and_settings_are_refused() -> None:
         build_loss("kto", beta=0.1, settings={"alpha": 1}, sft_weight=0)
     with pytest.raises(ValueError, match="'sigmoid' has no setting 'beta'; it has none"):
         build_loss("sigmoid", beta=0.1, settings={"beta": 1}, sft_weight=0)
+
+
+def test_the_page_lists_every_loss_with_its_settings() -> None:
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line[:3] == "| `"
+    ]
+    assert [row[0].strip("`") for row in rows] == list(LOSSES)
+    for name, _, settings, _ in rows:
+        found = {key: float(default) for key, default in re.findall(r"`(\w+)` \(([\d.]+)\)", settings)}
+        assert found == {key: default for key, (default, _) in LOSSES[name.strip("`")].settings.items()}
+    free = re.search(r"^((?:`[\w-]+`(?:, | and )?)+) have no reference", page, re.MULTILINE)
+    assert free is not None
+    assert set(re.findall(r"`([\w-]+)`", free[1])) == REFERENCE_FREE

@@ -157,8 +157,8 @@ def test_the_command_finds_that_llama_8b_fits_8_gpus_of_80_gb() -> None:
 
 
 def test_a_deep_model_takes_what_two_shallow_ones_say(tmp_path: Path) -> None:
-    deep = {**SMALL, "model": {"precision": "bfloat16", "architecture": {"num_hidden_layers": 14}}}
+    deep = {**SMALL, "model": {"precision": "bfloat16", "architecture": {"num_hidden_layers": 10}}}
     peaks = planner(study("", **deep), tmp_path).peaks
-    for passes in (Passes(1, checkpointing=True), Passes(2), Passes(2, trained=False)):
-        whole = Simulation(peaks.config, peaks.study.model, 8, True, 64).peak(passes)
-        assert peaks.peak(passes) == pytest.approx(whole, rel=0.01)
+    for passes in (Passes(1, checkpointing=True), Passes(2, trained=False)):
+        complete = Simulation(peaks.config, peaks.study.model, 8, True, 64).peak(passes)
+        assert peaks.peak(passes) == pytest.approx(complete, rel=0.01)

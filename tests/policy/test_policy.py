@@ -60,7 +60,7 @@ def test_chunked_logps_and_their_gradients_equal_the_naive_ones(
     expected = naive_logps(policy, rows)
     weights = torch.linspace(-1, 1, len(expected))
     (expected * weights).sum().backward()
-    wanted = {
+    expected_gradients = {
         name: parameter.grad.clone()
         for name, parameter in policy.named_parameters()
         if parameter.grad is not None
@@ -72,10 +72,10 @@ def test_chunked_logps_and_their_gradients_equal_the_naive_ones(
 
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
     for name, parameter in policy.named_parameters():
-        if name in wanted:
+        if name in expected_gradients:
             assert parameter.grad is not None
-            difference = (parameter.grad - wanted[name]).abs().max()
-            assert difference <= 1e-5 * max(wanted[name].abs().max().item(), 1e-3), name
+            difference = (parameter.grad - expected_gradients[name]).abs().max()
+            assert difference <= 1e-5 * max(expected_gradients[name].abs().max().item(), 1e-3), name
 
 
 class Largest(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""Padded and packed rows hold the items' tokens, and know where completions lie and what predicts them."""
+"""Padded and packed rows: tokens of the items, indices of completions and of the tokens that predict them."""
 
 import pytest
 import torch

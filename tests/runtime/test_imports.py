@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sams.losses.table import LOSSES
-from sams.runtime.provenance import imported_modules
+from sams.runtime.code import imported_modules
 from sams.scheduling.selectors.table import SELECTORS
 from tests.conftest import ROOT
 

@@ -61,7 +61,7 @@ class Plain:
         if not self.kept:
             return None
         order = torch.randperm(len(self.kept), generator=self.generator)[:count].tolist()
-        columns = zip(*(self.kept[place] for place in order), strict=True)
+        columns = zip(*(self.kept[index] for index in order), strict=True)
         return [np.stack(column).astype(np.float32) for column in columns]
 
 
@@ -138,7 +138,7 @@ def assert_same(found: Arms | None, expected: list[np.ndarray] | None) -> None:
 
 
 def follow(found: ReplayPool | Team, plain: Plain, rounds: Iterable[int], save_every: int = 2) -> None:
-    """Sample and add, round by round, and see that the pool gives what the list gives."""
+    """Sample and add, round by round, and check that pool and list return the same."""
     for number in rounds:
         assert_same(found.sample(DRAWN), plain.sample(DRAWN))
         plain.add(arms(number))
@@ -217,8 +217,8 @@ def test_the_bound_is_kept_and_told_once(
         for number in range(20):
             team.add(arms(number))
             assert {len(pool) for pool in team.pools} == {min(most, (number + 1) * K)}
-    told = f"at most {most} arms of {SIZE} bytes, {most * SIZE} bytes in all, in 3 shards in {folder}"
-    assert [message for message in caplog.messages if "replay" in message] == [f"replay pool: {told}"]
+    message = f"at most {most} arms of {SIZE} bytes, {most * SIZE} bytes in all, in 3 shards in {folder}"
+    assert [line for line in caplog.messages if "replay" in line] == [f"replay pool: {message}"]
 
 
 def test_a_bound_below_one_arm_is_refused(tmp_path: Path) -> None:
@@ -376,7 +376,7 @@ def test_killed_anywhere_it_goes_on_from_the_last_checkpoint(tmp_path: Path) -> 
     shutil.copytree(folder, tmp_path / "whole")
     act(resume(tmp_path / "whole"))
     before, now = (set(files(tmp_path / name)) for name in ("replay", "whole"))
-    assert now - before and before - now  # in it a file is written anew, and another one deleted
+    assert now - before and before - now  # one file is rewritten and another one deleted
 
     line, killed = 1, True
     while killed:
@@ -392,9 +392,9 @@ def test_killed_anywhere_it_goes_on_from_the_last_checkpoint(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"), [("cut", r"\d+ bytes, but"), ("flipped", "SHA-256"), ("gone", "0 bytes, but")]
+    ("fault", "message"), [("cut", r"\d+ bytes, but"), ("flipped", "SHA-256"), ("gone", "0 bytes, but")]
 )
-def test_a_file_that_is_not_what_it_was_is_refused_by_name(tmp_path: Path, fault: str, told: str) -> None:
+def test_a_file_that_is_not_what_it_was_is_refused_by_name(tmp_path: Path, fault: str, message: str) -> None:
     pool = pool_in(tmp_path, shards=2)
     follow(pool, Plain(), range(8))
     state = saved(pool.state_dict())
@@ -407,7 +407,9 @@ def test_a_file_that_is_not_what_it_was_is_refused_by_name(tmp_path: Path, fault
         path.write_bytes(content)
     else:
         path.unlink()
-    with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: .*{told}.*delete the run's checkpoints"):
+    with pytest.raises(
+        UserError, match=rf"^{re.escape(str(path))}: .*{message}.*delete the run's checkpoints"
+    ):
         pool_in(tmp_path).load_state_dict(state)
 
 

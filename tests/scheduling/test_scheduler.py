@@ -110,8 +110,8 @@ def test_f_s_is_fitted_to_the_reward_and_exploration_to_what_f_s_missed_when_it_
         missed = learner.exploration(hidden)
     metrics = learner.learn(Arms(contexts, hidden, values, rewards))
 
-    def mean_square(predicted: Tensor, wanted: Tensor) -> float:
-        return sum((a - b) ** 2 for a, b in zip(predicted.tolist(), wanted.tolist(), strict=True)) / 16
+    def mean_square(predicted: Tensor, target: Tensor) -> float:
+        return sum((a - b) ** 2 for a, b in zip(predicted.tolist(), target.tolist(), strict=True)) / 16
 
     assert metrics["scheduler/exploitation_loss"] == pytest.approx(mean_square(now, rewards), rel=1e-5)
     assert metrics["scheduler/exploration_loss"] == pytest.approx(

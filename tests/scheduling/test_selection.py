@@ -58,7 +58,7 @@ def test_a_share_that_is_whole_but_for_rounding_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"ratios": (0.3,)}, "2.4 pairs"),
         ({"ratios": (0.5, 0.3)}, "2.4 pairs"),
@@ -74,6 +74,6 @@ def test_a_share_that_is_whole_but_for_rounding_is_taken() -> None:
         ({"end_after": 0}, "end_after"),
     ],
 )
-def test_what_makes_no_sense_is_refused(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_what_makes_no_sense_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         sizes(**wrong)

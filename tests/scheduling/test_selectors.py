@@ -1,6 +1,7 @@
 """Selectors: what they choose, and how SamS learns with a lag of one round."""
 
 import math
+import re
 import shutil
 import statistics
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from sams.scheduling.selectors.sams import Sams
 from sams.scheduling.selectors.table import SELECTORS as TABLE
 from sams.scheduling.selectors.top_loss import TopLoss
 from sams.scheduling.selectors.top_margin import TopMargin
+from tests.conftest import ROOT
 from tests.scheduling.test_scheduler import LAYERS, WIDTH, saved, scheduler
 
 
@@ -175,7 +177,7 @@ def test_top_k_is_the_head_of_the_list_sorted_by_score_then_index(
 ) -> None:
     k = data.draw(st.integers(1, len(scores)))
     scores = torch.tensor(scores).tolist()  # as float32 holds them
-    expected = sorted(sorted(range(len(scores)), key=lambda place: (-scores[place], place))[:k])
+    expected = sorted(sorted(range(len(scores)), key=lambda index: (-scores[index], index))[:k])
     assert top_k(torch.tensor(scores), k).tolist() == expected
 
 
@@ -183,7 +185,7 @@ def test_top_k_keeps_the_order_of_equals_in_a_large_batch() -> None:
     # Without `stable`, torch keeps it in short lists only.
     scores = torch.zeros(64)
     scores[::3] = 1.0
-    others = [place for place in range(64) if place % 3]
+    others = [index for index in range(64) if index % 3]
     assert top_k(scores, 40).tolist() == sorted([*range(0, 64, 3), *others[:18]])
 
 
@@ -260,7 +262,7 @@ def test_oracle_takes_no_flipped_pair_while_clean_ones_last(
     k = data.draw(st.integers(1, len(flipped)))
     chosen = Oracle(seed).choose(with_flips(*flipped), len(flipped), k)
     clean = flipped.count(False)
-    assert sum(flipped[place] for place in chosen) == max(0, k - clean)
+    assert sum(flipped[index] for index in chosen) == max(0, k - clean)
 
 
 def test_oracle_draws_evenly_among_the_clean_and_then_among_the_flipped() -> None:
@@ -358,7 +360,7 @@ def test_sams_takes_the_top_k_of_its_scores() -> None:
         selector.observe(seen)
         scores = selector.scheduler.score(merge_contexts(seen.contexts, "concat"))[0].tolist()
         chosen = choose(selector, seen, 16, 4).tolist()
-        assert {scores[place] for place in chosen} == set(sorted(scores)[-4:])
+        assert {scores[index] for index in chosen} == set(sorted(scores)[-4:])
 
 
 def test_sams_breaks_ties_by_index() -> None:
@@ -440,3 +442,12 @@ def test_the_table_says_what_the_class_says(name: str) -> None:
     selector = TABLE[name].load()
     assert selector.needs_view == TABLE[name].needs_view
     assert selector.__module__ == TABLE[name].module
+
+
+def test_the_page_lists_every_selector() -> None:
+    page = (ROOT / "docs" / "selectors.md").read_text(encoding="utf-8")
+    table = page.partition("| name |")[2].partition("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` ", table, re.MULTILINE) == list(TABLE)
+    unseen = re.search(r"^((?:`\w+`(?:, | and )?)+) need no scoring pass", page, re.MULTILINE)
+    assert unseen is not None
+    assert set(re.findall(r"`(\w+)`", unseen[1])) == {name for name in TABLE if not TABLE[name].needs_view}

@@ -1,4 +1,4 @@
-"""What AlpacaEval is given and what it says; test_published_alpaca_eval.py runs the package itself."""
+"""Inputs and results of AlpacaEval; test_published_alpaca_eval.py runs the package."""
 
 import json
 import shutil
@@ -136,7 +136,7 @@ def test_the_official_table_under_another_baseline_is_refused(tmp_path: Path, sh
 
 
 def test_an_instruction_without_a_verdict_is_an_error() -> None:
-    """The package itself would give a win rate of what is left."""
+    """The package would give the win rate of the other instructions."""
     metrics = {"n_total": 3}
     judged_rows = [{**row, "preference": 1.5} for row in OURS]
     _check_coverage(OURS, Result(metrics, judged_rows))

@@ -1,7 +1,7 @@
-"""Both scoring stages, as the workflow starts them, against an endpoint that fails, and killed in the middle.
+"""Both scoring stages, started as by the workflow, with an endpoint that fails, and killed half way.
 
-The final figures must be those of an undisturbed run, bit by bit, and nothing may be paid twice except what was
-in flight at the kill. The key must stay in the environment of the scoring process.
+The final figures must be bitwise those of an undisturbed run, and nothing may be paid twice except calls in flight
+at the kill. The key must stay in the environment of the scoring process.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass
 class Watched:
-    """What was seen of a stage and all of its children while they ran."""
+    """Command lines and environments of a stage and its children."""
 
     command_lines: set[bytes] = field(default_factory=set)
     children: set[bytes] = field(default_factory=set)
@@ -80,7 +80,7 @@ def stage(
 
 
 def alpaca_eval_inputs(folder: Path) -> dict[str, Path]:
-    """Answers two thirds of which are right, beside a baseline that knows nothing."""
+    """Write answers, two thirds of which are right, and a baseline without right answers."""
     base, ours = [], []
     for number, instruction in enumerate(alpaca_eval_instructions(World())[:INSTRUCTIONS]):
         reading = read_instruction(instruction)
@@ -95,7 +95,7 @@ def alpaca_eval_inputs(folder: Path) -> dict[str, Path]:
 
 
 def mt_bench_inputs(folder: Path) -> dict[str, Path]:
-    """Questions with right answers to every other one that has a reference."""
+    """Write questions, with right answers to every other one that has a reference."""
     questions = mt_bench_questions(World())[:: 80 // QUESTIONS]
     ids = {row["question_id"] for row in questions}
     references = [row for row in mt_bench_references(World()) if row["question_id"] in ids]
@@ -124,7 +124,7 @@ def recipe_for(endpoint: Endpoint) -> str:
 
 
 def score(stage: Stage, endpoint: Endpoint, out: Path, **more: Any) -> dict[str, Any]:
-    """Run a stage in this process; what it says the judge's calls took."""
+    """Run a stage in this process; return its `judge_calls`."""
     stage.main(**stage.inputs, recipe=recipe_for(endpoint), out=out / "metrics.json", **more)
     calls: dict[str, Any] = json.loads((out / "metrics.json").read_text())["judge_calls"]
     return calls
@@ -132,7 +132,7 @@ def score(stage: Stage, endpoint: Endpoint, out: Path, **more: Any) -> dict[str,
 
 @contextlib.contextmanager
 def running(stage: Stage, endpoint: Endpoint, out: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start a stage as the workflow does; all that it writes goes below `out`."""
+    """Start a stage as the workflow does, with all files below `out`."""
     options = [f"--{name.replace('_', '-')}={path}" for name, path in stage.inputs.items()]
     command = [sys.executable, "-m", stage.main.__module__, *options, f"--recipe={recipe_for(endpoint)}"]
     (out / "tmp").mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def running(stage: Stage, endpoint: Endpoint, out: Path) -> Iterator["subprocess
 
 @contextlib.contextmanager
 def watching(process: "subprocess.Popen[bytes]") -> Iterator[Watched]:
-    """Look at a process and its children again and again."""
+    """Record the command lines and environments of a process and its children while it runs."""
     seen, over = Watched(), threading.Event()
 
     def look() -> None:

@@ -1,4 +1,4 @@
-"""Published inputs: fetched whole and as published from a server on loopback, or not at all."""
+"""Published inputs: downloaded completely and as published from a server on loopback, or not at all."""
 
 import gzip
 import hashlib
@@ -37,7 +37,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(404, "Not Found")
 
     def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture(scope="module")

@@ -129,7 +129,7 @@ def test_inputs_that_do_not_fit_are_refused(
 
 
 def judge_that_says(monkeypatch: pytest.MonkeyPatch, *contents: str | None) -> list[dict[str, Any]]:
-    """Put a judge in place that says one thing after the other, the last again and again; its requests."""
+    """Replace the judge by one with a list of answers, of which the last repeats; return its requests."""
     asked: list[dict[str, Any]] = []
 
     def create(**request: Any) -> Any:

@@ -1,4 +1,4 @@
-"""AlpacaEval 2 against what is published: three models, their recorded judgments, their leaderboard rows."""
+"""AlpacaEval 2 compared with published figures: three models, their judgments and leaderboard rows."""
 
 import csv
 import gzip
@@ -87,14 +87,14 @@ def read(path: Path) -> Rows:
 
 
 def written(path: Path, rows: Rows) -> Path:
-    """A plain file of rows, or a packed one, by its suffix."""
+    """Write rows to a file, gzip or not by its suffix."""
     text = json.dumps(rows, ensure_ascii=False).encode()
     path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
     return path
 
 
 def scored(folder: Path, *arguments: object, **environment: str) -> Metrics:
-    """Score by the command line, as the rule does."""
+    """Score by the command line of the rule."""
     out = folder / "seed0" / "alpaca_eval" / "metrics.json"
     done = subprocess.run(
         [sys.executable, "-m", "sams.scoring.alpaca_eval", *map(str, arguments), "--out", str(out)],
@@ -112,7 +112,7 @@ def scored(folder: Path, *arguments: object, **environment: str) -> Metrics:
 def test_recorded_judgments_of_shuffled_outputs_give_the_published_figures(
     published: Published, tmp_path: Path
 ) -> None:
-    """The fast one: the command line, whose inputs have to be put into order first."""
+    """By the command line, with outputs in another order."""
     outputs = written(tmp_path / "outputs.json.gz", shuffled(read(published.outputs(FAST))))
     metrics = scored(
         tmp_path,
@@ -310,7 +310,7 @@ def replaying_judge(program: Path, annotations: Path) -> Iterator[str]:
 
 
 def stats(address: str) -> dict[str, int]:
-    """How many calls it answered and how many it could not; nothing while it starts."""
+    """Return the numbers of calls with and without an answer; empty while the judge starts."""
     try:
         with urllib.request.urlopen(f"{address}/stats", timeout=10) as answer:
             found: dict[str, int] = json.load(answer)
@@ -324,7 +324,7 @@ def stats(address: str) -> dict[str, int]:
 def test_replayed_judgments_give_the_published_preferences(
     published: Published, tmp_path: Path, model: str
 ) -> None:
-    """The whole route of the rule: our answers, the package's prompts, a judge behind an endpoint."""
+    """The complete path of the rule: our answers, the package's prompts, a judge behind an endpoint."""
     program = published.folder.parent.parent / "tools" / "judge_replay_server.py"
     if not program.is_file():
         pytest.skip(f"the replaying judge is not on this machine ({program})")

@@ -1,4 +1,4 @@
-"""MT-Bench against what is published: judgments of three models, ratings of seventeen, a file with repeats."""
+"""MT-Bench compared with published figures: judgments of three models, ratings of seventeen, a file with repeats."""
 
 import csv
 import gzip
@@ -54,7 +54,7 @@ class Published:
 
     @property
     def edge(self) -> Path:
-        """Two models; of one, four ratings failed and ten turns were rated twice."""
+        """Two models; one has four failed ratings and ten turns with two ratings."""
         return self.folder / "open" / "edge" / "gpt-4_single_with_retries.jsonl.gz"
 
     def answers(self, model: str) -> Path:
@@ -180,7 +180,7 @@ def test_judgments_of_other_answers_or_references_are_refused(published: Publish
 def test_ratings_of_seventeen_models_are_summarised_as_published(
     published: Published, tmp_path: Path
 ) -> None:
-    """Answers and judges' words are not published: made ones stand in, which end in the published rating."""
+    """Answers and judgments are not published: the test writes some that end in the published rating."""
     ratings: dict[str, dict[tuple[int, int], float]] = {}
     with gzip.open(published.folder / "open" / "lmsys_ratings.csv.gz", "rt") as stream:
         for row in csv.DictReader(stream):
@@ -216,7 +216,7 @@ def test_ratings_of_seventeen_models_are_summarised_as_published(
 
 
 def made_judgments(published: Published, model: str, rated: dict[tuple[int, int], float]) -> Rows:
-    """A judgments file's rows for a model that answers "one" and "two"."""
+    """Return judgments of a model that answers "one" and "two"."""
     questions = read_questions(published.inputs["questions"])
     answers = {
         question["question_id"]: answer_row(model, question["question_id"], ["one", "two"])
@@ -247,7 +247,7 @@ def made_judgments(published: Published, model: str, rated: dict[tuple[int, int]
 
 
 def answers_in_prompts(published: Published, model: str, rows: Rows) -> Rows:
-    """A model's answers, read from the prompts of the second turn: no others are published."""
+    """Return a model's answers, parsed from the prompts of the second turn: no others are published."""
     asked = {row["question_id"]: row["turns"] for row in read_questions(published.inputs["questions"])}
     found = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""The benchmarks' inputs: the world's own in the packages' formats, and checks of files that people give."""
+"""Inputs of the benchmarks: those of the world in the packages' formats, and checks of the user's files."""
 
 import gzip
 import json

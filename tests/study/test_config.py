@@ -1,5 +1,7 @@
 """Settings: what is refused when a study is read, and with which words."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +9,13 @@ import pytest
 import yaml
 
 from sams.runtime.errors import UserError
-from sams.study.files import load_study, read_settings
+from sams.study.files import DEFAULT, from_command_line, from_options, load_study, read_settings
 from sams.study.recipes import recipe_json, recipe_of, scheduler_is_pretrained
+from sams.study.reference import SHARED, groups, schema_text, settings_page
+from sams.study.settings.base import Overlay
 from sams.study.study import Study
 from tests.conftest import ROOT
 
-DEFAULT = ROOT / "config" / "config.yaml"
 STUDIES = sorted((ROOT / "config" / "studies").glob("*.yaml"))
 
 
@@ -46,11 +49,11 @@ def test_the_paper_settings_launch_eight_processes_and_keep_32_of_64() -> None:
     ("overlay", "message"),
     [
         ({"seds": [1]}, "key 'seds': unknown key"),
-        ({"preference__betta": 0.1}, "betta: unknown key"),
-        ({"preference__learning_rate": "5e-7"}, "learning_rate.*valid number, found '5e-7'"),
+        ({"preference__betta": 0.1}, r"key 'preference.betta': unknown key; did you mean beta\?"),
+        ({"preference__learning_rate": "5e-7"}, "learning_rate.*valid number, found '5e-7'.*write 5.0e-7"),
         ({"sft__learning_rate": "5e-7"}, "key 'sft.learning_rate'.*write 5.0e-7"),
-        ({"preference__beta": 0.0}, "beta: .*greater than 0, found 0.0"),
-        ({"preference__beta": "a"}, "beta: .*valid number"),
+        ({"preference__beta": 0.0}, "'preference.beta': .*greater than 0, found 0.0"),
+        ({"preference__beta": "a"}, "'preference.beta': .*valid number"),
         ({"method_settings__dpo-random50": {"selector": "random", "ratio": 0.0}}, "ratio.*greater than 0"),
         (
             {"method_settings__dpo-random50": {"selector": "random", "ratio": 1.5}},
@@ -60,9 +63,12 @@ def test_the_paper_settings_launch_eight_processes_and_keep_32_of_64() -> None:
             {"method_settings__dpo-random50": {"selector": "random", "ratio": 0.51}},
             "64 times ratio 0.51 is 32.64",
         ),
-        ({"method_settings__dpo-random50": {"selector": "rendom", "ratio": 0.5}}, "selector: .*'rendom'"),
+        (
+            {"method_settings__dpo-random50": {"selector": "rendom", "ratio": 0.5}},
+            r"dpo-random50.selector': .*'rendom'.*did you mean random\?",
+        ),
         ({"method_settings__dpo": {"selector": "all", "ratio": 0.5}}, "selector `all` has ratio 1.0"),
-        ({"preference__loss": "sigmoit"}, "loss: .*'sigmoit'"),
+        ({"preference__loss": "sigmoit"}, r"'preference.loss': .*'sigmoit'.*did you mean sigmoid\?"),
         ({"seeds": [-1]}, r"key 'seeds.0': .*greater than or equal to 0"),
         ({"seeds": []}, "key 'seeds': .*at least 1"),
         ({"seeds": [1, 1]}, "`seeds` names one twice"),
@@ -80,12 +86,24 @@ def test_the_paper_settings_launch_eight_processes_and_keep_32_of_64() -> None:
         ({"launch__nproc_per_node": 0}, "launch.nproc_per_node"),
         ({"benchmarks__judge__kind": "gpt"}, "benchmarks.judge.kind"),
         ({"scheduler__block": 7}, "`block` 7 does not divide"),
-        ({"method_settings__dpo": {"model": "some/model"}}, "method_settings.dpo.model` takes {path"),
+        (
+            {"method_settings__dpo": {"model": "some/model"}},
+            "'method_settings.dpo.model': .*found 'some/model'",
+        ),
+        (
+            {"method_settings__dpo": {"scheduler": {"gama": 0.1}}},
+            r"'method_settings.dpo.scheduler.gama'.*mean gamma\?",
+        ),
+        (
+            {"method_settings__dpo": {"selector": "all", "beta": "x"}},
+            "'method_settings.dpo.beta': .*found 'x'",
+        ),
+        ({"pretrain__gamma": 0.0}, "'pretrain.gamma': unknown key"),
         (
             {"method_settings__dpo": {"model": {"pth": "some/model"}}},
-            "method_settings.dpo.model: pth: unknown key",
+            r"'method_settings.dpo.model.pth': unknown key; did you mean path\?",
         ),
-        ({"method_settings__sft": {"model": {"path": "some/model"}}}, "and not for `sft`"),
+        ({"method_settings__sft": {"model": {"path": "some/model"}}}, "is the study's own model"),
         (
             {"method_settings__dpo": {"selector": "selective", "ratio": 0.5, "easiest": 0.5}},
             "takes its share from `ratio`",
@@ -144,9 +162,133 @@ def test_config_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         read_settings([tmp_path / "missing.yaml"])
 
 
-def test_the_schema_is_up_to_date() -> None:
+def test_schema_and_page_are_up_to_date_and_hold_every_key() -> None:
     text = (ROOT / "config" / "schema.yaml").read_text(encoding="utf-8")
-    assert yaml.safe_load(text) == Study.model_json_schema(), "run `sams schema`"
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert text == schema_text() and page == settings_page(), "run `sams schema`"
+    schema = yaml.safe_load(text)
+    sections = {section.partition("\n")[0]: section for section in page.split("\n## ")[1:]}
+    keys = 0
+    for path, kind in groups(Study):
+        section = sections[f"`{path}`" if path else "A study"]
+        properties = (schema if kind is Study else schema["$defs"][kind.__name__])["properties"]
+        for key, field in kind.model_fields.items():
+            keys += 1
+            assert properties[key]["description"] == field.description, f"{path}.{key}"
+            if issubclass(kind, Overlay):
+                assert "default" not in properties[key], "a key that is not given is that of the shared group"
+                if key in SHARED[kind][1].model_fields:
+                    section_of_key = sections[f"`{SHARED[kind][0]}`"]
+                    assert f"[`{SHARED[kind][0]}`](#{SHARED[kind][0]})" in section
+                    assert f"| `{key}` |" in section_of_key
+                    continue
+            assert f"| `{key}` |" in section, f"{path}.{key}"
+    assert keys > 199
+
+
+def test_keys_of_a_method_are_written_as_they_were_given() -> None:
+    """A study that is written as JSON and read again is the same study, with the same keys of its methods."""
+    own = {"selector": "sams", "ratio": 0.5, "scheduler": {"delta": 0.25}}
+    made = tiny_study(**{"method_settings__dpo-sams": own, "preference__beta": 0.3})
+    assert made.model_dump()["method_settings"]["dpo-sams"] == own
+    again = Study.model_validate_json(made.model_dump_json())
+    assert again.preference_of("dpo-sams") == made.preference_of("dpo-sams")
+    assert again.preference_of("dpo-sams").beta == 0.3
+    assert again.scheduler_of("dpo-sams") == made.scheduler_of("dpo-sams")
+
+
+def test_pretraining_on_a_frozen_policy_leaves_the_batch_reward_out() -> None:
+    frozen, other = tiny_study(), tiny_study(scheduler__gamma=0.9)
+    recipe = recipe_of(frozen, "pretrain_scheduler")
+    assert recipe == recipe_of(other, "pretrain_scheduler")
+    assert recipe.scheduler.gamma == 0.0  # type: ignore[attr-defined]
+    moving = recipe_of(tiny_study(pretrain__policy="moving", scheduler__gamma=0.9), "train_sft")
+    assert moving.watching.scheduler.gamma == 0.9  # type: ignore[attr-defined]
+
+
+# --- values on the command line -----------------------------------------------------------------
+
+
+def test_values_of_the_command_line_are_typed_and_those_of_files_are_not() -> None:
+    given = {"preference": {"beta": "0.3", "lora": "null"}, "seeds": ["0", "1"], "rehearse": "true"}
+    assert from_command_line(given) == {
+        "preference": {"beta": 0.3, "lora": None},
+        "seeds": [0, 1],
+        "rehearse": True,
+    }
+    rates = {
+        "preference.learning_rate": "5e-7",
+        "preference__beta": "3",
+        "study": "1st",
+        "model": {"path": "yes"},
+    }
+    assert from_command_line(rates) == {
+        "preference": {"learning_rate": 5e-7, "beta": 3},
+        "study": "1st",
+        "model": {"path": "yes"},
+    }
+    with pytest.raises(UserError, match=r"found '0\.3'"):
+        load_study(read_settings([DEFAULT], {"preference": {"beta": "0.3"}}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("preference.beta", "--set preference.beta: expected key=value"),
+        ("seeds=[0", "--set seeds=.0: .*for example"),
+    ],
+)
+def test_options_that_cannot_be_read_are_named(entry: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        from_options([entry])
+
+
+@pytest.mark.parametrize("overlay", [None, "table1_gemma_v02", "table2_hh"])
+def test_snakemake_parses_a_study_with_typed_values_and_without_heavy_imports(
+    overlay: str | None, tmp_path: Path
+) -> None:
+    """Real `snakemake -n`; peak memory of a fresh process, whose interpreter and Snakemake take some 100 MB."""
+    files = ["--configfile", str(ROOT / "config" / "studies" / f"{overlay}.yaml")] if overlay else []
+    given = ["preference={weight_decay: 0.1, max_grad_norm: 5e-1}", "seeds=[0,1]", "model={compile: true}"]
+    given += ["launch__nproc_per_node=1", "launch__device=cpu", "study=typed"]
+    code = f"""
+import sys
+from snakemake.cli import main
+sys.argv = ["snakemake", "-n", "--quiet", "all", "--cores", "1", "--snakefile", {str(ROOT / "Snakefile")!r}]
+sys.argv += ["--directory", {str(tmp_path)!r}, *{files!r}, "--config", *{given!r}]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+heavy = {{"torch", "transformers", "datasets", "pyarrow", "pandas", "mlflow"}} & set(sys.modules)
+assert not heavy, heavy
+[peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+megabytes = int(peak.split()[1]) / 1024
+assert megabytes < 150, megabytes
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_snakemake_names_a_mistake_of_the_command_line(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-n",
+        "--cores",
+        "1",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+    ]
+    done = subprocess.run(
+        [*command, "--directory", str(tmp_path), "--config", "preference={betta: 0.3}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode != 0
+    assert "key 'preference.betta': unknown key; did you mean beta?" in done.stdout + done.stderr
 
 
 def test_every_key_of_the_default_study_has_a_comment() -> None:

@@ -11,7 +11,7 @@ import yaml
 from sams.data.templates import CompletionEncoder, encode_prompt
 from sams.data.tokeniser import build_tokenizer
 from sams.runtime.errors import UserError
-from sams.study.files import load_study, read_settings, resolved
+from sams.study.files import from_command_line, load_study, read_settings, resolved
 from sams.study.grids import own_point, points, written_out
 from sams.study.recipes import recipe_of, scheduler_is_pretrained
 from sams.study.study import Study
@@ -265,7 +265,7 @@ def test_a_rehearsal_keeps_methods_losses_selectors_and_ratios() -> None:
 
 @pytest.mark.parametrize("text", ["true", "True", True])
 def test_rehearse_is_understood_as_snakemake_gives_it(text: Any) -> None:
-    assert study("table2_hh", rehearse=text).rehearse
+    assert study("table2_hh", **from_command_line({"rehearse": text})).rehearse
     with pytest.raises(UserError, match="expected a boolean, found 'perhaps'; set it to true or false"):
         study("table2_hh", rehearse="perhaps")
 

@@ -257,3 +257,16 @@ def test_other_files_are_no_bundles(results: Path, tmp_path: Path) -> None:
     (tmp_path / "b.zip").write_text("no zip")
     ran = CliRunner().invoke(app, ["verify", str(tmp_path / "b.zip")])
     assert isinstance(ran.exception, UserError) and "cannot be unpacked" in str(ran.exception)
+
+
+def test_sources_that_have_changed_are_named(results: Path) -> None:
+    workplace = results.parent.parent
+    (workplace / "train.jsonl").write_text("rows")
+    recorded = {"train.jsonl": sha256_of(workplace / "train.jsonl"), "gone.jsonl": "0" * 64}
+    manifest = results / "world/data/manifest.json"
+    write_json(manifest, {**read_json(manifest), "sources": recorded})
+    [found] = [finding for finding in verify(results) if finding.check == "sources"]
+    assert found.holds and found.found == "train.jsonl", "a source that is gone cannot be compared"
+    (workplace / "train.jsonl").write_text("other rows")
+    [found] = [finding for finding in verify(results) if finding.check == "sources"]
+    assert not found.holds and found.where == "world/data" and found.found == "train.jsonl has changed"

@@ -1,4 +1,4 @@
-"""The metric log and its mirror: resume, crashes, dead servers, parallel jobs."""
+"""The metric log and its mirror: resume, crashes, unreachable servers, parallel jobs."""
 
 import json
 import multiprocessing
@@ -31,7 +31,7 @@ RECIPE = {"seed": 3, "model": {"path": None, "width": 64}, "training": {"learnin
 
 @cache
 def prepared_database() -> bytes:
-    """A prepared database, made once: migrations take seconds."""
+    """Return a prepared database, made once: migrations take seconds."""
     with TemporaryDirectory() as folder:
         mlflow_server.prepare_database(Path(folder))
         return (Path(folder) / "mlflow.db").read_bytes()
@@ -39,7 +39,7 @@ def prepared_database() -> bytes:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory whose results/ has a database of its own."""
+    """A working directory with a database in results/."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(mlflow_mirror, "FLUSH_SECONDS", 0.05)
     monkeypatch.chdir(tmp_path)
@@ -297,7 +297,7 @@ def test_unreachable_server_stops_no_job_and_costs_no_line(
 
 
 def log_twenty(name: str, together: Any) -> None:
-    """Body of one of several jobs that meet the database at the same moment."""
+    """One of several jobs that use the database at the same moment."""
     together.wait()
     settings = {"study": "new", "name": f"world/dpo/seed{name}"}
     with start(Path(name), **settings) as run:

@@ -8,7 +8,7 @@ from torch import nn
 from sams.policy.model import load_model
 from sams.policy.policy import bare
 from sams.policy.rows import pad_rows
-from sams.policy.stored import found_in
+from sams.policy.stored import stored_names
 from sams.study.settings import Preference
 from sams.training import loading
 from sams.training.distribution import Workers, local_part
@@ -27,7 +27,9 @@ def main(folders: str) -> None:
     for kind, folder in (word.split("=") for word in folders.split()):
         settings = tiny.settings(kind)
         mine = loading.load_policy(folder, settings, workers, training=Preference())
-        assert found_in(bare(mine).model, loading.files_of(folder)) is not None, "the shards were not read"
+        assert stored_names(bare(mine).model, loading.files_of(folder)) is not None, (
+            "the shards were not read"
+        )
         whole = loading.wrap(load_model(folder, settings), settings, workers, Preference())
         ours, theirs = tensors(mine), tensors(whole)
         assert list(ours) == list(theirs)

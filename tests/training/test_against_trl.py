@@ -308,7 +308,7 @@ def with_mismatched(data: Columns) -> Columns:
     """Give the pairs the mismatched completions that TRL makes: those of a batch's halves, shifted by one.
 
     TRL has one for each half, we have one for each pair. So each pair is there twice, its second copy COUNT
-    places on: KL is estimated on both copies, the gradient is taken of the first.
+    indices later: KL is estimated on both copies, the gradient is taken of the first.
     """
     mismatched: dict[int, list[int]] = {}
     for batch in BATCHES:

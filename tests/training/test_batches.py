@@ -20,25 +20,25 @@ from sams.training.batches import deal, rounds
 def test_dealing_gives_everything_once_in_equally_many_micro_batches(
     lengths: list[int], world: int, micro_batch: int, packed: bool
 ) -> None:
-    hands = deal(lengths, world, micro_batch, packed=packed)
-    assert sorted(place for hand in hands for part in hand for place in part) == list(range(len(lengths)))
-    assert len({len(hand) for hand in hands}) == 1
-    assert max(len(part) for hand in hands for part in hand) <= micro_batch
-    counts = [sum(len(part) for part in hand) for hand in hands]
+    shares = deal(lengths, world, micro_batch, packed=packed)
+    assert sorted(item for share in shares for part in share for item in part) == list(range(len(lengths)))
+    assert len({len(share) for share in shares}) == 1
+    assert max(len(part) for share in shares for part in share) <= micro_batch
+    counts = [sum(len(part) for part in share) for share in shares]
     assert max(counts) <= -(-len(lengths) // world)
 
 
 def test_dealing_balances_tokens() -> None:
     lengths = [1000, 10, 10, 10, 10, 10, 900, 10]
-    loads = [sum(lengths[place] for part in hand for place in part) for hand in deal(lengths, 2, 4)]
+    loads = [sum(lengths[item] for part in share for item in part) for share in deal(lengths, 2, 4)]
     assert max(loads) / min(loads) < 1.15
 
 
 def test_padded_micro_batches_hold_similar_lengths_and_packed_ones_equally_many_tokens() -> None:
     lengths = [90, 10, 80, 20, 70, 30, 60, 40]
     [padded], [packed] = deal(lengths, 1, 2), deal(lengths, 1, 2, packed=True)
-    assert [[lengths[place] for place in part] for part in padded] == [[90, 80], [70, 60], [40, 30], [20, 10]]
-    assert [sum(lengths[place] for place in part) for part in packed] == [100] * 4
+    assert [[lengths[item] for item in part] for part in padded] == [[90, 80], [70, 60], [40, 30], [20, 10]]
+    assert [sum(lengths[item] for item in part) for part in packed] == [100] * 4
 
 
 def test_rounds_cover_each_epoch_in_an_order_of_its_own_and_drop_the_rest() -> None:

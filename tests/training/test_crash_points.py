@@ -1,7 +1,7 @@
-"""Stages killed by SIGKILL at named points, started again, and held against a run that nobody disturbed.
+"""Stages killed by SIGKILL at named points and started again, compared with an uninterrupted run.
 
 Each run has 3 epochs of 4 steps and saves after every second step but the last. Its replay pool holds two rounds,
-so that arms are replaced from step 4 on, and its file is written anew in the saves of steps 6 and 10.
+so that arms are replaced from step 4 on, and its file is rewritten in the saves of steps 6 and 10.
 """
 
 import json
@@ -58,7 +58,7 @@ SEAL = "sams.training.checkpoints.write_manifest"
 
 @dataclass(frozen=True)
 class Crash:
-    """Deaths of one run, one after another, and the step of the checkpoint that it goes on from at last."""
+    """Kills of one run, one after another, and the step of the checkpoint from which it resumes at last."""
 
     saved: int
     points: tuple[Point, ...]
@@ -78,7 +78,7 @@ EVERYWHERE = {
     "log-line-written-checkpoint-due": crash(2, Point(LOG, 4)),
     # In the save.
     "part-folder-made": crash(2, Point("pathlib.Path.mkdir", about=r"/\.step-00000004\.part$")),
-    "pool-file-half-written-anew": crash(4, Point(f"{POOL}._compact", half="*/replay/shard-0000.0001")),
+    "pool-file-half-rewritten": crash(4, Point(f"{POOL}._compact", half="*/replay/shard-0000.0001")),
     "pool-state-taken": crash(8, Point(f"{POOL}.state_dict", 5)),
     "old-pool-file-deleted": crash(8, Point("pathlib.Path.unlink", about=r"/shard-0000\.0000$")),
     "loop-state-half-written": crash(
@@ -129,7 +129,7 @@ CRASHES: dict[str, dict[str, Crash]] = {
 
 
 class Whole:
-    """The stages' undisturbed runs, each on the results of those before it, in one folder."""
+    """Uninterrupted runs of the stages, each on the results of those before it, in one folder."""
 
     def __init__(self, folder: Path, tokens: Path) -> None:
         self.folder = folder
@@ -139,7 +139,7 @@ class Whole:
                     "seed": 0,
                     "model": MODEL,
                     "training": Sft.model_validate(COURSE),
-                    "watching": {"scheduler": SCHEDULER, "ratio": 0.5, "gamma": 0.5},
+                    "watching": {"scheduler": SCHEDULER, "ratio": 0.5},
                 }
             ),
             "export": ExportRecipe(model=MODEL),
@@ -168,7 +168,7 @@ class Whole:
             assert self.start(stage, folder) == 0, self.log()
 
     def start(self, stage: str, folder: Path, point: Point | None = None, seed: int = 0) -> int:
-        """Run a stage, to its end or death; its results go to `folder`/`stage`."""
+        """Run a stage until it ends or is killed; its results go to `folder`/`stage`."""
         paths = self.inputs[stage] | {"out": folder / stage}
         if stage in CRASHES:
             paths["checkpoints"] = folder / "checkpoints"
@@ -208,7 +208,7 @@ def test_checkpoints_half_deleted_for_other_settings_are_not_resumed(whole: Whol
 
 
 def goes_on(stage: str, whole: Whole, folder: Path, *, saved: int) -> None:
-    """The same command goes on after step `saved`, and ends where the undisturbed run has ended."""
+    """Check that the same command resumes after step `saved` and ends like the uninterrupted run."""
     before = steps_taken(folder)
     assert whole.start(stage, folder) == 0, whole.log()
     out, theirs = folder / stage, whole.folder / stage
@@ -225,12 +225,12 @@ def goes_on(stage: str, whole: Whole, folder: Path, *, saved: int) -> None:
 
 
 def steps_taken(folder: Path) -> int:
-    """Lines that a killed run has left in its cost log: one for each step it took, however often."""
+    """Number of lines in the cost log of a killed run: one for each step, repeated ones included."""
     return sum(len(log.read_text().splitlines()) for log in folder.glob("checkpoints/*/costs.jsonl"))
 
 
 def visible(folder: Path) -> set[str]:
-    """Files of a result, without what a killed run left under a temporary name."""
+    """Files of a result, without temporary files of a killed run."""
     paths = {str(path.relative_to(folder)) for path in folder.rglob("*")}
     return {path for path in paths if not path.startswith(".")}
 
@@ -241,7 +241,7 @@ def metrics(out: Path) -> dict[str, Any]:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    """Weights that a stage leaves, of policy and scheduler."""
+    """Weights in the results of a stage, of policy and scheduler."""
     found: dict[str, Any] = {}
     if (out / "trained").is_dir():
         shards: dict[str, Any] = FileSystemReader(out / "trained").read_metadata().state_dict_metadata

@@ -19,7 +19,7 @@ from sams.training.updates import adamw
 from tests import tiny
 
 STEPS = 100
-PAIRS = 8
+PAIRS = 4
 
 
 @pytest.fixture(autouse=True)

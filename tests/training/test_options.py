@@ -124,8 +124,8 @@ def kto_by_hand(tokens: Path, model: Path, folder: Path) -> float:
         for name, found in ratios.items():
             prompt, completion = data[item]["prompt_ids"], data[item][f"{name}_ids"]
             logps = policy(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(1)
-            places = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
-            logp = sum(logps[place, token].item() for place, token in zip(places, completion, strict=True))
+            positions = range(len(prompt) - 1, len(prompt) + len(completion) - 1)
+            logp = sum(logps[index, token].item() for index, token in zip(positions, completion, strict=True))
             found.append(logp - cached[name][item])
     kl = max(0.0, sum(ratios["mismatched"]) / 16)
     sigmoid = torch.tensor
@@ -169,7 +169,7 @@ def test_adapters_are_trained_alone_and_merged_at_export(
 def test_a_scheduler_that_watches_learns_and_leaves_sft_bitwise_alone(tokens: Path, tmp_path: Path) -> None:
     training = Sft.model_validate(TRAINING | {"max_steps": 4})
     plain = SftRecipe(seed=0, model=tiny.settings(), training=training)
-    watched = plain.model_copy(update={"watching": Watching(scheduler=Scheduler(), ratio=0.5, gamma=0.5)})
+    watched = plain.model_copy(update={"watching": Watching(scheduler=Scheduler(), ratio=0.5)})
     here(sft, plain, tokens=tokens, out=tmp_path / "a", checkpoints=tmp_path / "ca")
     here(
         sft,
@@ -233,15 +233,15 @@ def test_flipped_labels_are_those_of_id_and_seed_with_their_reference(
     assert noisy.ids == clean.ids and clean.reference is not None and noisy.reference is not None
     swapped = [is_flipped(pair, 0.4, 3) for pair in clean.ids]
     assert 10 < sum(swapped) < 40
-    for place, flip in enumerate(swapped):
-        ours = (noisy.chosen[place], noisy.rejected[place])
-        theirs = (clean.chosen[place], clean.rejected[place])
+    for index, flip in enumerate(swapped):
+        ours = (noisy.chosen[index], noisy.rejected[index])
+        theirs = (clean.chosen[index], clean.rejected[index])
         assert ours == (theirs[::-1] if flip else theirs)
         assert torch.equal(
-            noisy.reference[place], clean.reference[place].flip(0) if flip else clean.reference[place]
+            noisy.reference[index], clean.reference[index].flip(0) if flip else clean.reference[index]
         )
         # What the data knew to be flipped, and is drawn again, is clean.
-        assert noisy.flipped[place] == (clean.flipped[place] != flip)
+        assert noisy.flipped[index] == (clean.flipped[index] != flip)
     test = read_task(*paths, "test", recipe.training)
     assert list(test.chosen) == list(read_task(*paths, "test", preference_recipe().training).chosen)
 
@@ -344,8 +344,8 @@ def test_a_cache_of_other_pairs_is_refused_and_its_order_does_not_matter(
     file = tmp_path / "train.parquet"
     assert read(rows[::-1]) == {pair: (chosen, rejected) for pair, chosen, rejected in rows}
     wrong = {"missing": rows[1:], "foreign": [*rows, ("x", -1.0, -2.0)], "twice": [*rows, rows[0]]}[fault]
-    told = {"missing": rows[0][0], "foreign": "differing at x", "twice": "one is there twice"}[fault]
-    with pytest.raises(UserError, match=f"do not belong to these pairs .*{told}"):
+    message = {"missing": rows[0][0], "foreign": "differing at x", "twice": "one is there twice"}[fault]
+    with pytest.raises(UserError, match=f"do not belong to these pairs .*{message}"):
         read(wrong)
 
 

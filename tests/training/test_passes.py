@@ -33,8 +33,8 @@ def preference_task(workers: Workers, shift: float = 0.5) -> PreferenceTask:
     plain = PairTask(data)
     found, _ = score(new_policy(), plain, list(range(16)), workers, 16)
     reference = {
-        pair: (found["logps/chosen"][place].item() + shift * place, found["logps/rejected"][place].item())
-        for place, pair in enumerate(plain.ids)
+        pair: (found["logps/chosen"][index].item() + shift * index, found["logps/rejected"][index].item())
+        for index, pair in enumerate(plain.ids)
     }
     loss = build_loss("sigmoid", beta=0.1, settings={}, sft_weight=0.0)
     return PreferenceTask(data, loss=loss, reference=reference)
@@ -136,11 +136,11 @@ def test_the_scoring_pass_reports_in_the_order_asked(workers: Workers) -> None:
     items = [5, 0, 11, 3]
     found, contexts = score(new_policy(), task, items, workers, 3, contexts=True)
     assert contexts is not None
-    for place, item in enumerate(items):
+    for index, item in enumerate(items):
         alone, context = score(new_policy(), task, [item], workers, 1, contexts=True)
         assert context is not None
-        assert found["loss"][place].item() == pytest.approx(alone["loss"].item(), abs=1e-5)
-        torch.testing.assert_close(contexts[place], context[0], rtol=1e-4, atol=1e-5)
+        assert found["loss"][index].item() == pytest.approx(alone["loss"].item(), abs=1e-5)
+        torch.testing.assert_close(contexts[index], context[0], rtol=1e-4, atol=1e-5)
 
 
 def test_scoring_gives_what_the_gradient_pass_sees(workers: Workers) -> None:
@@ -194,13 +194,13 @@ def test_a_cached_reference_equals_one_computed_on_line_in_any_order_of_the_pair
     cached, _ = score(Policy(reference), PairTask(data), list(range(16)), workers, 5)
     by_id = dict(zip(data["id"], zip(*(part.tolist() for part in cached.values()), strict=True), strict=True))
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).tolist()
-    shuffled = {name: [values[place] for place in order] for name, values in data.items()}
+    shuffled = {name: [values[index] for index in order] for name, values in data.items()}
     loss = build_loss("sigmoid", beta=0.1, settings={}, sft_weight=0.0)
     policy = new_policy()
     found, _ = score(
         policy, PreferenceTask(shuffled, loss=loss, reference=by_id), list(range(16)), workers, 3
     )
-    for place, pair in enumerate(order):
+    for index, pair in enumerate(order):
         ratios = []
         for side in ("chosen_ids", "rejected_ids"):
             prompt, completion = data["prompt_ids"][pair], data[side][pair]
@@ -211,7 +211,7 @@ def test_a_cached_reference_equals_one_computed_on_line_in_any_order_of_the_pair
             ]
             ratios.append((logps[0] - logps[1])[len(prompt) - 1 :].sum().item())
         on_line = math.log1p(math.exp(-0.1 * (ratios[0] - ratios[1])))
-        assert found["loss"][place].item() == pytest.approx(on_line, abs=1e-5)
+        assert found["loss"][index].item() == pytest.approx(on_line, abs=1e-5)
 
 
 def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Workers) -> None:
@@ -230,7 +230,7 @@ def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Worker
 def test_margins_of_an_untrained_policy_differ_by_less_than_their_rounding(
     workers: Workers, loss: str, beta: float
 ) -> None:
-    """Cached with one attention kernel, seen with another: what is left is rounding, and it must not be ranked."""
+    """Cached with one attention kernel, computed with another: the rest is rounding, and must not be ranked."""
     data = tiny.pairs(64, seed=1) | {"mismatched_ids": [[2]] * 64}
     plain, everything = PairTask(data), list(range(64))
     other = Policy(build_model(tiny.settings(attention="eager"), tiny.tokenizer(), seed=0))

@@ -161,7 +161,7 @@ def test_the_gradient_norm_is_that_of_the_mean_over_the_selected(
     data = tiny.pairs(64, seed=1)
     policy = transformers.AutoModelForCausalLM.from_pretrained(prepared["model"], dtype=torch.float64)
     gaps = []
-    for item in (batch[place] for place in Random(0).choose(None, 16, 8)):
+    for item in (batch[index] for index in Random(0).choose(None, 16, 8)):
         logps = []
         for side in ("chosen_ids", "rejected_ids"):
             prompt, completion = data["prompt_ids"][item], data[side][item]
@@ -392,9 +392,9 @@ def test_the_weights_of_each_evaluation_are_kept_and_a_resumed_run_keeps_the_sam
     (whole := tmp_path / "whole" / "evaluated").mkdir(parents=True)
     (whole / "step000099").mkdir()
     run(with_validation, whole.parent, **how)
-    places = [f"step{step:06d}" for step in (1, 2, 3, 4)]
-    assert sorted(path.name for path in whole.iterdir()) == places, "what an earlier run left is gone"
-    kept = [weights_at(whole / name) for name in places]
+    names = [f"step{step:06d}" for step in (1, 2, 3, 4)]
+    assert sorted(path.name for path in whole.iterdir()) == names, "what an earlier run left is gone"
+    kept = [weights_at(whole / name) for name in names]
     last = weights(whole.parent)
     assert all(torch.equal(kept[3][name], last[name]) for name in last)
     assert not any(torch.equal(kept[1][name], last[name]) for name in last if name.endswith("proj.weight"))
@@ -408,7 +408,7 @@ def test_the_weights_of_each_evaluation_are_kept_and_a_resumed_run_keeps_the_sam
         run(with_validation, cut, **how)
     monkeypatch.undo()
     run(with_validation, cut, **how)
-    for name, before in zip(places, kept, strict=True):
+    for name, before in zip(names, kept, strict=True):
         after = weights_at(cut / "evaluated" / name)
         assert all(torch.equal(before[key], after[key]) for key in before), name
     assert (cut / "train.jsonl").read_text() == (whole.parent / "train.jsonl").read_text()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 
 from sams.policy.model import build_model, load_model
-from sams.policy.stored import found_in, without_weights, write
+from sams.policy.stored import stored_names, without_weights, write
 from sams.runtime.files import read_json
 from sams.study.recipes import Job
 from tests import tiny
@@ -43,14 +43,14 @@ def test_processes_that_read_their_own_shards_hold_what_they_would_of_the_whole(
 def test_files_that_lack_a_weight_or_hold_another_size_are_left_to_transformers(tmp_path: Path) -> None:
     build_model(tiny.settings(), tiny.tokenizer(), seed=0).save_pretrained(tmp_path)
     model = without_weights(tmp_path, "sdpa")
-    assert found_in(model, tmp_path) is not None
+    assert stored_names(model, tmp_path) is not None
     file = tmp_path / "model.safetensors"
     whole = load_file(file)
     name = "model.layers.1.mlp.up_proj.weight"
     save_file({key: value for key, value in whole.items() if key != name}, file)
-    assert found_in(model, tmp_path) is None
+    assert stored_names(model, tmp_path) is None
     save_file({**whole, name: whole[name][1:].clone()}, file)
-    assert found_in(model, tmp_path) is None
+    assert stored_names(model, tmp_path) is None
 
 
 @pytest.mark.slow  # four processes
@@ -94,7 +94,7 @@ def test_what_is_written_file_by_file_is_what_transformers_writes(tmp_path: Path
     settings = tiny.settings(kind)
     load_model(folder, settings).to(torch.bfloat16).save_pretrained(tmp_path / "whole", max_shard_size=limit)
     model = without_weights(folder, settings.attention)
-    found = found_in(model, folder)
+    found = stored_names(model, folder)
     assert found is not None
     model.config.use_cache = True
     write(

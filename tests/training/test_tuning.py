@@ -44,10 +44,10 @@ def policy_of(settings: Model) -> Policy:
     return Policy(model)
 
 
-def found(workers: Workers, settings: Model, **wanted: Any) -> tuple[Tuning, Policy]:
+def found(workers: Workers, settings: Model, **overrides: Any) -> tuple[Tuning, Policy]:
     policy = policy_of(settings)
     sizes = {"micro_batch": "auto", "scoring_micro_batch": "auto", "items": 8, "scored_items": 16}
-    return tune(policy, TASK, workers, settings, **(sizes | wanted)), policy
+    return tune(policy, TASK, workers, settings, **(sizes | overrides)), policy
 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
@@ -65,7 +65,7 @@ def test_a_model_that_cannot_pack_is_told_of_and_computes_padded_rows(
         tuned, policy = found(workers, settings, micro_batch=2, scoring_micro_batch=2)
     assert tuned.packed is None and policy.packed is None
     assert "rows cannot be packed" in caplog.text or "does not support" in caplog.text
-    assert "computes padded rows, which takes longer" in caplog.text
+    assert "computes padded rows, which is slower" in caplog.text
 
 
 def test_packing_can_be_switched_off(workers: Workers) -> None:
@@ -131,7 +131,7 @@ def test_memory_bounds_the_micro_batch_and_calls_for_checkpointing(
     tuned, policy = found(workers, settings)
     assert tuned.activation_checkpointing and policy.model.is_gradient_checkpointing
     free(0.01 * longest)
-    with pytest.raises(UserError, match=r"activation_checkpointing: .*longest item take.*that are left"):
+    with pytest.raises(UserError, match=r"activation_checkpointing: .*longest item take.*available"):
         found(workers, settings)
 
 
@@ -152,8 +152,8 @@ def test_what_is_trained_beside_the_policy_leaves_less_room(
     policy.pack(SEGMENTS)
     weights = tuning.local_weights(policy)
     monkeypatch.setattr(tuning, "free_bytes", lambda device: 3 * tuning.ADAM_BYTES * weights)
-    alone, beside = (tuning.fit(policy, TASK, workers, False, other)[1] for other in (0, weights))
-    assert beside == pytest.approx(alone / 2, abs=1)
+    alone, together = (tuning.fit(policy, TASK, workers, False, other)[1] for other in (0, weights))
+    assert together == pytest.approx(alone / 2, abs=1)
 
 
 def test_a_found_size_is_kept_in_the_result_and_a_resumed_run_takes_it_over(

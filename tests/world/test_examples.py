@@ -1,4 +1,4 @@
-"""The synthetic world: deterministic, checkable, disjoint, with the shares that were asked for."""
+"""The synthetic world: deterministic, checkable, disjoint, with the shares of the settings."""
 
 import statistics
 from collections import Counter
@@ -55,7 +55,7 @@ def test_a_seed_gives_the_same_world_and_another_seed_another() -> None:
 
 
 def test_what_was_made_once_is_made_for_ever() -> None:
-    """Published figures hold for this world only: a change of it must be seen, and meant."""
+    """Published figures belong to this world: a change of it must be intended."""
     assert INSTRUCTIONS[:3] == GOLDEN_INSTRUCTIONS
     assert [TRAIN[0].id, TEST[0].id, SFT[0].id] == GOLDEN_IDS
 

@@ -1,4 +1,4 @@
-"""Marks in the synthetic world: truth tables, and what must hold for any text."""
+"""Marks in the synthetic world: truth tables, and properties for any text."""
 
 import contextlib
 
@@ -102,7 +102,7 @@ def test_an_error_carried_forward_earns_half() -> None:
 
 
 def readings(instruction: str) -> list[str]:
-    """Every task that the instruction could be, with a right answer."""
+    """Return every task that fits the instruction, with its right answer."""
     found = []
     for task in TASKS:
         for wording in task.wordings:

@@ -39,7 +39,7 @@ class Scored(Protocol):
         """Values of each item, from the scores of `sequences(items)` and the KL term of their batch."""
         ...
 
-    def kl(self, found: Items, items: list[int]) -> Tensor:
+    def kl(self, values: Items, items: list[int]) -> Tensor:
         """KL term of a batch, from the values of `kl_task`'s items: a float32 scalar."""
         raise TypeError(f"the loss of {type(self).__name__} has no KL term")
 
@@ -58,7 +58,7 @@ class Task(Scored, Protocol):
 class Selectable(Task, Protocol):
     """A task from which a selector can choose."""
 
-    def view(self, items: list[int], found: Items, contexts: Tensor | None) -> View:
+    def view(self, items: list[int], values: Items, contexts: Tensor | None) -> View:
         """A scored batch as selectors see it; contexts are [n, sequences, layers, width]."""
         ...
 

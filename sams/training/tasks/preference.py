@@ -51,10 +51,10 @@ class PreferenceTask(PairTask, Selectable):
             self.reference = torch.tensor([reference[pair] for pair in self.ids], dtype=torch.float32)
         self.kl_task = MismatchedTask(data) if loss.needs_kl else None
 
-    def kl(self, found: Items, items: list[int]) -> Tensor:
+    def kl(self, values: Items, items: list[int]) -> Tensor:
         """KL term on the mismatched completions, clamped at 0 (KTO, Section 4.1)."""
         assert self.reference is not None
-        ratios = found["logps/mismatched"] - self.reference[items, 2]
+        ratios = values["logps/mismatched"] - self.reference[items, 2]
         return ratios.double().mean().clamp(min=0).float()
 
     def items(self, scores: Scores, items: list[int], kl: Tensor | None = None) -> Items:
@@ -82,26 +82,26 @@ class PreferenceTask(PairTask, Selectable):
             "nll_loss": -chosen.detach() / chosen_tokens,
         }
 
-    def view(self, items: list[int], found: Items, contexts: Tensor | None) -> View:
+    def view(self, items: list[int], values: Items, contexts: Tensor | None) -> View:
         flipped = [self.flipped[item] for item in items]
         return View(
-            losses=found["loss"],
-            margins=found["rewards/margins"],
-            chosen_logps=found["logps/chosen"],
+            losses=values["loss"],
+            margins=values["rewards/margins"],
+            chosen_logps=values["logps/chosen"],
             chosen_tokens=torch.tensor([float(self.chosen_tokens[item]) for item in items]),
             contexts=contexts,
-            margin_rounding=self.margin_rounding(items, found),
+            margin_rounding=self.margin_rounding(items, values),
             flipped=None if None in flipped else torch.tensor(flipped, dtype=torch.bool),
         )
 
-    def margin_rounding(self, items: list[int], found: Items) -> float:
+    def margin_rounding(self, items: list[int], values: Items) -> float:
         """Largest difference of margins due to rounding alone; implicit rewards are linear in the log-probs."""
         tokens = torch.tensor([[self.chosen_tokens[item], self.rejected_tokens[item]] for item in items])
         nothing = torch.zeros(len(items))
         chosen, rejected = self.loss.rewards(
             PairLogps(
-                chosen=ROUNDING * found["logps/chosen"],
-                rejected=ROUNDING * found["logps/rejected"],
+                chosen=ROUNDING * values["logps/chosen"],
+                rejected=ROUNDING * values["logps/rejected"],
                 chosen_tokens=tokens[:, 0],
                 rejected_tokens=tokens[:, 1],
                 reference_chosen=nothing,
