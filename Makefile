@@ -61,7 +61,7 @@ lint: env ## check style, types, workflow and schema
 	$(BIN)/ruff format --check
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint
-	$(BIN)/mypy sams
+	$(BIN)/mypy sams workflow/scripts
 	$(BIN)/sams schema --check
 
 # Without --strict, packages whose advisories cannot be fetched would pass.

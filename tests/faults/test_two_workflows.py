@@ -35,7 +35,7 @@ def test_results_are_held_by_one_and_free_at_once_when_it_is_killed(tmp_path: Pa
         lock_results(tmp_path / "results/a")
     told = str(refused.value)
     assert f"another workflow is running on these results: process {first.pid} on " in told
-    assert "wait for it, end it, or give this study another name" in told and "\n" not in told
+    assert "wait for it, stop it, or give this study another name" in told and "\n" not in told
     lock_results(tmp_path / "results/b")
     first.kill()
     first.communicate()

@@ -85,7 +85,7 @@ def test_hours_follow_the_arithmetic_and_the_gpu(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = study("", **SMALL)
-    small = Gpu(memory=2.1e9, bandwidth=1e12, use=0.3)
+    small = Gpu(memory=2.1e9, bandwidth=1e12, peak=1e15, use=0.3)
     plan = planner(settings, tmp_path, small).plan()
     assert [row.fits for row in plan.memory if "dpo" in row.stages] == [False, False]
     assert any("dpo-sams will not fit" in warning for warning in plan.warnings)
@@ -105,7 +105,7 @@ def test_auto_takes_the_largest_micro_batch_that_fits(tmp_path: Path) -> None:
     settings = study("", **{**SMALL, **auto})
     [roomy] = [row for row in planner(settings, tmp_path).memory() if row.stages == "dpo"]
     assert roomy.passes == "1 x 8"
-    tight = Gpu(memory=2 * GIB + 1.1 * 0.8 * roomy.policy, bandwidth=1e12, use=0.3)
+    tight = Gpu(memory=2 * GIB + 1.1 * 0.8 * roomy.policy, bandwidth=1e12, peak=1e15, use=0.3)
     [found] = [row for row in planner(settings, tmp_path, tight).memory() if row.stages == "dpo"]
     assert int(found.passes.split(" x ")[1]) < 8
 

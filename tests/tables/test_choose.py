@@ -93,7 +93,7 @@ def test_the_best_mean_over_seeds_is_chosen_within_each_limit(made: dict[str, An
         for method, limits in made["methods"].items()
         for limit, point in limits.items()
     }
-    assert made["compute"]["equal_compute"] == 96, "the whole run of the random half"
+    assert made["compute"]["equal_compute"] == 96, "the complete run of the random half"
     assert picked["dpo", "equal_data"] == ("dpo-b", 3), ".535 over seeds, against .53 of dpo-a"
     assert picked["dpo", "equal_compute"] == ("dpo-a", 2), "step 3 takes 144"
     assert picked["half", "equal_data"] == picked["half", "equal_compute"] == ("half-a", 4)

@@ -55,11 +55,11 @@ def found(root: Path, *runs: str) -> dict[tuple[str, str, str], Any]:
 
 
 def test_two_runs(root: Path) -> None:
-    held = compare(sides([str(root / "s/x/dpo/seed0"), str(root / "s/x/kto/seed0")], root))
-    assert held.settings.columns == ["setting", "dpo/seed0", "kto/seed0"]
-    assert held.settings.rows == [[("training.beta",), ("0.1",), ("0.3",)]], "the rest is the same"
+    compared = compare(sides([str(root / "s/x/dpo/seed0"), str(root / "s/x/kto/seed0")], root))
+    assert compared.settings.columns == ["setting", "dpo/seed0", "kto/seed0"]
+    assert compared.settings.rows == [[("training.beta",), ("0.1",), ("0.3",)]], "the rest is the same"
     accuracy = [("train/test_accuracy",), ("50",), ("54",)]
-    assert accuracy in held.figures.rows
+    assert accuracy in compared.figures.rows
     rows = found(root, "s/x/dpo/seed0", "s/x/kto/seed0")
     paired = rows["win_rate", "paired", "kto/seed0"]
     assert paired.n_items == 3 and paired.difference == pytest.approx(4.0)
@@ -73,11 +73,11 @@ def test_seeds_of_methods_are_repeats(root: Path) -> None:
     rows = found(root, "s/x/dpo", "s/x/kto")
     row = rows["test_accuracy", "over seeds", "kto"]
     assert (row.difference, row.n_seeds, row.p_sign_flip) == (5.0, 3, 0.25)
-    held = compare(sides([str(root / "s/x/dpo"), str(root / "s/x/kto")], root))
-    assert [row[0] for row in held.settings.rows] == [("training.beta",)], (
+    compared = compare(sides([str(root / "s/x/dpo"), str(root / "s/x/kto")], root))
+    assert [row[0] for row in compared.settings.rows] == [("training.beta",)], (
         "seeds and their models are no setting"
     )
-    assert any("cannot give less than 0.25" in note for note in held.notes)
+    assert any("cannot give less than 0.25" in note for note in compared.notes)
 
 
 def test_one_seed_each_is_paired_whichever_it_is(root: Path) -> None:
@@ -88,14 +88,14 @@ def test_one_seed_each_is_paired_whichever_it_is(root: Path) -> None:
 def test_scores_of_other_judges_and_other_data_do_not_compare(root: Path) -> None:
     run(root / "s/x/ipo/seed0", 60.0, judge="gpt")
     run(root / "t/x/dpo/seed0", 60.0, tokens="other")
-    held = compare(
+    compared = compare(
         sides([str(root / name) for name in ("s/x/dpo/seed0", "s/x/ipo/seed0", "t/x/dpo/seed0")], root)
     )
-    kinds = {(row.method, row.benchmark) for row in held.differences.itertuples()}
+    kinds = {(row.method, row.benchmark) for row in compared.differences.itertuples()}
     assert ("s/x/ipo/seed0", "win_rate") not in kinds and ("s/x/ipo/seed0", "test_accuracy") in kinds
     assert ("t/x/dpo/seed0", "test_accuracy") not in kinds
-    assert any("win_rate of s/x/ipo/seed0" in note and "different judges" in note for note in held.notes)
-    assert any("test_accuracy of t/x/dpo/seed0" in note and "other data" in note for note in held.notes)
+    assert any("win_rate of s/x/ipo/seed0" in note and "different judges" in note for note in compared.notes)
+    assert any("test_accuracy of t/x/dpo/seed0" in note and "other data" in note for note in compared.notes)
 
 
 def test_an_mlflow_run_id_is_found_by_what_it_left(root: Path) -> None:

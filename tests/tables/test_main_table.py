@@ -127,8 +127,10 @@ def test_caption_says_what_scores_may_be_compared_with(tmp_path: Path) -> None:
     assert "not the official one" in local and "over 805 instructions" in local
     assert "dpo 24" in local, "lengths are shown with win rates"
     judge = {"kind": "openai"}
-    asked = study(["dpo"], [0], benchmarks={"judge": judge, "alpaca_eval": {"difficulty": "df_gamed.csv"}})
-    endpoint = "\n".join(captions.main_notes(asked, cells))
+    requested = study(
+        ["dpo"], [0], benchmarks={"judge": judge, "alpaca_eval": {"difficulty": "df_gamed.csv"}}
+    )
+    endpoint = "\n".join(captions.main_notes(requested, cells))
     assert "Judge: gpt-4-turbo." in endpoint and "df_gamed.csv" in endpoint and "MT-Bench:" not in endpoint
     alone = "\n".join(captions.main_notes(study(["dpo"], [0], benchmarks={}), cells))
     assert "left out by this study" in alone and "Judge" not in alone

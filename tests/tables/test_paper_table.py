@@ -52,18 +52,18 @@ def test_reported_figures_are_the_paper_s(shared_data: Path) -> None:
             for setting, values in settings.items():
                 columns = [names.get(column, column) for column in spec[table]["columns"]]
                 expected = {c: v for c, v in zip(columns, values, strict=True) if v is not None}
-                held = read_reported(table, setting).rows[row]
-                assert {column: figure.value for column, figure in held.items()} == expected
+                reported = read_reported(table, setting).rows[row]
+                assert {column: figure.value for column, figure in reported.items()} == expected
                 checked += len(expected)
     for setting, values in spec["table1"]["reported_elsewhere"]["simpo"].items():
-        held = read_reported("table1", setting).rows["simpo"]
-        assert [figure.value for figure in held.values()] == values
-        assert {figure.source for figure in held.values()} == {"SimPO repository, published table"}
+        reported = read_reported("table1", setting).rows["simpo"]
+        assert [figure.value for figure in reported.values()] == values
+        assert {figure.source for figure in reported.values()} == {"SimPO repository, published table"}
     for row, settings in spec["figure3"]["rows"].items():
         for setting, (clean, flipped) in settings.items():
-            held = read_reported("figure3", setting).rows
-            assert held[row]["test_accuracy"].value == clean
-            assert held[f"{row}-flip20"]["test_accuracy"].value == flipped
+            reported = read_reported("figure3", setting).rows
+            assert reported[row]["test_accuracy"].value == clean
+            assert reported[f"{row}-flip20"]["test_accuracy"].value == flipped
     table7 = read_reported("table7", "pythia-2.8b-hh").rows
     for ratio, value in spec["table7"]["selected_ratio"].items():
         assert table7[f"ratio-{100 * ratio:.0f}"]["test_accuracy"].value == value
@@ -78,8 +78,8 @@ def test_every_file_is_complete_and_every_table_is_accepted() -> None:
     tables = Paper.model_json_schema()["properties"]["table"]["enum"]
     assert sorted(path.stem for path in FOLDER.glob("*.yaml")) == sorted(tables)
     for table in tables:
-        held = yaml.safe_load((FOLDER / f"{table}.yaml").read_text(encoding="utf-8"))
-        for setting in held["settings"]:
+        content = yaml.safe_load((FOLDER / f"{table}.yaml").read_text(encoding="utf-8"))
+        for setting in content["settings"]:
             reported = read_reported(table, setting)
             assert set(reported.columns) <= set(paper_table.BENCHMARK_OF)
             assert set(reported.judges) <= set(reported.columns)
@@ -87,7 +87,7 @@ def test_every_file_is_complete_and_every_table_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("paper", "told"),
+    ("paper", "reason"),
     [
         ({"table": "table4", "setting": "x"}, "paper.table"),
         ({"table": "table2", "setting": "llama3"}, "Table 2 has no setting llama3: it has pythia-2.8b-hh"),
@@ -95,8 +95,8 @@ def test_every_file_is_complete_and_every_table_is_accepted() -> None:
         ({**TABLE2, "rows": {"ipo": "dpo"}}, "`paper.rows` names 'ipo', which is not among the methods"),
     ],
 )
-def test_a_table_that_the_paper_lacks_stops_the_parse(paper: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_table_that_the_paper_lacks_stops_the_parse(paper: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
         real(["sft", "dpo"], [0], paper)
 
 
@@ -149,7 +149,7 @@ def test_every_gap_says_why(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("judge", "changes", "told"),
+    ("judge", "changes", "reason"),
     [
         ("local", {"benchmarks": {"judge": {"kind": "local"}, "alpaca_eval": {}}, "world": {}}, "synthetic"),
         ("llama-judge", {}, "judged by llama-judge"),
@@ -157,7 +157,7 @@ def test_every_gap_says_why(tmp_path: Path) -> None:
     ],
 )
 def test_scores_that_are_not_comparable_are_never_shown(
-    judge: str, changes: dict[str, Any], told: str, tmp_path: Path
+    judge: str, changes: dict[str, Any], reason: str, tmp_path: Path
 ) -> None:
     if "world" in changes:
         changes = {**changes, "data": {"world": {}, "max_length": 64, "max_prompt_length": 32}, "sft": {}}
@@ -167,7 +167,7 @@ def test_scores_that_are_not_comparable_are_never_shown(
     row = build(settings, tmp_path)["dpo", "win_rate"]
     assert row["reproduced"] == 50.0
     assert row["reported"] is None and row["difference"] is None
-    assert told in row["reported_missing"]
+    assert reason in row["reported_missing"]
     table = paper_table.paper_table(settings, tmp_path, read_cells(tmp_path))
     assert "37.9" not in render.markdown("t", *_with_notes(settings, table, tmp_path))
 

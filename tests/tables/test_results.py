@@ -39,11 +39,11 @@ def test_no_results_is_an_empty_frame(tmp_path: Path) -> None:
     assert empty.empty and list(empty) == ["study", "setting", "method", "seed"]
 
 
-@pytest.mark.parametrize(("text", "told"), [("{", "no JSON"), ("[1]", "a JSON object was expected")])
-def test_broken_metrics_are_told_with_their_file(tmp_path: Path, text: str, told: str) -> None:
+@pytest.mark.parametrize(("text", "message"), [("{", "no JSON"), ("[1]", "a JSON object was expected")])
+def test_broken_metrics_are_reported_with_their_file(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, {"tiny/world/dpo/seed0/train_metrics.json": {}})
     (path / "tiny/world/dpo/seed0/train_metrics.json").write_text(text)
-    with pytest.raises(UserError, match=rf"dpo/seed0/train_metrics\.json: {told}"):
+    with pytest.raises(UserError, match=rf"dpo/seed0/train_metrics\.json: {message}"):
         results.load(tmp_path)
 
 

@@ -108,8 +108,8 @@ def test_complete_results_pass(results: Path) -> None:
 
 def edit(file: str, **changes: object) -> Callable[[Path], None]:
     def change(root: Path) -> None:
-        held = read_json(root / file)
-        write_json(root / file, {**held, **changes})
+        content = read_json(root / file)
+        write_json(root / file, {**content, **changes})
 
     return change
 
@@ -128,9 +128,9 @@ def resealed_tokens(root: Path) -> None:
 
 def other_recipe(root: Path) -> None:
     file = root / "world/dpo/seed1/recipe.json"
-    held = json.loads(file.read_text())
-    held["recipe"]["training"]["beta"] = 0.3
-    write_json(file, held)
+    content = json.loads(file.read_text())
+    content["recipe"]["training"]["beta"] = 0.3
+    write_json(file, content)
 
 
 COMMIT = {"git_commit": "b" * 40, "git_dirty": "true"}
