@@ -18,8 +18,6 @@ TYPES = ("sams.study.settings", {"losses", "scheduling"})
 
 UPWARD = {
     ("sams.world.examples", "sams.data.records"): "the world yields the records that every source yields",
-    # TODO: remove once the branch of the tables is merged
-    ("sams.generation.assess", "sams.tables.choose"): "TODO",
 }
 """Imports that point upward, each with its reason."""
 

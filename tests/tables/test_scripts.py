@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sams.runtime.provenance import imported_modules
+from sams.runtime.code import imported_modules
 from sams.tables import comparisons
 from tests.conftest import ROOT
 from tests.tables.made import run_script, study, train, write

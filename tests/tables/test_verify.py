@@ -266,7 +266,7 @@ def test_sources_that_have_changed_are_named(results: Path) -> None:
     manifest = results / "world/data/manifest.json"
     write_json(manifest, {**read_json(manifest), "sources": recorded})
     [found] = [finding for finding in verify(results) if finding.check == "sources"]
-    assert found.holds and found.found == "train.jsonl", "a source that is gone cannot be compared"
+    assert found.holds and found.text == "train.jsonl", "a source that is gone cannot be compared"
     (workplace / "train.jsonl").write_text("other rows")
     [found] = [finding for finding in verify(results) if finding.check == "sources"]
-    assert not found.holds and found.where == "world/data" and found.found == "train.jsonl has changed"
+    assert not found.holds and found.where == "world/data" and found.text == "train.jsonl has changed"
