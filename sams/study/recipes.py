@@ -207,7 +207,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             mismatched=study.needs_kl,
         ),
         "train_sft": lambda: SftRecipe(
-            seed=seed, model=study.model, training=wanted(study.sft, "sft"), watching=_watching(study)
+            seed=seed, model=study.model, training=require(study.sft, "sft"), watching=_watching(study)
         ),
         "compute_reference": lambda: ReferenceRecipe(
             model=study.model, micro_batch_size=_reference_micro_batch(study), mismatched=study.needs_kl
@@ -227,13 +227,13 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             method=method,
             benchmark=benchmark,
             precision=study.model.precision,
-            decoding=wanted(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}").decoding,
+            decoding=require(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}").decoding,
         ),
         "sample_pairs": lambda: OnPolicyRecipe(
             seed=seed,
             precision=study.model.precision,
-            decoding=wanted(study.on_policy, "on_policy").decoding,
-            reward_batch_size=wanted(study.on_policy, "on_policy").reward_batch_size,
+            decoding=require(study.on_policy, "on_policy").decoding,
+            reward_batch_size=require(study.on_policy, "on_policy").reward_batch_size,
         ),
         "assess": lambda: _assess(study, seed),
         "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
@@ -273,11 +273,11 @@ def _data(study: Study, seed: int) -> Data:
 
 
 def _assess(study: Study, seed: int) -> AssessRecipe:
-    chosen = wanted(study.chosen, "chosen")
+    chosen = require(study.chosen, "chosen")
     return AssessRecipe(
         seed=seed,
         model=study.model,
-        world=wanted(_data(study, seed).world, "data.world"),
+        world=require(_data(study, seed).world, "data.world"),
         accuracy=chosen.accuracy,
         runs={run: study.preference_of(run) for run in study.chosen_runs},
     )
@@ -307,13 +307,13 @@ def _watching(study: Study) -> Watching | None:
 
 
 def _frozen_pretrain(study: Study) -> Pretrain:
-    pretrain = wanted(study.pretrain, "pretrain")
+    pretrain = require(study.pretrain, "pretrain")
     if pretrain.policy == "moving":
         raise UserError("the scheduler is pretrained during SFT", remedy="use the recipe of train_sft")
     return pretrain
 
 
-def wanted(part: Part | None, key: str) -> Part:
+def require(part: Part | None, key: str) -> Part:
     """Return a group of settings that a stage requires.
 
     Raises:

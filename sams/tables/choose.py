@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sams.study.recipes import wanted
+from sams.study.recipes import require
 from sams.study.study import Study
 from sams.tables.results import read_log
 
@@ -135,6 +135,6 @@ def chosen_of(study: Study, results: Path) -> dict[str, Any]:
                 ]
                 for name in members
             }
-            for method, members in wanted(study.chosen, "chosen").runs.items()
+            for method, members in require(study.chosen, "chosen").runs.items()
         }
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sams.runtime.files import read_json
-from sams.study.recipes import wanted
+from sams.study.recipes import require
 from sams.study.study import BASE_METHOD, Study
 from sams.tables.choose import LIMITS, point_name
 from sams.tables.render import MISSING, Readable, number
@@ -33,7 +33,7 @@ def chosen_table(study: Study, choice: dict[str, Any], figures: list[dict[str, A
     """
     import pandas as pd
 
-    chosen = wanted(study.chosen, "chosen")
+    chosen = require(study.chosen, "chosen")
     rows = []
     for limit in LIMITS:
         base = point_name(choice["methods"][chosen.base][limit])
@@ -77,7 +77,7 @@ def read_figures(study: Study, results: Path) -> list[dict[str, Any]]:
 def _pairs_of_an_epoch(study: Study, point: dict[str, Any]) -> int:
     """Number of pairs in the batches of one epoch."""
     own = study.preference_of(point["run"])
-    world = wanted(study.data.world, "data.world")
+    world = require(study.data.world, "data.world")
     return world.train_pairs // own.batch_size * own.batch_size
 
 
@@ -121,8 +121,8 @@ def title(study: Study) -> str:
 
 def notes(study: Study, choice: dict[str, Any]) -> list[str]:
     """Notes that explain the figures."""
-    chosen = wanted(study.chosen, "chosen")
-    world = wanted(study.data.world, "data.world")
+    chosen = require(study.chosen, "chosen")
+    world = require(study.data.world, "data.world")
     tried = {point["equal_data"]["points"] for point in choice["methods"].values()}
     within = ", ".join(
         f"{method} {point['equal_compute']['points']}" for method, point in choice["methods"].items()

@@ -1,4 +1,4 @@
-"""Makes the example data beside it: everyday questions with a helpful and an unhelpful answer.
+"""Makes the example data next to it: everyday questions with a helpful and an unhelpful answer.
 
     python make_example.py
 
