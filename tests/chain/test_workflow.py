@@ -139,7 +139,7 @@ def test_targets(target: str, present: str, absent: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("overlay", "message"),
     [
-        ({"preference": {"bta": 0.1}}, "bta: unknown key"),
+        ({"preference": {"bta": 0.1}}, "preference.bta': unknown key"),
         ({"sft": {"learning_rate": "5e-7"}}, "write 5.0e-7"),
         ({"methods": ["sft", "nonsense"]}, "method 'nonsense' has no entry"),
     ],
