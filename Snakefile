@@ -5,7 +5,7 @@
 #   snakemake --cores all --configfile config/studies/own_data.yaml
 #
 # Results:  results/<study>/<setting>/<stage or method>/seed<k>/
-# Others:   results/<study>/{tables,logs,benchmarks,checkpoints}
+# Other files:  results/<study>/{tables,logs,benchmarks,checkpoints}
 from snakemake.utils import min_version
 
 min_version("9.19")

@@ -1,9 +1,9 @@
-"""One contestant of the step benchmark, in its own process: takes a training step on each request.
+"""Contestant of the step benchmark: a process that takes a training step on each request.
 
     python -m benchmarks.contestant '{"trainer": "sams", ...}'
 
-Reads the number of a batch per line, takes a step on it, and answers with one JSON line. A step is what a trainer
-does between two batches: gradients to none, passes, clipping, AdamW. Where memory is measured, it ends before AdamW.
+Reads the number of a batch from each line, takes a step on that batch, and prints one JSON line. A step clears the
+gradients, runs the passes, clips, and updates with AdamW. If memory is measured, the step ends before AdamW.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ KIB = 1024
 
 @dataclass(frozen=True)
 class Entry:
-    """What a contestant is.
+    """Settings of a contestant.
 
     Attributes:
-        name: in the table.
+        name: name in the table.
         trainer: trl, plain or sams.
-        checkpointing: activation checkpointing.
-        packing: ours only.
-        processes: 1, or 2 that share the batch.
+        checkpointing: whether activations are checkpointed.
+        packing: whether rows are packed; for our trainer only.
+        processes: number of processes that share a batch, 1 or 2.
         batch: pairs of a batch.
-        batches: how many batches there are.
-        micro_batch: pairs of a micro-batch; 0 for the whole share of a process.
+        batches: number of batches.
+        micro_batch: pairs of a micro-batch; 0 for all pairs that a process has.
         ratio: K / n of `sams`.
-        shape: of the model.
-        scale: of all lengths.
+        shape: sizes of the model.
+        scale: factor of all lengths.
         device: cpu or cuda.
         precision: float32 or bfloat16.
-        memory: measure memory, and leave the optimiser out.
-        gradients_kept: gradients stay where they are between steps, so that memory is that of activations alone.
+        memory: whether to measure memory; the step then has no update.
+        gradients_kept: keep the gradients allocated between steps, so that the peak is that of activations alone.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Trainer(Protocol):
 
 
 class Ours:
-    """The pieces that the training loop is made of, in its order."""
+    """Our trainer: the calls of one step of the training loop, in the same order."""
 
     def __init__(self, entry: Entry) -> None:
         from sams.losses.table import build_loss
@@ -120,11 +120,11 @@ class Ours:
             items=0,
             scored_items=1,
         )
-        found = score(reference, pairs, list(range(len(pairs.ids))), self.workers, tuned.scoring_micro_batch)[
-            0
-        ]
+        values = score(
+            reference, pairs, list(range(len(pairs.ids))), self.workers, tuned.scoring_micro_batch
+        )[0]
         cached = dict(
-            zip(pairs.ids, zip(*(part.tolist() for part in found.values()), strict=True), strict=True)
+            zip(pairs.ids, zip(*(part.tolist() for part in values.values()), strict=True), strict=True)
         )
         del reference
 
@@ -192,11 +192,11 @@ class Ours:
             self.selector.observe(view)
             k = max(1, round(self.entry.ratio * n))
             self.selector.accept(self.workers.broadcast(self.selector.choose(view, n, k)).cpu())
-            # An untrained scheduler's taste in lengths is chance, and would be in every ratio: all its work is done,
-            # and then pairs are trained on that have their share of the batch's tokens.
+            # An untrained scheduler prefers short or long pairs by chance, which would distort every ratio. It does
+            # all its work, but the step trains on pairs with a proportional share of the batch's tokens.
             chosen = balanced(items, self.task.packed_lengths, n // k)[0]
         self.optimiser.zero_grad(set_to_none=not self.entry.gradients_kept)
-        found = accumulate_gradient(
+        values = accumulate_gradient(
             self.policy, self.task, chosen, self.workers, self.tuning.micro_batch, tally=self.tally
         )
         if update:
@@ -204,9 +204,9 @@ class Ours:
             self.optimiser.step()
         tally, self.tally = self.tally, type(self.tally)()
         return {
-            "loss": found["loss"].mean().item(),
+            "loss": values["loss"].mean().item(),
             "tokens": float(tally.tokens),
-            "places": float(tally.positions),
+            "positions": float(tally.positions),
         }
 
     def tokens_seen(self, batch: int) -> int:
@@ -233,7 +233,7 @@ class Trl:
 
         class Quiet(trl.DPOTrainer):
             def _send_telemetry(self) -> None:
-                """Nothing leaves this machine."""
+                """Send no telemetry."""
 
         self.entry = entry
         words = tokenizer(entry.shape.vocabulary)
@@ -274,7 +274,7 @@ class Trl:
         trainer.model_wrapped = trainer.accelerator.prepare_model(self.model)
         trainer.model_wrapped.train()
         if entry.checkpointing:
-            # What its training loop does before the first step.
+            # TRL's training loop does this before the first step.
             self.model.activation_checkpointing_enable({"use_reentrant": False})
         trainer.current_gradient_accumulation_steps = 1
         self.batches = list(trainer.get_train_dataloader())
@@ -290,7 +290,7 @@ class Trl:
         return {
             "loss": loss.item(),
             "tokens": float(inputs["attention_mask"].sum()),
-            "places": float(inputs["attention_mask"].numel()),
+            "positions": float(inputs["attention_mask"].numel()),
         }
 
     def tokens_seen(self, batch: int) -> int:
@@ -301,23 +301,23 @@ class Trl:
 
 
 def settle() -> None:
-    """Give back to the system what is not used."""
+    """Return unused memory to the system."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident(key: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
+    """Return VmRSS or VmHWM of this process, in bytes."""
     with open("/proc/self/status", encoding="utf-8") as status:
         [line] = [line for line in status if line.startswith(f"{key}:")]
     return int(line.split()[1]) * KIB
 
 
 class Peak:
-    """Peak memory above where it was when measuring began: of the GPU, or resident.
+    """Peak memory above the level at the start, of the GPU or resident.
 
-    On a CPU it is true only with MALLOC_MMAP_THRESHOLD_ set, which the benchmark does: freed tensors then go back
-    to the system at once.
+    On a CPU the peak is correct only with MALLOC_MMAP_THRESHOLD_ set, as the benchmark sets it: freed tensors then
+    return to the system at once.
     """
 
     def __init__(self, device: str) -> None:
@@ -333,7 +333,7 @@ class Peak:
             self.base = resident("VmRSS")
 
     def above(self) -> int:
-        """Bytes."""
+        """Return the peak above the level at the start, in bytes."""
         return (torch.cuda.max_memory_allocated() if self.cuda else resident("VmHWM")) - self.base
 
 
@@ -341,10 +341,10 @@ class Peak:
 
 
 def main(text: str) -> None:
-    """Serve steps until the input ends."""
+    """Take a step for each line of standard input."""
     entry = Entry.read(text)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print goes with the errors
+    os.dup2(2, 1)  # output of libraries goes to stderr
     torch.set_num_threads(1)
     trainer: Any = Trl(entry) if entry.trainer == "trl" else Ours(entry)
     print(json.dumps({"ready": True}), file=answers, flush=True)
@@ -352,18 +352,18 @@ def main(text: str) -> None:
         batch = int(line)
         peak = Peak(entry.device) if entry.memory else None
         cpu, wall = time.process_time(), time.perf_counter()
-        found = trainer.step(batch, not entry.memory)
+        figures = trainer.step(batch, not entry.memory)
         if entry.device == "cuda":
             torch.cuda.synchronize()
-        found |= {
+        figures |= {
             "cpu_seconds": time.process_time() - cpu,
             "wall_seconds": time.perf_counter() - wall,
             "tokens_seen": float(trainer.tokens_seen(batch)),
         }
         if peak is not None:
-            found["memory_mb"] = peak.above() / 2**20
+            figures["memory_mb"] = peak.above() / 2**20
             trainer.optimiser.zero_grad(set_to_none=not entry.gradients_kept)
-        print(json.dumps(found), file=answers, flush=True)
+        print(json.dumps(figures), file=answers, flush=True)
 
 
 if __name__ == "__main__":

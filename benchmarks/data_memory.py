@@ -64,14 +64,14 @@ def main(
         form: lines (gzipped JSON lines), list (a JSON list) or hub (a folder of Parquet files).
         stage: stages to run, in this order: prepare_data, tokenise, read_tokens, or nothing (read_tokens' imports).
     """
-    found: dict[str, Any] = read_json(out) if out.is_file() else {}
+    all_figures: dict[str, Any] = read_json(out) if out.is_file() else {}
     for kind in form:
         for count in rows:
             with tempfile.TemporaryDirectory() as folder:
                 for name, figures in measured(pairs, Path(folder), kind, count, stage):
-                    found[f"{name}, {kind}, {count} rows"] = figures
+                    all_figures[f"{name}, {kind}, {count} rows"] = figures
                     print(f"{name}, {kind}, {count} rows: {figures}")
-                    write_json(out, found)
+                    write_json(out, all_figures)
 
 
 def measured(

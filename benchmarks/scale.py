@@ -52,8 +52,8 @@ def measure_axis(axis: str, trainer: str) -> dict[str, Any]:
     entries = [
         replace(varied(BASE, size), name=f"{trainer} {axis} {size}", trainer=trainer) for size in sizes
     ]
-    found = measure([entry for entry in entries if entry.processes <= (os.cpu_count() or 1)], REPEATS)
-    costs = [median(step[figure] for step in steps) for steps in found.values()]
+    measured = measure([entry for entry in entries if entry.processes <= (os.cpu_count() or 1)], REPEATS)
+    costs = [median(step[figure] for step in steps) for steps in measured.values()]
     return {
         "sizes": sizes,
         "figure": figure,
@@ -65,7 +65,7 @@ def measure_axis(axis: str, trainer: str) -> dict[str, Any]:
 def main(
     out: Annotated[Path, typer.Option(help="File of the figures.")] = Path("results/bench/scale.json"),
 ) -> None:
-    """Measure, write and print."""
+    """Run the benchmark; write and print its figures."""
     result = {trainer: {axis: measure_axis(axis, trainer) for axis in AXES} for trainer in TRAINERS}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -73,10 +73,10 @@ def main(
     for head in ("trainer", "axis", "sizes", "seconds", "exponent"):
         table.add_column(head)
     for trainer, axes in result.items():
-        for axis, found in axes.items():
-            sizes = " / ".join(f"{size:g}" for size in found["sizes"][: len(found["costs"])])
-            seconds = " / ".join(f"{cost:.2f}" for cost in found["costs"])
-            table.add_row(trainer, axis, sizes, seconds, f"{found['exponent']:.2f}")
+        for axis, scaling in axes.items():
+            sizes = " / ".join(f"{size:g}" for size in scaling["sizes"][: len(scaling["costs"])])
+            seconds = " / ".join(f"{cost:.2f}" for cost in scaling["costs"])
+            table.add_row(trainer, axis, sizes, seconds, f"{scaling['exponent']:.2f}")
     Console(width=110).print(table)
     print(f"figures: {out}")
 

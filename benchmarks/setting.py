@@ -1,7 +1,7 @@
-"""What every contestant of the step benchmark shares: a Llama, a tokenizer, pairs as long as those of the HH data.
+"""Model, tokenizer and pairs of the step benchmark: a Llama, and pairs as long as those of the HH data.
 
-`hh_lengths.json` holds 256 times [prompt, chosen, rejected]: token counts under a byte-level BPE of 4,096, drawn with
-seed 0 from 3,000 pairs of HH-RLHF (helpful), end-of-sequence included. The tokens themselves are random.
+`hh_lengths.json` holds 256 triples [prompt, chosen, rejected] of token counts under a byte-level BPE of 4,096, drawn
+with seed 0 from 3,000 pairs of HH-RLHF (helpful), end-of-sequence included. The tokens themselves are random.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Shape:
     vocabulary: int = VOCABULARY
 
     def config(self) -> dict[str, Any]:
-        """A transformers config."""
+        """Return the transformers config."""
         return {
             "model_type": "llama",
             "hidden_size": self.hidden,
@@ -53,14 +53,14 @@ LLAMA_8B = Shape(4096, 32, 32, 8, 14336, 128_256)
 
 
 def settings_of(shape: Shape, *, precision: str = "float32", packing: bool = True) -> Model:
-    """Model settings of a contestant."""
+    """Return the model settings of a contestant."""
     return Model.model_validate(
         {"architecture": shape.config(), "tokenizer": "words", "precision": precision, "packing": packing}
     )
 
 
 def build(shape: Shape, seed: int, device: str) -> transformers.PreTrainedModel:
-    """The model, float32, its weights drawn by `seed`."""
+    """Build the model in float32, with weights drawn from `seed`."""
     config = shape.config()
     kind = config.pop("model_type")
     torch.manual_seed(seed)
@@ -81,7 +81,7 @@ def build(shape: Shape, seed: int, device: str) -> transformers.PreTrainedModel:
 
 
 def tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
-    """One word per token, so that text given to TRL becomes the very ids that we use."""
+    """Return a tokenizer with one word per token, so that TRL gets our token ids from text."""
     words = {"<pad>": 0, "<bos>": BOS, "<eos>": EOS} | {
         f"w{number}": number for number in range(3, vocabulary)
     }
@@ -95,13 +95,13 @@ def tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
 def draw_pairs(
     batches: int, batch: int, *, seed: int = 0, vocabulary: int = VOCABULARY, scale: float = 1.0
 ) -> dict[str, list[Any]]:
-    """Tokenised pairs as columns, for `batches` batches one after the other.
+    """Return tokenised pairs as columns, enough for `batches` batches.
 
     Args:
-        batches: how many.
-        batch: pairs in each.
-        seed: of lengths and tokens.
-        vocabulary: ids lie below it.
+        batches: number of batches.
+        batch: pairs of a batch.
+        seed: seed of lengths and tokens.
+        vocabulary: number of token ids.
         scale: factor of all lengths.
     """
     draw = random.Random(seed)

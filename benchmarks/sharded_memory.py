@@ -1,7 +1,8 @@
 """Memory of processes that load a model as FSDP2 shards, and of its export: python -m benchmarks.sharded_memory.
 
-Every process is one of its own, on CPUs; its anonymous memory (weights and what else it made, not mapped files) is
-sampled every 2 ms. `whole`: every process loads the model and then shards it; `shards`: each reads its own.
+Each measurement has its own processes, on CPUs. Their anonymous memory (weights and other data, without mapped files)
+is sampled every 2 ms. In `whole` every process loads the complete model and then shards it; in `shards` each process
+reads its own shards.
 """
 
 import json
@@ -43,20 +44,20 @@ class Peak:
             time.sleep(0.002)
 
     def end(self) -> float:
-        """The peak so far."""
+        """Stop sampling and return the peak."""
         self._ended = True
         self._thread.join()
         return round(max(self.highest, anonymous() - self._start), 1)
 
 
 def anonymous() -> float:
-    """MB of this process that no file backs, from the kernel."""
+    """Return the anonymous memory of this process in MB."""
     text = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in text.splitlines() if line.startswith("RssAnon"))) / 1024
 
 
 def make(folder: Path, layers: int) -> float:
-    """Write a model in bfloat16; its weights in float32, in MB."""
+    """Write a model in bfloat16 and return the size of its weights in float32, in MB."""
     known = {**SIZES, "num_hidden_layers": layers}
     config = transformers.AutoConfig.for_model(known.pop("model_type"), **known)
     with torch.device("meta"):
@@ -69,7 +70,7 @@ def make(folder: Path, layers: int) -> float:
 
 
 def load(how: str, folder: Path, trained: Path | None) -> dict[str, Any]:
-    """Load as shards one way or the other; leave the weights as a training job does."""
+    """Load a sharded model in one of both ways, and write its weights to `trained` as a training job does."""
     from sams.policy.model import load_model
     from sams.policy.policy import bare
     from sams.study.settings import Model, Preference
@@ -84,19 +85,19 @@ def load(how: str, folder: Path, trained: Path | None) -> dict[str, Any]:
         policy = loading.wrap(load_model(folder, settings), settings, workers, Preference())
     else:
         policy = loading.load_policy(folder, settings, workers, training=Preference())
-    found = {"peak_mb": peak.end(), "seconds": round(time.monotonic() - started, 1), "world": workers.world}
+    figures = {"peak_mb": peak.end(), "seconds": round(time.monotonic() - started, 1), "world": workers.world}
     if trained is not None:
         checkpoints = Checkpoints(trained.parent / "checkpoints", workers, inputs={}, code={})
         checkpoints.publish(policy, trained, config=bare(policy).model.config)
-    parts = workers.all_gather(torch.tensor([found["peak_mb"]]))
+    parts = workers.all_gather(torch.tensor([figures["peak_mb"]]))
     if workers.is_main:
-        print(json.dumps(found | {"peak_mb": [round(float(part), 1) for part in parts]}), flush=True)
+        print(json.dumps(figures | {"peak_mb": [round(float(part), 1) for part in parts]}), flush=True)
     workers.leave()
-    return found
+    return figures
 
 
 def export(trained: Path, out: Path, file_size: int) -> None:
-    """Export the weights of a job."""
+    """Export the trained weights of a job."""
     from sams.policy import stored
     from sams.training import export as stage
 
@@ -107,21 +108,26 @@ def export(trained: Path, out: Path, file_size: int) -> None:
 
 
 def run(*words: object, processes: int = 0) -> dict[str, Any]:
-    """Run a part of this in processes of its own; what it printed."""
+    """Run a part of this benchmark in new processes and return the figures that they print."""
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(start if processes else []), "-m", "benchmarks.sharded_memory"]
     done = subprocess.run([*command, *map(str, words)], stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=24, help="16.8 M weights each, and 66 M beside them")
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=24,
+        help="layers of 16.8 M weights, besides 66 M others",
+    )
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--file-mb", type=int, default=200, help="largest file of the export")
     parser.add_argument("--out", type=Path, default=Path("results/bench/sharded_memory.json"))
-    parser.add_argument("--part", nargs="*", help="internal: what one process does")
+    parser.add_argument("--part", nargs="*", help="internal: part for one process")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.part:
@@ -135,15 +141,15 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         model, trained = Path(folder) / "model", Path(folder) / "trained"
-        found = {
+        measured = {
             "model": run("--layers", chosen.layers, "--part", "make", model),
             "whole": run("--part", "whole", model, processes=chosen.processes),
             "shards": run("--part", "shards", model, trained, processes=chosen.processes),
             "export": run("--file-mb", chosen.file_mb, "--part", "export", trained, Path(folder) / "out"),
         }
-    for name, figures in found.items():
+    for name, figures in measured.items():
         print(name, figures)
-    write_json(chosen.out, found)
+    write_json(chosen.out, measured)
 
 
 if __name__ == "__main__":

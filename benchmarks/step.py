@@ -1,8 +1,8 @@
-"""One training step, ours and TRL's side by side: `make bench` -> results/bench/step.json and a table.
+"""Compare one training step of ours with one of TRL's: `make bench` -> results/bench/step.json and a table.
 
-Every contestant is a process of its own. They take their steps in turn, A B C A B C, on the same batches: one to warm
-up, then five of which the median counts. What is claimed are ratios on the same batch, with their spread. Memory is
-measured by processes of their own, without an optimiser's step, above the loaded model.
+Every contestant runs in its own process. They take their steps in turn, A B C A B C, on the same batches: one to warm
+up, then five that are measured. The results are ratios on the same batch: their median and their spread. Memory is
+measured in separate processes, without an optimiser's step, above that of the loaded model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.setting import LLAMA_8B, Shape
 REPEATS = 5
 ROOT = Path(__file__).resolve().parent.parent
 
-# key: (what, contestant, over contestant, figure, mark, goal)
+# Ratios by key: label, contestant, contestant to divide by, figure, upper limit (`mark`), goal.
 MARKS: dict[str, tuple[str, str, str, str, float, float]] = {
     "plain_over_trl": ("our plain DPO / TRL", "plain", "trl", "cpu_seconds", 0.75, 0.60),
     "sams_over_plain": ("SamS / our plain DPO", "sams", "plain", "cpu_seconds", 0.82, 0.77),
@@ -47,8 +47,8 @@ MARKS: dict[str, tuple[str, str, str, str, float, float]] = {
     ),
 }  # fmt: skip
 
-# Ratios without a mark, which say where the others come from.
-BESIDES: dict[str, tuple[str, str, str, str]] = {
+# Ratios without a limit, which explain the others.
+EXPLAINING: dict[str, tuple[str, str, str, str]] = {
     "padded_over_trl": ("our plain DPO with padded rows / TRL", "plain, padded", "trl", "cpu_seconds"),
     "packed_over_padded": ("our plain DPO, packed / padded rows", "plain", "plain, padded", "cpu_seconds"),
     "plain_over_trl_checkpointed": (
@@ -71,9 +71,9 @@ BESIDES: dict[str, tuple[str, str, str, str]] = {
 }  # fmt: skip
 
 
-def entries(base: Entry) -> list[Entry]:
-    """The contestants, in the order of their turns; TRL's only where it is installed."""
-    found = [
+def contestants_of(base: Entry) -> list[Entry]:
+    """Return the contestants in the order of their turns; TRL's only if it is installed."""
+    all_entries = [
         replace(base, name="trl", trainer="trl"),
         replace(base, name="plain", trainer="plain"),
         replace(base, name="sams", trainer="sams"),
@@ -83,16 +83,16 @@ def entries(base: Entry) -> list[Entry]:
         replace(base, name="sams checkpointed", trainer="sams", checkpointing=True),
     ]
     if base.device == "cpu":
-        found += [
+        all_entries += [
             replace(base, name="plain, 2 processes", trainer="plain", processes=2),
             replace(base, name="sams, 2 processes", trainer="sams", processes=2),
         ]
     has_trl = importlib.util.find_spec("trl") is not None
-    return [entry for entry in found if has_trl or entry.trainer != "trl"]
+    return [entry for entry in all_entries if has_trl or entry.trainer != "trl"]
 
 
 class Contestant:
-    """A contestant's processes, which wait until they are told to take a step."""
+    """The processes of a contestant, which wait for requests to take a step."""
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
@@ -102,7 +102,7 @@ class Contestant:
             "HF_HUB_OFFLINE": "1",
         }
         if entry.memory and entry.device == "cpu":
-            # Freed tensors go back to the system at once, so that resident memory is what is alive.
+            # Freed tensors go back to the system at once, so that resident memory is that of live tensors.
             environment |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
         if entry.processes > 1:
             environment |= {
@@ -137,13 +137,13 @@ class Contestant:
         return answers
 
     def step(self, batch: int) -> dict[str, float]:
-        """A step on a batch: the slowest process's wall time, the sum of all for CPU seconds and tokens."""
+        """Take a step on a batch; return sums over processes for CPU seconds and tokens, the maximum for the rest."""
         for process in self.processes:
             assert process.stdin is not None
             process.stdin.write(f"{batch}\n")
             process.stdin.flush()
         answers = self._answers()
-        summed = ("cpu_seconds", "tokens", "places")
+        summed = ("cpu_seconds", "tokens", "positions")
         return {
             name: (sum if name in summed else max)(answer[name] for answer in answers) for name in answers[0]
         }
@@ -158,18 +158,18 @@ class Contestant:
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """Return a free port."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
 
 
 @contextlib.contextmanager
-def started(wanted: list[Entry]) -> Iterator[list[Contestant]]:
-    """Contestants, ready and waiting."""
+def started(entries: list[Entry]) -> Iterator[list[Contestant]]:
+    """Start contestants and yield them when they are ready."""
     ready: list[Contestant] = []
     try:
-        for entry in wanted:
+        for entry in entries:
             ready.append(Contestant(entry))
         yield ready
     finally:
@@ -177,58 +177,58 @@ def started(wanted: list[Entry]) -> Iterator[list[Contestant]]:
             contestant.close()
 
 
-def measure(wanted: list[Entry], repeats: int = REPEATS) -> dict[str, list[dict[str, float]]]:
-    """Let all take a step in turn, on batch 0 to warm up and then on batches 1 to `repeats`, which count."""
-    found: dict[str, list[dict[str, float]]] = {entry.name: [] for entry in wanted}
-    with started(wanted) as contestants:
+def measure(entries: list[Entry], repeats: int = REPEATS) -> dict[str, list[dict[str, float]]]:
+    """Return the steps of contestants that take turns, on batches 1 to `repeats`; batch 0 is a warm-up."""
+    steps: dict[str, list[dict[str, float]]] = {entry.name: [] for entry in entries}
+    with started(entries) as contestants:
         for batch in range(repeats + 1):
             for contestant in contestants:
                 taken = contestant.step(batch)
                 if batch:
-                    found[contestant.entry.name].append(taken)
-    return found
+                    steps[contestant.entry.name].append(taken)
+    return steps
 
 
 def measure_all(base: Entry) -> dict[str, list[dict[str, float]]]:
-    """Time and memory of all contestants, by name and repeat."""
-    found = measure(entries(base))
-    # One at a time: a model that waits takes up memory too, on a GPU.
-    for entry in entries(base):
+    """Return time and memory of all contestants, by name and repeat."""
+    measured = measure(contestants_of(base))
+    # One at a time, because a waiting contestant occupies memory of the GPU.
+    for entry in contestants_of(base):
         if entry.processes == 1:
             figures = {"memory_mb": replace(entry, memory=True)}
             if entry.trainer != "trl":
                 figures["activations_mb"] = replace(entry, memory=True, gradients_kept=True)
-            for figure, weighing in figures.items():
-                [steps] = measure([weighing]).values()
-                for step, weighed in zip(found[entry.name], steps, strict=True):
-                    step[figure] = weighed["memory_mb"]
-    return found
+            for figure, memory_entry in figures.items():
+                [memory_steps] = measure([memory_entry]).values()
+                for step, memory_step in zip(measured[entry.name], memory_steps, strict=True):
+                    step[figure] = memory_step["memory_mb"]
+    return measured
 
 
 def ratio(
-    found: dict[str, list[dict[str, float]]], one: str, other: str, figure: str
+    measured: dict[str, list[dict[str, float]]], one: str, other: str, figure: str
 ) -> tuple[float, float, float] | None:
-    """Median, lowest and highest ratio of a figure on the same batch; None where a contestant is missing."""
-    if one not in found or other not in found:
+    """Return median, lowest and highest ratio of a figure on the same batch; None if a contestant is missing."""
+    if one not in measured or other not in measured:
         return None
-    ratios = [a[figure] / b[figure] for a, b in zip(found[one], found[other], strict=True)]
+    ratios = [a[figure] / b[figure] for a, b in zip(measured[one], measured[other], strict=True)]
     return median(ratios), min(ratios), max(ratios)
 
 
-def report(base: Entry, found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    """What step.json holds: each ratio under its key, its spread, and what was measured."""
+def report(base: Entry, measured: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Return the content of step.json: each ratio with its spread, and all measurements."""
     import torch
 
     ratios = {
         key: numbers
-        for key, (_, one, other, figure, *_marks) in (MARKS | BESIDES).items()
-        if (numbers := ratio(found, one, other, figure)) is not None
+        for key, (_, one, other, figure, *_marks) in (MARKS | EXPLAINING).items()
+        if (numbers := ratio(measured, one, other, figure)) is not None
     }
     return {
         **{key: middle for key, (middle, _, _) in ratios.items()},
         "spread": {key: [low, high] for key, (_, low, high) in ratios.items()},
         "marks": {key: {"mark": mark, "goal": goal} for key, (*_, mark, goal) in MARKS.items()},
-        "contestants": found,
+        "contestants": measured,
         "entry": json.loads(base.written()),
         "device": torch.cuda.get_device_name() if base.device == "cuda" else f"{os.cpu_count()} CPU cores",
         "versions": {
@@ -257,7 +257,7 @@ def show(result: dict[str, Any]) -> None:
     for name, taken in result["contestants"].items():
         middle = {key: median(step[key] for step in taken) for key in taken[0]}
         speed = median(step["tokens_seen"] / step["wall_seconds"] for step in taken)
-        padding = 1 - sum(step["tokens"] for step in taken) / sum(step["places"] for step in taken)
+        padding = 1 - sum(step["tokens"] for step in taken) / sum(step["positions"] for step in taken)
         memory = f"{middle['memory_mb']:.0f}" if "memory_mb" in middle else "–"
         steps.add_row(
             name,
@@ -271,7 +271,7 @@ def show(result: dict[str, Any]) -> None:
     ratios = Table(title="Ratios on the same batch", title_justify="left")
     for head in ("key", "what", "median", "lowest to highest", "mark", "goal"):
         ratios.add_column(head, justify="left" if head in ("key", "what") else "right")
-    for key, (what, *_rest) in (MARKS | BESIDES).items():
+    for key, (what, *_rest) in (MARKS | EXPLAINING).items():
         if key in result:
             low, high = result["spread"][key]
             marks = result["marks"].get(key, {})
@@ -281,13 +281,13 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Where the figures go.")] = Path("results/bench/step.json"),
+    out: Annotated[Path, typer.Option(help="File of the figures.")] = Path("results/bench/step.json"),
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     layers: Annotated[
         int, typer.Option(help="On a GPU: layers of a Llama-8B-shaped model, as many as fit.")
     ] = 4,
 ) -> None:
-    """Measure, write and print."""
+    """Run the benchmark; write and print its figures."""
     shape = Shape() if device == "cpu" else replace(LLAMA_8B, layers=layers)
     base = Entry("", "plain", shape=shape, device=device, batches=REPEATS + 1)
     if device == "cuda":

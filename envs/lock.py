@@ -5,7 +5,7 @@
     envs/lock/slurm.txt  Snakemake's Slurm plugin and the packages that it adds to either
     envs/sams.yaml       the conda environment of the rules
 
-Versions stay unless pyproject.toml changes; `make lock LOCK=--upgrade` takes the newest that fit.
+Versions stay unless pyproject.toml changes; `make lock LOCK=--upgrade` takes the newest compatible ones.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ def main() -> None:
 def uv(*arguments: str) -> str:
     done = subprocess.run([UV, *arguments], cwd=ENVS.parent, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        sys.exit(done.returncode)  # uv has said why
+        sys.exit(done.returncode)  # uv has printed the reason
     return done.stdout
 
 

@@ -43,7 +43,7 @@ def main():
             f"pip cannot fetch setuptools ({bootstrap.stderr.strip().splitlines()[-1]}): "
             "check the network, or give pip an index it can reach: pip config set global.index-url URL"
         )
-    torch, why = (torch, "as asked") if torch else choose()
+    torch, why = (torch, "as requested") if torch else choose()
     say(f"installing {export(torch).relative_to(ROOT)}: {why}")
     install(torch)
     STAMP.write_text(json.dumps(stamp(torch)))
@@ -127,8 +127,8 @@ def choose():
     if smi and subprocess.run([smi, "-L"], capture_output=True, text=True).stdout.startswith("GPU "):
         return "cuda", "an NVIDIA GPU is present"
     # Without an index pip has find-links only, where a wheel must fit this Python and the hashes.
-    asked = pip_install_locked("torch", "--dry-run", "--ignore-installed", "--no-index", torch="cpu")
-    if asked.returncode == 0:
+    dry_run = pip_install_locked("torch", "--dry-run", "--ignore-installed", "--no-index", torch="cpu")
+    if dry_run.returncode == 0:
         return "cpu", "no NVIDIA GPU, and torch's CPU wheel is on pip's find-links"
     return "cuda", "no NVIDIA GPU, but no CPU wheel of torch on pip's find-links (this one runs on CPUs too)"
 
@@ -140,7 +140,7 @@ def install(torch):
     if not sys.stderr.isatty():
         arguments.append("--quiet")  # a terminal shows the downloads
     if not uv_install(torch, arguments):
-        say("uv could not, so pip does: some minutes")
+        say("uv could not install the lock; pip takes some minutes")
         if pip("install", *arguments).returncode:
             fail(f"pip could not install {export(torch).relative_to(ROOT)}: its last lines above say why")
     itself = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--editable", str(ROOT)]
@@ -158,7 +158,7 @@ def uv_install(torch, arguments):
     command += ["--index-strategy", "unsafe-best-match"]  # indexes are equal, as for pip; safe with hashes
     settings = pip_settings()
     options = {"index-url": "--default-index", "extra-index-url": "--index"}
-    if torch == "cpu":  # elsewhere uv would take a 2.13.0+cpu found there for 2.13.0, and stop at its hash
+    if torch == "cpu":  # for CUDA, uv would take 2.13.0+cpu of find-links for 2.13.0, and refuse its hash
         options["find-links"] = "--find-links"
     for name, option in options.items():
         command += [word for address in settings.get(name, "").split() for word in (option, address)]

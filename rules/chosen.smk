@@ -1,5 +1,5 @@
-# Needs: metric logs and saved weights of the runs to choose from. Makes: the choice by noisy validation pairs, the
-# figures of the chosen points, and their table.
+# Needs: metric logs and saved weights of the runs to choose from. Makes: the choice of runs and lengths on noisy
+# validation pairs, test accuracies of the chosen weights, and their table.
 
 if STUDY.chosen:
 

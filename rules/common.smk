@@ -1,4 +1,4 @@
-# Needs: the config. Makes: the study, names of files, and the functions that the rules share.
+# Needs: the config. Makes: the study, paths of files, and the functions that the rules share.
 import re
 import sys
 from pathlib import Path
@@ -56,14 +56,14 @@ PRETRAINING = STUDY.pretrain.policy if STUDY.pretrain else "none"
 FIGURES = ["learning_curves", "selection", "difficulty", "noise", "cost"]
 BENCHMARKS = scored(STUDY)
 
-# Parameter of the tables. Launch settings change no figure, and so no table.
+# Parameter of the tables, without launch settings, which change no figure.
 STUDY_SETTINGS = recipe_json(STUDY.model_copy(update={"launch": Launch()}))
 JOBS = Jobs(STUDY)
 REQUIRED_ROWS = literal(canonical_json(required_rows(STUDY)))
 GPUS_HERE = gpus_here()
 TRAINING = resources.training(STUDY, GPUS_HERE)
 
-# Command of a stage, and of one that runs as several processes.
+# Commands of a stage with one process, and of a stage with several processes.
 ARGUMENTS = "-m {params.module} --recipe {params.recipe:q} {params.options} > {log:q} 2>&1"
 STAGE = f"python {ARGUMENTS}"
 DISTRIBUTED_STAGE = (
@@ -71,7 +71,7 @@ DISTRIBUTED_STAGE = (
     " --nodes {resources.nodes} --processes {resources.processes} --cpus {threads} "
 ) + ARGUMENTS
 
-# Snakemake formats the prefix.
+# Braces are doubled because Snakemake formats the prefix.
 shell.prefix(job_environment(STUDY, workflow.basedir).replace("{", "{{").replace("}", "}}"))
 remember(Path(".snakemake") / "sams" / "digests.json")
 name_changes()
@@ -96,11 +96,11 @@ onerror:
     leave_if_stopped()
 
 
-# Jobs go to a scheduler where a number of jobs is given, and none of cores.
+# With `--jobs` and without `--cores`, jobs go to a cluster's scheduler.
 SCHEDULED = workflow.resource_settings.nodes is not None
 if SCHEDULED and STUDY.launch.nproc_per_node == "auto" and STUDY.launch.device != "cpu":
     raise WorkflowError(
-        "launch.nproc_per_node: auto counts the GPUs of this machine, and jobs run on others; "
+        "launch.nproc_per_node: auto counts the GPUs of this machine, but jobs run on other machines; "
         "set it to the GPUs of a node, or launch.device to cpu"
     )
 if not SCHEDULED:
@@ -109,7 +109,7 @@ if not SCHEDULED:
 
 
 def one_of(names):
-    """Pattern of a wildcard that takes these names; of none, a pattern that no file name has."""
+    """Pattern of a wildcard with these values; without values, a pattern that matches no file of the study."""
     return "|".join(re.escape(str(name)) for name in names) or "none"
 
 
@@ -156,7 +156,7 @@ def pretrained_schedulers():
 
 
 def pretrained_scheduler(wildcards):
-    """The scheduler that a method starts from, if it has one."""
+    """Weights of the pretrained scheduler that a method starts from; none for other methods."""
     return SCHEDULER if scheduler_is_pretrained(STUDY, wildcards.method) else []
 
 
@@ -174,18 +174,18 @@ def crossfit_losses(wildcards):
 
 
 def trained_weights(wildcards):
-    """Trained weights of a method; none for a finished model and the start of a study without SFT."""
+    """Trained weights of a method; none for a finished model, and for `sft` in a study without SFT."""
     return f"{RUN}/trained/manifest.json" if wildcards.method in STUDY.trained_methods else []
 
 
 def tokens_of_export(wildcards):
-    """Token ids, whose tokenizer a trained or fresh model goes with; a model from elsewhere has its own."""
+    """Token ids, with the tokenizer of a trained or fresh model; none for a finished model, which has its own."""
     is_finished = wildcards.method not in STUDY.trained_methods and STUDY.model_of(wildcards.method).path
     return [] if is_finished else TOKENS
 
 
 def difficulty_table(wildcards):
-    """The table of AlpacaEval's length control: given, made for the world, or none."""
+    """Difficulty table of AlpacaEval's length control: the file of the study, that made for the world, or none."""
     if STUDY.benchmarks.alpaca_eval.difficulty is not None:
         return ancient(JOBS.sources("score_alpaca_eval")(wildcards))
     return f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []

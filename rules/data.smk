@@ -1,9 +1,9 @@
-# Needs: what the study's `data` and `benchmarks` name. Makes: preference pairs, benchmark inputs, token ids.
+# Needs: the files and data sets that the study's `data` and `benchmarks` name. Makes: preference pairs, benchmark inputs, token ids.
 
 
-# Checks this machine before anything is computed: once for each study, or by `snakemake preflight -R preflight`.
-# None of its parameters is compared. While a job upstream has to run again, Snakemake does not look at the parameters
-# of what comes after it: a changed beta would run preflight, and train nothing.
+# Checks this machine before any other job: once for each study, or by `snakemake preflight -R preflight`.
+# Its parameter is a function with argument `output`, which Snakemake does not compare with the last run. Otherwise a
+# changed beta would run preflight again, and Snakemake would not compare the parameters of the jobs after it.
 rule preflight:
     output:
         found=PREFLIGHT,
@@ -19,7 +19,7 @@ rule preflight:
         "python -m sams.launch.preflight --study {params.study:q} --out {output.found:q} > {log:q} 2>&1"
 
 
-# Reads, checks and identifies every example and pair.
+# Reads and checks every example and pair, and gives each an id.
 rule prepare_data:
     input:
         preflight=ancient(PREFLIGHT),
@@ -39,8 +39,8 @@ rule prepare_data:
         STAGE
 
 
-# Fetches a published input of a benchmark, unless it was put there by hand.
-# It runs where snakemake does: compute nodes often reach no network.
+# Fetches a published input of a benchmark if the file does not exist.
+# It is a local rule, because compute nodes often have no network.
 rule fetch_benchmark_inputs:
     output:
         file="inputs/{published}",
@@ -58,7 +58,7 @@ rule fetch_benchmark_inputs:
         "python -m sams.scoring.fetch --out {output.file:q} > {log:q} 2>&1"
 
 
-# Collects questions, references, judge prompts and the baseline's answers.
+# Writes questions, references, judge prompts and the baseline's answers.
 rule prepare_questions:
     input:
         preflight=ancient(PREFLIGHT),

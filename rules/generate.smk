@@ -2,8 +2,8 @@
 # preference pairs of a model's own answers.
 
 
-# Finished batches are in .<answers>.parts next to the answers. They are no output: Snakemake deletes those of a failed
-# job, and the next start resumes from them.
+# Finished batches are in .<answers>.parts next to the answers. That file is not an output: Snakemake deletes the
+# outputs of a failed job, and the next start resumes from the file.
 rule generate_alpaca_eval:
     input:
         model=f"{RUN}/model/manifest.json",
@@ -39,7 +39,7 @@ use rule generate_alpaca_eval as generate_mt_bench with:
 
 if STUDY.on_policy:
 
-    # Of several answers to each prompt, the best and the worst by a reward model.
+    # Pairs of the best and the worst of several answers to each prompt, by a reward model.
     use rule generate_alpaca_eval as sample_pairs with:
         input:
             model=f"{RUN}/model/manifest.json",

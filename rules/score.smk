@@ -1,7 +1,7 @@
 # Needs: answers, the benchmarks' questions, a judge. Makes: judgments and metrics.json of each benchmark.
 
 
-# AlpacaEval's length control needs a table of how hard each instruction is: the world's own is made here.
+# Makes the difficulty table of the world's instructions, which AlpacaEval's length control needs.
 rule make_difficulty:
     input:
         questions=QUESTIONS,

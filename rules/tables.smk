@@ -1,5 +1,5 @@
-# Needs: metrics.json, judgments and metric logs of every method and seed. Makes: tables and figures, from files only.
-# These jobs take seconds, and run where snakemake does.
+# Needs: metrics.json, judgments and metric logs of every method and seed. Makes: tables and figures.
+# These jobs take seconds, and are local rules.
 from sams.tables.benchmarks import judged_files
 from sams.tables.side_by_side import pairs
 
@@ -15,7 +15,7 @@ def table(script):
 
 
 def forms(name, caption, label):
-    """Outputs of a table: all figures as CSV; Markdown, LaTeX and a page for reading."""
+    """Outputs of a table: a CSV file with all figures; Markdown, LaTeX and HTML for reading."""
     page = report(
         f"{TABLES}/{name}.html",
         caption=f"../workflow/report/{caption}.rst",
@@ -41,7 +41,7 @@ def answer_pages():
 
 
 def judged_answers(wildcards):
-    """Answers, verdicts and metrics of two methods, of the first seed."""
+    """Answers, verdicts and metrics of two methods for the first seed."""
     return [
         f"{RESULTS}/{method}/seed{STUDY.seeds[0]}/{file}"
         for method in (wildcards.method, wildcards.base)

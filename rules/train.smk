@@ -4,7 +4,7 @@
 # Checkpoints are not outputs: Snakemake deletes a failed job's outputs, and a killed run must resume.
 
 
-# With `pretrain.policy: moving` the scheduler learns in the same job.
+# With `pretrain.policy: moving`, this job also trains the scheduler.
 rule train_sft:
     input:
         tokens=TOKENS,
@@ -136,7 +136,7 @@ use rule train_sft as train_preference with:
         ),
 
 
-# Turns sharded weights, the model that a study without SFT starts from, or a finished one into a Hugging Face folder.
+# Exports a Hugging Face folder of sharded weights, of a study's start model without SFT, or of a finished model.
 rule export_model:
     input:
         preflight=ancient(PREFLIGHT),

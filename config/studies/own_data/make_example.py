@@ -1,8 +1,8 @@
-"""Makes the example data next to it: everyday questions with a helpful and an unhelpful answer.
+"""Make the example data in this folder: everyday questions with a helpful and an unhelpful answer.
 
     python make_example.py
 
-Chosen answers do what was asked, in order and politely; rejected ones are curt, drop a step or change the subject.
+Chosen answers give the steps in order and politely; rejected ones are curt, drop a step or change the subject.
 """
 
 import json
@@ -109,15 +109,15 @@ def question(draw: random.Random) -> tuple[str, list[str]]:
 
 
 def pair(draw: random.Random) -> dict[str, object]:
-    asked, items = question(draw)
-    user = {"role": "user", "content": asked}
+    text, items = question(draw)
+    user = {"role": "user", "content": text}
     good = f"{draw.choice(POLITE)} {steps(items)}"
     kind = draw.randrange(3)
     if kind == 0:
         bad = draw.choice(CURT)
     elif kind == 1:
-        gone = draw.randrange(len(items))
-        bad = steps([item for place, item in enumerate(items) if place != gone])
+        dropped = draw.randrange(len(items))
+        bad = steps([item for index, item in enumerate(items) if index != dropped])
     else:
         bad = steps(
             HOW_TO[draw.choice(sorted(set(HOW_TO) - {name for name in HOW_TO if HOW_TO[name] is items}))]
