@@ -6,7 +6,7 @@
 # changed beta would run preflight again, and Snakemake would not compare the parameters of the jobs after it.
 rule preflight:
     output:
-        found=PREFLIGHT,
+        findings=PREFLIGHT,
     log:
         f"{LOGS}/preflight.log",
     conda:
@@ -16,7 +16,7 @@ rule preflight:
     params:
         study=lambda wildcards, output: recipe_json(STUDY),
     shell:
-        "python -m sams.launch.preflight --study {params.study:q} --out {output.found:q} > {log:q} 2>&1"
+        "python -m sams.launch.preflight --study {params.study:q} --out {output.findings:q} > {log:q} 2>&1"
 
 
 # Reads and checks every example and pair, and gives each an id.

@@ -20,7 +20,9 @@ ConfigFiles = Annotated[
 Rehearse = Annotated[bool, typer.Option("--rehearse", help="Rehearse the study.")]
 Given = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="A key over the overlays: preference.beta=0.3."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Value of one key, over the overlays: preference.beta=0.3."
+    ),
 ]
 SOURCE = Path(__file__).resolve().parent.parent
 
@@ -148,7 +150,7 @@ def verify(
     results: Annotated[Path, typer.Argument(help="results/<study>, or a bundle of it.")],
     configfile: Annotated[
         list[Path] | None,
-        typer.Option("--configfile", help="Overlays of the study that the results should be of."),
+        typer.Option("--configfile", help="Overlays of the study that the results belong to."),
     ] = None,
     bundle: Annotated[
         Path | None,

@@ -48,7 +48,7 @@ def published_pairs(form: Form, source: str, split: str, reading: Reading) -> It
             yield from _shp_pair(answers, reading)
     elif form == "stack_exchange":
         for answers in reading.each(numbered_rows(source, split), _question):
-            yield from _every_two(answers, reading)
+            yield from _pairs_of_two(answers, reading)
     else:
         yield from read_pairs(source, split, reading)
 
@@ -68,7 +68,7 @@ def sft_targets(form: Form, source: str, split: str, reading: Reading) -> Iterat
                 if post["content"] not in best or score > best[post["content"]][0]:
                     best[post["content"]] = score, response
         for post_text, (_, response) in best.items():
-            yield Example(_asked(post_text), response)
+            yield Example(_user_prompt(post_text), response)
     elif form == "stack_exchange":
         for prompt, scored in reading.each(numbered_rows(source, split), _question):
             yield Example(prompt, _best(scored)[0])
@@ -77,7 +77,7 @@ def sft_targets(form: Form, source: str, split: str, reading: Reading) -> Iterat
             yield Example(pair.prompt, pair.chosen)
 
 
-def _asked(text: str) -> list[Message]:
+def _user_prompt(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
 
 
@@ -100,7 +100,7 @@ def _post(row: Row, where: str) -> Answers:
         raise UserError(f"expected 0 or 1, found {label!r:.40}", where=f"{where}, key 'labels'")
     if scored[0][0] == scored[1][0]:
         raise UserError("both comments are equal", where=where, remedy="drop the row or correct it")
-    return _asked(post), scored if label == 1 else scored[::-1]
+    return _user_prompt(post), scored if label == 1 else scored[::-1]
 
 
 def _shp_pair(answers: Answers, reading: Reading) -> Iterator[Pair]:
@@ -135,10 +135,10 @@ def _question(row: Row, where: str) -> Answers:
             raise UserError("expected `text` and `pm_score`", where=location)
         text = text_of(_stripped(value_of(answer, "text", location)), f"{location}, key 'text'")
         scored.append((text, _score(answer, "pm_score", location)))
-    return _asked(question), scored
+    return _user_prompt(question), scored
 
 
-def _every_two(answers: Answers, reading: Reading) -> Iterator[Pair]:
+def _pairs_of_two(answers: Answers, reading: Reading) -> Iterator[Pair]:
     prompt, scored = answers
     for (first, one), (second, other) in combinations(scored, 2):
         if one == other or first == second:
@@ -215,7 +215,7 @@ def _as_messages(pair: Pair) -> Row:
     return {"prompt_id": pair.id, "prompt": pair.prompt[-1]["content"], **sides}
 
 
-def _said(pair: Pair) -> str:
+def _joined(pair: Pair) -> str:
     """Join the messages of a prompt, for forms without dialogues."""
     return " ".join(turn["content"] for turn in pair.prompt)
 
@@ -223,7 +223,7 @@ def _said(pair: Pair) -> str:
 def _as_post(pair: Pair) -> Row:
     return {
         "post_id": pair.id,
-        "history": _said(pair),
+        "history": _joined(pair),
         "human_ref_A": pair.chosen,
         "human_ref_B": pair.rejected,
         "labels": 1,
@@ -238,4 +238,4 @@ def _as_question(pair: Pair) -> Row:
         {"text": f"<p>{text}</p>", "pm_score": score}
         for text, score in ((pair.chosen, 3), (pair.rejected, 1))
     ]
-    return {"qid": pair.id, "question": f"<p>{_said(pair)}</p>", "answers": answers}
+    return {"qid": pair.id, "question": f"<p>{_joined(pair)}</p>", "answers": answers}

@@ -25,7 +25,7 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '\n\nAssistant:' }}{% endif %}"
 )
 
-# Unicode noncharacters around the text in hexadecimal.
+# Unicode noncharacters that enclose the text of a control token, in hexadecimal.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARK = re.compile(f"{_OPEN}([0-9a-f]+){_CLOSE}")
 
@@ -73,9 +73,11 @@ class CompletionEncoder:
                 "the tokenizer has no EOS token", where="model", remedy="set `eos_token` in its config"
             )
         question, answer = "sams-question", "sams-answer"
-        asked = [{"role": "user", "content": question}]
-        prompt = _render(tokenizer, asked)
-        answered = _render(tokenizer, [*asked, {"role": "assistant", "content": answer}], generation=False)
+        conversation = [{"role": "user", "content": question}]
+        prompt = _render(tokenizer, conversation)
+        answered = _render(
+            tokenizer, [*conversation, {"role": "assistant", "content": answer}], generation=False
+        )
         if not answered.startswith(prompt) or answer not in answered:
             raise UserError(
                 "the chat template writes an answer elsewhere than after its generation prompt",
@@ -143,7 +145,7 @@ def _control_pattern(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
 
 def _marked(text: str, control: re.Pattern[str]) -> str:
     """Replace each control token in a text by a mark."""
-    return control.sub(lambda found: f"{_OPEN}{found.group().encode().hex()}{_CLOSE}", text)
+    return control.sub(lambda match: f"{_OPEN}{match.group().encode().hex()}{_CLOSE}", text)
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> list[list[int]]:

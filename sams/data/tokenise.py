@@ -182,7 +182,7 @@ class Pool:
         """Yield encoded batches in order, with a bounded number of pending ones."""
         waiting: deque[Future[tuple[Columns, Counter[str]]]] = deque()
         for batch in batches:
-            waiting.append(self._executor.submit(_encode_here, batch, names))
+            waiting.append(self._executor.submit(_encode_in_worker, batch, names))
             if len(waiting) == self._most:
                 yield waiting.popleft().result()
         while waiting:
@@ -199,19 +199,19 @@ def encoding_processes(
         return
     # A fork would copy the state of Arrow's threads.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, _begin_here, (tokenizer, settings)) as executor:
+    with ProcessPoolExecutor(processes, spawn, _start_worker, (tokenizer, settings)) as executor:
         yield Pool(executor, processes)
 
 
 _encoder: Encoder | None = None
 
 
-def _begin_here(tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe) -> None:
+def _start_worker(tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe) -> None:
     global _encoder
     _encoder = Encoder(tokenizer, settings)
 
 
-def _encode_here(batch: list[Row], names: list[str]) -> tuple[Columns, Counter[str]]:
+def _encode_in_worker(batch: list[Row], names: list[str]) -> tuple[Columns, Counter[str]]:
     assert _encoder is not None
     return _encoder(batch, names)
 

@@ -33,9 +33,9 @@ def read_instructions(folder: Path) -> tuple[list[Row], Path]:
 def answer_instructions(
     decoder: "Decoder", rows: Sequence[Row], name: str
 ) -> tuple[list[Row], dict[str, "Answer"]]:
-    """Return answers in AlpacaEval's form, in the order of the rows, and each by the name of its row.
+    """Return answers in AlpacaEval's form, in the order of the rows, and the answers by the name of their row.
 
-    The form holds one sample: the first of several, which does not depend on their number.
+    The form has one answer per row: of several samples the first, which does not depend on the number of samples.
     """
     conversations = [[_user(row["instruction"])] for row in rows]
     answers = decoder.answer(conversations, [decoder.decoding.temperature] * len(rows), "alpaca_eval")
@@ -70,7 +70,7 @@ def read_questions(folder: Path) -> tuple[list[Row], Path]:
 def answer_questions(
     decoder: "Decoder", rows: Sequence[Row], name: str
 ) -> tuple[list[Row], dict[str, "Answer"]]:
-    """Return answers in FastChat's form, and each by the name of its turn; samples are its `choices`.
+    """Return answers in FastChat's form, and the answers by the name of their turn; samples are `choices`.
 
     Each sample is a dialogue: the prompt of a turn holds the earlier questions and the sample's answers to them.
     """

@@ -85,7 +85,7 @@ def generate_answers(
     }
     meta_path(out).unlink(
         missing_ok=True
-    )  # a kill before the next write must not leave the facts of other answers
+    )  # a kill before the next write must not leave facts that belong to other answers
     write(out, outputs)
     meta |= {"sha256": sha256_of(out), "environment": made_on()}
     write_json(meta_path(out), meta)

@@ -3,8 +3,8 @@
     python -m sams.generation.on_policy --recipe '{"seed": 0, "precision": "bfloat16"}' --model MODEL \
         --prompts prompts.jsonl --reward-model PATH_OR_ID --out pairs.jsonl
 
-The prompts are rows with the key `prompt`, text or messages, in the forms that `sams.data` reads; a file of
-preference pairs is one. The pairs are JSON lines {prompt, chosen, rejected}, which `sams.data` reads.
+The prompts are rows with the key `prompt`, text or messages, in the forms that `sams.data` reads, such as
+files of preference pairs. The pairs are JSON lines {prompt, chosen, rejected}, which `sams.data` reads.
 <pairs>.meta.json, in the same folder, holds settings, digests and the number of prompts without a pair. A killed run
 resumes after the last decoded batch; rewards are computed again.
 

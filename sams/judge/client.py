@@ -18,7 +18,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def endpoint_client(settings: Judge, key: str) -> "openai.OpenAI":
-    """Return a client of the judge's endpoint, without retries of its own."""
+    """Return a client of the judge's endpoint, without the library's retries."""
     import openai
 
     _quiet()
@@ -44,8 +44,8 @@ def endpoint_client(settings: Judge, key: str) -> "openai.OpenAI":
 def _limit_body(response: Any, seconds: float) -> None:
     """Limit the time for the body of an answer.
 
-    The time-out of the library is between two bytes: an endpoint that sends a byte now and then would hold a call for
-    ever.
+    The time-out of the library is between two bytes: an endpoint that sends a byte now and then would block a
+    call forever.
     """
     import httpx2  # the HTTP library of openai's client
 
@@ -67,7 +67,7 @@ def _limit_body(response: Any, seconds: float) -> None:
 
 
 def judge_client(base_url: str, token: str) -> "openai.OpenAI":
-    """Return a client of the proxy or the local judge, one a process and thread-safe.
+    """Return a client of the proxy or the local judge, one per process; the client is thread-safe.
 
     AlpacaEval calls this function for each prompt, as the `client_class` of its client configuration.
     """
@@ -88,7 +88,7 @@ def _client(process: int, base_url: str, token: str) -> "openai.OpenAI":
     return openai.OpenAI(
         base_url=base_url,
         api_key=token,
-        # The proxy may wait long between its tries; the scorers check that proxy or local judge still run.
+        # The proxy may wait long between its tries; scorers check that the proxy or the local judge is still running.
         timeout=None,
         max_retries=1,
         # Loopback is never reached through a network proxy.

@@ -2,7 +2,7 @@
 
 The packages call the proxy as they would call OpenAI, with a token in place of the key. The proxy answers known
 requests from the store, makes identical calls once, and passes the rest to `sams.judge.upstream`. A scorer first
-rehearses: the proxy refuses and records each call, so that the cost is known before the first paid call
+plans its calls: the proxy refuses and records each call, so that the cost is known before the first paid call
 (`Proxy.admit`).
 """
 
@@ -63,7 +63,7 @@ class Proxy:
     # --- before and after the calls ---
 
     def admit(self) -> None:
-        """End the rehearsal: log the estimate of the calls, and allow calls from now on.
+        """End the planning: log the estimate of the recorded calls, and allow calls from now on.
 
         Raises:
             UserError: the calls would cost too much, or the endpoint cannot be called.
@@ -161,7 +161,7 @@ class Proxy:
         with self._lock:
             if self._planned is not None:
                 self._planned[key] = request
-                raise CallFailed("a rehearsal")
+                raise CallFailed("planned, not made")
             call = self._calls.get(key)
             if mine := call is None:
                 call = self._calls[key] = Future()
@@ -236,7 +236,7 @@ class _Server(LoopbackServer):
         super().__init__((HOST, 0), _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a connection that the package has broken, as a killed one does."""
+        """Ignore a connection that the package has closed, for example because it was killed."""
         log.debug("a connection to the judge's proxy broke", exc_info=True)
 
 
@@ -252,7 +252,7 @@ class _Handler(JsonHandler):
         body = self.rfile.read(size)
         given = self.headers.get("Authorization", "")
         if not secrets.compare_digest(given.encode(), f"Bearer {self.server.proxy.token}".encode()):
-            # Other users of this machine must not call on the user's account.
+            # Other users of this machine must not make calls that this user pays for.
             return self._refuse(HTTPStatus.UNAUTHORIZED, "this proxy serves its own scoring only")
         if self.path != "/v1/chat/completions":
             return self._refuse(HTTPStatus.NOT_FOUND, "only /v1/chat/completions")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LONGEST_BACK_OFF = 60.0
-# An endpoint that requests a longer pause is out of quota.
+# An endpoint that requests a longer pause counts as out of quota.
 LONGEST_RETRY_AFTER = 600.0
 # After this number of failed calls in a row, each with all its tries, the endpoint counts as down.
 FAILED_IN_A_ROW = 3
@@ -49,7 +49,7 @@ class _Transient(Exception):
 
 
 class Upstream:
-    """The judge's endpoint, with limits on calls in flight and a minute, and with retries.
+    """The judge's endpoint, with limits on concurrent calls and on calls a minute, and with retries.
 
     Args:
         settings: address, limits and retries.
@@ -78,7 +78,7 @@ class Upstream:
         self._back_off = tenacity.wait_random_exponential(settings.retry_seconds, LONGEST_BACK_OFF)
 
     def stop(self, reason: UserError) -> None:
-        """Make no further call, and end the waits between tries. The first reason counts."""
+        """Make no further call, and end the waits between tries. Only the first reason is kept."""
         with self._lock:
             self.stopped = self.stopped or reason
         self._halt.set()

@@ -1,4 +1,4 @@
-"""What has changed since a job's last run, from the parameters of its rule before and now."""
+"""Find what has changed since a job's last run, from the parameters of its rule then and now."""
 
 import ast
 import json
@@ -14,25 +14,25 @@ SECTIONS = {
     frozenset({"training", "watching"}): "sft",
     frozenset({"training", "scheduler"}): "pretrain",
 }
-"""Section of the config that a recipe with these keys calls `training`."""
+"""Section of the config that is `training` in a recipe, by keys of the recipe."""
 
 
 def code_text(code: dict[str, str]) -> str:
-    """A rule's parameter with the digests of a job's modules."""
+    """Return the rule parameter with the digests of a job's modules."""
     return canonical_json({"code": code})
 
 
 def sources_text(sources: dict[str, str]) -> str:
-    """A rule's parameter with the digests of a job's sources."""
+    """Return the rule parameter with the digests of a job's sources."""
     return canonical_json({"sources": sources})
 
 
 def changes(before: Iterable[str], now: Iterable[str]) -> str:
-    """Settings, modules and sources that differ, at most `SHOWN` of them; empty where no difference has a name.
+    """Return settings, modules and sources that differ, at most `SHOWN` of them; empty if there is none.
 
     Args:
-        before: `repr` of the parameters that a rule had and has no more.
-        now: `repr` of those that it has now.
+        before: `repr` of the parameters of the last run that the rule no longer has.
+        now: `repr` of the parameters that are new.
     """
     old, new = _read(before), _read(now)
     texts = [
@@ -40,7 +40,7 @@ def changes(before: Iterable[str], now: Iterable[str]) -> str:
         for key in _differing(old["settings"], new["settings"])
     ]
     code = _differing(old["code"], new["code"])
-    # A setting that names another loss or selector says enough of modules that come and go.
+    # If a setting names another loss or selector, modules that were added or removed are not listed.
     common = old["code"].keys() & new["code"].keys()
     texts += [
         f"code of {module}" for module in code if module in common or (not texts and not common & set(code))
@@ -51,7 +51,7 @@ def changes(before: Iterable[str], now: Iterable[str]) -> str:
 
 
 def _differing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Keys whose values differ, or that only one of both has."""
+    """Return keys whose values differ, or that only one mapping has."""
     return sorted(key for key in old.keys() | new.keys() if _shown(old, key) != _shown(new, key))
 
 
@@ -60,7 +60,7 @@ def _shown(values: dict[str, Any], key: str) -> str:
 
 
 def _read(parameters: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The settings by dotted key, and the digests of modules and sources, of a rule's parameters."""
+    """Parse a rule's parameters: settings by dotted key, digests of modules and of sources."""
     read: dict[str, dict[str, Any]] = {"settings": {}, "code": {}, "sources": {}}
     for parameter in parameters:
         try:
@@ -79,7 +79,7 @@ def _read(parameters: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _sections(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe whose `training` has the name that it has in the config."""
+    """Return a recipe in which `training` has the name of its config section."""
     section = next((name for keys, name in SECTIONS.items() if keys <= recipe.keys()), "training")
     return {section if key == "training" else key: value for key, value in recipe.items()}
 

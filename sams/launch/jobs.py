@@ -1,4 +1,4 @@
-"""What the rules give to their jobs: parameters that run a job again when they change, and command-line options."""
+"""Parameters of the rules: those that run a job again when they change, and command-line options."""
 
 import functools
 import shlex
@@ -35,13 +35,13 @@ class Jobs:
         }
 
     def recipe(self, stage: str, wildcards: Any, benchmark: str = "") -> Settings:
-        """Recipe of a job."""
+        """Return the recipe of a job."""
         name = "score" if stage in SCORING else stage
         method, seed = wildcards.get("method", ""), int(wildcards.get("seed", 0))
         return self._recipe(name, method=method, seed=seed, benchmark=benchmark)
 
     def parameters(self, stage: str, benchmark: str = "") -> dict[str, Any]:
-        """Parameters of a rule: module, and functions of the wildcards that give recipe, code and sources.
+        """Return parameters of a rule: module, and functions of the wildcards for recipe, code and sources.
 
         Snakemake runs a job again when one of them changes.
         """
@@ -57,9 +57,9 @@ class Jobs:
         }
 
     def sources(self, stage: str) -> Callable[[Any], list[str]]:
-        """Input function of a rule: local files and folders that exist or can be fetched.
+        """Return an input function of a rule: local files and folders that exist or can be fetched.
 
-        Others are left to rule `preflight`, whose error names the setting.
+        Rule `preflight` reports the others, with the setting that names them.
         """
 
         def of(wildcards: Any) -> list[str]:
@@ -73,14 +73,14 @@ class Jobs:
 
 
 def literal(text: str) -> str:
-    """An option's value whose braces are its own."""
+    """Escape the braces of an option's value, so that they are not filled in."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
 def options(*inputs: str, **more: str) -> Callable[..., str]:
-    """Parameter of a rule with the command-line options of its jobs, which change no result.
+    """Return a parameter of a rule with the command-line options of its jobs, which change no result.
 
-    A manifest stands for its folder.
+    An option whose value is a manifest gets the manifest's folder.
 
     Args:
         inputs: names of inputs, each given as the option of its name; an input without files gives no option.
@@ -105,7 +105,7 @@ def _folder(path: str) -> str:
 
 
 def _digest(source: str) -> str:
-    """Digest of a source; of a published file that is still to be fetched, the published digest."""
+    """Return the digest of a source; for a published file that is not fetched yet, the published digest."""
     if Path(source).exists():
         return digest_of_source(Path(source))
     known = published(source)

@@ -1,4 +1,4 @@
-"""How jobs are launched on this machine: GPUs, processes, environment. Imports no torch."""
+"""Launch settings of jobs on this machine: GPUs, processes, environment. Imports no torch."""
 
 import os
 import shlex
@@ -15,7 +15,7 @@ CPU_PROCESSES = 2
 
 
 def gpus_here() -> int:
-    """Number of NVIDIA GPUs that this process may use."""
+    """Return the number of NVIDIA GPUs that this process may use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
@@ -27,25 +27,28 @@ def gpus_here() -> int:
 
 
 def processes(launch: Launch, gpus: int) -> int:
-    """Processes of one training job: as set in the config, else one per GPU, else two."""
+    """Return the number of processes of a training job: as set in the config, else one per GPU, else two."""
     if launch.nproc_per_node != "auto":
         return launch.nproc_per_node
     return gpus if gpus and launch.device != "cpu" else CPU_PROCESSES
 
 
 def gpus_wanted(launch: Launch, gpus: int) -> int:
-    """GPUs of one training job. A number of processes in the config counts also on a machine without GPUs, so that a
-    dry run shows what the real run requests."""
+    """Return the number of GPUs of a training job.
+
+    If the config sets a number of processes, it is that number also on a machine without GPUs, so that a dry run
+    shows what the real run requests.
+    """
     if launch.device == "cpu" or (launch.nproc_per_node == "auto" and not gpus):
         return 0
     return processes(launch, gpus)
 
 
 def job_environment(study: Study, source: str) -> str:
-    """Shell commands that precede those of every job: strict mode, file permissions, environment variables.
+    """Return shell commands that precede those of every job: strict mode, file permissions, environment variables.
 
-    Launch and tracking settings reach the jobs as a variable, SAMS_JOB: they change no result, and as parameters of
-    the rules would run jobs again.
+    Launch and tracking settings reach the jobs as a variable, SAMS_JOB: they change no result, but as
+    parameters of the rules they would run jobs again.
 
     Args:
         study: the study.

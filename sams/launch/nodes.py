@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
     in_slurm = "SLURM_JOB_ID" in os.environ
     if options.nodes == options.processes == 1 and not in_slurm:
-        # torchrun would take as long to start as the worker.
+        # Without torchrun, which would take as long to start as the worker.
         os.execv(sys.executable, [sys.executable, "-m", *options.module])
     end_with_parent()
     if options.nodes > 1 and options.endpoint is None:
@@ -102,12 +102,12 @@ def rendezvous(nodes: int, rank: int | None, endpoint: str | None, address: str 
 
 
 def on_all_nodes(nodes: int, cpus: int | None, arguments: Sequence[str]) -> list[str]:
-    """Command that runs this module once on each node of the Slurm job."""
+    """Return the command that runs this module once on each node of the Slurm job."""
     return [
         *("srun", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--cpu-bind=none"),
         *([f"--cpus-per-task={cpus}"] if cpus else []),
         f"--wait={int(2 * LEFT_SECONDS)}",  # after one node has ended, srun kills the others
-        f"--export=ALL,{ON_A_NODE}=1,{PARENT}=",  # process ids of this machine mean nothing on the others
+        f"--export=ALL,{ON_A_NODE}=1,{PARENT}=",  # process ids of this machine are invalid on the others
         *(sys.executable, "-m", "sams.launch.nodes", *arguments),
     ]
 

@@ -36,16 +36,16 @@ def main(study: str, out: Path, results: Path = Path("results")) -> None:
     from sams.runtime.stage import read_recipe
 
     settings = read_recipe(study, Study)
-    found: dict[str, Any] = {"gpus": check_gpus(settings), "disk_bytes": check_disk(results)}
+    findings: dict[str, Any] = {"gpus": check_gpus(settings), "disk_bytes": check_disk(results)}
     check_judge(settings)
     check_sources(settings)
-    found["commits"] = hub_commits(settings)
+    findings["commits"] = hub_commits(settings)
     if settings.tracking.enabled:
         from sams.tracking.log import prepare_database
 
         prepare_database(results)
-    write_json(out, found | {"environment": environment(), "commit": commit()})
-    typer.echo(f"this machine is ready: {found}")
+    write_json(out, findings | {"environment": environment(), "commit": commit()})
+    typer.echo(f"this machine is ready: {findings}")
 
 
 def check_gpus(study: Study) -> int:
@@ -78,13 +78,13 @@ def check_disk(results: Path) -> int:
     """Check that the results folder has a minimum of free space, and return the free bytes.
 
     Raises:
-        UserError: it has not; the message names the folder.
+        UserError: there is less; the message names the folder.
     """
     results.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(results).free
     if free < DISK_BYTES:
         raise UserError(
-            f"only {free / 2**30:.1f} GiB free", where=str(results), remedy="make room or move it"
+            f"only {free / 2**30:.1f} GiB free", where=str(results), remedy="free space or move the folder"
         )
     return free
 
@@ -93,7 +93,7 @@ def check_judge(study: Study) -> None:
     """Check that a judge endpoint has its key and answers one small call.
 
     Raises:
-        UserError: it has not; the message names the variable or the endpoint.
+        UserError: the key is missing or the call fails; the message names the variable or the endpoint.
     """
     scored = study.benchmarks.alpaca_eval or study.benchmarks.mt_bench
     judge = study.benchmarks.judge
@@ -148,7 +148,7 @@ def check_sources(study: Study) -> None:
 
 
 def check_model_source(model: Model, key: str) -> None:
-    """Check that a model can be found, and the weights of a local one.
+    """Check that a model exists, and validate the weights of a local one.
 
     Raises:
         UserError: it cannot be used; the message names the key, the file or the tensor.
@@ -200,15 +200,15 @@ def hub_commits(study: Study) -> dict[str, str | None]:
     commits: dict[str, str | None] = {}
     for name, revision, kind in sorted(hub_ids):
         try:
-            found = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_SECONDS)
-            commits[f"{name}@{revision}"] = found.sha
+            info = HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=HUB_SECONDS)
+            commits[f"{name}@{revision}"] = info.sha
         except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             reason, remedy = hub_problem(error, revision)
             near = similar_data_set(name) if kind == "dataset" else ""
             raise UserError(f"{reason}{near}", where=f"{kind} {name}@{revision}", remedy=remedy) from None
         except Exception as error:  # the hub's client passes on errors of its HTTP library
             commits[f"{name}@{revision}"] = None
-            log.warning("%s@%s: its commit is not known (%s)", name, revision, first_line(error))
+            log.warning("%s@%s: its commit is unknown (%s)", name, revision, first_line(error))
     return commits
 
 
@@ -237,13 +237,13 @@ def check_hub_model(model: Model, key: str = "model.path") -> None:
         hf_hub_download(name, "config.json", revision=model.revision, etag_timeout=HUB_SECONDS)
     except Exception as error:  # the hub's client passes on errors of its HTTP library
         reason, remedy = hub_problem(error, model.revision)
-        raise UserError(f"{name} cannot be had: {reason}", where=key, remedy=remedy) from None
+        raise UserError(f"{name} cannot be fetched: {reason}", where=key, remedy=remedy) from None
     try:
-        found = HfApi().model_info(name, revision=model.revision, timeout=HUB_SECONDS)
+        info = HfApi().model_info(name, revision=model.revision, timeout=HUB_SECONDS)
     except Exception as error:  # the config is in the cache: the weights may be, too
-        log.info("%s: its files are not known (%s)", name, first_line(error))
+        log.info("%s: its list of files is unknown (%s)", name, first_line(error))
         return
-    files = [file.rfilename for file in found.siblings or ()]
+    files = [file.rfilename for file in info.siblings or ()]
     pickled = next((file for file in files if file.endswith((".bin", ".pt", ".pth"))), None)
     if pickled and not any(file.endswith(".safetensors") for file in files) and not model.allow_pickle:
         raise UserError(
@@ -254,7 +254,7 @@ def check_hub_model(model: Model, key: str = "model.path") -> None:
 
 
 def hub_problem(error: Exception, revision: str | None) -> tuple[str, str]:
-    """Return the problem that an error of the hub's client stands for, and its remedy."""
+    """Return the problem behind an error of the hub's client, and its remedy."""
     from huggingface_hub import errors
 
     token = "export HF_TOKEN" if not os.environ.get("HF_TOKEN") else "check HF_TOKEN"

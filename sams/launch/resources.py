@@ -1,8 +1,9 @@
 """Resources of each rule: GPUs, nodes, memory, time and disk, computed without torch.
 
 Snakemake passes them to Slurm, Kubernetes and the like; on one machine `gpu` alone limits the jobs that run at once.
-Memory and disk follow from the settings. The time of a training job is a slot, not a forecast: a job at its limit
-saves, is queued again and continues (docs/cluster.md). A profile's `set-resources` overrides any of them.
+Memory and disk are computed from the settings. The time of a training job is a limit, not a forecast: a job at its
+limit saves a checkpoint, is queued again and continues (docs/cluster.md). A profile's `set-resources` overrides any of
+them.
 """
 
 from typing import Any
@@ -105,7 +106,7 @@ def plain(study: Study, kind: str) -> dict[str, Any]:
 
 
 def weights_of(model: Model) -> float:
-    """About how many weights a model has, by its config."""
+    """Estimate the number of weights of a model from its config."""
     try:
         config = config_of(model)
     except UserError:

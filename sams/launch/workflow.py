@@ -1,4 +1,4 @@
-"""Extensions of Snakemake's own process: one workflow per study, stop requests, reasons of jobs in plain words."""
+"""Extensions of the Snakemake process: one workflow per study, stop requests, readable reasons of jobs."""
 
 import base64
 import fcntl
@@ -28,7 +28,7 @@ def lock_results(folder: Path) -> None:
     The kernel releases the lock however the process ends, so that no lock outlives its process.
 
     Raises:
-        UserError: another workflow holds the lock; names its process.
+        UserError: another workflow holds the lock; the message names its process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
@@ -49,15 +49,15 @@ def lock_results(folder: Path) -> None:
     os.write(lock, json.dumps(holder).encode())
 
 
-def forget_unfinished(found: Path) -> None:
+def forget_unfinished(output: Path) -> None:
     """Delete the output of rule `preflight` if its job was killed.
 
     The first jobs have it as an `ancient` input. Snakemake 9.27 would run the incomplete job again, no job after it,
     and exit with status 0; for a missing file it runs all jobs.
     """
-    marker = Path(".snakemake/incomplete") / base64.urlsafe_b64encode(str(found).encode()).decode()
-    if marker.is_file() and not _is_held(found.parent):
-        found.unlink(missing_ok=True)
+    marker = Path(".snakemake/incomplete") / base64.urlsafe_b64encode(str(output).encode()).decode()
+    if marker.is_file() and not _is_held(output.parent):
+        output.unlink(missing_ok=True)
 
 
 def _is_held(folder: Path) -> bool:
@@ -72,7 +72,7 @@ def _is_held(folder: Path) -> bool:
 
 
 def _holder(path: Path) -> str:
-    """The process that holds a lock, as text; empty if the file does not say."""
+    """Return the process that holds a lock, as text; empty if the file does not name it."""
     try:
         holder = json.loads(path.read_text(encoding="utf-8"))
         return f": process {holder['process']} on {holder['machine']}, since {holder['since']}"
@@ -124,16 +124,16 @@ def _is_stage(process: psutil.Process) -> bool:
 def leave_if_stopped() -> None:
     """Exit with `EXIT_INTERRUPTED` after a request to stop."""
     if _stopped:
-        print("stopped on request; the same command goes on", file=sys.stderr)
+        print("stopped on request; run the same command to resume", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)
 
 
 def name_changes() -> None:
-    """Let `snakemake -n` name the settings, modules and sources that run a job again, not print all parameters.
+    """Make `snakemake -n` name the settings, modules and sources that run a job again, instead of all parameters.
 
-    Another Snakemake, whose class differs, keeps its own text.
+    A Snakemake release whose class differs keeps its own text.
     """
     try:
         from snakemake.persistence import ParamsChange

@@ -28,8 +28,8 @@ def main(folder: Path) -> None:
     logging.getLogger().setLevel(logging.ERROR)  # the package logs a line per judge call at INFO
     logging.getLogger().addFilter(_is_no_failed_call)
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-    if job["rehearse"]:
-        _rehearse(job, folder)
+    if job["plan_calls"]:
+        _plan_calls(job, folder)
     reference = _frame(job["reference"])
     results = []
     for number, outputs in enumerate(job["models"]):
@@ -57,14 +57,14 @@ def _is_no_failed_call(record: logging.LogRecord) -> bool:
     return "{'text': '', 'total_tokens': 0}" not in record.getMessage()
 
 
-def _rehearse(job: dict[str, Any], folder: Path) -> None:
-    """Make each call once, which the judge's proxy refuses and records, and wait until it allows calls.
+def _plan_calls(job: dict[str, Any], folder: Path) -> None:
+    """Make each call once, which the judge's proxy refuses and records, and wait until the proxy allows calls.
 
     The cost of all calls is then known before the first one is paid.
     """
     logging.disable()  # the package logs each refused call
     for number, outputs in enumerate(job["models"]):
-        copy = folder / f"rehearsal-{number}.json"
+        copy = folder / f"plan-{number}.json"
         if (known := folder / f"annotations-{number}.json").exists():
             shutil.copy(known, copy)
         evaluate(
@@ -80,7 +80,7 @@ def _rehearse(job: dict[str, Any], folder: Path) -> None:
             sort_by="win_rate",
         )
     logging.disable(logging.NOTSET)
-    (folder / "rehearsed").touch()
+    (folder / "planned").touch()
     while not (folder / "admitted").exists():
         time.sleep(POLL_SECONDS)
 

@@ -55,7 +55,7 @@ def run_alpaca_eval(
     Args:
         reference: the baseline's rows {instruction, output, generator}.
         models: rows of each model.
-        endpoint: the judge; None if `recorded` holds every judgment. Paid calls are rehearsed first.
+        endpoint: the judge; None if `recorded` holds every judgment. Paid calls are planned first.
         recorded: known preferences, 1 (baseline) to 2 (model).
         difficulty: checked difficulty table; None for no length control.
         bootstrap: samples for the standard error of the length-controlled win rate; 0 for none.
@@ -78,7 +78,7 @@ def run_alpaca_eval(
                     "num_procs": 1 if endpoint is None else endpoint.concurrency,
                     "chunksize": None,  # all at once; the proxy stores the answers
                 },
-                "rehearse": endpoint is not None and endpoint.proxy is not None,
+                "plan_calls": endpoint is not None and endpoint.proxy is not None,
                 "length_control": difficulty is not None,
                 "bootstrap": bootstrap,
             },
@@ -176,7 +176,7 @@ def _run(folder: Path, environment: dict[str, str], endpoint: Endpoint | None) -
         while process.poll() is None:
             if endpoint is not None:
                 endpoint.check()
-            if waiting is not None and (folder / "rehearsed").exists():
+            if waiting is not None and (folder / "planned").exists():
                 waiting.admit()
                 (folder / "admitted").touch()
                 waiting = None

@@ -1,4 +1,4 @@
-"""A scoring job: rehearsal or run, its MLflow run, its result."""
+"""Run a scoring job: score, write the figures, log them to MLflow."""
 
 from collections.abc import Callable
 from contextlib import suppress

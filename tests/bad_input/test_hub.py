@@ -80,12 +80,12 @@ HUB: list[Any] = [
     (
         "a gated model without a token",
         {"path": "gated/model"},
-        "gated/model cannot be had: it is gated; accept .*HF_TOKEN",
+        "gated/model cannot be fetched: it is gated; accept .*HF_TOKEN",
     ),
     (
         "a revision that does not exist",
         {"path": "known/model", "revision": "v9"},
-        "known/model cannot be had: it has no revision v9; correct",
+        "known/model cannot be fetched: it has no revision v9; correct",
     ),
     (
         "a model with pickles only",
@@ -120,7 +120,7 @@ PLACES: list[Any] = [
     (
         "no network",
         {"model": {"path": "some/model"}},
-        "model.path: some/model cannot be had: the hub cannot be reached.*; check",
+        "model.path: some/model cannot be fetched: the hub cannot be reached.*; check",
     ),
     (
         "a folder that is not there",

@@ -209,8 +209,8 @@ def proxied(
     return judge_proxy(Judge.model_validate(defaults | settings), key, store, dry_run)
 
 
-def rehearse(proxy: Proxy, requests: list[Request]) -> None:
-    """Make requests in a rehearsal."""
+def plan(proxy: Proxy, requests: list[Request]) -> None:
+    """Make requests while the proxy plans calls."""
     for request in requests:
-        with pytest.raises(CallFailed, match="rehearsal"):
+        with pytest.raises(CallFailed, match="not made"):
             proxy.answer(request, 1)

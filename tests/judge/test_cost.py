@@ -10,7 +10,7 @@ from sams.judge.proxy import DryRun
 from sams.judge.upstream import CallFailed
 from sams.runtime.errors import UserError
 from sams.study.settings import Judge
-from tests.judge.endpoint import Ask, Endpoint, endpoint, proxied, rehearse, request_of
+from tests.judge.endpoint import Ask, Endpoint, endpoint, plan, proxied, request_of
 
 __all__ = ["endpoint", "request_of"]
 
@@ -28,7 +28,7 @@ def test_what_it_will_take_is_said_first(
             proxy.answer(request, 1)
     paid = endpoint.billed
     with proxied(endpoint, tmp_path / "calls", key=None, dry_run=True, prices=PRICES) as (_, proxy):
-        rehearse(proxy, requests)
+        plan(proxy, requests)
         with pytest.raises(DryRun):
             proxy.admit()
     characters = sum(len(request["messages"][0]["content"]) for request in requests[4:])
@@ -43,7 +43,7 @@ def test_what_it_will_take_is_said_first(
 
 def test_nothing_is_called_that_would_cost_too_much(endpoint: Endpoint, request_of: Ask) -> None:
     with proxied(endpoint, prices=PRICES, max_cost=0.01) as (_, proxy):
-        rehearse(proxy, [request_of(number) for number in range(20)])
+        plan(proxy, [request_of(number) for number in range(20)])
         with pytest.raises(
             UserError, match=r"'judge.max_cost': the judge would cost about \$0.0\d, more than 0.01"
         ):

@@ -24,8 +24,8 @@ from tests.judge.endpoint import (
     always,
     endpoint,
     many_faults,
+    plan,
     proxied,
-    rehearse,
     request_of,
 )
 
@@ -257,13 +257,13 @@ def test_key_and_address_are_looked_at_before_the_first_call(endpoint: Endpoint,
         ("sk-wrong", "refuses the key; check OPENAI_API_KEY"),
     ):
         with proxied(endpoint, key=key) as (_, proxy):
-            rehearse(proxy, [request_of(0)])
+            plan(proxy, [request_of(0)])
             with pytest.raises(UserError, match=told) as error:
                 proxy.admit()
         assert error.value.__suppress_context__ or key is None
         assert KEY not in str(error.value)
     with proxied(endpoint, base_url="http://127.0.0.1:9/v1") as (_, proxy):
-        rehearse(proxy, [request_of(0)])
+        plan(proxy, [request_of(0)])
         with pytest.raises(UserError, match=r":9/v1: the judge cannot be reached"):
             proxy.admit()
     assert endpoint.billed == 0
@@ -336,7 +336,7 @@ def test_fifty_slow_connections_are_served_together(endpoint: Endpoint, request_
     )
     requests = [request_of(number) for number in range(50)]
     with proxied(endpoint, concurrency=50, timeout_seconds=60) as (_, proxy), ThreadPoolExecutor(50) as pool:
-        rehearse(proxy, requests)
+        plan(proxy, requests)
         proxy.admit()
         answers = list(pool.map(lambda request: proxy.answer(request, 1), requests))
         proxy.check_complete()

@@ -109,7 +109,7 @@ def test_a_published_input_is_fetched_and_one_put_there_by_hand_is_checked(
 
 def test_a_model_that_the_hub_does_not_give(tmp_path: Path) -> None:
     refused(
-        tiny_study(model={"path": "nobody/nothing"}), tmp_path, "model.path: nobody/nothing cannot be had"
+        tiny_study(model={"path": "nobody/nothing"}), tmp_path, "model.path: nobody/nothing cannot be fetched"
     )
 
 
