@@ -2,8 +2,8 @@
 
 Snakemake passes them to Slurm, Kubernetes and the like; on one machine `gpu` alone limits the jobs that run at once.
 Memory and disk are computed from the settings. The time of a training job is a limit, not a forecast: a job at its
-limit saves a checkpoint, is queued again and continues (docs/cluster.md). A profile's `set-resources` overrides any of
-them.
+limit saves a checkpoint, is queued again and continues (docs/cluster.md). A profile's `set-resources` overrides
+all of them.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What all losses share: the log-probs of pairs, and the base class of losses on them.
+"""Log-probs of preference pairs, and the interface and base class of losses on them.
 
 A loss returns one value per pair, so that a selector, a mean or a weight can be applied outside. Log-probs are sums
 over the tokens of a response; "per token" means divided by the number of tokens. The likelihood term of some losses
@@ -65,7 +65,7 @@ class PairLoss(ABC):
     `sams.losses.table` lists them with their ranges.
 
     Args:
-        beta: scale of the implicit reward; a loss may use it otherwise and then says so.
+        beta: scale of the implicit reward; a loss that uses it otherwise documents that.
         sft_weight: weight of an added SFT term, the negative log-prob per token of the chosen response.
     """
 

@@ -24,6 +24,6 @@ class IPO(PairLoss):
 
 @dataclass(frozen=True, kw_only=True)
 class IPOSum(IPO):
-    """IPO on summed log-ratios, as printed. Source: Azar et al. 2024, Eq. 17."""
+    """IPO on summed log-ratios, as published. Source: Azar et al. 2024, Eq. 17."""
 
     per_token: ClassVar[bool] = False

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Range:
-    """The values that a setting may have, as text and as a test."""
+    """Range of a setting: its description, and a function that checks a value."""
 
     text: str
     holds: Callable[[float], bool]
@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def module(self) -> str:
-        """Name of the module."""
+        """Return the name of the module."""
         return self.path.partition(":")[0]
 
     def load(self) -> "type[PairLoss]":

@@ -1,8 +1,8 @@
 """Peak memory of a training process, simulated on tensors without data.
 
 torch's memory trackers count every storage while the study's policy, sharded as in training, takes a step on the
-longest possible rows. They do not see the CUDA context, NCCL's buffers and fragmentation: RESERVE and SPARE stand for
-these.
+longest possible rows. They do not see the CUDA context, NCCL's buffers and fragmentation, for which RESERVE and
+SPARE allow.
 """
 
 from __future__ import annotations

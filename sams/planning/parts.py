@@ -1,4 +1,4 @@
-"""Records that a plan consists of: jobs, memory, disk and judge calls."""
+"""Records of a plan: jobs, disk, judge calls, and the plan with its notes."""
 
 from __future__ import annotations
 

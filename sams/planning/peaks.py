@@ -33,7 +33,7 @@ class Memory:
         checkpointing: whether activations are recomputed.
         policy: weights, gradients, moments and activations, as torch's tracker counts them.
         scheduler: weights, gradients and moments.
-        taken: estimate with the parts that the tracker does not see.
+        taken: estimate of the complete peak, with memory that the tracker does not see.
         fits: whether the GPU, or the process's share of this machine, holds it; None if unknown.
         accumulated: part that is unsharded gradients, accumulated until the last micro-batch.
     """
@@ -84,7 +84,7 @@ class Peaks:
     ) -> Memory:
         """Return the peak of a stage that trains on `items` items of a global batch."""
         share = max(1, -(-items // self.world))
-        held = 0 if scheduler is None else scheduler.bytes
+        scheduler_bytes = 0 if scheduler is None else scheduler.bytes
         # Frozen weights have no gradients and moments; the adapters themselves are small.
         frozen = 0.0 if training.lora is None else self._state
         checkpointing = self._checkpointing(completions, scheduler, frozen)
@@ -105,7 +105,7 @@ class Peaks:
             peak, label, accumulated = scored, f"scoring {seen.items}", 0.0
         # These processes load all weights before they shard them.
         complete = training.lora is not None or (stage == "train_sft" and self.study.model.path is None)
-        return self.row(stage, label, checkpointing, peak, held, accumulated, complete=complete)
+        return self.row(stage, label, checkpointing, peak, scheduler_bytes, accumulated, complete=complete)
 
     @property
     def _state(self) -> float:
@@ -123,8 +123,8 @@ class Peaks:
         """Return the peak of a stage that has scoring passes only."""
         items = most if micro_batch == "auto" else micro_batch
         peak = self.peak(Passes(items, completions, trained=False))
-        held = 0 if scheduler is None else scheduler.bytes
-        return self.row(stage, f"scoring {items}", False, peak, held)
+        scheduler_bytes = 0 if scheduler is None else scheduler.bytes
+        return self.row(stage, f"scoring {items}", False, peak, scheduler_bytes)
 
     def row(
         self,

@@ -225,8 +225,10 @@ class Planner:
         decodings = [getattr(study.benchmarks, name).decoding for name in self.benchmarks]
         if decodings and self.gpu is not None:
             largest_cache = max(decoding.batch_size * self._positions(decoding) for decoding in decodings)
-            held = 2.0 * self.sizes.total + self.sizes.cache * largest_cache
-            rows.append(self.peaks.row("generate (one GPU each)", "longest answers", False, held, 0))
+            weights_and_cache = 2.0 * self.sizes.total + self.sizes.cache * largest_cache
+            rows.append(
+                self.peaks.row("generate (one GPU each)", "longest answers", False, weights_and_cache, 0)
+            )
         return rows
 
     def _positions(self, decoding: Decoding) -> int:

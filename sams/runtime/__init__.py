@@ -1,1 +1,1 @@
-"""What every process uses: errors, files, progress, signals, provenance. Part of no code digest."""
+"""Modules that every process uses: errors, files, progress, signals, provenance. In no code digest."""

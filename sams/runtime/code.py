@@ -10,8 +10,8 @@ from sams.runtime.files import sha256_of_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Rooms whose code is part of no digest: what they decide is in the recipe, or is only reported.
-# The tables only name modules: a job's loss and selector are added to its code by `sams.study.code`.
+# Packages and modules that are in no digest: what they decide is in the recipe, or is only reported.
+# The tables only name modules; `sams.study.code` adds the modules of a job's loss and selector to its code.
 NOT_HASHED = (
     "sams.runtime",
     "sams.study",
@@ -22,7 +22,7 @@ NOT_HASHED = (
 
 
 def code_of(module: str, *more: str) -> dict[str, str]:
-    """The `sams` modules that an entry point runs, each with twelve hex digits for what it does.
+    """Return the `sams` modules that an entry point runs, each with a digest of its code, twelve hex digits.
 
     Args:
         module: the entry point.
@@ -32,19 +32,19 @@ def code_of(module: str, *more: str) -> dict[str, str]:
 
 
 def code_digest(module: str, *more: str) -> str:
-    """Twelve hex digits for `code_of`."""
+    """Return one digest for all modules of `code_of`, twelve hex digits."""
     return digest_of_code(code_of(module, *more))
 
 
 def digest_of_code(code: dict[str, str]) -> str:
-    """Twelve hex digits for modules and their digests."""
+    """Return one digest for modules with their digests, twelve hex digits."""
     return _digest("\n".join(f"{name} {digest}" for name, digest in sorted(code.items())))
 
 
 def imported_modules(module: str, *more: str) -> set[str]:
-    """The `sams` modules that these import, directly or not, at the top or in a function; with these themselves.
+    """Return these modules and all `sams` modules that they import, directly or not, also inside functions.
 
-    Rooms of `NOT_HASHED` are left out.
+    Packages in `NOT_HASHED` are left out.
     """
     reached: set[str] = set()
     waiting = [module, *more]
@@ -58,8 +58,8 @@ def imported_modules(module: str, *more: str) -> set[str]:
 
 
 def is_not_hashed(name: str) -> bool:
-    """Whether a module belongs to a room of `NOT_HASHED`."""
-    return any(name == room or name.startswith(f"{room}.") for room in NOT_HASHED)
+    """Return whether a module belongs to a package in `NOT_HASHED`."""
+    return any(name == package or name.startswith(f"{package}.") for package in NOT_HASHED)
 
 
 class _Code(NamedTuple):
@@ -69,7 +69,7 @@ class _Code(NamedTuple):
 
 @functools.cache  # the digests of all rules share most modules
 def _code(name: str) -> _Code:
-    """The digest of a module's code, and the `sams` modules that it imports."""
+    """Return the digest of a module's code, and the `sams` modules that it imports."""
     return _Code(*remembered(f"code by {_version()}", _file(name), _read))
 
 
@@ -79,7 +79,7 @@ def _version() -> str:
 
 
 def _read(file: Path) -> tuple[str, list[str]]:
-    tree = _OnlyWhatComputes().visit(ast.parse(file.read_text(encoding="utf-8")))
+    tree = _RemoveNotHashed().visit(ast.parse(file.read_text(encoding="utf-8")))
     imports: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -92,11 +92,11 @@ def _read(file: Path) -> tuple[str, list[str]]:
     return _digest(ast.unparse(tree)), imports
 
 
-class _OnlyWhatComputes(ast.NodeTransformer):
-    """Remove from a module what cannot change a result.
+class _RemoveNotHashed(ast.NodeTransformer):
+    """Remove code that cannot change a result from a module.
 
-    That is docstrings, calls of the logger, annotations (a class's own excepted, which may be fields), blocks for
-    the type checker, the words of a `UserError`, and imports of names that only these use.
+    Removes docstrings, log calls, annotations (except those of a class body, which may be fields), blocks for the
+    type checker, the message of a `UserError`, and imports of names that only these use.
     """
 
     _around: ast.AST | None = None
@@ -122,7 +122,7 @@ class _OnlyWhatComputes(ast.NodeTransformer):
         if node.body or node.orelse:
             node.body = node.body or [ast.Pass()]
             return node
-        # A test that calls something may do something.
+        # A condition with a call may have an effect.
         calls = any(isinstance(each, ast.Call | ast.NamedExpr | ast.Await) for each in ast.walk(node.test))
         return ast.Expr(node.test) if calls else None
 
@@ -165,7 +165,7 @@ def _is_log_call(node: ast.AST) -> bool:
 
 
 def _called(node: ast.AST | None) -> str:
-    """The dotted name of what is called; empty for anything else."""
+    """Return the dotted name of the function of a call; empty for any other node."""
     parts, name = [], node.func if isinstance(node, ast.Call) else None
     while isinstance(name, ast.Attribute):
         parts.append(name.attr)

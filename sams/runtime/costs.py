@@ -1,6 +1,6 @@
-"""Cost log of a training run: time, tokens, arithmetic, padding, balance and memory of its steps.
+"""Cost log of a training run: time, tokens, FLOPs, padding, balance and memory of its steps.
 
-These figures differ between machines and between starts. They are kept out of the metric log, which a resumed run
+These figures differ between machines and between starts. They are not in the metric log, which a resumed run
 repeats bit by bit.
 """
 
@@ -22,7 +22,7 @@ MEDIANS = {"tokens_per_second", "padding_share", "busiest_over_mean", "mfu"}
 
 
 class Processes(Protocol):
-    """What the cost log uses of a job's processes."""
+    """The part of a job's processes that the cost log uses."""
 
     device: torch.device
     world: int
@@ -77,9 +77,9 @@ class Costs:
     Attributes:
         file: the log; steps that a resumed run repeats have two lines.
         workers: the processes of the job.
-        body: weights that every token meets, N.
+        body: weights that every token passes, N.
         head: weights of the output layer, N_h.
-        tally: of the current step, filled by the passes.
+        tally: work of the current step, counted by the passes.
         steps: steps of this start.
         figures: figures of all steps of this start, for the medians of `summary`: 8 bytes each.
     """

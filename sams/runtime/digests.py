@@ -14,7 +14,7 @@ from sams.runtime.files import canonical_json, sha256_of, sha256_of_text, whole_
 T = TypeVar("T")
 
 SETTLED_SECONDS = 2.0
-"""Age from which a file's times tell whether it has changed: within one tick of the clock they do not."""
+"""Least age of a file whose value is remembered: two changes within one tick of the clock have the same time."""
 
 
 class _Memory:
@@ -51,30 +51,30 @@ def remember(file: Path) -> None:
 
 
 def remembered(kind: str, path: Path, compute: Callable[[Path], T]) -> T:
-    """`compute(path)`, or its remembered value while path, device, inode, size and times of the file are the same.
+    """Return `compute(path)`, or its remembered value while path, device, inode, size and times stay the same.
 
     Args:
         kind: name of what is computed, JSON.
         path: the file.
         compute: function of the file's content.
     """
-    found = path.stat()
-    state = [found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    status = path.stat()
+    state = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
     key = f"{kind} {os.path.abspath(path)}"
     match _memory.values.get(key):
         case [known, value] if known == state:
             return value  # type: ignore[no-any-return]
     value = compute(path)
-    if time.time() - max(found.st_mtime, found.st_ctime) > SETTLED_SECONDS:
+    if time.time() - max(status.st_mtime, status.st_ctime) > SETTLED_SECONDS:
         _memory.values[key] = [state, value]
         _memory.is_changed = True
     return value
 
 
 def digest_of_source(path: Path) -> str:
-    """SHA-256 of a file, or of the relative names and contents of a folder's files.
+    """Return the SHA-256 of a file, or of the relative names and contents of a folder's files.
 
-    Links are followed. Hidden files, such as the notes of a download, are no part of a folder.
+    Links are followed. Hidden files, such as the notes of a download, do not count.
 
     Raises:
         OSError: there is no such file or folder, or it cannot be read.

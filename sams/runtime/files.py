@@ -150,7 +150,7 @@ def manifest_digest(folder: Path) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """Digest of a file that a job reads, or of a folder sealed by a manifest, whose files are checked.
+    """Digest of a file that a job reads, or of a folder with a manifest, whose files are checked.
 
     Of several processes rank 0 alone checks them: its error ends the others.
 

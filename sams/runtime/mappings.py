@@ -9,18 +9,18 @@ from sams.runtime.files import canonical_json
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a metrics.json; a nested key is joined by `/` (`categories/math`)."""
-    found: dict[str, float] = {}
+    """Return the finite numbers of a metrics.json; nested keys are joined by `/` (`categories/math`)."""
+    figures: dict[str, float] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            found.update({f"{key}/{inner}": number for inner, number in numbers(value).items()})
+            figures.update({f"{key}/{inner}": number for inner, number in numbers(value).items()})
         elif not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value):
-            found[key] = float(value)
-    return found
+            figures[key] = float(value)
+    return figures
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings as text by dotted key (`training.beta`); lists and null as JSON."""
+    """Return nested settings as text by dotted key (`training.beta`); lists and null as JSON."""
     flat: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:

@@ -22,12 +22,12 @@ def first_problem(error: ValidationError, kind: type[BaseModel]) -> tuple[str, s
         return key, f"unknown key{nearest(first['loc'][-1], _keys(kind, first['loc'][:-1]))}"
     if first["type"] in ("missing", "value_error"):
         return key, message
-    found = f"{message}, found {first['input']!r:.80}"
+    text = f"{message}, found {first['input']!r:.80}"
     if first["type"] == "float_type" and isinstance(first["input"], str):
-        found += " (YAML reads 5e-7 as text: write 5.0e-7)"
+        text += " (YAML reads 5e-7 as text: write 5.0e-7)"
     if first["type"] == "literal_error":
-        found += nearest(first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
-    return key, found
+        text += nearest(first["input"], re.findall(r"'([^']*)'", first["ctx"]["expected"]))
+    return key, text
 
 
 def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -35,7 +35,7 @@ def _keys(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     groups = [kind]
     for part in path:
         fields = [group.model_fields[part] for group in groups if part in group.model_fields]
-        # A key of a mapping and an index of a list are not fields: their content has been found already.
+        # A key of a mapping or an index of a list is not a field: `groups` already holds the type of its value.
         groups = [inner for field in fields for inner in groups_in(field.annotation)] or groups
     return [key for group in groups for key in group.model_fields]
 

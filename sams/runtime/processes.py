@@ -58,7 +58,7 @@ def end_with_parent() -> None:
     """Kill this process as soon as the process that started it has ended, even by SIGKILL.
 
     The process that started it is torchrun for a worker, and otherwise the one in `PARENT`; without it, nothing is
-    watched. A process that leads a process group kills the group: a child has started processes of its own.
+    watched. A process that leads a process group kills the group: a child may have started further processes.
     A process that outlives its parent would write to the same files as the next start.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Where a result came from: commit, machine, library versions."""
+"""Origin of a result: commit, machine, library versions."""
 
 import contextlib
 import functools
@@ -16,7 +16,7 @@ LIBRARIES = (
     "alpaca-eval fschat openai scikit-learn snakemake mlflow"
 ).split()
 ENVIRONMENT = "environment.json"
-"""File next to a result: the `made_on` of its job."""
+"""File next to a result with the `made_on` of its job."""
 
 
 def commit() -> dict[str, str]:
@@ -66,7 +66,7 @@ def _hardware() -> dict[str, Any]:
         processor = next(
             (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
         )
-    found: dict[str, Any] = {
+    hardware: dict[str, Any] = {
         "cpu": processor or platform.processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
@@ -77,11 +77,11 @@ def _hardware() -> dict[str, Any]:
         import pynvml
 
         pynvml.nvmlInit()
-        found["driver"] = pynvml.nvmlSystemGetDriverVersion()
+        hardware["driver"] = pynvml.nvmlSystemGetDriverVersion()
         for number in range(pynvml.nvmlDeviceGetCount()):
             device = pynvml.nvmlDeviceGetHandleByIndex(number)
             memory = round(pynvml.nvmlDeviceGetMemoryInfo(device).total / 2**30)
-            found["gpus"].append(f"{pynvml.nvmlDeviceGetName(device)}, {memory} GiB")
+            hardware["gpus"].append(f"{pynvml.nvmlDeviceGetName(device)}, {memory} GiB")
     except (ImportError, OSError, pynvml.NVMLError):
         pass
-    return found
+    return hardware

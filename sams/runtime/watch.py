@@ -24,7 +24,7 @@ ALARM = "hangs"
 
 
 class Position(NamedTuple):
-    """What a process does, in which step, and since when (monotonic seconds)."""
+    """Phase and step of a process, and their start in monotonic seconds."""
 
     phase: str
     step: int
@@ -107,7 +107,7 @@ class Watch:
             part.replace(path)
 
     def _end(self, folder: Path, *, first: bool = False) -> None:
-        """Print the position of this process, as `first` those of all processes, and end this process."""
+        """Print the position of this process (of all processes if it is the `first`) and end this process."""
         self._write(folder, answered=True)
         here = self._position.as_dict()
         print(f"rank {self.rank}: {here['where']}, for {here['seconds']} s", file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""Scheduling: which pairs of a batch to train on. Sees tensors, returns indices; knows no ranks, no models."""
+"""Scheduling: which pairs of a batch to train on. Takes tensors, returns indices; independent of ranks and models."""

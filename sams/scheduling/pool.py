@@ -170,7 +170,7 @@ class ReplayPool:
         self.slots = torch.empty(0, dtype=torch.int64)  # [capacity] slot -> record in its shard's file
         self.records = [0] * self.shards  # in each shard's file, replaced ones included
         self.generations = [[0] * self.shards]  # of the files, at the last KEPT + 1 states, newest last
-        self.files: dict[int, RecordFile] = {}  # the held shards that have records
+        self.files: dict[int, RecordFile] = {}  # of this process's shards that have records
 
     def __len__(self) -> int:
         return self.filled
@@ -219,7 +219,7 @@ class ReplayPool:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint: 8 bytes per arm; the arms stay in the files, which are flushed to disk.
+        """Return the state for a checkpoint: 8 bytes per arm; the arms stay in the files, which are flushed to disk.
 
         A collective call; all processes get the same state. A file with more than half of its arms no longer in the
         pool is rewritten as the shard's next generation; the old file is deleted when the last KEPT + 1 states are

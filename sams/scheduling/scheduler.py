@@ -32,7 +32,7 @@ def merge_contexts(contexts: Tensor, how: str) -> Tensor:
 
 
 def context_width(policy_width: int, how: str) -> int:
-    """Width of contexts merged by `how`."""
+    """Return the width of contexts merged by `how`."""
     return 2 * policy_width if how == "concat" else policy_width
 
 

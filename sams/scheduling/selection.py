@@ -1,10 +1,10 @@
-"""Which rounds are scheduled, and the number of pairs that each trains on."""
+"""Schedule of the selection: which rounds select, and the number of pairs that each trains on."""
 
 from dataclasses import dataclass
 
 
 def selected(batch_size: int, ratio: float) -> int:
-    """K: the pairs that a share of a batch comes to.
+    """Return K, the number of pairs of a share of a batch.
 
     Raises:
         ValueError: unless it is a whole number of at least one pair and at most the batch.
@@ -54,7 +54,7 @@ class Selection:
             raise ValueError(f"end_after is {self.end_after}: give 1 or more, or choose selector `all`")
 
     def scheduled(self, round: int) -> bool:
-        """Whether the selector runs in a round. It runs in warm-up and full rounds too, to learn from them."""
+        """Return whether the selector runs in a round. It runs in warm-up and full rounds too, to learn from them."""
         return self.end_after is None or round <= self.end_after
 
     @property
@@ -63,7 +63,7 @@ class Selection:
         return max(self.size(round) for round in range(1, self.rounds + 1))
 
     def size(self, round: int) -> int:
-        """K of a round."""
+        """Return K of a round."""
         warming = round <= self.warmup_rounds
         full = self.full_every is not None and round % self.full_every == 0
         if warming or full or not self.scheduled(round):

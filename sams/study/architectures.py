@@ -23,8 +23,8 @@ def config_of(settings: Model) -> dict[str, Any]:
     assert settings.path is not None
     for file in (Path(settings.path) / "config.json", FOLDER / f"{settings.path}.json"):
         if file.is_file():
-            found: dict[str, Any] = read_json(file)
-            return found
+            config: dict[str, Any] = read_json(file)
+            return config
     known = sorted(str(file.relative_to(FOLDER).with_suffix("")) for file in FOLDER.rglob("*.json"))
     raise UserError(
         f"the architecture of {settings.path} is not known",

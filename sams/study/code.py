@@ -28,11 +28,11 @@ ENTRY_POINTS = {
 """Module of each stage, started by `python -m`."""
 
 WATCHING = "sams.training.watching"
-"""Module with which a scheduler learns during SFT, imported by name: other SFT jobs do not depend on it."""
+"""Module that trains a scheduler during SFT, imported by name: other SFT jobs do not depend on it."""
 
 
 def code_of_job(stage: str, recipe: Settings) -> dict[str, str]:
-    """The `sams` modules that a job runs, each with a digest of its code.
+    """Return the `sams` modules that a job runs, each with a digest of its code.
 
     Args:
         stage: key of `ENTRY_POINTS`.
@@ -45,7 +45,7 @@ _code_of = functools.cache(code_of)  # many jobs share a loss and a selector
 
 
 def named_modules(recipe: Settings) -> list[str]:
-    """Modules that a job imports by a name in its recipe: those of losses and selectors."""
+    """Return the modules that a job imports by a name in its recipe: those of losses and selectors."""
     match recipe:
         case PreferenceRecipe(training=training):
             return [*_loss(training), SELECTORS[training.selector].module]

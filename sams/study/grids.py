@@ -11,10 +11,10 @@ Point = dict[str, float]
 
 
 def points(study: Study, method: str) -> list[Point]:
-    """Return the points to try for a method, the values that it has in the study first.
+    """Return the points to try for a method, first the method's values in the study.
 
-    From a grid with more points than `tuning_budget`, the others are drawn at random, always the same ones: every
-    method is tuned with the same number of runs.
+    If a grid has more points than `tuning_budget`, the other points are a random sample, the same in every call, so
+    that every method is tuned with the same number of runs.
     """
     axes = study.grids[method].axes
     own = own_point(study, method)
@@ -29,7 +29,7 @@ def points(study: Study, method: str) -> list[Point]:
 
 
 def own_point(study: Study, method: str) -> Point:
-    """Return the point of the grid that a method has in the study."""
+    """Return the point of the grid with the method's values in the study."""
     settings = study.preference_of(method)
     point = {}
     for key in study.grids[method].axes:

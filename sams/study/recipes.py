@@ -74,7 +74,7 @@ class TokeniseRecipe(Settings):
 
 
 class Watching(Settings):
-    """A scheduler that learns during SFT: it chooses arms, while the policy trains on all examples."""
+    """Scheduler that learns during SFT: it chooses arms, while the policy trains on all examples."""
 
     scheduler: Scheduler
     ratio: Ratio

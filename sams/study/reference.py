@@ -16,7 +16,7 @@ SHARED: dict[type[Overlay], tuple[str, type[Settings]]] = {
     MethodModel: ("model", Model),
     MethodScheduler: ("scheduler", Scheduler),
 }
-"""Path and type of the group that an overlay replaces keys of."""
+"""Path and type of the group whose keys an overlay replaces."""
 
 BOUNDS = {
     "exclusiveMinimum": "above",
@@ -109,10 +109,10 @@ def _type(value: dict[str, Any]) -> str:
     if kind == "array":
         return f"list of {_type(value['items'])}"
     if kind == "object":
-        held = value.get("additionalProperties") or next(
+        value_schema = value.get("additionalProperties") or next(
             iter(value.get("patternProperties", {}).values()), True
         )
-        return f"mapping to {_type(held)}" if isinstance(held, dict) else "mapping"
+        return f"mapping to {_type(value_schema)}" if isinstance(value_schema, dict) else "mapping"
     bounds = [f"{words} {value[bound]:g}" for bound, words in BOUNDS.items() if bound in value]
     return kind + (f" {' and '.join(bounds)}" if bounds else "")
 

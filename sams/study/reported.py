@@ -40,23 +40,30 @@ def read_reported(table: str, setting: str) -> Reported:
     """
     import yaml
 
-    held = yaml.safe_load((FOLDER / f"{table}.yaml").read_text(encoding="utf-8"))
-    if setting not in held["settings"]:
-        raise ValueError(f"{held['title']} has no setting {setting}: it has {', '.join(held['settings'])}")
-    rows = _rows(held, setting)
-    if "elsewhere" in held:
-        rows |= _rows(held["elsewhere"], setting)
+    content = yaml.safe_load((FOLDER / f"{table}.yaml").read_text(encoding="utf-8"))
+    if setting not in content["settings"]:
+        raise ValueError(
+            f"{content['title']} has no setting {setting}: it has {', '.join(content['settings'])}"
+        )
+    rows = _rows(content, setting)
+    if "elsewhere" in content:
+        rows |= _rows(content["elsewhere"], setting)
     return Reported(
-        held["title"], held["source"], held["columns"], held.get("judges", {}), rows, held.get("notes", [])
+        content["title"],
+        content["source"],
+        content["columns"],
+        content.get("judges", {}),
+        rows,
+        content.get("notes", []),
     )
 
 
-def _rows(held: dict[str, Any], setting: str) -> dict[str, dict[str, Figure]]:
+def _rows(content: dict[str, Any], setting: str) -> dict[str, dict[str, Figure]]:
     return {
         row: {
-            column: Figure(float(value), held["source"])
-            for column, value in zip(held["columns"], values, strict=True)
+            column: Figure(float(value), content["source"])
+            for column, value in zip(content["columns"], values, strict=True)
             if value is not None
         }
-        for row, values in held["settings"][setting].items()
+        for row, values in content["settings"][setting].items()
     }

@@ -21,10 +21,10 @@ WEIGHTS = ("config.json", "*.safetensors", "*.bin")
 
 
 def sources_of(recipe: Settings) -> list[str]:
-    """Local files and folders that a job reads in addition to the results of other jobs, as its recipe names them.
+    """Return the local files and folders of a recipe that its job reads in addition to results of other jobs.
 
-    Models and data sets of a hub are left out: their revision identifies them. Files that are not there are named
-    all the same.
+    Models and data sets of a hub are left out: their revision identifies them. Files that do not exist are
+    included.
     """
     given: Sequence[str | None] = []
     match recipe:
@@ -45,12 +45,12 @@ def sources_of(recipe: Settings) -> list[str]:
 
 
 def digests_of_sources(recipe: Settings) -> dict[str, str]:
-    """Digest of each of `sources_of` that is there."""
+    """Return the digest of each existing file or folder of `sources_of`."""
     return {source: digest_of_source(Path(source)) for source in sources_of(recipe) if Path(source).exists()}
 
 
 def _local(source: str | None) -> str | None:
-    """The file or folder of a source of data; None for a hub id."""
+    """Return the file or folder of a data source; None for a hub id."""
     if source is None or Path(source).exists():
         return source
     folder = source.partition(":")[0].partition("@")[0]  # folder@revision:split
@@ -58,12 +58,12 @@ def _local(source: str | None) -> str | None:
 
 
 def _files(folder: str | None, *patterns: str) -> list[str]:
-    """Files of a local model; none of a model of the hub."""
+    """Return the files of a local model; none for a model of the hub."""
     if folder is None or not Path(folder).is_dir():
         return []
     return [str(file) for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()]
 
 
 def _encoder(scheduler: Any) -> list[str]:
-    """Folder of the scheduler's encoder, where it has one."""
+    """Return the folder of the scheduler's encoder; empty without one."""
     return [scheduler.encoder] if scheduler is not None and Path(scheduler.encoder).is_dir() else []

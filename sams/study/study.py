@@ -96,7 +96,7 @@ class Study(Settings):
     def _consistent(self) -> "Study":
         for key, values in (("seeds", self.seeds), ("methods", self.methods)):
             if len(set(values)) != len(values):
-                raise ValueError(f"`{key}` names one twice: {values}")
+                raise ValueError(f"`{key}` has a duplicate: {values}")
         if self.setting in STUDY_FOLDERS:
             raise ValueError(f"`setting` {self.setting} is the name of another results folder: rename it")
         for method in self.methods:
@@ -131,10 +131,10 @@ class Study(Settings):
         return self
 
     def _check_grids(self) -> None:
-        """Check that a method can have every value of its grid, and that the grid holds its present value."""
+        """Check that every value of a grid is valid for its method, and that the grid contains the method's value."""
         for method, grid in self.grids.items():
             if method not in self.method_settings:
-                raise ValueError(f"`grids.{method}` is of no method in `method_settings`")
+                raise ValueError(f"`grids.{method}`: no such method in `method_settings`")
             if self.method_settings[method].model is not None:
                 continue  # A finished model, in a study that extends one in which the method is trained.
             own = self.preference_of(method)
@@ -161,7 +161,7 @@ class Study(Settings):
         runs = self.chosen_runs
         for run in runs:
             if run not in validated:
-                raise ValueError(f"`chosen.runs` names '{run}', which is no method that is `validated`")
+                raise ValueError(f"`chosen.runs` names '{run}', which is not a `validated` method")
         if len({(own.evaluations, own.epochs) for own in map(self.preference_of, runs)}) > 1:
             raise ValueError(
                 "`chosen.runs` need the same `epochs` and `evaluations`, or the choice is unfair"
@@ -173,9 +173,9 @@ class Study(Settings):
     def _check_batches(self) -> None:
         """Check that every global batch is divisible by the number of processes, unless that is `auto`."""
         each, nodes = self.launch.nproc_per_node, self.launch.nodes
-        if isinstance(each, int) and (found := self.undivided(nodes * each)):
+        if isinstance(each, int) and (undivided := self.undivided(nodes * each)):
             raise ValueError(
-                f"`{found[0]}` {found[1]} is not divisible by "
+                f"`{undivided[0]}` {undivided[1]} is not divisible by "
                 + (f"`launch.nodes` {nodes} times " if nodes > 1 else "")
                 + f"`launch.nproc_per_node` {each}"
             )

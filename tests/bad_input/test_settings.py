@@ -55,7 +55,7 @@ SETTINGS = [
     ("learning rate is 0", {"sft": {"learning_rate": 0.0}}, "'sft.learning_rate': .*greater than 0"),
     ("a negative seed", {"seeds": [-1]}, "key 'seeds.0': .*greater than or equal to 0, found -1"),
     ("a seed as text", {"seeds": ["0"]}, "key 'seeds.0': .*integer, found '0'"),
-    ("a seed twice", {"seeds": [1, 1]}, "`seeds` names one twice"),
+    ("a seed twice", {"seeds": [1, 1]}, "`seeds` has a duplicate"),
     ("no seed", {"seeds": []}, "key 'seeds': .*at least 1"),
     (
         "an unknown selector",

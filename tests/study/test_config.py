@@ -71,7 +71,7 @@ def test_the_paper_settings_launch_eight_processes_and_keep_32_of_64() -> None:
         ({"preference__loss": "sigmoit"}, r"'preference.loss': .*'sigmoit'.*did you mean sigmoid\?"),
         ({"seeds": [-1]}, r"key 'seeds.0': .*greater than or equal to 0"),
         ({"seeds": []}, "key 'seeds': .*at least 1"),
-        ({"seeds": [1, 1]}, "`seeds` names one twice"),
+        ({"seeds": [1, 1]}, "`seeds` has a duplicate"),
         ({"methods": ["sft", "dpo-sms"]}, r"'dpo-sms' has no entry.*did you mean dpo-sams\?"),
         ({"study": "; rm -rf ~"}, "key 'study'"),
         ({"study": "../up"}, "key 'study'"),

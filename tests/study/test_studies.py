@@ -142,7 +142,7 @@ def test_a_grid_written_out_is_an_overlay_over_its_study(tmp_path: Path) -> None
         ({"dpo": {"learning_rate": [-1.0]}}, "grids.dpo.axes.learning_rate: learning_rate: .*greater than 0"),
         ({"dpo": {"loss_settings.alpha": [0.1]}}, "grids.dpo.axes.loss_settings.alpha: .*alpha"),
         ({"dpo": {"betta": [0.1]}}, "grids.dpo.axes.betta: betta: unknown key"),
-        ({"dpoo": {"beta": [0.1]}}, "`grids.dpoo` is of no method"),
+        ({"dpoo": {"beta": [0.1]}}, "`grids.dpoo`: no such method"),
         ({"dpo": {"beta": [0.1, 0.2]}}, "`grids.dpo` has 2 points, fewer than `tuning_budget` 3"),
     ],
 )

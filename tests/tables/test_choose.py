@@ -179,7 +179,7 @@ def test_answers_are_graded_by_the_world() -> None:
     ("more", "message"),
     [
         ({"data": {"world": {"validation_pairs": 0}}}, "set `data.world.validation_pairs`"),
-        ({"preference": {"validated": False}}, "is no method that is `validated`"),
+        ({"preference": {"validated": False}}, "is not a `validated` method"),
         ({"chosen": {"base": "dpo", "runs": RUNS | {"half": ["half-a"]}}}, "the same number of runs"),
         ({"chosen": {"base": "cdpo", "runs": RUNS}}, "not among `runs`"),
     ],

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Everything that a training job offers for building a selector.
+    """Inputs of a training job for building a selector.
 
     Attributes:
         seed: seed of the run.
@@ -29,7 +29,7 @@ class Setup:
         device: device of the policy.
         folder: folder for files that the selector appends to during the run.
         rank, world: rank of this process and number of processes.
-        sum: sum of a tensor over all processes, on the CPU; a collective call.
+        sum: function that sums a tensor over all processes, on the CPU; a collective call.
     """
 
     seed: int
@@ -109,7 +109,7 @@ class Selector(Protocol):
         ...
 
     def accept(self, choice: Tensor) -> None:
-        """Take the choice that all processes train on: that of rank 0, which may differ from the process's own."""
+        """Store the choice that all processes train on: that of rank 0, which may differ from this process's."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

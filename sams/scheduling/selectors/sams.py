@@ -15,7 +15,7 @@ from sams.scheduling.selectors.base import Setup, View, top_k
 
 @dataclass
 class Scored:
-    """Arms as they were scored, until their batch-level reward is known.
+    """Scored arms, kept until their batch-level reward is known.
 
     Attributes:
         loss: mean loss of the batch before the update.
@@ -34,7 +34,7 @@ class Scored:
     samples: Tensor
 
     def take(self, choice: Tensor) -> "Scored":
-        """The arms at these indices."""
+        """Return the arms at these indices."""
         arms = {name: value[choice] for name, value in vars(self).items() if name != "loss"}
         return Scored(self.loss, **arms)
 
@@ -43,7 +43,7 @@ class Sams:
     """Top-K of the scheduler's scores over the global batch.
 
     Args:
-        scheduler: the networks.
+        scheduler: networks and replay pool.
         gamma: weight of the batch-level reward (Eq. 8).
         seed: seed of the uniform choice of round 1.
         trained: whether the scheduler comes from pretraining; without it, the choice of round 1 is uniform.
@@ -140,7 +140,7 @@ class Sams:
         self.pending, self.scored = self.scored.take(choice), None
 
     def draw(self, n: int, k: int) -> Tensor:
-        """A uniform choice, for the round before anything is learned."""
+        """Return a uniform choice, for the round before the scheduler has learned."""
         return torch.randperm(n, generator=self.generator)[:k].sort().values
 
     def state_dict(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Entry:
 
     @property
     def module(self) -> str:
-        """Name of the module."""
+        """Return the name of the module."""
         return self.path.partition(":")[0]
 
     def load(self) -> Any:

@@ -35,11 +35,11 @@ class Training(Settings):
     )
     micro_batch_size: MicroBatch = Field(
         8,
-        description="Examples or pairs per process in one forward and backward pass; auto: found at the start.",
+        description="Examples or pairs per process in one forward and backward pass; auto: tuned at the start.",
     )
     scoring_micro_batch_size: MicroBatch = Field(
         16,
-        description="Examples or pairs per process in one pass without gradients; auto: found at the start.",
+        description="Examples or pairs per process in one pass without gradients; auto: tuned at the start.",
     )
     epochs: Count = Field(
         1, description="Passes over the data; the incomplete last batch of each is dropped."
@@ -237,10 +237,10 @@ class Launch(Settings):
         "auto", description="Processes of each torchrun; auto: one per GPU, or 2 without a GPU."
     )
     nodes: Count = Field(
-        1, description="Nodes of each training job, with a scheduler; each has `nproc_per_node` processes."
+        1, description="Nodes of each training job, on a cluster; each has `nproc_per_node` processes."
     )
     gpu_model: str | None = Field(
-        None, description="GPU model to request, by the scheduler's name for it; null: any."
+        None, description="GPU model to request, by the cluster's name for it; null: any."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of the policy; auto: GPUs if there are any."

@@ -18,7 +18,7 @@ class Axis(Settings):
 
 
 class Grid(Settings):
-    """Tuning grid of one method, and the origin of the values that the method has in the study."""
+    """Tuning grid of one method, and the origin of the method's values in the study."""
 
     axes: dict[str, Axis] = Field(
         min_length=1, description="Values by key of the method: learning_rate, beta, loss_settings.alpha, ..."
@@ -45,6 +45,6 @@ class Chosen(Settings):
         if self.base not in self.runs:
             raise ValueError(f"`base` '{self.base}' is not among `runs`")
         if len({len(runs) for runs in self.runs.values()}) > 1:
-            found = ", ".join(f"{method} {len(runs)}" for method, runs in self.runs.items())
-            raise ValueError(f"every method needs the same number of runs, or the choice is unfair: {found}")
+            counts = ", ".join(f"{method} {len(runs)}" for method, runs in self.runs.items())
+            raise ValueError(f"every method needs the same number of runs, or the choice is unfair: {counts}")
         return self
