@@ -506,8 +506,8 @@ FAULTS = [
     Fault(
         "a torn checkpoint is resumed",
         "training/checkpoints.py",
-        'int(found.parent.name.split("-")[1]) for found in run.glob(f"step-*/{COMPLETE}")',
-        'int(found.name.split("-")[1]) for found in run.glob("step-*")',
+        'int(marker.parent.name.split("-")[1]) for marker in run.glob(f"step-*/{COMPLETE}")',
+        'int(marker.name.split("-")[1]) for marker in run.glob("step-*")',
         (f"{RUNS}a_torn_checkpoint_is_ignored_and_old_ones_are_pruned",),
     ),
     Fault(
@@ -542,14 +542,14 @@ FAULTS = [
     Fault(
         "table: a column of the paper is read as its neighbour",
         "study/reported.py",
-        'zip(held["columns"], values, strict=True)',
-        'zip(held["columns"], values[1:] + values[:1], strict=True)',
+        'zip(content["columns"], values, strict=True)',
+        'zip(content["columns"], values[1:] + values[:1], strict=True)',
         (PAPER,),
     ),
     Fault(
         "verify: an added file is let pass",
         "tables/verify.py",
-        "extra = sorted(found - expected.keys())",
+        "extra = sorted(present_names - expected.keys())",
         "extra: list[str] = []",
         (VERIFY,),
     ),

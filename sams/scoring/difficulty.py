@@ -5,9 +5,8 @@
 The official table (`df_gamed.csv`) belongs to AlpacaEval's 805 instructions. For other instructions a table is made
 in the same way, with the judge that scores the models:
 
-1. A concise and a verbose variant of the baseline's answers are judged against the baseline. Their content is the
-same,
-   so that the preference shows the length bias of the judge.
+1. A concise and a verbose variant of the baseline's answers are judged against the baseline. Their content is
+   the same, so that the preference shows the length bias of the judge.
 2. Several models of different quality and length are judged against the baseline, and one logistic model is fitted to
    all preferences (Dubois et al. 2024, "Length-Controlled AlpacaEval", section 4),
 

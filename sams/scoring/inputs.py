@@ -21,8 +21,7 @@ def read_text(path: Path) -> str:
 
     Raises:
         UserError: the file does not exist, is not UTF-8 text, or differs from the SHA-256 in its facts or in the
-        manifest
-            of its folder.
+            manifest of its folder.
     """
     try:
         content = path.read_bytes()
@@ -60,7 +59,7 @@ def read_json_rows(path: Path) -> list[Row]:
     """Read a JSON file with a list of objects.
 
     Raises:
-        UserError: naming the line, or what was found instead of a list of objects.
+        UserError: the file is not a list of objects; the message names the line or the type.
     """
     try:
         rows = json.loads(read_text(path))
@@ -105,8 +104,8 @@ def text_of(row: Row, key: str, where: str, *, empty: bool = False) -> str:
     """
     value = row.get(key)
     if not isinstance(value, str):
-        found = "nothing" if key not in row else f"{value!r:.60}"
-        raise UserError(f"expected text, found {found}", where=f"{where}, key '{key}'")
+        value_text = "nothing" if key not in row else f"{value!r:.60}"
+        raise UserError(f"expected text, found {value_text}", where=f"{where}, key '{key}'")
     if not empty and not value.strip():
         raise UserError("expected text, found an empty one", where=f"{where}, key '{key}'")
     return value

@@ -134,8 +134,8 @@ def checked(given: str, key: str, unique: str, problem: Check) -> list[Row]:
     rows: list[Row] = []
     first: dict[Any, str] = {}
     for where, row in numbered_rows(given, "train"):
-        if found := problem(row):
-            raise UserError(found, where=f"{key}: {where}", remedy="correct the row")
+        if reason := problem(row):
+            raise UserError(reason, where=f"{key}: {where}", remedy="correct the row")
         if row[unique] in first:
             raise UserError(
                 f"the same `{unique}` as in {first[row[unique]]}", where=f"{key}: {where}", remedy="drop one"

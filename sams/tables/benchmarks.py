@@ -18,12 +18,12 @@ class Score(NamedTuple):
     """A column of the main table.
 
     Args:
-        column: its name.
-        benchmark: the metrics file that holds it, a key of METRICS.
+        column: name of the column.
+        benchmark: metrics file with the figure, a key of METRICS.
         key: the figure's key in that file.
         se_key: key of its standard error over items.
-        decimals: digits shown after the point, no more than its standard error deserves.
-        label: its name in the paper's tables.
+        decimals: decimals shown, as many as the standard error justifies.
+        label: name of the score in the paper's tables.
     """
 
     column: str

@@ -148,7 +148,7 @@ def missing_notes(study: Study, cells: Cells) -> list[str]:
             and not (benchmark == "train" and method not in study.trained_methods)
         ]
         if absent:
-            notes.append(f"Not there yet ({benchmark}): {', '.join(absent)}.")
+            notes.append(f"Missing so far ({benchmark}): {', '.join(absent)}.")
     return notes
 
 

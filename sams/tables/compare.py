@@ -180,7 +180,7 @@ def _names(runs: Sequence[dict[int, Path]]) -> list[str]:
 
 
 def _renumbered(side: Side) -> Side:
-    """A side of one seed with this seed numbered 0, so that it pairs with other seeds."""
+    """Number the seed of a side with one seed as 0, so that it pairs with another seed."""
     [folder] = side.folders.values()
     return Side(
         side.name, {0: folder}, {cell._replace(seed=0): values for cell, values in side.cells.items()}

@@ -1,6 +1,6 @@
-"""The main table rebuilt from MLflow, which shows that its runs hold all figures of the files.
+"""Rebuild the main table from MLflow, to check that its runs have all figures of the files.
 
-No rule uses it: jobs exchange files.
+No rule uses this module: jobs exchange files.
 """
 
 from typing import TYPE_CHECKING

@@ -65,7 +65,7 @@ class Section(NamedTuple):
 def pairs(study: Study) -> list[tuple[str, str]]:
     """Pairs of methods shown on one page: each method with `sft`, and with the first of the others.
 
-    None if the study scores no benchmark.
+    Empty if the study scores no benchmark.
     """
     if not scored(study):
         return []

@@ -84,8 +84,8 @@ def _sums(root: Path) -> Iterator[Finding]:
         return
     lines = (root / SUMS).read_text(encoding="utf-8").splitlines()
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    found = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - {SUMS}
-    problems = _differences(root, expected, found, may_lack=False)
+    present_names = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()} - {SUMS}
+    problems = _differences(root, expected, present_names, may_lack=False)
     yield Finding("bundle", SUMS, not problems, summary(problems, f"{len(expected)} files"))
 
 
@@ -98,10 +98,10 @@ def _sealed(root: Path) -> Iterator[Finding]:
             continue
         folder, manifest = path.parent, read_json(path)
         expected = manifest["files"]
-        found = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-        found -= {MANIFEST, ENVIRONMENT}
-        problems = _differences(folder, expected, found, may_lack=bundled)
-        present = len(found & expected.keys())
+        present_names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+        present_names -= {MANIFEST, ENVIRONMENT}
+        problems = _differences(folder, expected, present_names, may_lack=bundled)
+        present = len(present_names & expected.keys())
         left_out = f", {len(expected) - present} not in the bundle" if present < len(expected) else ""
         yield Finding(
             "files", str(relative.parent), not problems, summary(problems, f"{present} files{left_out}")
@@ -126,11 +126,15 @@ def _sources(root: Path, folder: Path, recorded: dict[str, Any]) -> Iterator[Fin
         yield Finding("sources", _name(root, folder), not problems, summary(problems, ", ".join(sources)))
 
 
-def _differences(folder: Path, expected: dict[str, str], found: set[str], *, may_lack: bool) -> list[str]:
-    """Names of files that changed, are missing or were added."""
-    changed = [name for name in sorted(found & expected.keys()) if sha256_of(folder / name) != expected[name]]
-    absent = [] if may_lack else sorted(expected.keys() - found)
-    extra = sorted(found - expected.keys())
+def _differences(
+    folder: Path, expected: dict[str, str], present_names: set[str], *, may_lack: bool
+) -> list[str]:
+    """Return the names of files that changed, are missing or were added."""
+    changed = [
+        name for name in sorted(present_names & expected.keys()) if sha256_of(folder / name) != expected[name]
+    ]
+    absent = [] if may_lack else sorted(expected.keys() - present_names)
+    extra = sorted(present_names - expected.keys())
     return [
         f"{name} {what}"
         for what, names in (("has changed", changed), ("is missing", absent), ("was added", extra))

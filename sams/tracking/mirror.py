@@ -61,7 +61,7 @@ class Ending(NamedTuple):
 
 
 class Mirror:
-    """Sends a metric log to one MLflow run, from a thread of its own.
+    """Sends a metric log to one MLflow run, from its own thread.
 
     MLflow appends a metric that it receives twice. A tag of the run therefore holds the number of lines that MLflow
     has: lines that a resumed job writes again are not sent again.
@@ -234,7 +234,7 @@ class Mirror:
 
         stale = self._kept_run(client)
         if stale is not None and stale.info.status == "RUNNING":
-            client.set_terminated(stale.info.run_id, "KILLED")  # a start ended by SIGKILL
+            client.set_terminated(stale.info.run_id, "KILLED")  # of a start that SIGKILL ended
         experiment = client.get_experiment_by_name(self._identity.experiment)
         if experiment is None:
             # A server chooses the location of artifacts itself; for sqlite MLflow would choose the working folder.
@@ -337,7 +337,7 @@ def send_unsent(client: "MlflowClient", results: Path = RESULTS) -> int:
     """Send the rest of earlier runs that have a marker; return how many are complete now.
 
     Raises:
-        Exception: of MLflow; the markers that are left wait for the next call.
+        Exception: an error of MLflow; the remaining markers wait for the next call.
     """
     sent = 0
     for marker in sorted((results / UNSENT).glob("*.json")):

@@ -13,7 +13,7 @@ from sams.tracking.server import RESULTS, connect, database, tracking_uri
 def open_ui(results: Path = RESULTS, port: int = 5000) -> int:
     """Serve MLflow's web pages on loopback until interrupted; return the exit status of the server.
 
-    The rest of runs that MLflow has not accepted completely is sent first.
+    Before that, lines that MLflow has not accepted yet are sent from the metric logs.
 
     Raises:
         UserError: there are no runs yet, or they are on a server.

@@ -94,7 +94,7 @@ def _is_current(file: Path) -> bool:
 
 
 def _upgrade(file: Path, *, named: Path) -> None:
-    # In a process of its own: migrations configure logging and keep connections open.
+    # In a child process: migrations configure logging and keep connections open.
     command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{file}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

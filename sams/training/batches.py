@@ -30,7 +30,7 @@ class Batches:
     seed: int
 
     def after(self, step: int) -> Iterator[tuple[int, list[int]]]:
-        """The batches that follow a step: (step from 1, item indices)."""
+        """Return the batches after a step: (step from 1, item indices)."""
         return islice(rounds(self.items, self.size, self.epochs, self.seed), step, self.steps)
 
 

@@ -48,15 +48,15 @@ class ResultWriter(FileSystemWriter):
     """Writes shards without their path and a random id, so that equal weights are equal files."""
 
     def storage_meta(self) -> None:
-        """No metadata of the storage."""
+        """Return no metadata: those of the base class hold the path and a random id."""
         return
 
 
 class Checkpoints:
     """The checkpoints of one run, in a folder named by a digest of its inputs and its code.
 
-    Checkpoints of other inputs are deleted, never resumed. Those of the same inputs and other code are kept, the
-    newest run's only, until this run has finished; a warning says how to resume from them.
+    Checkpoints of other inputs are deleted, never resumed. Of runs with the same inputs and other code, the
+    newest one's checkpoints are kept until this run has finished; a warning says how to resume from them.
 
     Args:
         folder: parent folder, which holds the checkpoints of one job.
@@ -131,10 +131,10 @@ class Checkpoints:
                         selector.load_state_dict(loop.pop("selector"))
                     except UserError as error:
                         problem = str(error)
-            found = sorted({each for each in self.workers.gather(problem) if each})
-            if found or loop is None:
-                problems += found
-                log.warning("%s is damaged, trying the checkpoint before it: %s", path, "; ".join(found))
+            damages = sorted({damage for damage in self.workers.gather(problem) if damage})
+            if damages or loop is None:
+                problems += damages
+                log.warning("%s is damaged, trying the checkpoint before it: %s", path, "; ".join(damages))
                 continue
             if optimiser is not None:
                 model_state, optimiser_state = get_state_dict(policy, optimiser)
@@ -191,7 +191,7 @@ class Checkpoints:
             dcp.save({"policy": model_state, "optimiser": optimiser_state}, checkpoint_id=part)
         # Each process hashes its own files, which are still cached, in parallel with the others.
         own = {file.name: sha256_of(file) for file in part.glob(f"__{self.workers.rank}_*")}
-        files = {name: digest for found in self.workers.gather(own) for name, digest in found.items()}
+        files = {name: digest for digests in self.workers.gather(own) for name, digest in digests.items()}
         if self.workers.is_main:
             torch.save(loop, part / "loop.pt")
             for file in part.iterdir():
@@ -234,7 +234,7 @@ class Checkpoints:
         self.workers.barrier()
 
     def remove(self) -> None:
-        """Delete the checkpoints of this job, once its result is complete, and those that older code has left."""
+        """Delete the checkpoints of this job, once its result is complete, and those of older code."""
         if self.workers.is_main:
             for run in self._runs():
                 delete(run)
@@ -246,11 +246,11 @@ class Checkpoints:
 
 def steps_of(run: Path) -> list[int]:
     """Steps of the complete checkpoints in the folder of a run, oldest first."""
-    return sorted(int(found.parent.name.split("-")[1]) for found in run.glob(f"step-*/{COMPLETE}"))
+    return sorted(int(marker.parent.name.split("-")[1]) for marker in run.glob(f"step-*/{COMPLETE}"))
 
 
 def changed_modules(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Modules whose digests differ, or that only one of both has."""
+    """Return modules whose digests differ, or that only one mapping has."""
     return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
 
 

@@ -155,8 +155,8 @@ class Workers:
         shards = self.shards or 1
         if self.world == shards:
             return
-        held = (local_part(parameter.detach()) for parameter in policy.parameters())
-        checksum = sum(part.double().sum() for part in held)
+        parts = (local_part(parameter.detach()) for parameter in policy.parameters())
+        checksum = sum(part.double().sum() for part in parts)
         sums = [part.item() for part in self.all_gather(torch.as_tensor(checksum, device=self.device))]
         if any(checksum != sums[rank % shards] for rank, checksum in enumerate(sums)):
             raise RuntimeError(f"the processes' replicas of the policy have drifted apart: {sums}")

@@ -2,7 +2,7 @@
 
 A single process holds one file of weights at a time. The start model of a study without SFT, and a finished model,
 are exported in the same way from their hub id or folder, so that every later stage reads the same kind of folder. The
-fresh model of a study that starts from one, such as a rehearsal, is built here. All weights are in memory at once
+fresh model of a study without SFT, for example of a rehearsal, is built here. All weights are in memory at once
 only to merge adapters, for a fresh model, and where the files have other tensors than the model.
 """
 

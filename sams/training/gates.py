@@ -18,8 +18,8 @@ class TrainingFailure(UserError):
     """A failure that a retry with the same settings, code and data would repeat."""
 
 
-# Largest mean log-ratio per token that rounding explains between a policy and the cache of its own log-probs, and how
-# many times that a single pair may differ. float32 was measured (docs/correctness.md), bfloat16 awaits a GPU.
+# TOLERANCE: largest mean log-ratio per token, due to rounding, between a policy and its own cached log-probs.
+# OUTLIER: factor for a single pair. float32 was measured; bfloat16 is not calibrated yet (docs/correctness.md).
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-3}
 OUTLIER = 20
 

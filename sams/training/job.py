@@ -171,7 +171,7 @@ class TrainingJob:
             raise self._smaller(error) from error
 
     def _smaller(self, error: BaseException) -> UserError:
-        """The error after running out of memory, which proposes half the micro-batch that did not fit."""
+        """Return the error for a lack of memory, whose remedy is half the micro-batch."""
         name, of_tuning = "micro_batch_size", "micro_batch"
         if any(frame.name == "score" for frame in traceback.extract_tb(error.__traceback__)):
             name, of_tuning = "scoring_micro_batch_size", "scoring_micro_batch"
@@ -223,14 +223,14 @@ class TrainingJob:
 
 
 def without_micro_batches(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe without micro-batch sizes, which change its result by rounding alone: a run may resume with others."""
+    """Return a recipe without micro-batch sizes, which change results by rounding only and may change on a resume."""
     sizes = ("micro_batch_size", "scoring_micro_batch_size")
     training = {name: value for name, value in recipe["training"].items() if name not in sizes}
     return recipe | {"training": training}
 
 
 def seconds_since_start() -> float:
-    """Seconds since torchrun was started, or without torchrun this process."""
+    """Return the seconds since the start of torchrun, or of this process without torchrun."""
     here = psutil.Process()
     started = (here.parent() or here) if WORKER in os.environ else here
     return time.time() - started.create_time()

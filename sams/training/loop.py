@@ -38,7 +38,7 @@ CHECK_REPLICAS_EVERY = 100
 
 @dataclass
 class Selecting:
-    """Selection in a run: a selector, the task it chooses from, and how many items it chooses in which round."""
+    """Selection in a run: the selector, the task that it chooses from, and the number of items of each round."""
 
     selector: Selector
     task: Selectable
@@ -47,7 +47,7 @@ class Selecting:
 
 @dataclass
 class Reports:
-    """What a run measures besides its steps.
+    """Evaluations during a run, and items whose losses are followed.
 
     Attributes:
         test: task that is evaluated during the run and at its end; None for no evaluation.
@@ -76,9 +76,9 @@ def train(
     Args:
         job: settings, processes, checkpoints, metric log.
         policy: wrapped by the job's workers.
-        task: what is learned.
+        task: items to learn from.
         batches: global batches of the run.
-        update: what a step does to the policy.
+        update: updates the policy in each step.
         selecting: the selector; None chooses every item.
         reports: evaluations and followed items.
         gate: called with the first batch and its scores before the first step, never after a resume; raises to stop
@@ -183,7 +183,7 @@ def resume(
 
 
 def shown(job: TrainingJob, batches: Batches, done: int) -> Iterator[tuple[int, list[int]]]:
-    """The batches after `done` steps; rank 0 shows the progress."""
+    """Return the batches after `done` steps; on rank 0 they report the progress."""
     following = batches.after(done)
     if not job.workers.is_main:
         return following
@@ -202,7 +202,7 @@ def select(selecting: Selecting, passes: Passes, step: Step) -> None:
     workers.watch.at("selection")
     step.metrics |= selector.observe(view)
     choice = selector.choose(view, len(step.batch), selecting.selection.size(step.number))
-    # Rank 0's choice holds for all: kernels may differ in the last bit from process to process.
+    # All processes use rank 0's choice: kernels may differ in the last bit from process to process.
     choice = workers.broadcast(choice).cpu()
     selector.accept(choice)
     step.chosen = choice.tolist()
@@ -245,7 +245,7 @@ class Measures:
 
 
 def spread(steps: int, times: int) -> set[int]:
-    """Steps, evenly spread, after which something is done so many times in a run; the last is the run's last."""
+    """Return `times` evenly spaced steps of a run, among them the last."""
     return {math.ceil(steps * part / times) for part in range(1, times + 1)}
 
 
@@ -255,7 +255,7 @@ def means(items: Items) -> dict[str, float]:
 
 
 def note_stop_requests() -> Callable[[], bool]:
-    """Note signals that request a stop instead of ending at once; returns a function that says if one has come."""
+    """Note requests to stop instead of ending at once; return a function that tells whether one has arrived."""
     received: list[int] = []
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _frame: received.append(number))

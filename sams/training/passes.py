@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Passes:
-    """The passes of one run: with its policy, processes and micro-batches, counted in its cost log."""
+    """Scoring and gradient passes of a run, with its policy, processes and micro-batches, counted in its cost log."""
 
     policy: nn.Module
     workers: Workers
@@ -83,7 +83,7 @@ def score(
 
     Args:
         policy: wrapped by the workers.
-        task: of the items.
+        task: task of the items.
         items: indices in the task.
         workers: the processes.
         micro_batch: most items of one forward pass.
@@ -132,7 +132,7 @@ def accumulate_gradient(
 
     Args:
         policy: wrapped by the workers.
-        task: of the items.
+        task: task of the items.
         items: indices in the task.
         workers: the processes.
         micro_batch: most items of one forward and backward pass.

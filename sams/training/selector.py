@@ -1,4 +1,4 @@
-"""Build the selector of a training job, and save the scheduler that pretraining leaves."""
+"""Build the selector of a training job, and save a pretrained scheduler."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
     training, watching = settings.training, settings.watching
     if (scheduler is None) != (watching is None):
         raise UserError(
-            "`watching` and `--scheduler` need one another",
+            "only one of `watching` and `--scheduler` is given",
             where="--scheduler",
             remedy="set `watching` in the recipe and give `--scheduler`, or neither",
         )

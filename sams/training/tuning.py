@@ -1,7 +1,7 @@
 """Tune a job before its first step: row layout, sizes of micro-batches, activation checkpointing.
 
-Tuning changes results by rounding only. It runs once per run: checkpoints and the result's recipe.json keep what it
-found, and a resumed run reuses it, to be bitwise equal to an uninterrupted run.
+Tuning changes results by rounding only. It runs once per run: checkpoints and the result's recipe.json hold the
+tuned values, which a resumed run reuses, to be bitwise equal to an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def tune(
     scored_items: int,
     other_weights: int = 0,
 ) -> Tuning:
-    """Find row layout and sizes of the passes. A collective call, made once the optimiser exists.
+    """Tune row layout and sizes of the passes. A collective call, made once the optimiser exists.
 
     Args:
         policy: wrapped by the workers.
@@ -136,7 +136,7 @@ def tune(
 def agreeing_attention(policy: nn.Module, task: Scored, workers: Workers, precision: str) -> str | None:
     """Find an attention with which packed rows give the log-probs of padded rows; None if there is none.
 
-    A model may compute positions or masks in its own way. Nothing is assumed about it: two items are tried.
+    A model may compute positions or masks in its own way. Two items are therefore tried.
     """
     order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
     middle = len(order) // 2

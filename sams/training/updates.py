@@ -1,4 +1,4 @@
-"""What a step does to the policy: one AdamW step on the chosen items or on the batch, or nothing."""
+"""Updates of the policy in a step: one AdamW step on the chosen items or on the batch, or none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Step:
         batch: items of the global batch.
         kl: KL term of the batch; None for a loss without one.
         chosen: positions in the batch that the selector chose.
-        seen: values of all items of the batch before the update; empty where they were not scored.
+        seen: values of all items of the batch before the update; empty if they were not scored.
         trained: items that the policy was trained on.
         metrics: figures of the step, for the log.
     """
@@ -51,7 +51,7 @@ class Update(Protocol):
 
     @property
     def optimiser(self) -> torch.optim.Optimizer | None:
-        """Saved in every checkpoint; None where the policy is frozen."""
+        """Optimiser, saved in every checkpoint; None for a frozen policy."""
         ...
 
     def most_items(self, batch: int, selected: int) -> int:
@@ -82,7 +82,7 @@ class AdamWStep:
         policy: wrapped by the workers.
         training: learning rate and its schedule, weight decay, clipping.
         workers: the processes.
-        steps: of the run.
+        steps: number of steps of the run.
         complete_batch: train on the complete batch, whatever the selector chooses.
     """
 

@@ -1,4 +1,4 @@
-"""A scheduler that learns from the SFT loss, before preference training (SamS Eq. 12 to 14).
+"""Train a scheduler on the SFT loss, before preference training (SamS Eq. 12 to 14).
 
 Stage `pretrain_scheduler` uses it with a frozen policy; stage `train_sft` uses it while the policy learns, if its
 recipe has `watching`. SFT without `watching` does not depend on this module: `sams.training.sft` imports it by name.

@@ -1,6 +1,6 @@
 """Examples, preference pairs and benchmark questions of the synthetic world, deterministic by seed.
 
-Each product has its own random stream, so that a changed share in one does not change another. Questions for
+Each kind of data has its own random stream, so that a changed share in one does not change others. Questions for
 evaluation are drawn first: no first question of an AlpacaEval instruction, an MT-Bench question, a test or a
 validation pair occurs in training.
 """
@@ -52,10 +52,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Question:
-    """An instruction; or an instruction, an answer to it and a follow-up.
+    """Question of the world: an instruction, or a follow-up after an instruction and its answer.
 
     Args:
-        first: the reading of the instruction.
+        first: the parsed instruction.
         text: the instruction.
         follow_up: the second question, if any, and its slot values.
         shown: the answer to the instruction in the conversation, before the follow-up.

@@ -5,8 +5,7 @@ follow-up requires a full sentence. The marks:
 
 * 1 for the right answer in either style;
 * for a wrong answer, half the share of positions with the right word (over the longer of the two), so that a near
-miss
-  has a higher mark than garbage, and never more than 0.5;
+  miss has a higher mark than garbage, and never more than 0.5;
 * 0 for an empty answer, and for a question that is not of the synthetic world.
 """
 
@@ -32,10 +31,10 @@ def bare_answer(text: str, question: str) -> tuple[str, bool]:
     Returns:
         The words of the answer, and whether they were in a sentence.
     """
-    words, asked = " ".join(text.split()), " ".join(question.split())
+    words, question = " ".join(text.split()), " ".join(question.split())
     for sentence in SENTENCES:
         before, after = sentence.split("{answer}")
-        before = before.replace("{question}", asked)
+        before = before.replace("{question}", question)
         if words.startswith(before) and words.endswith(after) and len(words) > len(before) + len(after):
             return words[len(before) : len(words) - len(after)], True
     return words, False
@@ -63,14 +62,14 @@ def grade_follow_up(
     """Return the mark of the second answer of a conversation, from 0 to 1.
 
     The second answer is compared with the one that follows from the right first answer. If the first answer is wrong
-    and the second follows from it, the mark is one half. A full sentence, if the question requires one, is half of
-    the mark.
+    and the second follows from it, the mark is one half. If the question requires a full sentence, an
+    answer without one gets half of the mark.
     """
     first = read_instruction(first_question)
-    asked = first and read_follow_up(second_question, first)
-    if not first or not asked:
+    second = first and read_follow_up(second_question, first)
+    if not first or not second:
         return 0.0
-    follow_up, slots = asked
+    follow_up, slots = second
     answer, in_sentence = bare_answer(second_answer, second_question)
     mark = _mark(answer, follow_up.solve(first.right, slots))
     given, _ = bare_answer(first_answer, first_question)

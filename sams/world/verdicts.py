@@ -57,9 +57,8 @@ def judge_prompt(prompt: str, length_lean: float) -> Verdict:
     MT-Bench: the rating is 1 + 9 * grade of the answer (first turn) or of the second answer (second turn).
 
     Raises:
-        UnknownPrompt: a prompt of neither AlpacaEval nor FastChat's single-answer grading, or a question that is not
-        of
-            the synthetic world.
+        UnknownPrompt: a prompt of neither AlpacaEval nor FastChat's single-answer grading, or a question that is
+            not of the synthetic world.
     """
     pair = _alpaca_eval_template().fullmatch(prompt.strip())
     if pair:
@@ -112,7 +111,7 @@ def _alpaca_eval_message() -> str:
 
 @cache
 def _alpaca_eval_template() -> re.Pattern[str]:
-    """Return the same as a pattern."""
+    """Return the user message of the annotator's template as a pattern."""
     pattern = re.escape(_alpaca_eval_message())
     for key in ("instruction", "output_1", "output_2"):
         pattern = pattern.replace(re.escape("{" + key + "}"), f"(?P<{key}>.*?)")

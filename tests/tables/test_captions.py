@@ -36,4 +36,4 @@ def test_no_training_is_missing_for_a_finished_model() -> None:
     settings["method_settings"]["public"] = {"model": {"path": "some/model"}}
     study = Study.model_validate(settings)
     [missing] = [note for note in captions.main_notes(study, {}) if "(train)" in note]
-    assert missing == "Not there yet (train): sft seed 0, dpo seed 0."
+    assert missing == "Missing so far (train): sft seed 0, dpo seed 0."

@@ -116,7 +116,7 @@ def test_missing_figures_are_empty_and_noted(tmp_path: Path) -> None:
 
     notes = "\n".join(captions.main_notes(study(["dpo", "kto"], [0, 1]), read_cells(tmp_path)))
     assert "Length control: unavailable: one length." in notes
-    assert "Not there yet (mt_bench): dpo seed 0, kto seed 0, kto seed 1." in notes
+    assert "Missing so far (mt_bench): dpo seed 0, kto seed 0, kto seed 1." in notes
 
 
 def test_caption_says_what_scores_may_be_compared_with(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What a training stage learns from: a task turns item indices into token ids and losses."""
+"""Tasks of the training stages: a task turns item indices into token ids and losses."""

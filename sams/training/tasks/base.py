@@ -51,7 +51,7 @@ class Task(Scored, Protocol):
     """Weight of each item in the mean loss."""
 
     def traits(self, items: list[int]) -> dict[str, float]:
-        """Means over items of what is known without the policy: tokens, share of flipped labels."""
+        """Means over items of values that do not depend on the policy: tokens, share of flipped labels."""
         ...
 
 
