@@ -75,14 +75,14 @@ def main(
 
 
 def read_prompts(data: Path, count: int) -> list[list[Message]]:
-    """The first `count` prompts of the test pairs; the synthetic world can grade their answers."""
+    """Return the first `count` prompts of the test pairs; the synthetic world can grade their answers."""
     from pyarrow import parquet
 
     return list(parquet.read_table(data / "test.parquet", columns=["prompt"])["prompt"][:count].to_pylist())
 
 
 def answer_accuracies(model: Path, settings: AssessRecipe, prompts: list[list[Message]]) -> dict[str, float]:
-    """Percent of right answers, with sampled and with greedy decoding."""
+    """Return the percent of right answers, with sampled and with greedy decoding."""
     accuracy: WorldAccuracy = settings.accuracy
     decoder = Decoder(model, settings.model.precision, accuracy.decoding, settings.seed)
     percentages = {}
@@ -94,7 +94,7 @@ def answer_accuracies(model: Path, settings: AssessRecipe, prompts: list[list[Me
 
 
 def is_right(prompt: list[Message], answer: str) -> bool:
-    """Whether the answer to the last question gets the full mark."""
+    """Return whether the answer to the last question gets the full mark."""
     texts = [message["content"] for message in prompt]
     if len(texts) == 1:
         return grade(texts[0], answer) == 1.0
@@ -105,7 +105,7 @@ def is_right(prompt: list[Message], answer: str) -> bool:
 def test_accuracy(
     model: Path, settings: AssessRecipe, run: str, tokens: Path, reference: Path, workers: Workers
 ) -> float:
-    """Percent of the clean test pairs in which the right answer has the larger implicit reward."""
+    """Return the percent of the clean test pairs in which the right answer has the larger implicit reward."""
     training = settings.runs[run]
     task = read_task(tokens, reference if training.needs_reference else None, "test", training)
     policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)

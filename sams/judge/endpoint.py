@@ -60,15 +60,15 @@ def key_withheld() -> Iterator[None]:
     `open_judge` still has access to it. Variables that contain the key are removed too.
     """
     key = os.environ.get(KEY_VARIABLE)
-    taken = {name: value for name, value in os.environ.items() if key and key in value}
-    for name in taken:
+    variables = {name: value for name, value in os.environ.items() if key and key in value}
+    for name in variables:
         del os.environ[name]
     token = _withheld.set(key)
     try:
         yield
     finally:
         _withheld.reset(token)
-        os.environ.update(taken)
+        os.environ.update(variables)
 
 
 def judge_name(settings: Judge) -> str:

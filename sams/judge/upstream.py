@@ -232,7 +232,7 @@ def missing_key(settings: Judge) -> UserError:
 
 
 def is_refusal(answer: Answer) -> bool:
-    """Whether an answer has no text: a refusal or an empty answer."""
+    """Return whether an answer has no text: a refusal or an empty answer."""
     message = answer["choices"][0]["message"]
     return not (message.get("content") or "").strip()
 

@@ -111,7 +111,7 @@ def stop_jobs_on_signals() -> None:
 
 
 def _is_stage(process: psutil.Process) -> bool:
-    """Whether a process is the first Python of a job, started by a shell or by the workflow itself."""
+    """Return whether a process is the first Python of a job, started by a shell or by the workflow itself."""
     try:
         parent = process.parent()
         # Compare the executable: torchrun renames its process.

@@ -88,8 +88,8 @@ class Peaks:
         # Frozen weights have no gradients and moments; the adapters themselves are small.
         frozen = 0.0 if training.lora is None else self._state
         checkpointing = self._checkpointing(completions, scheduler, frozen)
-        given = training.micro_batch_size
-        size = self._fitting(completions, checkpointing, scheduler, frozen) if given == "auto" else given
+        setting = training.micro_batch_size
+        size = self._fitting(completions, checkpointing, scheduler, frozen) if setting == "auto" else setting
         size = max(1, min(share, size))
         batches = -(-share // size)
         waiting = self.sharded and batches > 1 and training.lora is None
@@ -100,9 +100,9 @@ class Peaks:
         # Gradients and moments stay in memory during scoring passes.
         scoring = training.scoring_micro_batch_size
         most = -(-training.batch_size // self.world)
-        seen = Passes(most if scoring == "auto" else scoring, completions, trained=False)
-        if (scored := self.peak(seen) + self._state - frozen) > peak:
-            peak, label, accumulated = scored, f"scoring {seen.items}", 0.0
+        scoring_passes = Passes(most if scoring == "auto" else scoring, completions, trained=False)
+        if (scored := self.peak(scoring_passes) + self._state - frozen) > peak:
+            peak, label, accumulated = scored, f"scoring {scoring_passes.items}", 0.0
         # These processes load all weights before they shard them.
         complete = training.lora is not None or (stage == "train_sft" and self.study.model.path is None)
         return self.row(stage, label, checkpointing, peak, scheduler_bytes, accumulated, complete=complete)
@@ -184,8 +184,8 @@ class Peaks:
 
     def _checkpointing(self, completions: int, scheduler: SchedulerCosts | None, frozen: float) -> bool:
         """Return the setting; `auto` means only if the longest item does not fit otherwise."""
-        given = self.study.model.activation_checkpointing
-        return given if given != "auto" else not self._fitting(completions, False, scheduler, frozen)
+        setting = self.study.model.activation_checkpointing
+        return setting if setting != "auto" else not self._fitting(completions, False, scheduler, frozen)
 
     def _fitting(
         self, completions: int, checkpointing: bool, scheduler: SchedulerCosts | None, frozen: float

@@ -354,14 +354,14 @@ class Planner:
                     f"{row.stages} will not fit: {row.taken / GIB:.1f} GiB of {self.peaks.room / GIB:.1f} GiB "
                     f"({self._remedy(row)})."
                 )
-        stays = sum(part.bytes for part in plan.disk if part.stays)
-        passing = sum(part.bytes for part in plan.disk if not part.stays)
-        there = self.results if self.results.is_dir() else Path()
-        free = shutil.disk_usage(there).free
-        if free < stays + passing:
+        kept = sum(part.bytes for part in plan.disk if part.stays)
+        temporary = sum(part.bytes for part in plan.disk if not part.stays)
+        folder = self.results if self.results.is_dir() else Path()
+        free = shutil.disk_usage(folder).free
+        if free < kept + temporary:
             warnings.append(
-                f"The disk here has {free / 1e9:.0f} GB free; the study takes {stays / 1e9:.0f} GB, and "
-                f"{passing / 1e9:.0f} GB more while a job runs."
+                f"The disk here has {free / 1e9:.0f} GB free; the study takes {kept / 1e9:.0f} GB, and "
+                f"{temporary / 1e9:.0f} GB more while a job runs."
             )
         host, here = self.host_bytes, psutil.virtual_memory().total
         if self.gpu is not None and here < host:

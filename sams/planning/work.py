@@ -97,13 +97,13 @@ def _loop(
 ) -> Work:
     work, pair, n = Work(selection.rounds), facts.pair(packed=packed), selection.batch_size
     for step in range(1, selection.rounds + 1):
-        seen = selection.scheduled(step) and SELECTORS[training.selector].needs_view
-        if seen:
+        is_scored = selection.scheduled(step) and SELECTORS[training.selector].needs_view
+        if is_scored:
             work.score(n, pair)
         if training.needs_kl:
             work.score(n, facts.example)
         work.train(selection.size(step), pair)
-        if seen and SELECTORS[training.selector].trains_scheduler:
+        if is_scored and SELECTORS[training.selector].trains_scheduler:
             _learn(work, scheduler, n, selection.size(step))
     work.score(training.evaluations * facts.test, pair)
     if training.needs_kl:

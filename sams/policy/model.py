@@ -251,7 +251,7 @@ def add_lora(model: transformers.PreTrainedModel, settings: Lora) -> PeftModel:
 
 
 def blocks(model: transformers.PreTrainedModel) -> nn.ModuleList:
-    """The transformer blocks of a model, in order.
+    """Return the transformer blocks of a model, in order.
 
     Raises:
         UserError: when the architecture has no list of blocks.

@@ -94,7 +94,7 @@ class Policy(nn.Module):
         return sums
 
     def _token_logps(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Log-prob of each target: [M, width], [M] -> [M] float32."""
+        """Return the log-prob of each target: [M, width], [M] -> [M] float32."""
         logits = self.model.get_output_embeddings()(states).float()
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         if cap:
@@ -103,7 +103,7 @@ class Policy(nn.Module):
 
 
 def bare(policy: nn.Module) -> Policy:
-    """The policy without its DDP wrapper."""
+    """Return the policy without its DDP wrapper."""
     inner = getattr(policy, "module", policy)
     assert isinstance(inner, Policy)
     return inner

@@ -51,7 +51,7 @@ class Rows:
         return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
 
     def to(self, device: torch.device) -> Rows:
-        """The same rows on another device."""
+        """Return the same rows on another device."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()

@@ -33,7 +33,7 @@ FILE_SIZE = 2_000_000_000
 
 
 def files_of(path: str | Path, revision: str | None = None) -> Path:
-    """Folder of a model: `path` itself, or the cache folder of its hub files.
+    """Return the folder of a model: `path` itself, or the cache folder of its hub files.
 
     Raises:
         UserError: when the hub files cannot be found.

@@ -65,7 +65,7 @@ def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite; does not copy the tensor."""
+    """Return whether all values are finite; does not copy the tensor."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
     return bool(torch.isfinite(torch.stack(torch.aminmax(tensor.detach()))).all())
@@ -93,7 +93,7 @@ def _read(file: Path) -> dict[str, object]:
 
 
 def _files(folder: Path) -> dict[Path, set[str]]:
-    """Files of a model, each with the tensors that the index names for it."""
+    """Return the files of a model, each with the tensors that the index names for it."""
     if (folder / WHOLE).is_file():
         return {folder / WHOLE: set()}
     index = folder / INDEX

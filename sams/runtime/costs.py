@@ -32,7 +32,7 @@ class Processes(Protocol):
         """Whether this is rank 0."""
 
     def all_gather(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors of all processes."""
+        """Return the tensors of all processes."""
 
     def peak_memory_mb(self) -> float:
         """Peak memory of all processes."""

@@ -32,7 +32,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether a file could not be written because of a full disk, a quota or a limit."""
+    """Return whether a file could not be written because of a full disk, a quota or a limit."""
     return any(
         (isinstance(cause, OSError) and cause.errno in FULL)
         or any(words in str(cause) for words in FULL_WORDS)
@@ -42,7 +42,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of the machine or of a GPU was exhausted."""
+    """Return whether the memory of the machine or of a GPU was exhausted."""
     return any(
         isinstance(cause, MemoryError)
         or type(cause).__name__ == "OutOfMemoryError"

@@ -18,8 +18,8 @@ MANIFEST = "manifest.json"
 
 def restrict_umask() -> None:
     """Withhold write permission for others from the files that this process and its children create."""
-    given = os.umask(0o077)
-    os.umask(given | 0o002)
+    mask = os.umask(0o077)
+    os.umask(mask | 0o002)
 
 
 def canonical_json(value: Any) -> str:
@@ -150,7 +150,7 @@ def manifest_digest(folder: Path) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """Digest of a file that a job reads, or of a folder with a manifest, whose files are checked.
+    """Return the digest of a file that a job reads, or of a folder with a manifest, whose files are checked.
 
     Of several processes rank 0 alone checks them: its error ends the others.
 

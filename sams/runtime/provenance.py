@@ -20,7 +20,7 @@ ENVIRONMENT = "environment.json"
 
 
 def commit() -> dict[str, str]:
-    """The git commit of the source tree and whether files differ from it; empty outside a checkout."""
+    """Return the git commit of the source tree and whether files differ from it; empty outside a checkout."""
     try:
         head, status = (
             subprocess.run(

@@ -31,7 +31,7 @@ class Position(NamedTuple):
     since: float
 
     def as_dict(self) -> dict[str, str | float]:
-        """The position with its age, which other processes can read: their clocks differ."""
+        """Return the position with its age, which other processes can read: their clocks differ."""
         step = f"step {self.step}" if self.step else "before the first step"
         return {"where": f"{step}, {self.phase}", "seconds": round(time.monotonic() - self.since, 1)}
 

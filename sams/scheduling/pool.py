@@ -58,7 +58,7 @@ class Arms:
     rewards: Tensor
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The four tensors, in order."""
+        """Return the four tensors, in order."""
         return self.contexts, self.hidden, self.values, self.rewards
 
 
@@ -315,11 +315,11 @@ class ReplayPool:
             )
 
     def _widths(self) -> list[int]:
-        """Number of elements of each of an arm's four tensors."""
+        """Return the number of elements of each of an arm's four tensors."""
         return [int(np.prod(shape, dtype=int)) for shape in self.shapes]
 
     def _size(self) -> int:
-        """Bytes of an arm."""
+        """Return the bytes of an arm."""
         return sum(self._widths()) * HALF.itemsize
 
     def _packed(self, arms: Arms) -> Tensor:
@@ -337,7 +337,7 @@ class ReplayPool:
         return rows.view(torch.uint8)
 
     def _held(self) -> range:
-        """The shards of this process."""
+        """Return the shards of this process."""
         return range(self.rank, self.shards, self.world)
 
     def _path(self, shard: int) -> Path:

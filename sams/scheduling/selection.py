@@ -64,9 +64,9 @@ class Selection:
 
     def size(self, round: int) -> int:
         """Return K of a round."""
-        warming = round <= self.warmup_rounds
+        is_warmup = round <= self.warmup_rounds
         full = self.full_every is not None and round % self.full_every == 0
-        if warming or full or not self.scheduled(round):
+        if is_warmup or full or not self.scheduled(round):
             return self.batch_size
         part = (round - 1) * len(self.ratios) // self.rounds
         return selected(self.batch_size, self.ratios[part])

@@ -77,12 +77,12 @@ def make_difficulty(recipe: ScoreRecipe, questions: Path, out: Path) -> dict[str
     baseline = read_outputs(baseline_path)
     variants = _aligned(world.baseline_variants(recipe.world), baseline, baseline_path)
     models = _aligned(world.answerers(recipe.world), baseline, baseline_path)
-    everyone = [*variants.values(), *models.values()]
+    all_outputs = [*variants.values(), *models.values()]
 
     with open_judge(recipe, out.with_name(STORE)) as endpoint:
-        judged = run_alpaca_eval(baseline, everyone, endpoint=endpoint)
+        judged = run_alpaca_eval(baseline, all_outputs, endpoint=endpoint)
     preferences = [_preferences(result) for result in judged]
-    gaps = [std_delta_len(baseline, outputs, str(baseline_path)) for outputs in everyone]
+    gaps = [std_delta_len(baseline, outputs, str(baseline_path)) for outputs in all_outputs]
     first = len(variants)
     difficulty, length_weights = fit_difficulty(np.array(preferences[first:]), np.array(gaps[first:]))
     rows = [
@@ -95,7 +95,7 @@ def make_difficulty(recipe: ScoreRecipe, questions: Path, out: Path) -> dict[str
             instruction_sha256=instruction_hash(baseline[index]["instruction"]),
         )
         # The verbose variant comes first, as in the official table.
-        for outputs, preference, gap in list(zip(everyone, preferences, gaps, strict=True))[:first][::-1]
+        for outputs, preference, gap in list(zip(all_outputs, preferences, gaps, strict=True))[:first][::-1]
         for index in range(len(baseline))
     ]
     check_table(rows, [row["instruction"] for row in baseline], str(out))
@@ -105,7 +105,7 @@ def make_difficulty(recipe: ScoreRecipe, questions: Path, out: Path) -> dict[str
         write_table(table, rows)
         recorded = {key: value for result in judged[:first] for key, value in _recorded(result).items()}
         control = run_alpaca_eval(
-            baseline, everyone[:first], endpoint=None, recorded=recorded, difficulty=table, bootstrap=0
+            baseline, all_outputs[:first], endpoint=None, recorded=recorded, difficulty=table, bootstrap=0
         )
     write_table(out, rows)
     return {

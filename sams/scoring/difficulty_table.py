@@ -50,7 +50,7 @@ def instruction_hash(instruction: str) -> str:
 
 
 def are_official(instructions: Sequence[str]) -> bool:
-    """Whether instructions are AlpacaEval's 805 in their order."""
+    """Return whether instructions are AlpacaEval's 805 in their order."""
     digest = hashlib.sha256(canonical_json(list(instructions)).encode()).hexdigest()
     return digest == OFFICIAL_INSTRUCTIONS
 

@@ -69,7 +69,7 @@ def make_matches(
 
 
 def needs_reference(category: str) -> bool:
-    """Whether answers of a category are graded with a reference answer."""
+    """Return whether answers of a category are graded with a reference answer."""
     common, _ = _fastchat()
     return category in common.NEED_REF_CATS
 

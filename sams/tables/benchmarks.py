@@ -68,7 +68,7 @@ def alpaca_eval_items(path: Path) -> Items:
 
 
 def mt_bench_items(path: Path) -> Items:
-    """Mean rating of both turns of each question; questions with a failed turn are left out.
+    """Return the mean rating of both turns of each question; questions with a failed turn are left out.
 
     Raises:
         UserError: the file holds judgments of several models.
@@ -132,5 +132,5 @@ def judged_files(study: Study) -> list[str]:
 
 
 def scored(study: Study) -> list[str]:
-    """Names of the benchmarks that a study scores."""
+    """Return the names of the benchmarks that a study scores."""
     return [name for name in BENCHMARKS if getattr(study.benchmarks, name) is not None]

@@ -25,7 +25,7 @@ OTHERS = {"mlflow_run_id"}
 
 
 def bundled_files(root: Path) -> list[Path]:
-    """Files of a study's results that belong into a bundle, sorted."""
+    """Return the files of a study's results that belong in a bundle, sorted."""
     sealed = {path.parent for path in root.rglob(MANIFEST)}
     files = []
     for path in root.rglob("*"):

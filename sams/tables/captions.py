@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def main_title(study: Study) -> str:
-    """Heading of the main table."""
+    """Return the heading of the main table."""
     return f"{_named(study)}: main table"
 
 
 def comparison_title(study: Study) -> str:
-    """Heading of the comparisons."""
+    """Return the heading of the comparisons."""
     return f"{_named(study)}: differences between methods"
 
 
@@ -30,7 +30,7 @@ def _named(study: Study) -> str:
 
 
 def rehearsal_note(study: Study) -> list[str]:
-    """The note that marks a rehearsal's figures; empty for other studies."""
+    """Return the note that marks a rehearsal's figures; empty for other studies."""
     if not study.rehearse:
         return []
     return [
@@ -40,12 +40,12 @@ def rehearsal_note(study: Study) -> list[str]:
 
 
 def paper_title(study: Study) -> str:
-    """Heading of the comparison with the paper."""
+    """Return the heading of the comparison with the paper."""
     return f"{_named(study)}: compared with the paper's {_reported(study).title}"
 
 
 def main_notes(study: Study, cells: Cells) -> list[str]:
-    """Notes of the main table."""
+    """Return the notes of the main table."""
     shown = _shown(study, cells)
     notes = [*rehearsal_note(study), errors_note(study.seeds)]
     if scored(study):
@@ -69,7 +69,7 @@ def main_notes(study: Study, cells: Cells) -> list[str]:
 
 
 def errors_note(seeds: Sequence[int]) -> str:
-    """The note on the errors that tables show."""
+    """Return the note on the errors that tables show."""
     over_items = (
         "± is the standard error over items (instructions, questions, test pairs) of one seed's score, as the "
         "root mean square over seeds"
@@ -81,7 +81,7 @@ def errors_note(seeds: Sequence[int]) -> str:
 
 
 def judge_note(study: Study, shown: Cells) -> str:
-    """The note on the judge, and on scores that are comparable with these."""
+    """Return the note on the judge, and on scores that are comparable with these."""
     if study.benchmarks.judge.kind == "local":
         return (
             "Judge: the study's local judge, which checks the answers to its own tasks. These are not GPT-4 "
@@ -153,7 +153,7 @@ def missing_notes(study: Study, cells: Cells) -> list[str]:
 
 
 def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
-    """Notes of the comparison with the paper."""
+    """Return the notes of the comparison with the paper."""
     shown = _shown(study, cells)
     reported = _reported(study)
     elsewhere = {
@@ -181,7 +181,7 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
 
 
 def leak_notes(setting: Path) -> list[str]:
-    """The note on training prompts among the test pairs, as counted by `prepare_data`."""
+    """Return the note on training prompts among the test pairs, as counted by `prepare_data`."""
     leaks = [report["leak"] for report in data_reports(setting) if "leak" in report]
     if not leaks:
         return []
@@ -195,7 +195,7 @@ def leak_notes(setting: Path) -> list[str]:
 
 
 def comparison_notes(study: Study, resamples: int) -> list[str]:
-    """Notes of the comparisons."""
+    """Return the notes of the comparisons."""
     notes = [
         *rehearsal_note(study),
         (
@@ -220,7 +220,7 @@ def comparison_notes(study: Study, resamples: int) -> list[str]:
 
 
 def repeats_note(seeds: int) -> str:
-    """The note on tests over this number of seeds."""
+    """Return the note on tests over this number of seeds."""
     return (
         f"{seeds} seeds: each seed's difference counts once, as a repeat. Interval and p (t) are those of the "
         f"paired t test with {seeds - 1} degree{'s' * (seeds > 2)} of freedom; p (flips) is of the exact sign-flip "
@@ -235,7 +235,7 @@ def _reported(study: Study) -> Reported:
 
 
 def _shown(study: Study, cells: Cells) -> Cells:
-    """The cells of this study's methods and seeds."""
+    """Return the cells of this study's methods and seeds."""
     return {
         cell: values
         for cell, values in cells.items()
@@ -244,7 +244,7 @@ def _shown(study: Study, cells: Cells) -> Cells:
 
 
 def _values(cells: Cells, benchmark: str, key: str) -> list[float]:
-    """The values of a figure that are known."""
+    """Return the values of a figure that are known."""
     values = [metrics.get(key) for cell, metrics in cells.items() if cell.benchmark == benchmark]
     return [value for value in values if value is not None]
 

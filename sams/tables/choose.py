@@ -45,7 +45,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluations(log: "pd.DataFrame") -> list[Evaluation]:
-    """The evaluations in a metric log that has a line for each step."""
+    """Return the evaluations in a metric log that has a line for each step."""
     import numpy as np
 
     n = float(log["pairs_seen"].iloc[0])
@@ -76,7 +76,7 @@ def evaluations(log: "pd.DataFrame") -> list[Evaluation]:
 
 
 def choice(runs: dict[str, dict[str, Sequence[Sequence[Evaluation]]]]) -> dict[str, Any]:
-    """The chosen run and evaluation of each method within each limit, as choice.json holds them.
+    """Return the chosen run and evaluation of each method within each limit, as choice.json holds them.
 
     Args:
         runs: by method and run, the evaluations of each seed.
@@ -99,7 +99,7 @@ def choice(runs: dict[str, dict[str, Sequence[Sequence[Evaluation]]]]) -> dict[s
 
 
 def point_name(point: dict[str, Any]) -> str:
-    """Name of a point among `points` and in the figures that stage `assess` writes."""
+    """Return the name of a point among `points` and in the figures that stage `assess` writes."""
     return f"{point['run']}/step{point['step']}"
 
 
@@ -125,7 +125,7 @@ def _best(members: dict[str, Sequence[Sequence[Evaluation]]], most: float) -> di
 
 
 def chosen_of(study: Study, results: Path) -> dict[str, Any]:
-    """The choice of a study, from the metric logs below the folder of its setting."""
+    """Return the choice of a study, from the metric logs below the folder of its setting."""
     return choice(
         {
             method: {

@@ -21,7 +21,7 @@ LABELS = {"sampled": "sampled", "greedy": "greedy", "test_accuracy": "preference
 
 
 def chosen_table(study: Study, choice: dict[str, Any], figures: list[dict[str, Any]]) -> "pd.DataFrame":
-    """The accuracies of each method at its chosen points, with a row for each method and limit.
+    """Return the accuracies of each method at its chosen points, with a row for each method and limit.
 
     A score has its mean, its standard error over seeds, and the difference to the base, paired by seed, with its
     95 % t interval and p values.
@@ -70,19 +70,19 @@ def chosen_table(study: Study, choice: dict[str, Any], figures: list[dict[str, A
 
 
 def read_figures(study: Study, results: Path) -> list[dict[str, Any]]:
-    """The figures that stage `assess` wrote for each seed."""
+    """Return the figures that stage `assess` wrote for each seed."""
     return [read_json(results / "chosen" / f"seed{seed}" / "figures.json") for seed in study.seeds]
 
 
 def _pairs_of_an_epoch(study: Study, point: dict[str, Any]) -> int:
-    """Number of pairs in the batches of one epoch."""
+    """Return the number of pairs in the batches of one epoch."""
     own = study.preference_of(point["run"])
     world = require(study.data.world, "data.world")
     return world.train_pairs // own.batch_size * own.batch_size
 
 
 def readable(table: "pd.DataFrame") -> Readable:
-    """The table as text, with both limits of a method in one row."""
+    """Return the table as text, with both limits of a method in one row."""
     columns = ["method", "learning rate × epochs", *LABELS.values(), "flipped kept"]
     columns += [f"equal compute: {name}" for name in ("learning rate × epochs", *LABELS.values())]
     records: dict[tuple[str, str], dict[str, Any]] = {
@@ -115,7 +115,7 @@ def _cell(row: dict[str, Any], score: str) -> tuple[str, ...]:
 
 
 def title(study: Study) -> str:
-    """Heading of the table."""
+    """Return the heading of the table."""
     return f"Study {study.study}, {study.setting}: methods chosen on validation pairs"
 
 

@@ -39,7 +39,7 @@ class Compared(NamedTuple):
 
 
 def sides(runs: Sequence[str], results: Path) -> list[Side]:
-    """The requested runs, under distinct names.
+    """Return the requested runs, under distinct names.
 
     Raises:
         UserError: fewer than two runs are given, or one does not exist.
@@ -135,7 +135,7 @@ def write_curves(of: Sequence[Side], out: Path) -> None:
 
 
 def _folders(run: str, results: Path) -> dict[int, Path]:
-    """Folders of a run by seed."""
+    """Return the folders of a run by seed."""
     path = Path(run)
     if not path.is_dir() and re.fullmatch(r"[0-9a-f]{32}", run):
         path = _of_mlflow(run, results)
@@ -155,7 +155,7 @@ def _folders(run: str, results: Path) -> dict[int, Path]:
 
 
 def _of_mlflow(run: str, results: Path) -> Path:
-    """Folder of a training or scoring run, found by the run id next to its result."""
+    """Return the folder of a training or scoring run, found by the run id next to its result."""
     for pattern in (f"*/*/*/seed*/{RUN_ID}", f"*/*/*/seed*/*/{RUN_ID}"):
         for sidecar in results.glob(pattern):
             if run_id(sidecar) == run:
@@ -167,7 +167,7 @@ def _of_mlflow(run: str, results: Path) -> Path:
 
 
 def _names(runs: Sequence[dict[int, Path]]) -> list[str]:
-    """The shortest ends of the runs' paths that are distinct."""
+    """Return the shortest ends of the runs' paths that are distinct."""
     paths = [folders[min(folders)] if len(folders) == 1 else folders[min(folders)].parent for folders in runs]
     for count in range(1, 6):
         names = [
@@ -238,7 +238,7 @@ def _figures(of: Sequence[Side]) -> render.Readable:
 
 
 def _not_comparable(side: Side, base: Side, column: str) -> str:
-    """The reason why two sides' scores are not comparable; empty when they are."""
+    """Return the reason why two sides' scores are not comparable; empty when they are."""
     benchmark = SCORE[column].benchmark
     if benchmark == "train":
         tests = [_described(one).get("upstream.tokens") for one in (side, base)]

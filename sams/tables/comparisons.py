@@ -78,7 +78,7 @@ def comparisons(setting: Path, cells: Cells, methods: list[str], seeds: list[int
 
 
 def as_table(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
-    """Rows of `differences` as a table of COLUMNS."""
+    """Return the rows of `differences` as a table of COLUMNS."""
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -86,7 +86,7 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
 
 
 def differences(method: Side, base: Side) -> Iterator[dict[str, Any]]:
-    """Rows of the scores that both sides have, on the seeds that both have."""
+    """Yield rows of the scores that both sides have, on the seeds that both have."""
     yield from _paired(method, base)
     yield from _unpaired(method, base)
     yield from _over_seeds(method, base)
@@ -114,7 +114,7 @@ def paired_difference(method: Items, base: Items) -> tuple[float, float, float, 
 
 
 def _paired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
-    """Differences over the same items, each item's score being its mean over seeds."""
+    """Yield differences over the same items, each item's score being its mean over seeds."""
     for benchmark in BENCHMARKS.values():
         files = [
             (method.folders[seed] / benchmark.judged, base.folders[seed] / benchmark.judged)
@@ -130,7 +130,7 @@ def _paired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
 
 
 def _unpaired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
-    """Differences with intervals from both standard errors over items."""
+    """Yield differences with intervals from both standard errors over items."""
     table, shared = _both(method, base)
     for column in SUMMARISED:
         difference = table[column][method.name] - table[column][base.name]
@@ -141,7 +141,7 @@ def _unpaired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
 
 
 def _over_seeds(method: Side, base: Side) -> Iterator[dict[str, Any]]:
-    """Differences with seeds as repeats: the difference of each seed counts once."""
+    """Yield differences with seeds as repeats: the difference of each seed counts once."""
     _, shared = _both(method, base)
     for score in COMPARED if len(shared) > 1 else ():
         values = [
@@ -156,7 +156,7 @@ def _over_seeds(method: Side, base: Side) -> Iterator[dict[str, Any]]:
 
 
 def _both(method: Side, base: Side) -> "tuple[pd.DataFrame, list[int]]":
-    """The main table of two sides, and the seeds that both have figures of."""
+    """Return the main table of two sides, and the seeds that both have figures of."""
     cells = {**base.cells, **method.cells}
     seeds = [seed for seed in method.folders if seed in base.folders]
     shared = seeds_of(cells, method.name, seeds_of(cells, base.name, seeds))
@@ -191,7 +191,7 @@ def _row(
 
 
 def _mean(seeds: list[Items]) -> Items:
-    """Mean over seeds of the items that every seed has."""
+    """Return the mean over seeds of the items that every seed has."""
     if not seeds:
         return {}
     shared = [key for key in seeds[0] if all(key in items for items in seeds)]

@@ -48,7 +48,7 @@ CURVES = [
 
 
 def study_figures(study: Study, setting: Path) -> "dict[str, Figure]":
-    """The figures of a study by name, from the metric logs and metrics files in the folder of its setting."""
+    """Return the figures of a study by name, from the metric logs and metrics files in the folder of its setting."""
     logs = read_logs(setting, study.methods, study.seeds)
     cells = {cell: values for cell, values in read_cells(setting).items() if cell.seed in study.seeds}
     figures = {
@@ -65,7 +65,7 @@ def study_figures(study: Study, setting: Path) -> "dict[str, Figure]":
 
 
 def read_logs(setting: Path, methods: Sequence[str], seeds: Sequence[int]) -> Logs:
-    """The existing metric logs of the preference methods."""
+    """Return the existing metric logs of the preference methods."""
     logs: dict[str, list[pd.DataFrame]] = {}
     for method in methods:
         files = [setting / method / f"seed{seed}" / "train.jsonl" for seed in seeds]
@@ -76,7 +76,7 @@ def read_logs(setting: Path, methods: Sequence[str], seeds: Sequence[int]) -> Lo
 
 
 def learning_curves(logs: Logs) -> "Figure":
-    """Loss, reward margin, reward accuracy and chosen log-prob of all methods by pairs seen.
+    """Draw loss, reward margin, reward accuracy and chosen log-prob of all methods by pairs seen.
 
     Lines show training batches, smoothed over a twentieth of the run; markers show the test pairs. With several
     seeds both are means over seeds, and a band covers all seeds.
@@ -93,7 +93,7 @@ def learning_curves(logs: Logs) -> "Figure":
 
 
 def selection(logs: Logs) -> "Figure":
-    """The pairs that selectors chose, and the accuracy of the scheduler's estimates, by pairs seen.
+    """Draw properties of the pairs that selectors chose, and the scheduler's accuracy, by pairs seen.
 
     Flipped labels, reward margin and length of the chosen pairs are compared with those of the batch. Flips are
     logged if the data marks flipped labels, margins if the selector scores the whole batch. The scheduler's scores
@@ -151,7 +151,7 @@ def _chosen(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def difficulty(logs: Logs) -> "Figure":
-    """Losses of the same pairs during the run of each method, first seed (the paper's Figure 1a).
+    """Draw losses of the same pairs during the run of each method, first seed (the paper's Figure 1a).
 
     If difficulty were a property of the pairs, the lines would keep their order. The heading gives the rank
     correlation of the first and the last losses.
@@ -184,14 +184,14 @@ def difficulty(logs: Logs) -> "Figure":
 
 
 def _shade(depth: float) -> Any:
-    """Colour of a line from 0 (dark) to 1 (light), with even steps of lightness, none too light on white."""
+    """Return the colour of a line from 0 (dark) to 1 (light), in even steps of lightness, none too light on white."""
     from matplotlib import colormaps
 
     return colormaps["cividis"](0.85 * depth)
 
 
 def cost(cells: Cells, methods: Sequence[str], seeds: Sequence[int]) -> "Figure":
-    """Training time and peak memory of each method: bars are means over seeds, dots are seeds.
+    """Draw training time and peak memory of each method: bars are means over seeds, dots are seeds.
 
     The hatched part of a bar is preparation: scheduler pretraining, cross-fitted models.
     """
@@ -204,12 +204,12 @@ def cost(cells: Cells, methods: Sequence[str], seeds: Sequence[int]) -> "Figure"
                 continue
             values = [figures[key] for figures in runs]
             mean = sum(values) / len(values)
-            look: dict[str, Any] = {"edgecolor": "#000000", "linewidth": 0.8, "height": 0.6}
-            axis.barh(row, mean, color="#BBBBBB", **look)
+            style: dict[str, Any] = {"edgecolor": "#000000", "linewidth": 0.8, "height": 0.6}
+            axis.barh(row, mean, color="#BBBBBB", **style)
             label = f"{mean:,.0f}"
             prepared = sum(figures.get("preparation_seconds", 0.0) for figures in runs) / len(runs)
             if key == "train_seconds" and prepared:
-                axis.barh(row, prepared, left=mean, color="#FFFFFF", hatch="////", **look)
+                axis.barh(row, prepared, left=mean, color="#FFFFFF", hatch="////", **style)
                 label += f" + {prepared:,.0f} prepared"
             axis.annotate(
                 label,

@@ -21,7 +21,7 @@ METRICS_OF = {"train_sft": "train", "train_preference": "train"} | {
 
 
 def main_from_mlflow(study: Study, uri: str | None = None) -> "pd.DataFrame":
-    """The main table of a study, from the final metrics of its newest finished runs.
+    """Return the main table of a study, from the final metrics of its newest finished runs.
 
     Args:
         study: the study; its runs are those of experiment `sams-<study>` with its setting, methods and seeds.

@@ -34,7 +34,7 @@ COLUMNS = [
 
 
 def main_table(cells: Cells, methods: list[str], seeds: list[int]) -> "pd.DataFrame":
-    """The main table, of COLUMNS; an empty cell is NaN.
+    """Return the main table, of COLUMNS; an empty cell is NaN.
 
     Args:
         cells: contents of the metrics files, from `sams.tables.results.read_cells` or from MLflow.
@@ -65,12 +65,12 @@ def main_table(cells: Cells, methods: list[str], seeds: list[int]) -> "pd.DataFr
 
 
 def seeds_of(cells: Cells, method: str, seeds: list[int]) -> list[int]:
-    """The seeds for which a method has any figure."""
+    """Return the seeds for which a method has any figure."""
     present = {cell.seed for cell in cells if cell.method == method}
     return [seed for seed in seeds if seed in present]
 
 
 def _values(cells: Cells, method: str, seeds: list[int], benchmark: str, key: str) -> list[float]:
-    """The values of a figure for all seeds; an empty list when one seed lacks it."""
+    """Return the values of a figure for all seeds; an empty list when one seed lacks it."""
     values = [cells.get(Cell(method, seed, benchmark), {}).get(key) for seed in seeds]
     return [float(value) for value in values if value is not None] if None not in values else []

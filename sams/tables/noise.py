@@ -39,7 +39,7 @@ class Noise(NamedTuple):
 
 
 def noise(logs: Logs, cells: Cells, of: Mapping[str, Noise]) -> "Figure":
-    """Test accuracy under label noise.
+    """Draw test accuracy under label noise.
 
     Plots by the share of flipped labels, for methods that differ in it alone; by pairs seen, for each share; and by
     the share of flips among the pairs that a method trained on.
@@ -84,14 +84,14 @@ def noise(logs: Logs, cells: Cells, of: Mapping[str, Noise]) -> "Figure":
 
 
 def _flips_trained_on(frames: "Sequence[pd.DataFrame]", share: float) -> float:
-    """Share of flipped labels among the pairs that a method trained on: the chosen pairs, or all."""
+    """Return the share of flipped labels among the pairs that a method trained on: the chosen pairs, or all."""
     name = "selected/flipped_share"
     shares = [frame[name].mean() if name in frame else share for frame in frames]
     return float(sum(shares) / len(shares))
 
 
 def _final_accuracy(cells: Cells, method: str) -> tuple[float, float]:
-    """Test accuracy and its standard error, over seeds if the method has several."""
+    """Return test accuracy and its standard error, over seeds if the method has several."""
     seeds = sorted({cell.seed for cell in cells if cell.method == method})
     row = main_table(cells, [method], seeds).iloc[0]
     kind = "seeds" if len(seeds) > 1 else "items"
@@ -116,7 +116,7 @@ def _points(axis: "Axes", index: int, method: str, points: Sequence[tuple[float,
 
 
 def label_noise(setting: Path, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, Noise]:
-    """Label noise by method: flips in the data, as counted by `prepare_data`, and flips by the method's recipe."""
+    """Return label noise by method: flips in the data, as `prepare_data` counted them, and flips by the recipe."""
     counts = [report["train"] for report in data_reports(setting)]
     written = sum(count.get("written", 0) for count in counts)
     before = sum(count.get("flipped", 0) for count in counts) / written if written else 0.0

@@ -75,7 +75,7 @@ def paper_table(study: Study, setting: Path, cells: Cells) -> "pd.DataFrame":
 
 
 def paper_of(study: Study) -> Paper:
-    """The table of the paper that a study reproduces.
+    """Return the table of the paper that a study reproduces.
 
     Raises:
         UserError: the study reproduces none.
@@ -107,7 +107,7 @@ def reproduce(cells: Cells, method: str, seeds: list[int]) -> dict[str, Reproduc
 
 
 def not_comparable(study: Study, reported: Reported, score: str, judges: set[str]) -> str:
-    """The reason why a reported score is not comparable with the study's; empty when it is comparable.
+    """Return the reason why a reported score is not comparable with the study's; empty when it is comparable.
 
     Args:
         study: the study.
@@ -190,7 +190,7 @@ def _row(
 def _not_reproduced(
     study: Study, cells: Cells, method: str | None, score: str, figures: dict[int, Any]
 ) -> str:
-    """The reason why a score of the study is missing."""
+    """Return the reason why a score of the study is missing."""
     if method is None:
         return "no method of this study"
     benchmark = BENCHMARK_OF[score]

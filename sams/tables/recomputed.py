@@ -53,7 +53,7 @@ def study_tables(root: Path, study: Study) -> Iterator[Finding]:
 
 
 def _of_log(folder: Path) -> list[str]:
-    """Differences between a training job's figures and the last line of its metric log."""
+    """Return the differences between a training job's figures and the last line of its metric log."""
     figures = read_json(folder / METRICS["train"])
     if not (folder / "train.jsonl").is_file():
         return ["train.jsonl is missing"]
@@ -67,7 +67,7 @@ def _of_log(folder: Path) -> list[str]:
 
 
 def _of_items(folder: Path, name: str) -> list[str]:
-    """Differences between a benchmark's metrics and its judgments and answers."""
+    """Return the differences between a benchmark's metrics and its judgments and answers."""
     benchmark, figures = BENCHMARKS[name], read_json(folder / METRICS[name])
     key = SCORE[benchmark.item_score].key
     problems = []

@@ -117,7 +117,7 @@ def write(
 
 
 def readable_main(table: "pd.DataFrame") -> Readable:
-    """The main table as text, with each score's errors in its cell."""
+    """Return the main table as text, with each score's errors in its cell."""
     columns = ["method", "n_seeds", *DECIMALS]
     rows = []
     for record in table.to_dict("records"):
@@ -130,7 +130,7 @@ def readable_main(table: "pd.DataFrame") -> Readable:
 
 
 def readable_comparisons(table: "pd.DataFrame") -> Readable:
-    """The comparisons as text, with each interval in one cell."""
+    """Return the comparisons as text, with each interval in one cell."""
     import pandas as pd
 
     columns = ["benchmark", "methods", "difference", "95 % interval", "excludes 0", "items"]
@@ -205,7 +205,7 @@ def number(value: object, decimals: int) -> str:
 
 
 def markdown(title: str, table: Readable, notes: Sequence[str]) -> str:
-    """The table as GitHub Markdown, followed by its notes."""
+    """Return the table as GitHub Markdown, followed by its notes."""
     lines = [table.columns, ["---", *["---:"] * (len(table.columns) - 1)]]
     lines += [[" ".join(cell) for cell in row] for row in table.rows]
     rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
@@ -213,7 +213,7 @@ def markdown(title: str, table: Readable, notes: Sequence[str]) -> str:
 
 
 def html(title: str, table: Readable, notes: Sequence[str]) -> str:
-    """The table as a self-contained page for screen and paper; all text is escaped."""
+    """Return the table as a self-contained page for screen and paper; all text is escaped."""
     from jinja2 import Environment
 
     environment = Environment(
@@ -223,7 +223,7 @@ def html(title: str, table: Readable, notes: Sequence[str]) -> str:
 
 
 def latex(title: str, table: Readable, notes: Sequence[str]) -> str:
-    """The table for LaTeX with booktabs, followed by its notes in small print."""
+    """Return the table for LaTeX with booktabs, followed by its notes in small print."""
     import pandas as pd
 
     cells = [[_tex(" ".join(cell)) for cell in row] for row in table.rows]

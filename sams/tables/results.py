@@ -54,7 +54,7 @@ def load(results: str | Path = "results") -> "pd.DataFrame":
 
 
 def read_cells(setting: Path) -> dict[Cell, dict[str, Any]]:
-    """Contents of the existing metrics files below one setting's folder.
+    """Return the contents of the existing metrics files below one setting's folder.
 
     Raises:
         UserError: a file is no JSON object.
@@ -67,7 +67,7 @@ def read_cells(setting: Path) -> dict[Cell, dict[str, Any]]:
 
 
 def read_run(folder: Path) -> dict[str, dict[str, Any]]:
-    """Contents of the existing metrics files of one method and seed, by benchmark.
+    """Return the contents of the existing metrics files of one method and seed, by benchmark.
 
     Raises:
         UserError: a file is no JSON object.
@@ -100,7 +100,7 @@ def read_log(path: Path) -> "pd.DataFrame":
 
 
 def data_reports(setting: Path) -> list[dict[str, Any]]:
-    """The existing reports of `prepare_data`: one for the study's data, or one for each seed's own data."""
+    """Return the existing reports of `prepare_data`: one for the study's data, or one for each seed's own data."""
     files = [setting / "data" / "report.json", *sorted((setting / "data").glob("seed*/report.json"))]
     return [_read_object(file) for file in files if file.is_file()]
 

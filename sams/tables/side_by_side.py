@@ -75,7 +75,7 @@ def pairs(study: Study) -> list[tuple[str, str]]:
 
 
 def page(study: Study, results: Path, method: str, base: str) -> str:
-    """The page of two methods, with the answers of the study's first seed.
+    """Return the page of two methods, with the answers of the study's first seed.
 
     Args:
         study: the study.
@@ -237,7 +237,7 @@ def _lengths(texts: Sequence[str]) -> list[str]:
 
 
 def _judged(name: str, folders: Mapping[str, Path]) -> tuple[list[Path], list[dict[str, float]]]:
-    """Files of verdicts of both methods and their scores by item.
+    """Return the files of verdicts of both methods and their scores by item.
 
     Raises:
         UserError: the methods were judged on different items.
@@ -261,7 +261,7 @@ def _better(method: Side, base: Side, tie: float) -> str:
 
 
 def _difference(names: list[str], scores: list[dict[str, float]], score: str, unit: str, items: str) -> str:
-    """The difference between both methods, with its paired interval."""
+    """Return the difference between both methods, with its paired interval."""
     *values, count = paired_difference(*scores)
     mean, low, high = (f"{value:+.2f}".replace("-", "−") for value in values)
     return (
@@ -271,7 +271,7 @@ def _difference(names: list[str], scores: list[dict[str, float]], score: str, un
 
 
 def _one_judge(judges: Sequence[str], files: Sequence[Path]) -> str:
-    """The judge of both methods.
+    """Return the judge of both methods.
 
     Raises:
         UserError: there are several.

@@ -57,7 +57,7 @@ def verify(root: Path, study: Study | None = None) -> list[Finding]:
 
 
 def settings_of(root: Path) -> list[Path]:
-    """Folders of a study's settings."""
+    """Return the folders of a study's settings."""
     if not root.is_dir():
         raise UserError("no such folder", where=str(root), remedy="give results/<study>")
     return [path for path in sorted(root.iterdir()) if path.is_dir() and path.name not in NOT_SETTINGS]
@@ -195,14 +195,14 @@ def _recipe(root: Path, run: Run, study: Study | None) -> Iterator[Finding]:
 
 
 def _other_settings(run: Run, recipe: dict[str, Any], study: Study) -> list[str]:
-    """Dotted keys in which a recipe differs from the study's."""
+    """Return the dotted keys in which a recipe differs from the study's."""
     method = run.method if run.stage in ("train_preference", "train_crossfit") else ""
     try:
         expected = recipe_of(study, run.stage, method=method, seed=run.seed)
     except UserError as error:
         return [str(error)]
-    here, there = flatten(recipe), flatten(expected.model_dump(mode="json"))
-    return sorted(key for key in here.keys() | there.keys() if here.get(key) != there.get(key))
+    recorded, required = flatten(recipe), flatten(expected.model_dump(mode="json"))
+    return sorted(key for key in recorded.keys() | required.keys() if recorded.get(key) != required.get(key))
 
 
 # --- consistency of runs --------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def _one(root: Path, check: str, where: str, values: Mapping[Path, str | None]) 
 
 
 def _readable(value: str) -> str:
-    """The versions of an environment; other values unchanged."""
+    """Return the versions of an environment; other values unchanged."""
     if not value.startswith("{"):
         return value
     environment = json.loads(value)

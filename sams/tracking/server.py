@@ -83,7 +83,7 @@ def prepare_database(results: Path = RESULTS) -> None:
 
 
 def _is_current(file: Path) -> bool:
-    """Whether this version of MLflow can use the database: the first call of a client compares the schema."""
+    """Return whether this version of MLflow can use the database: the first call of a client compares the schema."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -88,7 +88,7 @@ class Checkpoints:
                 log.info("settings, code or data have changed: deleting the checkpoints in %s", other)
                 delete(other)
         if newest is not None and not steps_of(self.folder):
-            here, there = shlex.quote(str(self.folder)), shlex.quote(str(newest))
+            new, old = shlex.quote(str(self.folder)), shlex.quote(str(newest))
             log.warning(
                 "the code has changed since the checkpoint of step %d in %s (%s); this run starts from step 0. To "
                 "resume from that checkpoint with the new code: stop this run, `rm -r %s && mv %s %s`, start it "
@@ -96,16 +96,16 @@ class Checkpoints:
                 steps_of(newest)[-1],
                 newest,
                 ", ".join(changed_modules(_read_run(newest)["code"], code)),
-                here,
-                there,
-                here,
+                new,
+                old,
+                new,
             )
 
     def _runs(self) -> list[Path]:
         return sorted(self.folder.parent.iterdir()) if self.folder.parent.is_dir() else []
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first."""
+        """Return the steps of the complete checkpoints, oldest first."""
         return steps_of(self.folder)
 
     def restore(
@@ -200,7 +200,7 @@ class Checkpoints:
             (part / COMPLETE).write_text(json.dumps({"step": loop["step"], "files": files}))
 
     def _damage(self, path: Path) -> str:
-        """The first damage to this process's share of a checkpoint's files; empty if there is none."""
+        """Return the first damage to this process's share of a checkpoint's files; empty if there is none."""
         try:
             files = sorted(read_json(path / COMPLETE)["files"].items())
             for name, digest in files[self.workers.rank :: self.workers.world]:
@@ -245,7 +245,7 @@ class Checkpoints:
 
 
 def steps_of(run: Path) -> list[int]:
-    """Steps of the complete checkpoints in the folder of a run, oldest first."""
+    """Return the steps of the complete checkpoints in the folder of a run, oldest first."""
     return sorted(int(marker.parent.name.split("-")[1]) for marker in run.glob(f"step-*/{COMPLETE}"))
 
 
@@ -255,7 +255,7 @@ def changed_modules(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 def _read_run(run: Path) -> dict[str, Any]:
-    """The `RUN` file of a run's folder; empty if there is none, or it is damaged."""
+    """Return the `RUN` file of a run's folder; empty if there is none, or it is damaged."""
     try:
         read = read_json(run / RUN)
         return read if isinstance(read["code"], dict) else {}

@@ -168,18 +168,18 @@ class Workers:
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum of the processes' tensors, on every process; the given tensor is overwritten."""
+        """Return the sum of the processes' tensors, on every process; the given tensor is overwritten."""
         if self.world > 1:
             with self.watch.waiting("all_reduce"):
                 dist.all_reduce(tensor)
         return tensor
 
     def sum_on_cpu(self, tensor: Tensor) -> Tensor:
-        """Sum of the processes' CPU tensors, on the CPU of every process."""
+        """Return the sum of the processes' CPU tensors, on the CPU of every process."""
         return self.sum(tensor.to(self.device)).cpu() if self.world > 1 else tensor
 
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
-        """One tensor of the same shape from every process, in order of rank."""
+        """Return a tensor of the same shape from every process, in order of rank."""
         if self.world == 1:
             return [tensor]
         parts = [torch.empty_like(tensor) for _ in range(self.world)]
@@ -188,7 +188,7 @@ class Workers:
         return parts
 
     def gather(self, value: T) -> list[T]:
-        """A small picklable value of every process, in order of rank."""
+        """Return a small picklable value of every process, in order of rank."""
         if self.world == 1:
             return [value]
         parts: list[Any] = [None] * self.world
@@ -196,7 +196,7 @@ class Workers:
         return parts
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """Rank 0's tensor, on every process."""
+        """Return rank 0's tensor on every process."""
         if self.world > 1:
             tensor = tensor.to(self.device).contiguous()
             with self.watch.waiting("broadcast"):
@@ -204,11 +204,11 @@ class Workers:
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process."""
+        """Return whether the flag is set on any process."""
         return any(int(part) for part in self.all_gather(torch.tensor([int(flag)], device=self.device)))
 
     def largest(self, value: float) -> float:
-        """The largest of the processes' values."""
+        """Return the largest of the processes' values."""
         return max(float(part) for part in self.all_gather(torch.tensor([value], device=self.device)))
 
     def peak_memory_mb(self) -> float:
@@ -234,7 +234,7 @@ class Workers:
 
 
 def mesh_of(device: str, world: int, shards: int) -> DeviceMesh:
-    """Device mesh for FSDP2: one row of processes, or rows of `shards` processes that are replicas."""
+    """Return the device mesh for FSDP2: one row of processes, or rows of `shards` processes that are replicas."""
     if shards == world:
         return dist.init_device_mesh(device, (world,))
     names = ("replicate", "shard")
@@ -242,7 +242,7 @@ def mesh_of(device: str, world: int, shards: int) -> DeviceMesh:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that may be sharded."""
+    """Return this process's part of a tensor that may be sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -263,6 +263,6 @@ def end_worker(status: int) -> None:
 
 
 def seeded(*parts: Any) -> torch.Generator:
-    """Random generator for one purpose, from a seed and the name of the purpose."""
+    """Return a random generator for one purpose, from a seed and the name of the purpose."""
     digest = hashlib.sha256(repr(parts).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -237,7 +237,7 @@ def seconds_since_start() -> float:
 
 
 def run_id_of(path: Path) -> str:
-    """Id of the MLflow run of an upstream result; empty without one."""
+    """Return the id of the MLflow run of an upstream result; empty without one."""
     for folder in (path, path.parent):
         with contextlib.suppress(OSError):
             return (folder / RUN_ID).read_text().strip()
@@ -245,6 +245,6 @@ def run_id_of(path: Path) -> str:
 
 
 def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
-    """Mean of [n] values, and its standard error."""
+    """Return the mean of [n] values, and its standard error."""
     exact = values.double()
     return exact.mean().item(), exact.std().item() / len(exact) ** 0.5

@@ -250,7 +250,7 @@ def spread(steps: int, times: int) -> set[int]:
 
 
 def means(items: Items) -> dict[str, float]:
-    """Mean of each named value over its items."""
+    """Return the mean of each named value over its items."""
     return {name: values.double().mean().item() for name, values in items.items()}
 
 

@@ -141,7 +141,7 @@ def plan(
 
 
 def starts_from(reference: Path, model: str) -> bool:
-    """Whether the reference is the model that training starts from."""
+    """Return whether the reference is the model that training starts from."""
     return bool(read_json(reference / "manifest.json").get("upstream", {}).get("model") == model)
 
 

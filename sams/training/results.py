@@ -4,5 +4,5 @@ EVALUATED = "evaluated"
 
 
 def evaluated_at(step: int) -> str:
-    """Folder of the weights of the evaluation at this step, below the folder of the run."""
+    """Return the folder of the weights of the evaluation at this step, below the folder of the run."""
     return f"{EVALUATED}/step{step:06d}"

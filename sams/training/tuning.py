@@ -60,7 +60,7 @@ class Tuning:
     activation_checkpointing: bool
 
     def as_set(self, training: Training) -> Tuning:
-        """Take micro-batches from the settings, which may have been lowered since the last start; return itself."""
+        """Take micro-batches from the settings, which may have been lowered since the last start; return self."""
         if training.micro_batch_size != "auto":
             self.micro_batch = training.micro_batch_size
         if training.scoring_micro_batch_size != "auto":
@@ -179,7 +179,7 @@ def _rows(policy: nn.Module, items: list[Item]) -> Any:
 
 
 def activation_bytes(policy: nn.Module, task: Scored, workers: Workers) -> float:
-    """Bytes that a forward pass keeps for the backward pass, per token of a row, padding included.
+    """Return the bytes that a forward pass keeps for the backward pass, per token of a row, padding included.
 
     Measured as the difference between two items and one, to exclude what does not grow with the tokens.
     """
@@ -217,7 +217,7 @@ def fit(
     checkpointing: bool | Literal["auto"],
     other_weights: int,
 ) -> tuple[bool, int]:
-    """Whether activations must be checkpointed, and how many of the longest items then fit in a micro-batch.
+    """Return whether activations must be checkpointed, and how many of the longest items then fit in a micro-batch.
 
     Memory for gradients and the optimiser's state is reserved. The sizes are predicted and not tried: a process that
     runs out of memory would leave the others waiting.
@@ -253,7 +253,7 @@ def row_tokens(policy: nn.Module, task: Scored) -> list[int]:
 
 
 def items_within(policy: nn.Module, task: Scored, tokens: float) -> int:
-    """Number of the longest items that together have at most this many tokens."""
+    """Return the number of the longest items that together have at most this many tokens."""
     for count, length in enumerate(row_tokens(policy, task)):
         tokens -= length
         if tokens < 0:
@@ -262,13 +262,13 @@ def items_within(policy: nn.Module, task: Scored, tokens: float) -> int:
 
 
 def local_weights(policy: nn.Module) -> int:
-    """Number of trained weights that this process holds."""
+    """Return the number of trained weights that this process holds."""
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     return sum(local_part(part).numel() for part in trained)
 
 
 def waiting_bytes(policy: nn.Module) -> int:
-    """Bytes of gradients that wait for the last micro-batch, in addition to `ADAM_BYTES`."""
+    """Return the bytes of gradients that wait for the last micro-batch, in addition to `ADAM_BYTES`."""
     if not isinstance(policy, FSDPModule):
         return 0
     return WAITING_BYTES * sum(part.numel() for part in policy.parameters() if part.requires_grad)

@@ -130,10 +130,10 @@ def adamw(policy: nn.Module, training: Training, workers: Workers) -> torch.opti
 
 def learning_rate(step: int, steps: int, training: Training) -> float:
     """Learning rate of a step counted from 1: linear warm-up, then constant, linear or cosine to 0."""
-    warm = math.ceil(training.warmup_ratio * steps)
-    if step <= warm:
-        return training.learning_rate * step / warm
-    remaining = (steps - step + 1) / (steps - warm)
+    warmup_steps = math.ceil(training.warmup_ratio * steps)
+    if step <= warmup_steps:
+        return training.learning_rate * step / warmup_steps
+    remaining = (steps - step + 1) / (steps - warmup_steps)
     if training.schedule == "linear":
         return training.learning_rate * remaining
     if training.schedule == "cosine":

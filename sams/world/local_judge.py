@@ -133,7 +133,7 @@ class LocalJudge:
     process: subprocess.Popen[bytes]
 
     def is_alive(self) -> bool:
-        """Whether the process of the server is running."""
+        """Return whether the process of the server is running."""
         return self.process.poll() is None
 
 

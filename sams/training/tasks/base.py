@@ -64,7 +64,7 @@ class Selectable(Task, Protocol):
 
 
 def read_tokens(tokens: Path, split: str) -> dict[str, Sequence[Any]]:
-    """Columns of one split of the tokenised data; token ids stay on disk until a batch needs them.
+    """Return the columns of one split of the tokenised data; token ids stay on disk until a batch needs them.
 
     Raises:
         UserError: when the split is missing or empty.
@@ -79,5 +79,5 @@ def read_tokens(tokens: Path, split: str) -> dict[str, Sequence[Any]]:
 
 
 def mean(values: list[int] | list[float]) -> float:
-    """Mean of a list of numbers."""
+    """Return the mean of a list of numbers."""
     return sum(values) / len(values)

@@ -97,15 +97,15 @@ class PreferenceTask(PairTask, Selectable):
     def margin_rounding(self, items: list[int], values: Items) -> float:
         """Largest difference of margins due to rounding alone; implicit rewards are linear in the log-probs."""
         tokens = torch.tensor([[self.chosen_tokens[item], self.rejected_tokens[item]] for item in items])
-        nothing = torch.zeros(len(items))
+        zeros = torch.zeros(len(items))
         chosen, rejected = self.loss.rewards(
             PairLogps(
                 chosen=ROUNDING * values["logps/chosen"],
                 rejected=ROUNDING * values["logps/rejected"],
                 chosen_tokens=tokens[:, 0],
                 rejected_tokens=tokens[:, 1],
-                reference_chosen=nothing,
-                reference_rejected=nothing,
+                reference_chosen=zeros,
+                reference_rejected=zeros,
             )
         )
         return (chosen.abs() + rejected.abs()).max().item()
