@@ -56,7 +56,7 @@ class RewardModel:
             ) from error
         if loaded["missing_keys"] or model.config.num_labels != 1:
             raise UserError(
-                f"is no reward model: {model.config.num_labels} outputs, "
+                f"is not a reward model: {model.config.num_labels} outputs, "
                 f"{len(loaded['missing_keys'])} weights that the file does not hold",
                 where=source,
                 remedy="give a sequence classifier with one output",

@@ -131,7 +131,7 @@ def refuse_damage(folder: Path) -> None:
         if not file.is_file():
             raise damaged(folder, f"{name} is missing")
         if sha256_of(file) != digest:
-            raise damaged(folder, f"{name} is not what was written (its SHA-256 differs)")
+            raise damaged(folder, f"{name} has changed since it was written (its SHA-256 differs)")
 
 
 def damaged(folder: Path, problem: str) -> UserError:

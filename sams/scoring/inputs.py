@@ -27,7 +27,7 @@ def read_text(path: Path) -> str:
         content = path.read_bytes()
         if (written := _digest_of(path)) and hashlib.sha256(content).hexdigest() != written:
             raise UserError(
-                "not what was written (its SHA-256 differs)",
+                "has changed since it was written (its SHA-256 differs)",
                 where=str(path),
                 remedy="restore it, or delete it: snakemake then makes it again",
             )

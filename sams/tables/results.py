@@ -93,7 +93,7 @@ def read_log(path: Path) -> "pd.DataFrame":
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise UserError(f"no JSON ({error.msg})", where=f"{path}, row {number}") from None
+            raise UserError(f"not JSON ({error.msg})", where=f"{path}, row {number}") from None
     frame = pd.DataFrame(records, columns=None if records else ["step", "pairs_seen"])
     numeric: pd.DataFrame = frame.drop(columns="non_finite", errors="ignore").apply(pd.to_numeric)
     return numeric
@@ -121,7 +121,9 @@ def _read_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(
-            f"no JSON ({error.msg}, line {error.lineno})", where=str(path), remedy="delete it and score again"
+            f"not JSON ({error.msg}, line {error.lineno})",
+            where=str(path),
+            remedy="delete it and score again",
         ) from None
     if not isinstance(value, dict):
         raise UserError("a JSON object was expected", where=str(path), remedy="delete it and score again")

@@ -205,7 +205,7 @@ class Checkpoints:
             files = sorted(read_json(path / COMPLETE)["files"].items())
             for name, digest in files[self.workers.rank :: self.workers.world]:
                 if sha256_of(path / name) != digest:
-                    return f"{path.name}/{name} is not what was written"
+                    return f"{path.name}/{name} has changed since it was written"
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{path.name} cannot be read ({error})"
         return ""

@@ -47,7 +47,7 @@ def test_no_step_is_taken_on_a_damaged_input(
     shutil.copytree(prepared[upstream], copies[upstream])
     damage(copies[upstream] / file)
     with pytest.raises(
-        UserError, match=rf"{Path(file).name}.* (not what was written|damaged).*snakemake then makes"
+        UserError, match=rf"{Path(file).name}.* (has changed since|damaged).*snakemake then makes"
     ):
         train(copies, tmp_path / "out", tmp_path / "ck")
     assert not list(tmp_path.glob("ck/*/step-*")) and not (tmp_path / "out").exists()
@@ -128,7 +128,7 @@ def test_damaged_weights_are_not_exported(
     shutil.copytree(trained_undisturbed / "trained", tmp_path / "trained")
     flip(tmp_path / "trained/__0_0.distcp")
     paths = {"tokens": prepared["tokens"], "trained": tmp_path / "trained", "out": tmp_path / "model"}
-    with pytest.raises(UserError, match=r"__0_0\.distcp is not what was written"):
+    with pytest.raises(UserError, match=r"__0_0\.distcp has changed since it was written"):
         here(export, ExportRecipe(model=tiny.settings()), **paths)
     assert not (tmp_path / "model").exists()
 
@@ -140,7 +140,7 @@ def test_damaged_data_is_not_tokenised(tmp_path: Path) -> None:
     prepare.main(recipe_json(DataRecipe(data=Data(world=world))), tmp_path / "data")
     flip(tmp_path / "data/train.parquet", 200)
     recipe = recipe_json(TokeniseRecipe(model=tiny.settings(), max_length=64, max_prompt_length=32))
-    with pytest.raises(UserError, match=r"train\.parquet is not what was written"):
+    with pytest.raises(UserError, match=r"train\.parquet has changed since it was written"):
         tokenise.main(recipe, tmp_path / "data", tmp_path / "tokens")
     assert not (tmp_path / "tokens").exists()
 
@@ -179,7 +179,7 @@ def test_damaged_answers_and_questions_are_not_scored(tmp_path: Path) -> None:
         file = tmp_path / name
         assert len(read_json_rows(file)) == 1
         file.write_text(file.read_text().replace("2", "3"))
-        with pytest.raises(UserError, match=f"{name}: not what was written"):
+        with pytest.raises(UserError, match=f"{name}: has changed since it was written"):
             read_json_rows(file)
 
 

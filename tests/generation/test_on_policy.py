@@ -167,8 +167,8 @@ def test_what_gives_no_reward_is_refused_before_the_sampling(
     config = json.loads((headless / "config.json").read_text())
     (headless / "config.json").write_text(json.dumps(config | {"num_labels": 1}))
     for folder, message in (
-        (headless, "is no reward model: 1 outputs, 1 weights"),
-        (two, "is no reward model: 2 outputs, 0 weights"),
+        (headless, "is not a reward model: 1 outputs, 1 weights"),
+        (two, "is not a reward model: 2 outputs, 0 weights"),
         (mute, "tokenizer has no chat template"),
         (pickled, "cannot load a reward model: .*safetensors"),
         (tmp_path / "absent", "cannot load a reward model"),

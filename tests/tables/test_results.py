@@ -39,7 +39,7 @@ def test_no_results_is_an_empty_frame(tmp_path: Path) -> None:
     assert empty.empty and list(empty) == ["study", "setting", "method", "seed"]
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "no JSON"), ("[1]", "a JSON object was expected")])
+@pytest.mark.parametrize(("text", "message"), [("{", "not JSON"), ("[1]", "a JSON object was expected")])
 def test_broken_metrics_are_reported_with_their_file(tmp_path: Path, text: str, message: str) -> None:
     path = write(tmp_path, {"tiny/world/dpo/seed0/train_metrics.json": {}})
     (path / "tiny/world/dpo/seed0/train_metrics.json").write_text(text)
@@ -58,5 +58,5 @@ def test_log_without_the_end_of_its_last_line(tmp_path: Path) -> None:
 def test_log_with_a_broken_line_names_the_row(tmp_path: Path) -> None:
     log = tmp_path / "train.jsonl"
     log.write_text('{"step": 1, "pairs_seen": 64}\nnonsense\n')
-    with pytest.raises(UserError, match=r"train\.jsonl, row 2: no JSON"):
+    with pytest.raises(UserError, match=r"train\.jsonl, row 2: not JSON"):
         results.read_log(log)

@@ -344,7 +344,7 @@ def test_a_cache_of_other_pairs_is_refused_and_its_order_does_not_matter(
     file = tmp_path / "train.parquet"
     assert read(rows[::-1]) == {pair: (chosen, rejected) for pair, chosen, rejected in rows}
     wrong = {"missing": rows[1:], "foreign": [*rows, ("x", -1.0, -2.0)], "twice": [*rows, rows[0]]}[fault]
-    message = {"missing": rows[0][0], "foreign": "differing at x", "twice": "one is there twice"}[fault]
+    message = {"missing": rows[0][0], "foreign": "differing at x", "twice": "one is cached twice"}[fault]
     with pytest.raises(UserError, match=f"do not belong to these pairs .*{message}"):
         read(wrong)
 

@@ -180,7 +180,7 @@ def read_reference(folder: Path, split: str, ids: Sequence[str]) -> dict[str, tu
     if wrong or len(cached) != len(table["id"]):
         raise UserError(
             f"reference log-probs do not belong to these pairs ({len(ids)} pairs, {len(table['id'])} cached"
-            + (f", differing at {min(wrong)})" if wrong else ", one is there twice)"),
+            + (f", differing at {min(wrong)})" if wrong else ", one is cached twice)"),
             where=str(file),
             remedy="run the rule `compute_reference` again",
         )
