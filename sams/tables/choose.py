@@ -104,7 +104,7 @@ def point_name(point: dict[str, Any]) -> str:
 
 
 def _best(members: dict[str, Sequence[Sequence[Evaluation]]], most: float) -> dict[str, Any]:
-    """The point with the best mean over seeds; of equal points the one with the fewest steps, then the first."""
+    """Return the point with the best mean over seeds; of equal points that with the fewest steps, then the first."""
     points = [
         (statistics.fmean(evaluation.accuracy for evaluation in at), run, at)
         for run, seeds in members.items()

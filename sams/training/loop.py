@@ -106,7 +106,7 @@ def train(
         gate(first, passes.score(task, first)[0])
 
     ended = time.monotonic()
-    for number, batch in shown(job, batches, state["step"]):
+    for number, batch in with_progress(job, batches, state["step"]):
         started = time.monotonic()
         watch.step = number
         watch.at("reading the batch")
@@ -182,7 +182,7 @@ def resume(
     return state
 
 
-def shown(job: TrainingJob, batches: Batches, done: int) -> Iterator[tuple[int, list[int]]]:
+def with_progress(job: TrainingJob, batches: Batches, done: int) -> Iterator[tuple[int, list[int]]]:
     """Return the batches after `done` steps; on rank 0 they report the progress."""
     following = batches.after(done)
     if not job.workers.is_main:
