@@ -94,7 +94,7 @@ def answer_accuracies(model: Path, settings: AssessRecipe, prompts: list[list[Me
 
 
 def is_right(prompt: list[Message], answer: str) -> bool:
-    """Return whether the answer to the last question gets the full mark."""
+    """Return whether the answer to the last question is completely right."""
     texts = [message["content"] for message in prompt]
     if len(texts) == 1:
         return grade(texts[0], answer) == 1.0

@@ -33,7 +33,7 @@ class Shards:
             log.info("%s: resuming after %d batches", path, len(self._kept))
         else:
             if rows:
-                log.info("%s: made with other settings, starting afresh", path)
+                log.info("%s: made with other settings; starting from the first batch", path)
             size = 0
         self._file = Jsonl(path, size=size, synced=True)
 

@@ -62,14 +62,14 @@ class Jobs:
         Rule `preflight` reports the others, with the setting that names them.
         """
 
-        def of(wildcards: Any) -> list[str]:
+        def existing_sources(wildcards: Any) -> list[str]:
             if stage == "export_model" and wildcards.method in self.study.trained_methods:
                 return []
             benchmark = "alpaca_eval" if stage == "generate_answers" else ""
             named = [*sources_of(self.recipe(stage, wildcards, benchmark)), *self._more.get(stage, [])]
             return [path for path in named if path and (Path(path).exists() or published(path))]
 
-        return of
+        return existing_sources
 
 
 def literal(text: str) -> str:
@@ -87,7 +87,7 @@ def options(*inputs: str, **more: str) -> Callable[..., str]:
         more: values of further options, in which wildcards, {input.x}, {output.x} and {threads} are filled in.
     """
 
-    def of(wildcards: Any, input: Any, output: Any, threads: Any) -> str:
+    def command_line(wildcards: Any, input: Any, output: Any, threads: Any) -> str:
         given = []
         for name in inputs:
             files = input.get(name) or []
@@ -97,7 +97,7 @@ def options(*inputs: str, **more: str) -> Callable[..., str]:
             given.append((name, value.format(**dict(wildcards.items()), **known)))
         return " ".join(f"--{name.replace('_', '-')} {shlex.quote(_folder(value))}" for name, value in given)
 
-    return of
+    return command_line
 
 
 def _folder(path: str) -> str:

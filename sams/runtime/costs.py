@@ -131,5 +131,5 @@ class Costs:
                 stream.write(json.dumps({"step": step, "time": time.time(), **figures}) + "\n")
 
     def summary(self) -> dict[str, Any]:
-        """Medians over the steps of this start."""
+        """Return the medians over the steps of this start."""
         return {name: torch.tensor(values).median().item() for name, values in sorted(self.figures.items())}

@@ -57,13 +57,13 @@ def sides(runs: Sequence[str], results: Path) -> list[Side]:
     ]  # fmt: skip
 
 
-def compare(of: Sequence[Side]) -> Compared:
+def compare(runs: Sequence[Side]) -> Compared:
     """Compare runs; differences are from the first run.
 
     Items are paired if both sides have them. Two sides of one seed each are paired, even if the seeds differ; sides
     of several seeds are paired by seed.
     """
-    base, *others = [_renumbered(side) if len(side.folders) == 1 else side for side in of]
+    base, *others = [_renumbered(side) if len(side.folders) == 1 else side for side in runs]
     rows, notes = [], []
     for side in others:
         for row in comparisons.differences(side, base):
@@ -83,7 +83,7 @@ def compare(of: Sequence[Side]) -> Compared:
         )
     repeated = table.loc[table["interval"] == "over seeds", "n_seeds"]
     notes += [repeats_note(int(count)) for count in sorted(set(repeated))]
-    return Compared(_settings(of), _figures(of), table, notes)
+    return Compared(_settings(runs), _figures(runs), table, notes)
 
 
 def show(compared: Compared) -> None:
@@ -99,7 +99,7 @@ def show(compared: Compared) -> None:
         print("\n".join(["No scores in common.", *compared.notes]))
 
 
-def write_curves(of: Sequence[Side], out: Path) -> None:
+def write_curves(runs: Sequence[Side], out: Path) -> None:
     """Write the metric logs of runs: all values as `.csv`, or learning curves as `.svg` or `.png`.
 
     Raises:
@@ -111,7 +111,7 @@ def write_curves(of: Sequence[Side], out: Path) -> None:
         side.name: {
             seed: read_log(folder / LOG) for seed, folder in side.folders.items() if (folder / LOG).is_file()
         }
-        for side in of
+        for side in runs
     }
     if not any(logs.values()):
         raise UserError(f"no run has a metric log ({LOG})", where="RUN")
@@ -190,20 +190,20 @@ def _renumbered(side: Side) -> Side:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _settings(of: Sequence[Side]) -> render.Readable:
-    """Recipe, code, upstream, libraries and commit, where runs differ."""
-    described = [_described(side) for side in of]
+def _settings(runs: Sequence[Side]) -> render.Readable:
+    """Return the table of settings, code, upstream, libraries and commit in which runs differ."""
+    described = [_described(side) for side in runs]
     keys = sorted({key for settings in described for key in settings})
     rows: list[list[tuple[str, ...]]] = [
         [(key,), *((settings.get(key, ABSENT),) for settings in described)]
         for key in keys
         if len({settings.get(key) for settings in described}) > 1
     ]
-    return render.Readable(["setting", *(side.name for side in of)], rows)
+    return render.Readable(["setting", *(side.name for side in runs)], rows)
 
 
 def _described(side: Side) -> dict[str, str]:
-    """Flattened settings of a run; of several seeds those of the first, without settings that depend on the seed."""
+    """Return flattened settings of a run; of several seeds those of the first, without seed-dependent settings."""
     folder = next(iter(side.folders.values()))
     described: dict[str, str] = {}
     if (folder / "recipe.json").is_file():
@@ -219,10 +219,10 @@ def _described(side: Side) -> dict[str, str]:
     return described
 
 
-def _figures(of: Sequence[Side]) -> render.Readable:
-    """All figures of the metrics files; of several seeds the mean over the seeds that have the figure."""
+def _figures(runs: Sequence[Side]) -> render.Readable:
+    """Return the table of all figures; of several seeds the mean over the seeds that have the figure."""
     columns = []
-    for side in of:
+    for side in runs:
         values: dict[str, list[float]] = {}
         for cell, metrics in side.cells.items():
             for key, value in numbers(
@@ -234,7 +234,7 @@ def _figures(of: Sequence[Side]) -> render.Readable:
     rows: list[list[tuple[str, ...]]] = [
         [(key,), *((column.get(key, ABSENT),) for column in columns)] for key in keys
     ]
-    return render.Readable(["figure", *(side.name for side in of)], rows)
+    return render.Readable(["figure", *(side.name for side in runs)], rows)
 
 
 def _not_comparable(side: Side, base: Side, column: str) -> str:

@@ -38,7 +38,7 @@ class Noise(NamedTuple):
     family: str
 
 
-def noise(logs: Logs, cells: Cells, of: Mapping[str, Noise]) -> "Figure":
+def noise(logs: Logs, cells: Cells, noise_of: Mapping[str, Noise]) -> "Figure":
     """Draw test accuracy under label noise.
 
     Plots by the share of flipped labels, for methods that differ in it alone; by pairs seen, for each share; and by
@@ -47,13 +47,15 @@ def noise(logs: Logs, cells: Cells, of: Mapping[str, Noise]) -> "Figure":
     Args:
         logs: metric logs of the methods.
         cells: contents of the metrics files, for the final accuracies and their errors.
-        of: label noise of the methods for which it is known.
+        noise_of: label noise by method, for methods whose noise is known.
     """
-    shares = sorted({noisy.share for method, noisy in of.items() if method in logs and noisy.share})
+    shares = sorted({noisy.share for method, noisy in noise_of.items() if method in logs and noisy.share})
     families: dict[str, list[str]] = {}
-    for method in sorted((method for method in logs if method in of), key=lambda method: of[method].share):
-        families.setdefault(of[method].family, []).append(method)
-    several = any(len({of[method].share for method in members}) > 1 for members in families.values())
+    for method in sorted(
+        (method for method in logs if method in noise_of), key=lambda method: noise_of[method].share
+    ):
+        families.setdefault(noise_of[method].family, []).append(method)
+    several = any(len({noise_of[method].share for method in members}) > 1 for members in families.values())
     by_share = ["Final test accuracy (%)"] if several else []
     by_seen = [f"Test accuracy (%), {share:.0%} of the training labels flipped" for share in shares]
     figure, axes = panels([*by_share, *by_seen, "Final test accuracy (%)"], height=3.8)
@@ -65,13 +67,15 @@ def noise(logs: Logs, cells: Cells, of: Mapping[str, Noise]) -> "Figure":
         members = [first, *others]
         final = {method: _final_accuracy(cells, method) for method in members}
         if others and several:
-            _points(axes[0], index[first], first, [(of[m].share, *final[m]) for m in members])
+            _points(axes[0], index[first], first, [(noise_of[m].share, *final[m]) for m in members])
         for method in members:
-            if of[method].share in shares:
+            if noise_of[method].share in shares:
                 tested = [100 * accuracy for accuracy in evaluations(logs[method], "eval/rewards/accuracies")]
-                axis = axes[len(by_share) + shares.index(of[method].share)]
+                axis = axes[len(by_share) + shares.index(noise_of[method].share)]
                 draw(axis, index[first], first, tested, marked="some")
-        noisy = [(_flips_trained_on(logs[m], of[m].share), *final[m]) for m in members if of[m].share]
+        noisy = [
+            (_flips_trained_on(logs[m], noise_of[m].share), *final[m]) for m in members if noise_of[m].share
+        ]
         if noisy:
             _points(axes[-1], index[first], first, noisy)
     label_pairs_seen(axes[len(by_share) : -1])

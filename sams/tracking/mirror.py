@@ -155,7 +155,7 @@ class Mirror:
             logger.warning("the rest cannot be sent later: %s", error)
 
     def _marker(self) -> Path:
-        """Marker of this job; the same for each of its starts."""
+        """Return the path of this job's marker, the same in each start."""
         text = f"{self._identity.experiment}/{self._identity.name}/{self._identity.tags.get('part', '')}"
         return RESULTS / UNSENT / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
