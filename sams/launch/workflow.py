@@ -124,7 +124,7 @@ def _is_stage(process: psutil.Process) -> bool:
 def leave_if_stopped() -> None:
     """Exit with `EXIT_INTERRUPTED` after a request to stop."""
     if _stopped:
-        print("stopped on request; the same command goes on", file=sys.stderr)
+        print("stopped on request; run the same command to resume", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(EXIT_INTERRUPTED)
