@@ -37,7 +37,7 @@ MINIATURE = {
 }
 
 
-def snakemake(folder: Path, *arguments: str, status: int = 0, seconds: int = 600) -> str:
+def snakemake(folder: Path, *arguments: str, status: int = 0, seconds: int = 3000) -> str:
     """Run snakemake with `folder` as working directory; return what it printed."""
     done = subprocess.run(
         [
