@@ -201,7 +201,7 @@ def write_split(
         if writer is not None:
             writer.close()
     if not counts["written"]:
-        raise UserError(f"nothing is left of the split ({counts})", where=file.stem, remedy="check the data")
+        raise UserError(f"no row of the split remains ({counts})", where=file.stem, remedy="check the data")
     return counts, prompts
 
 

@@ -131,7 +131,7 @@ def tokenise_split(
                 writer.write(columns)
         if not counts["kept"]:
             raise UserError(
-                f"nothing is left after tokenising ({dict(counts)})",
+                f"no row remains after tokenising ({dict(counts)})",
                 where=str(file),
                 remedy="raise data.max_length, or check the data",
             )

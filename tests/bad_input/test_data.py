@@ -179,7 +179,7 @@ SOURCES: list[Any] = [
         {"published_rows": {"train": 9}, "other_row_counts": "refuse"},
         "data.train: 2 rows, .*9",
     ),
-    ("all prompts in test too", {"shared_prompts": "drop"}, "(train|sft): nothing is left of the split"),
+    ("all prompts in test too", {"shared_prompts": "drop"}, "(train|sft): no row of the split remains"),
     (
         "no row that can be read",
         {"train": "DIR/broken.jsonl", "broken_rows": "drop"},

@@ -261,7 +261,7 @@ def test_lengths_are_cut_and_counted(tmp_path: Path) -> None:
     report = read_json(tmp_path / "tokens" / "report.json")["train"]
     assert (report["kept"], report["prompt_cut"], report["response_cut"]) == (7, 1, 3)
     assert report["dropped_equal"] == 1
-    with pytest.raises(Exception, match=r"nothing is left after tokenising .*; raise data.max_length"):
+    with pytest.raises(Exception, match=r"no row remains after tokenising .*; raise data.max_length"):
         tokenise.main(recipe_of(fresh()), prepared(tmp_path, [equal]), tmp_path / "none")
 
 

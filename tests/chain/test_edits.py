@@ -170,7 +170,7 @@ def edit_what_computes_nothing(study: Finished) -> None:
     )
     study.replace("sams/runtime/watch.py", "EXIT_HUNG = 70", "EXIT_HUNG = 71")
     study.replace("sams/runtime/processes.py", "EXIT_INTERRUPTED = 75", "EXIT_INTERRUPTED = 76")
-    study.replace("sams/data/tokenise.py", 'f"nothing is left after', 'f"no row is left after')
+    study.replace("sams/data/tokenise.py", 'f"no row remains after', 'f"nothing remains after')
 
 
 def nothing_new(study: Finished) -> None:

@@ -229,7 +229,7 @@ def test_responses_without_a_token_are_dropped_and_counted(tmp_path: Path) -> No
 def test_nothing_left_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     data = own_data(tmp_path, ("why", "a b c d e f x", "a b c d e f y"))
     with pytest.raises(
-        UserError, match=r"train.parquet: nothing is left after tokenising .*'dropped_equal': 1.*raise"
+        UserError, match=r"train.parquet: no row remains after tokenising .*'dropped_equal': 1.*raise"
     ):
         run(data, tmp_path / "tokens", most=6, prompt=5)
     assert not (tmp_path / "tokens").exists()
