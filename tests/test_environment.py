@@ -139,7 +139,8 @@ def test_the_project_asks_for_what_it_imports():
     optional = {"vllm"}
     modules = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"sams"} - optional
     asked_for = {canonicalize_name(needed.name) for needed in RUNTIME}
-    origins = {module: packages_distributions().get(module, []) for module in modules}
+    distributions = packages_distributions()  # reads the metadata of all packages
+    origins = {module: distributions.get(module, []) for module in modules}
     assert [name for name in origins if not asked_for & set(map(canonicalize_name, origins[name]))] == []
 
 

@@ -74,7 +74,7 @@ def test_nothing_runs_again_without_a_change(
             {"train_crossfit"},
         ),
     ],
-    ids=["ratio", "beta", "scheduler", "sft", "tokenizer", "template", "data"],
+    ids=["ratio", "beta", "scheduler", "gamma", "sft", "tokenizer", "template", "data"],
 )
 def test_a_changed_setting_runs_its_stages(
     changes: dict[str, Any],

@@ -11,7 +11,7 @@ import pytest
 
 from sams.runtime.processes import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.study.recipes import Job
-from sams.training import preference
+from sams.training import passes, preference
 from tests.conftest import ROOT
 from tests.faults.study import STUDY, Workflow, all_gone, overlay
 from tests.training.test_runs import here, losses, preference_recipe
@@ -58,17 +58,17 @@ def test_a_training_saves_and_goes_on_bitwise(
     """The signal comes in the second of four steps; no checkpoint is due before the end."""
     handlers = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     recipe = preference_recipe(checkpoint_every=100)
-    choose = preference.train.__globals__["accumulate_gradient"]
-    passes = iter(range(1, 100))
+    accumulate = passes.accumulate_gradient
+    calls = iter(range(1, 100))
 
     def interrupted(*args: object, **kwargs: object) -> object:
-        if next(passes) == 2:
+        if next(calls) == 2:
             os.kill(os.getpid(), number)
-        return choose(*args, **kwargs)
+        return accumulate(*args, **kwargs)
 
     try:
         with monkeypatch.context() as patched:
-            patched.setitem(preference.train.__globals__, "accumulate_gradient", interrupted)
+            patched.setattr(passes, "accumulate_gradient", interrupted)
             with pytest.raises(SystemExit) as stopped:
                 here(preference, recipe, **prepared, out=tmp_path / "out", checkpoints=tmp_path / "c")
         assert stopped.value.code == EXIT_INTERRUPTED

@@ -54,6 +54,7 @@ def decoding(benchmark: Any, **settings: Any) -> GenerateRecipe:
     )
 
 
+@pytest.mark.slow  # the chain in miniature does the same by its rules
 def test_a_model_gets_its_scores(
     model: Path,
     tmp_path: Path,

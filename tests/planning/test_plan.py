@@ -156,6 +156,7 @@ def test_the_command_finds_that_llama_8b_fits_8_gpus_of_80_gb() -> None:
     assert "8 H100" in shown and "dpo-sams" in shown and "NO" not in shown and "will not fit" not in shown
 
 
+@pytest.mark.slow
 def test_a_deep_model_takes_what_two_shallow_ones_say(tmp_path: Path) -> None:
     deep = {**SMALL, "model": {"precision": "bfloat16", "architecture": {"num_hidden_layers": 10}}}
     peaks = planner(study("", **deep), tmp_path).peaks
