@@ -2,10 +2,7 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
-
-import pytest
 
 from sams.losses.table import LOSSES
 from sams.runtime.code import imported_modules
@@ -71,23 +68,17 @@ assert "sams.study.recipes" in sys.modules and not heavy & set(sys.modules), hea
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_help_answers_within_a_second() -> None:
-    command = [sys.executable, "-c", "from sams.cli import main; main()", "--help"]
-    times = []
-    for _ in range(3):
-        started = time.process_time(), time.monotonic()
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-        times.append(time.monotonic() - started[1])
-    assert "recipe" in shown
-    if min(times) > 1.0:
-        heavy = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "import sys, sams.cli; print({'torch', 'pydantic', 'yaml'} & set(sys.modules))",
-            ],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-        ).stdout
-        pytest.fail(f"--help took {min(times):.2f} s; imported {heavy}")
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from sams.cli import main
+try:
+    main()
+except SystemExit:
+    heavy = {"torch", "transformers", "pydantic", "yaml", "pandas", "numpy", "snakemake", "mlflow"}
+    print("heavy:", sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "recipe" in done.stdout and "heavy: []" in done.stdout
