@@ -40,6 +40,11 @@ def answer_pages():
     return [f"{TABLES}/answers/{method}/with_{base}.html" for method, base in pairs(STUDY)]
 
 
+def study_of_pair(wildcards):
+    """The study with the two methods of a page only: another method does not change the page."""
+    return recipe_json(TABLED.with_methods(wildcards.method, wildcards.base))
+
+
 def judged_answers(wildcards):
     """Answers, verdicts and metrics of two methods for the first seed."""
     return [
@@ -124,7 +129,7 @@ use rule main_table as show_answers with:
     log:
         f"{LOGS}/show_answers/{{method}}-with-{{base}}.log",
     params:
-        **table("answers_page"),
+        **{**table("answers_page"), "study": study_of_pair},
 
 
 use rule main_table as draw_figures with:

@@ -180,6 +180,19 @@ class Study(Settings):
                 + f"`launch.nproc_per_node` {each}"
             )
 
+    def with_methods(self, *methods: str) -> "Study":
+        """Return the study with these methods only, without what it says of others."""
+        update = {
+            "methods": [method for method in self.methods if method in methods],
+            "method_settings": {
+                method: own for method, own in self.method_settings.items() if method in methods
+            },
+            "grids": {},
+            "chosen": None,
+            "paper": None,
+        }
+        return self.model_copy(update=update)
+
     @property
     def batch_sizes(self) -> dict[str, int]:
         """Global batch of every training stage, by config key."""

@@ -305,3 +305,11 @@ def test_every_key_of_the_default_study_has_a_comment() -> None:
         if above < 0 or not lines[above].strip().startswith("#"):
             bare.append(key)
     assert not bare
+
+
+def test_a_study_with_some_methods_says_nothing_of_others() -> None:
+    study = tiny_study()
+    pair = study.with_methods("sft", "dpo")
+    assert pair.methods == ["sft", "dpo"]
+    assert set(pair.method_settings) == {"dpo"}
+    assert load_study(pair.model_dump(mode="json")) == pair
