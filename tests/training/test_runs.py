@@ -313,6 +313,7 @@ def test_a_torn_checkpoint_is_ignored_and_old_ones_are_pruned(tmp_path: Path) ->
     (run / "step-00000005/COMPLETE").unlink()
     (run / "step-00000005/loop.pt").write_bytes(b"half")
     policy.weight.data.zero_()
+    assert found.steps() == [3, 4]
     assert found.restore(policy, optimiser) == {"step": 4}
     assert policy.weight.unique().tolist() == [4.0]
 
