@@ -74,6 +74,34 @@ RESUMED = f"{RUNS}sigterm_saves_and_the_same_command_ends_bitwise_where_an_undis
 
 FAULTS = [
     Fault(
+        "cache key: the code of a job's own loss is left out",
+        "study/code.py",
+        "return [*_loss(training), SELECTORS[training.selector].module]",
+        "return [SELECTORS[training.selector].module]",
+        ("runtime/test_code.py::test_a_job_runs_its_own_loss_and_its_own_selector_alone",),
+    ),
+    Fault(
+        "cache key: a docstring counts as code",
+        "runtime/code.py",
+        "return None if is_text or _is_log_call(node.value)",
+        "return None if _is_log_call(node.value)",
+        ("runtime/test_code.py::test_the_digest_of_a_module_is_that_of_what_it_computes",),
+    ),
+    Fault(
+        "cache key: a remembered digest outlives a change of the file",
+        "runtime/digests.py",
+        "case [known, value] if known == state:",
+        "case [known, value] if known:",
+        ("runtime/test_digests.py::test_an_unchanged_file_is_read_once",),
+    ),
+    Fault(
+        "the checkpoint of a run with other code is deleted",
+        "training/checkpoints.py",
+        "            if other != newest:\n",
+        "            if other:\n",
+        ("faults/test_other_code.py::test_the_checkpoint_of_other_code_is_kept_and_named",),
+    ),
+    Fault(
         "the sign of r_B is turned round",
         "scheduling/rewards.py",
         "previous_loss - loss",
