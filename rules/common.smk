@@ -57,7 +57,8 @@ FIGURES = ["learning_curves", "selection", "difficulty", "noise", "cost"]
 BENCHMARKS = scored(STUDY)
 
 # Parameter of the tables, without launch settings, which change no figure.
-STUDY_SETTINGS = recipe_json(STUDY.model_copy(update={"launch": Launch()}))
+TABLED = STUDY.model_copy(update={"launch": Launch()})
+STUDY_SETTINGS = recipe_json(TABLED)
 JOBS = Jobs(STUDY)
 REQUIRED_ROWS = literal(canonical_json(required_rows(STUDY)))
 GPUS_HERE = gpus_here()

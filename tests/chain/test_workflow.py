@@ -35,7 +35,7 @@ MINIATURE = {
         "alpaca_eval": {"decoding": {"max_new_tokens": 8}},
         "mt_bench": {"decoding": {"max_new_tokens": 8}},
     },
-    "launch": {"nproc_per_node": 1},
+    "launch": {"nproc_per_node": 1, "device": "cpu"},
 }
 
 
