@@ -264,6 +264,7 @@ def test_the_report_is_made(miniature: tuple[Path, str]) -> None:
     assert (folder / "report.zip").stat().st_size > 10_000
 
 
+@pytest.mark.slow  # five processes more; generation/test_on_policy.py tests the stage
 def test_pairs_of_the_models_own_answers_are_sampled(miniature: tuple[Path, str]) -> None:
     folder, config = miniature
     results = folder / "results/miniature/world"

@@ -34,6 +34,7 @@ def settings(config: dict[str, object], **others: object) -> Model:
     return Model.model_validate({"architecture": config, "tokenizer": "words", **others})
 
 
+@pytest.mark.slow  # two processes that measure their memory
 def test_the_prediction_is_within_ten_percent_of_the_peak_of_a_real_step() -> None:
     passes = [Passes(2), Passes(4, checkpointing=True)]
     done = subprocess.run(

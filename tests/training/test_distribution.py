@@ -135,6 +135,7 @@ def test_sigterm_to_torchrun_saves_and_the_same_command_goes_on(
     assert len(losses(tmp_path)) == 120
 
 
+@pytest.mark.slow  # four process groups
 def test_the_reference_cache_is_the_same_however_it_is_dealt(
     prepared: dict[str, Path], tmp_path: Path
 ) -> None:

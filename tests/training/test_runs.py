@@ -223,6 +223,7 @@ def wait_for_checkpoint(process: Any, out: Path) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow  # starts torchrun; `make faults` kills launchers too
 def test_workers_end_with_torchrun_and_the_same_command_goes_on(
     prepared: dict[str, Path], tmp_path: Path
 ) -> None:
