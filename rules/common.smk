@@ -25,7 +25,8 @@ from sams.study.files import DEFAULT, from_command_line, load_study, read_settin
 from sams.study.recipes import recipe_json, scheduler_is_pretrained
 from sams.study.rounds import required_rows
 from sams.study.settings import Launch
-from sams.tables.benchmarks import scored
+from sams.tables.benchmarks import judged_files, scored
+from sams.tables.side_by_side import pairs
 
 try:
     settings = read_settings(
@@ -190,3 +191,53 @@ def difficulty_table(wildcards):
     if STUDY.benchmarks.alpaca_eval.difficulty is not None:
         return ancient(JOBS.sources("score_alpaca_eval")(wildcards))
     return f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []
+
+
+def table(script):
+    """Parameters of a script: its name, the study, the folder of its setting, and the digests of its code."""
+    return {
+        "script": script,
+        "study": STUDY_SETTINGS,
+        "results": lambda wildcards: RESULTS,  # as text, `snakemake --lint` takes it for a part of a file name
+        "code": code(f"workflow.scripts.{script}"),
+    }
+
+
+def forms(name, caption, label):
+    """Outputs of a table: a CSV file with all figures; Markdown, LaTeX and HTML for reading."""
+    page = report(
+        f"{TABLES}/{name}.html",
+        caption=f"../workflow/report/{caption}.rst",
+        category="Tables",
+        labels={"table": label},
+    )
+    return {"html": page} | {kind: f"{TABLES}/{name}.{kind}" for kind in ("csv", "md", "tex")}
+
+
+def figure(name, label):
+    """Output of a figure."""
+    return report(
+        f"{TABLES}/{name}.svg",
+        caption=f"../workflow/report/{name}.rst",
+        category="Figures",
+        labels={"figure": label},
+    )
+
+
+def answer_pages():
+    """Pages of two methods' answers."""
+    return [f"{TABLES}/answers/{method}/with_{base}.html" for method, base in pairs(STUDY)]
+
+
+def study_of_pair(wildcards):
+    """The study with the two methods of a page only: another method does not change the page."""
+    return recipe_json(TABLED.with_methods(wildcards.method, wildcards.base))
+
+
+def judged_answers(wildcards):
+    """Answers, verdicts and metrics of two methods for the first seed."""
+    return [
+        f"{RESULTS}/{method}/seed{STUDY.seeds[0]}/{file}"
+        for method in (wildcards.method, wildcards.base)
+        for file in judged_files(STUDY)
+    ]

@@ -1,57 +1,5 @@
 # Needs: metrics.json, judgments and metric logs of every method and seed. Makes: tables and figures.
 # These jobs take seconds, and are local rules.
-from sams.tables.benchmarks import judged_files
-from sams.tables.side_by_side import pairs
-
-
-def table(script):
-    """Parameters of a script: its name, the study, the folder of its setting, and the digests of its code."""
-    return {
-        "script": script,
-        "study": STUDY_SETTINGS,
-        "results": RESULTS,
-        "code": code(f"workflow.scripts.{script}"),
-    }
-
-
-def forms(name, caption, label):
-    """Outputs of a table: a CSV file with all figures; Markdown, LaTeX and HTML for reading."""
-    page = report(
-        f"{TABLES}/{name}.html",
-        caption=f"../workflow/report/{caption}.rst",
-        category="Tables",
-        labels={"table": label},
-    )
-    return {"html": page} | {kind: f"{TABLES}/{name}.{kind}" for kind in ("csv", "md", "tex")}
-
-
-def figure(name, label):
-    """Output of a figure."""
-    return report(
-        f"{TABLES}/{name}.svg",
-        caption=f"../workflow/report/{name}.rst",
-        category="Figures",
-        labels={"figure": label},
-    )
-
-
-def answer_pages():
-    """Pages of two methods' answers."""
-    return [f"{TABLES}/answers/{method}/with_{base}.html" for method, base in pairs(STUDY)]
-
-
-def study_of_pair(wildcards):
-    """The study with the two methods of a page only: another method does not change the page."""
-    return recipe_json(TABLED.with_methods(wildcards.method, wildcards.base))
-
-
-def judged_answers(wildcards):
-    """Answers, verdicts and metrics of two methods for the first seed."""
-    return [
-        f"{RESULTS}/{method}/seed{STUDY.seeds[0]}/{file}"
-        for method in (wildcards.method, wildcards.base)
-        for file in judged_files(STUDY)
-    ]
 
 
 rule main_table:
