@@ -26,27 +26,40 @@ include: "rules/tables.smk"
 include: "rules/chosen.smk"
 
 
+# Targets name the files of all stages, not of the last one only: Snakemake does not miss a file between two that exist,
+# and a job that was killed leaves such a gap.
 rule all:
     default_target: True
     input:
+        prepared(),
+        models(STUDY.exported_methods),
+        per_run("{method}/seed{seed}/trained/manifest.json", STUDY.trained_methods),
+        references(),
+        pretrained_schedulers(),
+        answers(),
         rules.tables.input,
-        per_run("{method}/seed{seed}/model/manifest.json", STUDY.exported_methods),
 
 
 # The three scripts of the paper's release, one after the other.
 rule sft:
     input:
-        per_seed("sft/seed{seed}/model/manifest.json"),
+        prepared(),
+        models(["sft"]),
 
 
 rule pretrain:
     input:
+        prepared(),
+        models(["sft"]),
         pretrained_schedulers(),
 
 
 rule dpo:
     input:
-        per_run("{method}/seed{seed}/model/manifest.json", STUDY.preference_methods),
+        prepared(),
+        models(["sft", *STUDY.preference_methods]),
+        references(),
+        pretrained_schedulers(),
 
 
 rule on_policy:
@@ -56,9 +69,17 @@ rule on_policy:
 
 rule train_all:
     input:
-        per_run("{method}/seed{seed}/model/manifest.json", STUDY.methods),
+        prepared(),
+        models(STUDY.methods),
+        references(),
+        pretrained_schedulers(),
 
 
 rule score_all:
     input:
+        prepared(),
+        models(STUDY.methods),
+        references(),
+        pretrained_schedulers(),
+        answers(),
         scores(),

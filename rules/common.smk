@@ -147,6 +147,37 @@ def scores():
     ]
 
 
+def prepared():
+    """Data, and token ids where a model is trained."""
+    files = [DATA, TOKENS] if STUDY.sft or STUDY.preference_methods else [DATA]
+    return sorted({f for file in files for f in expand(file, seed=STUDY.seeds)})
+
+
+def models(methods):
+    """Models of methods, with the weights that they are exported from."""
+    trained = [method for method in methods if method in STUDY.trained_methods]
+    return [
+        *per_run("{method}/seed{seed}/trained/manifest.json", trained),
+        *per_run("{method}/seed{seed}/model/manifest.json", methods),
+    ]
+
+
+def references():
+    """Log-probs of the reference models; none where no loss has a reference."""
+    needed = any(STUDY.preference_of(method).needs_reference for method in STUDY.preference_methods)
+    return per_seed("reference/seed{seed}/manifest.json") if needed else []
+
+
+def answers():
+    """Answers of every method, seed and benchmark."""
+    files = {"alpaca_eval": "answers.json", "mt_bench": "answers.jsonl"}
+    return [
+        f
+        for name in BENCHMARKS
+        for f in per_run(f"{{method}}/seed{{seed}}/{name}/{files[name]}", STUDY.methods)
+    ]
+
+
 def training_figures():
     """Figures of every training job."""
     return per_run("{method}/seed{seed}/train_metrics.json", STUDY.trained_methods)
