@@ -213,7 +213,8 @@ def _study(configfiles: list[Path] | None, rehearse: bool = False, given: list[s
 
     files = [DEFAULT, *(configfiles or [])]
     more = from_options(given or []) | ({"rehearse": True} if rehearse else {})
-    return load_study(read_settings(files, more), where=str(files[-1]))
+    where = f"{files[-1]} with --set" if given else str(files[-1])
+    return load_study(read_settings(files, more), where=where)
 
 
 def main() -> None:
