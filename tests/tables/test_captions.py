@@ -41,7 +41,10 @@ def test_no_training_is_missing_for_a_finished_model() -> None:
 
 def test_fallbacks_of_training_jobs_are_below_the_main_table(tmp_path: Path) -> None:
     study = made.study(["sft", "dpo", "kto"], [0, 1])
-    padded, slow = "rows are padded: a_model has positions of its own", "attention is segment by segment: no kernel"
+    padded, slow = (
+        "rows are padded: a_model has positions of its own",
+        "attention is segment by segment: no kernel",
+    )
     for run, fallbacks in {
         "sft/seed0": [],
         "dpo/seed0": [padded, slow],
