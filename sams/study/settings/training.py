@@ -256,6 +256,11 @@ class Launch(Settings):
     deterministic: bool = Field(
         False, description="Deterministic kernels only, so that a resumed GPU run is bitwise the same."
     )
+    async_checkpoints: bool = Field(
+        True,
+        description="Write checkpoints in a thread, from a copy of the state in the machine's memory, while training "
+        "continues. Where the free memory does not hold the copy, training waits.",
+    )
     threads_per_process: Count = Field(1, description="CPU threads of each process.")
     timeout_minutes: Positive = Field(
         30.0,
