@@ -35,13 +35,13 @@ class Training(Settings):
     )
     micro_batch_size: MicroBatch = Field(
         8,
-        description="Examples or pairs per process in one forward and backward pass; auto: the smallest number that is "
-        "as fast as a larger one.",
+        description="Examples or pairs per process in one forward and backward pass; auto: the smallest number "
+        "that is as fast as a larger one.",
     )
     scoring_micro_batch_size: MicroBatch = Field(
         16,
-        description="Examples or pairs per process in one pass without gradients; auto: the smallest number that is as "
-        "fast as a larger one.",
+        description="Examples or pairs per process in one pass without gradients; auto: the smallest number that "
+        "is as fast as a larger one.",
     )
     epochs: Count = Field(
         1, description="Passes over the data; the incomplete last batch of each is dropped."
