@@ -724,6 +724,27 @@ FAULTS = [
         "relative",
         ("tables/test_figures.py::test_selection_shows_flips_margins_and_what_the_scheduler_knew",),
     ),
+    Fault(
+        "figures of steps that are not logged are computed",
+        "training/loop.py",
+        "        if logged:\n            measures.take(step, items)",
+        "        measures.take(step, items)\n        if logged:",
+        ("training/test_syncs.py::test_scalars_that_a_step_without_a_log_line_reads",),
+    ),
+    Fault(
+        "the cost log forgets the steps between two lines",
+        "runtime/costs.py",
+        "waiting, self.waiting = self.waiting, []",
+        "waiting, self.waiting = self.waiting[-1:], []",
+        ("runtime/test_costs.py::test_steps_between_two_lines_count_in_the_medians",),
+    ),
+    Fault(
+        "the main table hides that rows were padded",
+        "tables/captions.py",
+        'tuning.get("fallbacks", [])',
+        'tuning.get("fallback", [])',
+        ("tables/test_captions.py::test_fallbacks_of_training_jobs_are_below_the_main_table",),
+    ),
 ]
 
 
