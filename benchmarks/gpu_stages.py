@@ -2,10 +2,10 @@
 
     python -m benchmarks.gpu_stages '{"device": "cuda", "precision": "bfloat16"}'
 
-SFT, export, then reference and pretraining of the scheduler at the same time, then preference training with SamS. Prints
-one JSON line per stage. The stages read and write tables with pyarrow. Where it is missing (or `without_pyarrow` is set),
-columns of tokens and tables of log-probs are JSON files: `Tables` stands for the few functions that the stages call.
-Everything else is the stage's own code in a process of its own.
+SFT, export, then reference and pretraining of the scheduler at the same time, then preference training with SamS.
+Prints one JSON line per stage. The stages read and write tables with pyarrow. Where it is missing (or
+`without_pyarrow` is set), columns of tokens and tables of log-probs are JSON files: `Tables` stands for the few
+functions that the stages call. Everything else is the stage's own code in a process of its own.
 """
 
 from __future__ import annotations
