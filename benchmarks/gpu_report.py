@@ -133,6 +133,8 @@ def marks_table(result: dict[str, Any]) -> list[str]:
         if value is not None:
             holds = [value >= limit if mark.at_least else value <= limit for limit in (mark.mark, mark.goal)]
             reached = "goal" if holds[1] else "mark" if holds[0] else "no"
+            if result["rehearsal"]:
+                reached = "rehearsal"
         limits = [number(each) for each in (mark.mark, mark.goal, mark.predicted)]
         rows.append([f"`{name}`", mark.what, number(value), *limits, reached])
     rows += [
