@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sams.data import tokens
+from sams.data import findings, tokens
 from sams.data.templates import CompletionEncoder, encode_prompts
 from sams.data.tokeniser import build_tokenizer
 from sams.data.tokens import token_writer
@@ -82,6 +82,8 @@ def main(recipe: str, data: Path, out: Path, processes: int = 1, required: str =
             json.loads(required), {split: report[split]["kept"] for split in RESPONSES if split in report}
         )
         write_json(part / "report.json", report)
+    for sentence in findings.of_tokens(report):
+        log.warning("warning: %s", sentence)
 
 
 def texts(data: Path) -> Iterator[str]:

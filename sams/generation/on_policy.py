@@ -20,8 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sams.data.forms import prompt_of
-from sams.data.sources import numbered_rows
+from sams.data.forms import read_prompts
 from sams.generation.facts import made_with, model_digest, parts_path, sample_label
 from sams.generation.shards import Shards
 from sams.runtime.errors import UserError
@@ -59,7 +58,7 @@ def make_pairs(
     from sams.generation.decode import Decoder
     from sams.generation.reward import RewardModel
 
-    conversations = [prompt_of(row, "prompt", where) for where, row in numbered_rows(prompts, "train")]
+    conversations = list(read_prompts(prompts, "train"))
     sampling = {
         "seed": recipe.seed,
         "precision": recipe.precision,
