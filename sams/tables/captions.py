@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.data import findings
+from sams.runtime.files import read_json
 from sams.study.reported import Reported, read_reported
-from sams.study.study import Study
+from sams.study.study import BASE_METHOD, Study
 from sams.tables import render
 from sams.tables.benchmarks import BENCHMARKS, scored
 from sams.tables.repeats import least_p
@@ -192,6 +193,27 @@ def data_notes(setting: Path) -> list[str]:
     notes += [sentence for report in reports for sentence in findings.of_records(report)]
     notes += [sentence for report in reports_of(setting, "tokens") for sentence in findings.of_tokens(report)]
     return list(dict.fromkeys(notes))
+
+
+def fallback_notes(setting: Path, study: Study) -> list[str]:
+    """Return a note for each fall-back of row layout, kernel or precision, with the runs that computed with it.
+
+    The training jobs of a table's methods recorded them in recipe.json: SFT, scheduler pretraining and halves of the
+    pairs count with the folder that they are in.
+    """
+    runs: dict[str, dict[str, set[int]]] = {}
+    for method in dict.fromkeys([*study.methods, BASE_METHOD, "scheduler"]):
+        for seed in study.seeds:
+            folder = setting / method / f"seed{seed}"
+            for file in (folder / "recipe.json", *sorted(folder.glob("crossfit/half*/recipe.json"))):
+                tuning = (read_json(file).get("tuning") or {}) if file.is_file() else {}
+                for reason in tuning.get("fallbacks", []):
+                    runs.setdefault(reason, {}).setdefault(method, set()).add(seed)
+    return [
+        "; ".join(f"{method}, {len(seeds)} seed{'s' * (len(seeds) > 1)}" for method, seeds in users.items())
+        + f": {reason}"
+        for reason, users in runs.items()
+    ]
 
 
 def comparison_notes(study: Study, resamples: int) -> list[str]:
