@@ -149,14 +149,15 @@ class Encoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe) -> None:
         self._tokenizer, self._settings = tokenizer, settings
-        self._encode = CompletionEncoder(tokenizer)
+        self._date = settings.model.template_date
+        self._encode = CompletionEncoder(tokenizer, self._date)
 
     def __call__(self, batch: list[Row], names: list[str]) -> tuple[Columns, Counter[str]]:
         """Return the columns `names` of the kept rows, and the counts."""
         counts: Counter[str] = Counter()
         columns: Columns = {name: [] for name in names}
         responses = [name.removesuffix("_ids") for name in names[2:] if name.endswith("_ids")]
-        prompts = encode_prompts(self._tokenizer, [row["prompt"] for row in batch])
+        prompts = encode_prompts(self._tokenizer, [row["prompt"] for row in batch], self._date)
         answers = [self._encode([row[name] for row in batch]) for name in responses]
         for row, prompt, *ids in zip(batch, prompts, *answers, strict=True):
             counts["read"] += 1

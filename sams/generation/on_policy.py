@@ -63,13 +63,14 @@ def make_pairs(
         "seed": recipe.seed,
         "precision": recipe.precision,
         "decoding": recipe.decoding.model_dump(mode="json"),
+        "template_date": recipe.template_date,
         "model": model_digest(model),
         "prompts": hashlib.sha256(canonical_json(conversations).encode()).hexdigest(),
         **made_with(recipe.decoding, "sams.generation.decode"),
     }
     rewards = RewardModel(reward_model, recipe.precision, recipe.reward_batch_size)
     shards = Shards(parts or parts_path(out), sampling)
-    decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards)
+    decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards, recipe.template_date)
     temperatures = [recipe.decoding.temperature] * len(conversations)
     samples = [
         decoder.answer(conversations, temperatures, sample_label("on_policy", sample))
