@@ -23,7 +23,7 @@ from sams.runtime.files import (
     write_json,
     write_manifest,
 )
-from sams.training.distribution import Workers
+from sams.training.distribution import Workers, reshard
 from sams.training.sharded import LORA, load_sharded
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ class Checkpoints:
                 log.warning("%s is damaged, trying the checkpoint before it: %s", path, "; ".join(damages))
                 continue
             if optimiser is not None:
+                reshard(policy)
                 model_state, optimiser_state = get_state_dict(policy, optimiser)
                 state: dict[str, Any] = {"policy": model_state, "optimiser": optimiser_state}
                 load_sharded(state, path)
@@ -186,6 +187,7 @@ class Checkpoints:
             part.mkdir(parents=True)
         self.workers.barrier()
         if optimiser is not None:
+            reshard(policy)
             self.workers.refuse_drift(policy)
             model_state, optimiser_state = get_state_dict(policy, optimiser)
             dcp.save({"policy": model_state, "optimiser": optimiser_state}, checkpoint_id=part)
@@ -222,6 +224,7 @@ class Checkpoints:
             shutil.rmtree(part, ignore_errors=True)
             part.parent.mkdir(parents=True, exist_ok=True)
         self.workers.barrier()
+        reshard(policy)
         self.workers.refuse_drift(policy)
         dcp.save({"policy": get_model_state_dict(policy)}, storage_writer=ResultWriter(part))
         if self.workers.is_main:

@@ -24,7 +24,7 @@ from sams.policy.packing import SEGMENTS, VARLEN
 from sams.policy.policy import Scores, bare
 from sams.policy.rows import Item, pack_rows, pad_rows
 from sams.runtime.errors import UserError
-from sams.training.distribution import Workers, local_part
+from sams.training.distribution import Workers, local_part, reshard
 from sams.training.gates import OUTLIER, TOLERANCE
 from sams.training.tasks.base import Scored
 
@@ -39,6 +39,8 @@ ADAM_BYTES = 12
 """Bytes per trained weight on the process that holds it: gradient and two moments in float32."""
 WAITING_BYTES = 4
 """Bytes per trained weight on every process: FSDP2 keeps unsharded float32 gradients until the last micro-batch."""
+COPY_BYTES = 2
+"""Bytes per trained weight of its bfloat16 copy, where FSDP2 has shards of size 1."""
 GOOD_ENOUGH = 1.05
 """The smallest micro-batch within this factor of the fastest is chosen, because timings are noisy."""
 
@@ -166,7 +168,7 @@ def agreeing_attention(policy: nn.Module, task: Scored, workers: Workers, precis
 
 
 def _scored(policy: nn.Module, items: list[Item], workers: Workers) -> Scores:
-    with torch.no_grad(), workers.accelerator.autocast():
+    with torch.no_grad():
         scores: Scores = policy(_rows(policy, items).to(workers.device))
     return scores
 
@@ -188,9 +190,10 @@ def activation_bytes(policy: nn.Module, task: Scored, workers: Workers) -> float
     counted = []
     for items in ([middle], [middle, middle]):
         rows = _rows(policy, task.sequences(items)).to(workers.device)
-        with saved_bytes() as kept, workers.accelerator.autocast():
+        with saved_bytes() as kept:
             policy(rows)
         counted.append((sum(kept.values()), rows.input_ids.numel()))
+    reshard(policy)
     (first, short), (second, long) = counted
     return (second - first) / (long - short)
 
@@ -268,10 +271,14 @@ def local_weights(policy: nn.Module) -> int:
 
 
 def waiting_bytes(policy: nn.Module) -> int:
-    """Return the bytes of gradients that wait for the last micro-batch, in addition to `ADAM_BYTES`."""
+    """Return the bytes that FSDP2 keeps between micro-batches, in addition to `ADAM_BYTES`.
+
+    Gradients of unsharded weights, or for shards of size 1 the weights in bfloat16.
+    """
     if not isinstance(policy, FSDPModule):
         return 0
-    return WAITING_BYTES * sum(part.numel() for part in policy.parameters() if part.requires_grad)
+    weights = sum(part.numel() for part in policy.parameters() if part.requires_grad)
+    return (WAITING_BYTES if local_weights(policy) < weights else COPY_BYTES) * weights
 
 
 def free_bytes(device: torch.device) -> int:
@@ -295,10 +302,11 @@ def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gra
         rows = _rows(policy, task.sequences(items)).to(workers.device)
         started = time.perf_counter()
         workers.exchange_gradients(policy, True)
-        with torch.set_grad_enabled(gradients), workers.accelerator.autocast():
+        with torch.set_grad_enabled(gradients):
             scores: Scores = policy(rows)
         if gradients:
             workers.accelerator.backward(scores.logps.mean() * 0)
+            reshard(policy)
             policy.zero_grad()
         if workers.device.type == "cuda":
             torch.cuda.synchronize()
