@@ -59,6 +59,8 @@ SCHEDULER = "scheduling/test_scheduler.py::test_"
 SELECTORS = "scheduling/test_selectors.py::test_"
 POOL = "scheduling/test_pool.py::test_"
 PRECISION = "training/test_precision.py::test_"
+SAMS_SETTINGS = "scheduling/test_sams_settings.py::test_"
+ANY_SETTING = f"{SAMS_SETTINGS}every_setting_acts_as_the_equations_say"
 POLICY = "policy/test_policy.py::test_"
 PASSES = "training/test_passes.py::test_"
 ROWS = "policy/test_rows.py::test_"
@@ -74,6 +76,55 @@ TRAJECTORY = "training/test_trajectory.py::test_fifty_rounds_follow_the_referenc
 RESUMED = f"{RUNS}sigterm_saves_and_the_same_command_ends_bitwise_where_an_undisturbed_run_ends[preference]"
 
 FAULTS = [
+    Fault(
+        "delta and 1 - delta are swapped in `sams`",
+        "scheduling/selectors/sams.py",
+        "settings.delta, view.margin_rounding",
+        "1 - settings.delta, view.margin_rounding",
+        (ANY_SETTING,),
+    ),
+    Fault(
+        "gamma of `sams` is ignored",
+        "scheduling/selectors/sams.py",
+        "rewards = reward(batch, last.samples, self.gamma).float()",
+        "rewards = reward(batch, last.samples, 0.5).float()",
+        (ANY_SETTING,),
+    ),
+    Fault(
+        "`uncertainty: mean` is taken as sum",
+        "scheduling/selectors/base.py",
+        'if uncertainty == "sum" or self.chosen_tokens is None:',
+        'if uncertainty in ("sum", "mean") or self.chosen_tokens is None:',
+        (ANY_SETTING,),
+    ),
+    Fault(
+        "`updates_per_round` is ignored",
+        "scheduling/scheduler.py",
+        "for _ in range(self.settings.updates_per_round):",
+        "for _ in range(1):",
+        (ANY_SETTING,),
+    ),
+    Fault(
+        "the scheduler's Adam has no weight decay",
+        "scheduling/scheduler.py",
+        "weight_decay=settings.weight_decay,",
+        "weight_decay=0.0,",
+        (ANY_SETTING,),
+    ),
+    Fault(
+        "an untrained scheduler draws at random for ever",
+        "scheduling/selectors/sams.py",
+        "        self.trained = True\n",
+        "",
+        (ANY_SETTING,),
+    ),
+    Fault(
+        "the pretrained f_S' is not loaded",
+        "scheduling/scheduler.py",
+        '        self.exploration.load_state_dict(weights["exploration"])\n',
+        "",
+        (f"{SAMS_SETTINGS}both_pretrained_networks_are_loaded",),
+    ),
     Fault(
         "cache key: the code of a job's own loss is left out",
         "study/code.py",
@@ -662,6 +713,27 @@ FAULTS = [
         "(relative - 1)",
         "relative",
         ("tables/test_figures.py::test_selection_shows_flips_margins_and_what_the_scheduler_knew",),
+    ),
+    Fault(
+        "figures of steps that are not logged are computed",
+        "training/loop.py",
+        "        if logged:\n            measures.take(step, items)",
+        "        measures.take(step, items)\n        if logged:",
+        ("training/test_syncs.py::test_scalars_that_a_step_without_a_log_line_reads",),
+    ),
+    Fault(
+        "the cost log forgets the steps between two lines",
+        "runtime/costs.py",
+        "waiting, self.waiting = self.waiting, []",
+        "waiting, self.waiting = self.waiting[-1:], []",
+        ("runtime/test_costs.py::test_steps_between_two_lines_count_in_the_medians",),
+    ),
+    Fault(
+        "the main table hides that rows were padded",
+        "tables/captions.py",
+        'tuning.get("fallbacks", [])',
+        'tuning.get("fallback", [])',
+        ("tables/test_captions.py::test_fallbacks_of_training_jobs_are_below_the_main_table",),
     ),
 ]
 

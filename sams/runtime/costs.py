@@ -81,6 +81,7 @@ class Costs:
         head: weights of the output layer, N_h.
         tally: work of the current step, counted by the passes.
         steps: steps of this start.
+        waiting: work and seconds of the steps since the last logged one, which processes exchange together.
         figures: figures of all steps of this start, for the medians of `summary`: 8 bytes each.
     """
 
@@ -90,6 +91,7 @@ class Costs:
     head: int
     tally: Tally = field(default_factory=Tally)
     steps: int = 0
+    waiting: list[tuple[Tally, float]] = field(default_factory=list)
     figures: dict[str, array[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,38 +100,53 @@ class Costs:
             os.truncate(self.file, self.file.read_bytes().rfind(b"\n") + 1)
 
     def step(self, step: int, *, seconds: float, data_seconds: float, log: bool) -> None:
-        """Close a step and reset the tally. A collective call.
+        """Close a step and reset the tally. A collective call if `log` is set, on all processes alike."""
+        self.waiting.append((self.tally, seconds))
+        self.tally = Tally()
+        self.steps += 1
+        if not log:
+            return
+        figures = self._exchange()
+        figures |= {"data_seconds": data_seconds, "peak_memory_mb": self.workers.peak_memory_mb()}
+        if self.workers.is_main:
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"step": step, "time": time.time(), **figures}) + "\n")
+
+    def _exchange(self) -> dict[str, float]:
+        """Add the figures of the waiting steps to `figures`; return those of the last. A collective call.
 
         FLOPs are 2 N per scored token and 6 N per trained one, and 2 N_h or 6 N_h more per completion token.
         MFU is their share of the peak (PaLM, appendix B, without its attention term).
         """
-        mine, self.tally = self.tally, Tally()
-        counts = torch.tensor(
-            [mine.tokens, mine.positions, mine.units, mine.predicted], device=self.workers.device
-        )
-        parts = torch.stack(self.workers.all_gather(counts)).double().cpu()
-        tokens, positions = parts[:, :2].sum(dim=0).tolist()
-        work = 2 * (self.body * parts[:, 2] + self.head * parts[:, 3])
-        per_second = work.sum().item() / seconds / self.workers.world
-        figures = {
-            "seconds": seconds,
-            "data_seconds": data_seconds,
-            "tokens_per_second": tokens / seconds,
-            "tflops_per_process": per_second / 1e12,
-            "padding_share": 1 - tokens / max(1.0, positions),
-            "busiest_over_mean": (work.max() / work.mean()).item() if work.sum() else 1.0,
-            "peak_memory_mb": self.workers.peak_memory_mb(),
-        }
+        waiting, self.waiting = self.waiting, []
         device = self.workers.device
-        if device.type == "cuda" and (peak := peak_flops(torch.cuda.get_device_name(device))):
-            figures["mfu"] = per_second / peak
-        self.steps += 1
-        for name in MEDIANS & figures.keys():
-            self.figures.setdefault(name, array("d")).append(figures[name])
-        if log and self.workers.is_main:
-            with self.file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"step": step, "time": time.time(), **figures}) + "\n")
+        cuda = device.type == "cuda"
+        peak = peak_flops(torch.cuda.get_device_name(device)) if cuda else None
+        counts = torch.tensor(
+            [(tally.tokens, tally.positions, tally.units, tally.predicted) for tally, _ in waiting],
+            device=device if self.workers.world > 1 else None,
+        )
+        parts = torch.stack(self.workers.all_gather(counts), dim=1).double().cpu()
+        figures: dict[str, float] = {}
+        for (_, seconds), of_step in zip(waiting, parts, strict=True):
+            tokens, positions = of_step[:, :2].sum(dim=0).tolist()
+            work = 2 * (self.body * of_step[:, 2] + self.head * of_step[:, 3])
+            per_second = work.sum().item() / seconds / self.workers.world
+            figures = {
+                "seconds": seconds,
+                "tokens_per_second": tokens / seconds,
+                "tflops_per_process": per_second / 1e12,
+                "padding_share": 1 - tokens / max(1.0, positions),
+                "busiest_over_mean": (work.max() / work.mean()).item() if work.sum() else 1.0,
+            }
+            if peak:
+                figures["mfu"] = per_second / peak
+            for name in MEDIANS & figures.keys():
+                self.figures.setdefault(name, array("d")).append(figures[name])
+        return figures
 
     def summary(self) -> dict[str, Any]:
-        """Return the medians over the steps of this start."""
+        """Return the medians over the steps of this start. A collective call."""
+        if self.waiting:
+            self._exchange()
         return {name: torch.tensor(values).median().item() for name, values in sorted(self.figures.items())}

@@ -93,7 +93,7 @@ class Scheduler:
             scores = values + self.settings.exploration * self.exploration(hidden)
         return scores, values, hidden
 
-    def learn(self, newest: Arms) -> dict[str, float]:
+    def learn(self, newest: Arms) -> dict[str, float | Tensor]:
         """Fit f_S to the rewards (Eq. 10) and f_S' to the error of f_S at scoring time (Eq. 11).
 
         Each of `updates_per_round` fits uses the newest arms and `replay_sample` arms from the pool; then the newest
@@ -118,8 +118,8 @@ class Scheduler:
                 optimiser.step()
         self.pool.add(newest)
         return {
-            "scheduler/exploitation_loss": losses[0].item(),
-            "scheduler/exploration_loss": losses[1].item(),
+            "scheduler/exploitation_loss": losses[0].detach(),
+            "scheduler/exploration_loss": losses[1].detach(),
             "scheduler/pool": float(len(self.pool)),
         }
 

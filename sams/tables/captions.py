@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sams.runtime.files import read_json
 from sams.study.reported import Reported, read_reported
-from sams.study.study import Study
+from sams.study.study import BASE_METHOD, Study
 from sams.tables import render
 from sams.tables.benchmarks import BENCHMARKS, scored
 from sams.tables.repeats import least_p
@@ -191,6 +192,27 @@ def leak_notes(setting: Path) -> list[str]:
     return [
         f"Leaks: {counts['prompts']} prompts of the training pairs are also in {counts['test_pairs']} test pairs: "
         "test figures look better than they are."
+    ]
+
+
+def fallback_notes(setting: Path, study: Study) -> list[str]:
+    """Return a note for each fall-back of row layout, kernel or precision, with the runs that computed with it.
+
+    The training jobs of a table's methods recorded them in recipe.json: SFT, scheduler pretraining and halves of the
+    pairs count with the folder that they are in.
+    """
+    runs: dict[str, dict[str, set[int]]] = {}
+    for method in dict.fromkeys([*study.methods, BASE_METHOD, "scheduler"]):
+        for seed in study.seeds:
+            folder = setting / method / f"seed{seed}"
+            for file in (folder / "recipe.json", *sorted(folder.glob("crossfit/half*/recipe.json"))):
+                tuning = (read_json(file).get("tuning") or {}) if file.is_file() else {}
+                for reason in tuning.get("fallbacks", []):
+                    runs.setdefault(reason, {}).setdefault(method, set()).add(seed)
+    return [
+        "; ".join(f"{method}, {len(seeds)} seed{'s' * (len(seeds) > 1)}" for method, seeds in users.items())
+        + f": {reason}"
+        for reason, users in runs.items()
     ]
 
 

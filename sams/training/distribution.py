@@ -217,10 +217,14 @@ class Workers:
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any process."""
+        if self.world == 1:
+            return flag
         return any(int(part) for part in self.all_gather(torch.tensor([int(flag)], device=self.device)))
 
     def largest(self, value: float) -> float:
         """Return the largest of the processes' values."""
+        if self.world == 1:
+            return value
         return max(float(part) for part in self.all_gather(torch.tensor([value], device=self.device)))
 
     def peak_memory_mb(self) -> float:

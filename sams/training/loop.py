@@ -118,11 +118,12 @@ def train(
         state["step"] = number
         state["pairs_trained"] += len(step.trained)
         state["tokens_seen"] += sum(task.lengths[item] for item in batch)
-        measures.take(step, items)
         logged = number % training.log_every == 0 or number in measures.evaluate_at
-        watch.at("log")
         if logged:
-            run.log(step.metrics, step=number, pairs_seen=number * batches.size)
+            measures.take(step, items)
+            watch.at("log")
+            figures = {name: float(value) for name, value in step.metrics.items()}
+            run.log(figures, step=number, pairs_seen=number * batches.size)
         if number % CHECK_REPLICAS_EVERY == 0:
             workers.refuse_drift(policy)
 
@@ -209,7 +210,7 @@ def select(selecting: Selecting, passes: Passes, step: Step) -> None:
 
 
 class Measures:
-    """The metrics of each step, with evaluations and followed items at the steps that are due.
+    """The metrics of the logged steps, with evaluations and followed items at the steps that are due.
 
     Attributes:
         evaluate_at: steps after which the test task is evaluated, and that are logged in any case.

@@ -207,17 +207,22 @@ class Collected:
 
     def __init__(self, n: int) -> None:
         self.n = n
-        self.values: dict[str, Tensor] = {}
+        self.names: list[str] = []
+        self.positions: list[int] = []
+        self.parts: list[Tensor] = []
 
     def add(self, positions: list[int], items: Items) -> None:
         """Store the values of the items at these positions."""
-        for name, values in items.items():
-            all_values = self.values.setdefault(name, torch.zeros(self.n, device=values.device))
-            if positions:
-                all_values[positions] = values.detach().float()
+        self.names = list(items)
+        self.positions += positions
+        # Without positions there is the value of an item at weight 0.
+        values = torch.stack([value.detach().float() for value in items.values()])
+        self.parts.append(values[:, : len(positions)])
 
     def gather(self, workers: Workers) -> Items:
         """All n values of each name, on the CPU of every process."""
-        names = list(self.values)
-        summed = workers.sum(torch.stack([self.values[name] for name in names])).cpu()
-        return dict(zip(names, summed, strict=True))
+        values = torch.cat(self.parts, dim=1)
+        # Indices are copied and values are scattered once, since every call starts kernels of its own on a GPU.
+        index = torch.tensor(self.positions, dtype=torch.int64).to(values.device)
+        summed = workers.sum(values.new_zeros(len(values), self.n).index_copy_(1, index, values)).cpu()
+        return dict(zip(self.names, summed, strict=True))

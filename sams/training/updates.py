@@ -29,7 +29,7 @@ class Step:
         chosen: positions in the batch that the selector chose.
         seen: values of all items of the batch before the update; empty if they were not scored.
         trained: items that the policy was trained on.
-        metrics: figures of the step, for the log.
+        metrics: figures of the step, for the log; tensors stay on their device until the step is logged.
     """
 
     number: int
@@ -38,7 +38,7 @@ class Step:
     chosen: list[int]
     seen: Items = field(default_factory=dict)
     trained: list[int] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float | Tensor] = field(default_factory=dict)
 
     @property
     def chosen_items(self) -> list[int]:

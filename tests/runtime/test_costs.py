@@ -39,3 +39,14 @@ def test_flops_count_the_output_layer_for_completion_tokens_only(tmp_path: Path,
     assert line["tflops_per_process"] == pytest.approx(flops / 2.0 / 1e12)
     assert line["tokens_per_second"] == (9 + 6) / 2.0
     assert line["padding_share"] == pytest.approx(1 - 15 / 16)
+
+
+def test_steps_between_two_lines_count_in_the_medians(tmp_path: Path) -> None:
+    workers = Workers(device="cpu", strategy="ddp", precision="float32", threads=1, timeout_minutes=1)
+    costs = Costs(tmp_path / "costs.jsonl", workers, 100, 40)
+    for step, tokens in enumerate((10, 30, 50, 70, 90), start=1):
+        costs.tally.add(tokens, 100, 0, trained=True)
+        costs.step(step, seconds=1.0, data_seconds=0.5, log=step == 4)
+    [line] = [json.loads(text) for text in (tmp_path / "costs.jsonl").read_text().splitlines()]
+    assert (line["step"], line["tokens_per_second"], line["data_seconds"]) == (4, 70, 0.5)
+    assert costs.summary()["tokens_per_second"] == 50, "the fifth step counts too"

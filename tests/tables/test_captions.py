@@ -37,3 +37,28 @@ def test_no_training_is_missing_for_a_finished_model() -> None:
     study = Study.model_validate(settings)
     [missing] = [note for note in captions.main_notes(study, {}) if "(train)" in note]
     assert missing == "Missing so far (train): sft seed 0, dpo seed 0."
+
+
+def test_fallbacks_of_training_jobs_are_below_the_main_table(tmp_path: Path) -> None:
+    study = made.study(["sft", "dpo", "kto"], [0, 1])
+    padded, slow = (
+        "rows are padded: a_model has positions of its own",
+        "attention is segment by segment: no kernel",
+    )
+    for run, fallbacks in {
+        "sft/seed0": [],
+        "dpo/seed0": [padded, slow],
+        "dpo/seed1": [padded],
+        "kto/seed1": [padded],
+        "kto/seed1/crossfit/half0": [padded],
+        "kto/seed2": [slow],  # not a seed of the table
+    }.items():
+        made.write(tmp_path, {f"{run}/recipe.json": {"tuning": {"fallbacks": fallbacks}}})
+    made.write(tmp_path, {"sft/seed1/recipe.json": {"tuning": None}})
+    made.write(tmp_path, {"dpo/seed0/train_metrics.json": made.train(60.0, 1.0)})
+    notes = [f"dpo, 2 seeds; kto, 1 seed: {padded}", f"dpo, 1 seed: {slow}"]
+    assert captions.fallback_notes(tmp_path, study) == notes
+    outputs = {form: tmp_path / f"main.{form}" for form in ("csv", "md", "tex", "html")}
+    made.run_script("main_table", study, tmp_path, outputs)
+    assert all(f"- {note}\n" in outputs["md"].read_text() for note in notes)
+    assert all(f"<li>{note}</li>" in outputs["html"].read_text() for note in notes)

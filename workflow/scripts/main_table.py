@@ -18,6 +18,7 @@ def main() -> None:
     cells = read_cells(results)
     table = main_table(cells, study.methods, study.seeds)
     notes = captions.main_notes(study, cells) + captions.leak_notes(results)
+    notes += captions.fallback_notes(results, study)
     outputs = dict(snakemake.output.items())
     render.write(outputs, table, captions.main_title(study), render.readable_main(table), notes)
 

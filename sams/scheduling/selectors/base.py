@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -100,8 +100,11 @@ class Selector(Protocol):
         """Number of weights of the selector's own networks; memory is reserved for their gradients and moments."""
         ...
 
-    def observe(self, view: View | None) -> dict[str, float]:
-        """Learn from a new batch how useful the last choice was; return metrics of the round."""
+    def observe(self, view: View | None) -> Mapping[str, float | Tensor]:
+        """Learn from a new batch how useful the last choice was; return metrics of the round.
+
+        Metrics that are tensors of one element stay on their device until they are logged.
+        """
         ...
 
     def choose(self, view: View | None, n: int, k: int) -> Tensor:

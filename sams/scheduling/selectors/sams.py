@@ -23,7 +23,9 @@ class Scored:
         hidden: [arms, hidden_width], input of f_S'.
         values: [arms] values f_S.
         scores: [arms] f_S + lambda f_S'.
-        samples: [arms] sample-level rewards (Eq. 7). All tensors are on the CPU.
+        samples: [arms] sample-level rewards (Eq. 7).
+
+    All tensors are on the CPU, except the contexts of a round whose choice is open: they stay on their device.
     """
 
     loss: float
@@ -34,8 +36,8 @@ class Scored:
     samples: Tensor
 
     def take(self, choice: Tensor) -> "Scored":
-        """Return the arms at these indices."""
-        arms = {name: value[choice] for name, value in vars(self).items() if name != "loss"}
+        """Return the arms at these indices, on the CPU."""
+        arms = {name: value[choice].cpu() for name, value in vars(self).items() if name != "loss"}
         return Scored(self.loss, **arms)
 
 
@@ -100,7 +102,7 @@ class Sams:
     def trained_weights(self) -> int:
         return self.scheduler.trained_weights
 
-    def observe(self, view: View | None) -> dict[str, float]:
+    def observe(self, view: View | None) -> dict[str, float | Tensor]:
         """Reward the arms of the last round, whose B is now known (Eq. 6), and fit both nets to them."""
         assert view is not None
         if self.pending is None:
@@ -113,9 +115,9 @@ class Sams:
         return {
             **metrics,
             "scheduler/batch_reward": batch,
-            "scheduler/reward": rewards.mean().item(),
-            "scheduler/estimate_error": (last.values - rewards).abs().mean().item(),
-            "scheduler/estimate_bias": (last.scores - rewards).mean().item(),
+            "scheduler/reward": rewards.mean(),
+            "scheduler/estimate_error": (last.values - rewards).abs().mean(),
+            "scheduler/estimate_bias": (last.scores - rewards).mean(),
             "scheduler/rank_correlation": rank_correlation(last.scores, rewards),
             "scheduler/rank_correlation_all": self.agreement,
         }
@@ -125,13 +127,16 @@ class Sams:
         assert view is not None and view.contexts is not None
         settings = self.scheduler.settings
         contexts = merge_contexts(view.contexts, settings.merge)
-        scores, values, hidden = self.scheduler.score(contexts)
+        scored = self.scheduler.score(contexts)
+        # One copy from the device.
+        together = torch.cat([part.reshape(n, -1) for part in scored], dim=1).cpu()
+        scores, values, hidden = together[:, 0], together[:, 1], together[:, 2:]
         samples = sample_reward(
             view.margins, view.confidence(settings.uncertainty), settings.delta, view.margin_rounding
         )
         self.agreement = rank_correlation(scores, samples)
         loss = view.losses.double().mean().item()
-        self.scored = Scored(loss, contexts.cpu(), hidden.cpu(), values.cpu(), scores.cpu(), samples)
+        self.scored = Scored(loss, contexts, hidden, values, scores, samples)
         return top_k(scores, k) if self.trained else self.draw(n, k)
 
     def accept(self, choice: Tensor) -> None:
