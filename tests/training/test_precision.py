@@ -1,24 +1,28 @@
 """bfloat16 is the type of all computation of a trained policy, from float32 masters that are cast once a step."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sams.losses.table import build_loss
 from sams.policy.model import build_model
 from sams.policy.policy import bare
+from sams.study.recipes import ReferenceRecipe
 from sams.study.settings import Lora, Preference
-from sams.training import loading
+from sams.training import loading, preference, reference
 from sams.training.distribution import Workers, local_part, reshard
 from sams.training.passes import accumulate_gradient, score
 from sams.training.tasks.preference import PreferenceTask
 from sams.training.updates import adamw
 from tests import tiny
 from tests.training.forks import server
+from tests.training.test_runs import here, losses, preference_recipe, weights
 
 PAIRS = 6
 TASK = PreferenceTask(
@@ -172,3 +176,28 @@ def test_adapters_are_float32_over_a_base_in_bfloat16() -> None:
         adapter = "lora_" in name
         assert weight.dtype == (torch.float32 if adapter else torch.bfloat16), name
         assert torch.equal(weight, before[name]) != adapter, name
+
+
+def test_a_job_in_bfloat16_agrees_with_its_reference_and_resumes_bitwise(
+    prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.settings(precision="bfloat16")
+    inputs = {**prepared, "reference": tmp_path / "reference"}
+    scored = ReferenceRecipe(model=model, micro_batch_size=16)
+    here(reference, scored, tokens=inputs["tokens"], model=inputs["model"], out=inputs["reference"])
+    recipe = preference_recipe().model_copy(update={"model": model})
+    here(preference, recipe, **inputs, out=tmp_path / "whole", checkpoints=tmp_path / "a")
+    parts = {**inputs, "out": tmp_path / "parts", "checkpoints": tmp_path / "b"}
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("sams.training.loop.note_stop_requests", lambda: lambda: True)
+        here(preference, recipe, **parts)
+    here(preference, recipe, **parts)
+
+    assert losses(tmp_path / "whole")[0] == pytest.approx(0.6931, abs=2e-3)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    resumed, whole = weights(tmp_path / "parts"), weights(tmp_path / "whole")
+    start = load_file(prepared["model"] / "model.safetensors")
+    assert whole.keys() == {f"policy.model.{name}" for name in start}
+    for name, value in whole.items():
+        assert value.dtype == torch.float32 and torch.equal(resumed[name], value), name
+        assert not torch.equal(value, value.bfloat16().float()), name
