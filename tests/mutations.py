@@ -68,6 +68,7 @@ PACKING = "policy/test_packing.py::test_"
 TUNING = "training/test_tuning.py::test_"
 BATCHES = "training/test_batches.py::test_"
 RUNS = "training/test_runs.py::test_"
+CHECKPOINTS = "training/test_checkpoints.py::test_"
 OPTIONS = "training/test_options.py::test_"
 LOSSES = "losses/test_losses.py::test_"
 PAPER = "tables/test_paper_table.py"
@@ -600,6 +601,34 @@ FAULTS = [
         'if gate is not None and state["step"] == 0:',
         "if gate is not None:",
         (RESUMED,),
+    ),
+    Fault(
+        "an asynchronous checkpoint is written from the state in use",
+        "training/checkpoints.py",
+        'lambda tensor: tensor.detach().to("cpu", copy=True)',
+        "lambda tensor: tensor.detach()",
+        (f"{CHECKPOINTS}a_checkpoint_holds_the_state_of_its_step_though_training_continues",),
+    ),
+    Fault(
+        "an error of the thread that writes a checkpoint is lost",
+        "training/checkpoints.py",
+        "            self._error = error\n",
+        "            log.warning(error)\n",
+        (f"{CHECKPOINTS}an_error_of_the_thread_is_raised_by_the_next_save_and_leaves_the_older_checkpoint",),
+    ),
+    Fault(
+        "a checkpoint that fails on one process counts on the others",
+        "training/checkpoints.py",
+        "            if problem:\n",
+        "            if False:\n",
+        (f"{CHECKPOINTS}processes_save_while_they_train_and_all_raise_the_error_of_one",),
+    ),
+    Fault(
+        "a larger micro-batch is taken that is no faster",
+        "training/tuning.py",
+        "if GOOD_ENOUGH * seconds > least:",
+        "if seconds > least:",
+        (f"{TUNING}the_smallest_size_that_is_as_fast_is_chosen_and_no_larger_than_the_next_is_tried",),
     ),
     Fault(
         "a torn checkpoint is resumed",

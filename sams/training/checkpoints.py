@@ -1,17 +1,27 @@
 """Sharded checkpoints, complete or absent, resumed only by the run that wrote them."""
 
+import errno
 import json
 import logging
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sams.runtime.errors import UserError
 from sams.runtime.faults import full_disk, is_disk_full
@@ -23,18 +33,22 @@ from sams.runtime.files import (
     write_json,
     write_manifest,
 )
-from sams.training.distribution import Workers, reshard
+from sams.training.distribution import Workers, local_part, reshard
 from sams.training.sharded import LORA, load_sharded
+from sams.training.tuning import MEMORY_SHARE, free_bytes
 
 if TYPE_CHECKING:
     from sams.scheduling.selectors.base import Selector
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 COMPLETE = "COMPLETE"
 RUN = "run.json"
 """File in the folder of a run: its inputs, and the digests of its modules."""
 KEPT = 2
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+"""What a checkpoint holds: trained weights. Frozen ones (with adapters) are read from the start model."""
 
 
 def delete(folder: Path) -> None:
@@ -63,11 +77,22 @@ class Checkpoints:
         workers: the processes of the job.
         inputs: recipe and digests of all that the job reads, JSON.
         code: digest of each module that the job runs.
+        asynchronous: whether a thread writes a copy of the state while training continues.
     """
 
     def __init__(
-        self, folder: Path, workers: Workers, *, inputs: dict[str, Any], code: dict[str, str]
+        self,
+        folder: Path,
+        workers: Workers,
+        *,
+        inputs: dict[str, Any],
+        code: dict[str, str],
+        asynchronous: bool = False,
     ) -> None:
+        self.asynchronous = asynchronous
+        self._group: dist.ProcessGroup | None = None
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
         self.folder = folder / sha256_of_text(canonical_json([inputs, code]))[:16]
         self.workers = workers
         if workers.is_main:
@@ -138,11 +163,15 @@ class Checkpoints:
                 continue
             if optimiser is not None:
                 reshard(policy)
-                model_state, optimiser_state = get_state_dict(policy, optimiser)
+                model_state, optimiser_state = get_state_dict(policy, optimiser, options=TRAINED)
                 state: dict[str, Any] = {"policy": model_state, "optimiser": optimiser_state}
                 load_sharded(state, path)
                 set_state_dict(
-                    policy, optimiser, model_state_dict=state["policy"], optim_state_dict=state["optimiser"]
+                    policy,
+                    optimiser,
+                    model_state_dict=state["policy"],
+                    optim_state_dict=state["optimiser"],
+                    options=TRAINED,
                 )
             log.info("resuming after step %d", loop["step"])
             return dict(loop)
@@ -155,51 +184,109 @@ class Checkpoints:
         return None
 
     def save(self, policy: nn.Module, optimiser: torch.optim.Optimizer | None, loop: dict[str, Any]) -> None:
-        """Write a checkpoint of step `loop["step"]`, under a temporary name until it is complete.
+        """Write a checkpoint of step `loop["step"]`, under a temporary name until it is complete. A collective call.
+
+        An asynchronous checkpoint is copied here and written by a thread, whose errors `wait` raises.
 
         Raises:
             UserError: the disk is full; earlier checkpoints stay.
             OSError: it cannot be written for another reason; earlier checkpoints stay.
         """
+        self.wait()
+        state: dict[str, Any] = {}
+        if optimiser is not None:
+            reshard(policy)
+            self.workers.refuse_drift(policy)
+            state["policy"], state["optimiser"] = get_state_dict(policy, optimiser, options=TRAINED)
+        if self._group is None and dist.is_initialized():
+            # Of its own, because the thread's calls would mix with those of training; the files are on the CPU.
+            self._group = dist.new_group(backend="gloo")
+        if not self.asynchronous or not fits_memory([state, loop]):
+            self._write(state, loop)
+            return
+        copied = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), (state, loop))
+        self._thread = Thread(target=self._write_later, args=copied, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete. A collective call.
+
+        Raises:
+            The same as `save`, on all processes.
+        """
+        if self._thread is not None:
+            self.workers.watch.at("waiting until the last checkpoint is written")
+            self._thread.join()
+            self._thread, error, self._error = None, self._error, None
+            if error is not None:
+                raise error
+
+    def _write_later(self, state: dict[str, Any], loop: dict[str, Any]) -> None:
+        try:
+            self._write(state, loop)
+        except BaseException as error:
+            self._error = error
+
+    def _write(self, state: dict[str, Any], loop: dict[str, Any]) -> None:
+        """Write a checkpoint; its marker, with the hashes of all files, comes last, and then its name."""
         path = self._path(loop["step"])
         part = path.with_name(f".{path.name}.part")
+
+        def begin() -> None:
+            if self.workers.is_main:
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True)
+
+        def write() -> dict[str, str]:
+            if state:
+                dcp.save(state, checkpoint_id=part, process_group=self._group)
+            # Each process hashes its own files, which are still cached, in parallel with the others.
+            return {file.name: sha256_of(file) for file in part.glob(f"__{self.workers.rank}_*")}
+
+        def complete() -> None:
+            if not self.workers.is_main:
+                return
+            torch.save(loop, part / "loop.pt")
+            hashed = {name: digest for digests in own for name, digest in digests.items()}
+            for file in part.iterdir():
+                if file.name not in hashed:
+                    hashed[file.name] = sha256_of(file)
+            files = dict(sorted(hashed.items()))
+            (part / COMPLETE).write_text(json.dumps({"step": loop["step"], "files": files}))
+            shutil.rmtree(path, ignore_errors=True)
+            part.replace(path)
+            for old in self.steps()[:-KEPT]:
+                delete(self._path(old))
+
         try:
-            self._write(part, policy, optimiser, loop)
+            self._together(begin)
+            own = self._together(write)
+            self._together(complete)
         except BaseException as error:  # torch's CheckpointException is a BaseException
             if self.workers.is_main:
                 shutil.rmtree(part, ignore_errors=True)
             if is_disk_full(error):
                 raise full_disk(path) from error
             raise
-        if self.workers.is_main:
-            shutil.rmtree(path, ignore_errors=True)
-            part.replace(path)
-            for old in self.steps()[:-KEPT]:
-                delete(self._path(old))
-        self.workers.barrier()
 
-    def _write(
-        self, part: Path, policy: nn.Module, optimiser: torch.optim.Optimizer | None, loop: dict[str, Any]
-    ) -> None:
-        """Write a checkpoint as the folder `part`; its marker, with the hashes of all files, comes last."""
-        if self.workers.is_main:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-        self.workers.barrier()
-        if optimiser is not None:
-            reshard(policy)
-            self.workers.refuse_drift(policy)
-            model_state, optimiser_state = get_state_dict(policy, optimiser)
-            dcp.save({"policy": model_state, "optimiser": optimiser_state}, checkpoint_id=part)
-        # Each process hashes its own files, which are still cached, in parallel with the others.
-        own = {file.name: sha256_of(file) for file in part.glob(f"__{self.workers.rank}_*")}
-        files = {name: digest for digests in self.workers.gather(own) for name, digest in digests.items()}
-        if self.workers.is_main:
-            torch.save(loop, part / "loop.pt")
-            for file in part.iterdir():
-                files.setdefault(file.name, "")
-            files = {name: digest or sha256_of(part / name) for name, digest in sorted(files.items())}
-            (part / COMPLETE).write_text(json.dumps({"step": loop["step"], "files": files}))
+    def _together(self, act: Callable[[], T]) -> list[T]:
+        """Return what `act` returns on each process; if it fails on one of them, raise on all."""
+        result, failure = None, None
+        try:
+            result = act()
+        except BaseException as error:
+            failure = error
+        full = failure is not None and is_disk_full(failure)
+        mine = (result, "" if failure is None else repr(failure), full)
+        outcomes: list[Any] = [mine] * self.workers.world
+        if self.workers.world > 1:
+            dist.all_gather_object(outcomes, mine, group=self._group)
+        if failure is not None:
+            raise failure
+        for rank, (_, problem, full) in enumerate(outcomes):
+            if problem:
+                raise OSError(errno.ENOSPC if full else errno.EIO, f"rank {rank}: {problem}")
+        return [result for result, _, _ in outcomes]
 
     def _damage(self, path: Path) -> str:
         """Return the first damage to this process's share of a checkpoint's files; empty if there is none."""
@@ -238,6 +325,7 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Delete the checkpoints of this job, once its result is complete, and those of older code."""
+        self.wait()
         if self.workers.is_main:
             for run in self._runs():
                 delete(run)
@@ -245,6 +333,20 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
+
+
+def fits_memory(state: Any) -> bool:
+    """Return whether a copy of this process's part of a state fits in the free memory of the machine."""
+    size = sum(local_part(leaf).nbytes for leaf in tree_leaves(state) if isinstance(leaf, Tensor))
+    room = MEMORY_SHARE * free_bytes(torch.device("cpu"))
+    if size > room:
+        log.warning(
+            "a copy of the state takes %.1f GiB, of %.1f GiB of memory available: training waits until the "
+            "checkpoint is written",
+            size / 2**30,
+            room / 2**30,
+        )
+    return size <= room
 
 
 def steps_of(run: Path) -> list[int]:

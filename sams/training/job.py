@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import time
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from sams.study.recipes import Job
     from sams.study.settings import Settings, Training
     from sams.tracking.log import Stage
+
+log = logging.getLogger(__name__)
 
 LOG = "train.jsonl"
 COSTS = "costs.jsonl"
@@ -101,7 +104,9 @@ class TrainingJob:
             "sources": self.sources,
             "part": part,
         }
-        self.checkpoints = Checkpoints(checkpoints, self.workers, inputs=inputs, code=self.code)
+        self.checkpoints = Checkpoints(
+            checkpoints, self.workers, inputs=inputs, code=self.code, asynchronous=launch.async_checkpoints
+        )
         failed = self.checkpoints.folder / FAILED
         if failed.is_file():
             raise UserError(
@@ -162,6 +167,11 @@ class TrainingJob:
 
         A failure that would repeat leaves a marker, at which the next start ends at once.
         """
+        if error is not None:
+            try:
+                self.checkpoints.wait()
+            except BaseException as lost:
+                log.warning("the last checkpoint is not complete: %r", lost)
         self.workers.watch.stop()
         if isinstance(error, TrainingFailure) and self.workers.is_main:
             (self.checkpoints.folder / FAILED).write_text(str(error), encoding="utf-8")

@@ -134,14 +134,17 @@ def train(
         ended = time.monotonic()
         stopping = number < batches.steps and workers.any(stop_requested())
         if stopping or (number % training.checkpoint_every == 0 and number < batches.steps):
+            job.checkpoints.wait()  # before the selector deletes files that only older checkpoints need
             watch.at("writing a checkpoint")
             state["log_offset"] = run.offset
             selector = {} if selecting is None else selecting.selector.state_dict()
             parts = {"selector": selector, "tuning": vars(job.tuning)}
             job.checkpoints.save(policy, update.optimiser, state | parts)
         if stopping:
+            job.checkpoints.wait()
             raise SystemExit(EXIT_INTERRUPTED)
 
+    job.checkpoints.wait()
     spent = {key: state[key] for key in ("pairs_trained", "tokens_seen", "train_seconds")}
     counts = {"steps": batches.steps, "pairs_seen": batches.steps * batches.size}
     return {**spent, **counts, **costs.summary()}, measures.evaluation

@@ -7,6 +7,7 @@ tuned values, which a resumed run reuses, to be bitwise equal to an uninterrupte
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ WAITING_BYTES = 4
 COPY_BYTES = 2
 """Bytes per trained weight of its bfloat16 copy, where FSDP2 has shards of size 1."""
 GOOD_ENOUGH = 1.05
-"""The smallest micro-batch within this factor of the fastest is chosen, because timings are noisy."""
+"""A larger micro-batch must be faster by this factor, because timings are noisy and memory is not free."""
 
 
 @dataclass
@@ -292,25 +293,39 @@ def free_bytes(device: torch.device) -> int:
 
 
 def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gradients: bool) -> int:
-    """Size of a micro-batch, from 1 to `most` items, with the least time per token on rank 0."""
-    sizes = sorted({min(most, 2**power) for power in range(most.bit_length() + 1)})
+    """Return the smallest size of a micro-batch, up to `most` items, that is about as fast as the next larger one.
+
+    Sizes are tried upward until one is not faster by GOOD_ENOUGH: memory for still larger ones is never allocated.
+    """
     order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
-    seconds = []
-    for size in [sizes[0], *sizes]:  # the first size runs twice, to warm up
-        # Items with the same distribution of lengths as all items.
-        items = [order[(2 * number + 1) * len(order) // (2 * size)] for number in range(size)]
-        rows = _rows(policy, task.sequences(items)).to(workers.device)
-        started = time.perf_counter()
-        workers.exchange_gradients(policy, True)
-        with torch.set_grad_enabled(gradients):
-            scores: Scores = policy(rows)
-        if gradients:
-            workers.accelerator.backward(scores.logps.mean() * 0)
-            reshard(policy)
-            policy.zero_grad()
-        if workers.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append((time.perf_counter() - started) / rows.tokens)
-    best = GOOD_ENOUGH * min(seconds[1:])
-    size = next(size for size, took in zip(sizes, seconds[1:], strict=True) if took <= best)
-    return int(workers.broadcast(torch.tensor([size])).item())
+    chosen, least = 1, math.inf
+    for size in sorted({min(most, 2**power) for power in range(most.bit_length() + 1)}):
+        # The first pass is not timed: kernels are planned for shapes that they have not seen.
+        for draw in range(2):
+            # Items with the same distribution of lengths as all items, other ones in each pass.
+            items = [
+                order[((2 * number + 1) * len(order) // (2 * size) + draw) % len(order)]
+                for number in range(size)
+            ]
+            rows = _rows(policy, task.sequences(items)).to(workers.device)
+            started = time.perf_counter()
+            _pass(policy, rows, workers, gradients=gradients)
+            if workers.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds = (time.perf_counter() - started) / rows.tokens
+        seconds = workers.largest(seconds)
+        if GOOD_ENOUGH * seconds > least:
+            break
+        chosen, least = size, seconds
+    return chosen
+
+
+def _pass(policy: nn.Module, rows: Any, workers: Workers, *, gradients: bool) -> None:
+    """Run a pass over rows, without and with a backward pass; no gradient is left."""
+    workers.exchange_gradients(policy, True)
+    with torch.set_grad_enabled(gradients):
+        scores: Scores = policy(rows)
+    if gradients:
+        workers.accelerator.backward(scores.logps.mean() * 0)
+        reshard(policy)
+        policy.zero_grad()

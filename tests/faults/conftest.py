@@ -100,6 +100,8 @@ def before_save(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], No
         if loop["step"] == step:
             act()
         save(self, policy, optimiser, loop)
+        if loop["step"] == step:
+            self.wait()
 
     monkeypatch.setattr(Checkpoints, "save", acting)
 

@@ -81,6 +81,7 @@ def train(folder: Path, steps: int) -> None:
 
     def sampling(self: Checkpoints, policy: Any, optimiser: Any, loop: dict[str, Any]) -> None:
         save(self, policy, optimiser, loop)
+        self.wait()
         files = [path for path in self.folder.rglob("*") if path.is_file()]
         sample = {
             "step": loop["step"],

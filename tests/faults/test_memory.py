@@ -100,6 +100,7 @@ save = Checkpoints.save
 def saving(self, policy, optimiser, loop):
     save(self, policy, optimiser, loop)
     if loop["step"] == 2:
+        self.wait()
         limit = psutil.Process().memory_info().vms + (1 << 20)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 Checkpoints.save = saving

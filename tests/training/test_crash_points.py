@@ -58,7 +58,10 @@ SEAL = "sams.training.checkpoints.write_manifest"
 
 @dataclass(frozen=True)
 class Crash:
-    """Kills of one run, one after another, and the step of the checkpoint from which it resumes at last."""
+    """Kills of one run, one after another, and the newest checkpoint from which it may resume at last.
+
+    A thread writes the checkpoints: that of a step may be incomplete until the next one is due.
+    """
 
     saved: int
     points: tuple[Point, ...]
@@ -91,9 +94,10 @@ EVERYWHERE = {
     "older-one-half-pruned": crash(
         6, Point(DELETE, 2, before=True, about="/step-00000002$", half="*/step-00000002")
     ),
-    # After it.
-    "right-after-the-first-save": crash(2, Point(f"{CHECKPOINTS}.save")),
-    "right-after-the-last-save": crash(10, Point(f"{CHECKPOINTS}.save", 5)),
+    # After it: each save waits twice for the one before it.
+    "right-after-the-first-save": crash(2, Point(f"{CHECKPOINTS}.wait", 3)),
+    "right-after-the-last-save": crash(10, Point(f"{CHECKPOINTS}.wait", 11)),
+    "while-the-thread-writes": crash(6, Point(f"{CHECKPOINTS}.save", 3)),
     # On the way back.
     "again-when-the-log-is-cut": crash(6, Point(LOG, 7, before=True), Point("sams.tracking.log._open_log")),
     "again-in-the-save-that-failed": crash(
@@ -201,19 +205,22 @@ def test_a_killed_run_ends_bitwise_where_an_undisturbed_run_ends(
 
 
 def test_checkpoints_half_deleted_for_other_settings_are_not_resumed(whole: Whole, tmp_path: Path) -> None:
-    assert whole.start("preference", tmp_path, Point(f"{CHECKPOINTS}.save", 2)) == -9
+    assert whole.start("preference", tmp_path, Point(f"{CHECKPOINTS}.wait", 5)) == -9
     deletion = Point(DELETE, before=True, about="/checkpoints/[^/]+$", half="*")
     assert whole.start("preference", tmp_path, deletion, seed=1) == -9
     goes_on("preference", whole, tmp_path, saved=0)
 
 
 def goes_on(stage: str, whole: Whole, folder: Path, *, saved: int) -> None:
-    """Check that the same command resumes after step `saved` and ends like the uninterrupted run."""
+    """Check that the same command resumes from its last complete checkpoint and ends like the uninterrupted run."""
     before = steps_taken(folder)
+    complete = [int(path.parent.name.split("-")[1]) for path in folder.glob("checkpoints/*/step-*/COMPLETE")]
+    last = max(complete, default=0)
+    assert last in (saved, max(0, saved - 2))
     assert whole.start(stage, folder) == 0, whole.log()
     out, theirs = folder / stage, whole.folder / stage
     taken = [json.loads(line)["step"] for line in (out / "costs.jsonl").read_text().splitlines()]
-    assert taken[before:] == list(range(saved + 1, STEPS + 1))
+    assert taken[before:] == list(range(last + 1, STEPS + 1))
     assert visible(out) == visible(theirs)
     assert not any((folder / "checkpoints").iterdir())
     assert (out / "train.jsonl").read_bytes() == (theirs / "train.jsonl").read_bytes()

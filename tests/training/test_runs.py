@@ -250,7 +250,7 @@ def test_a_run_that_is_killed_and_resumed_is_bitwise_the_undisturbed_run(
 ) -> None:
     out = tmp_path / "out"
     arguments = {"recipe": preference_recipe().model_dump_json(), **prepared, "out": out}
-    saved = Point("sams.training.checkpoints.Checkpoints.save")
+    saved = Point("sams.training.checkpoints.Checkpoints.wait", 3)  # each save waits twice before it starts
     statuses = server().start("sams.training.preference", arguments | {"checkpoints": out / "c"}, point=saved)
     assert statuses == [-9], server().output()
     assert not (out / "train_metrics.json").exists()

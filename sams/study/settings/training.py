@@ -35,11 +35,13 @@ class Training(Settings):
     )
     micro_batch_size: MicroBatch = Field(
         8,
-        description="Examples or pairs per process in one forward and backward pass; auto: tuned at the start.",
+        description="Examples or pairs per process in one forward and backward pass; auto: the smallest number "
+        "that is as fast as a larger one.",
     )
     scoring_micro_batch_size: MicroBatch = Field(
         16,
-        description="Examples or pairs per process in one pass without gradients; auto: tuned at the start.",
+        description="Examples or pairs per process in one pass without gradients; auto: the smallest number that "
+        "is as fast as a larger one.",
     )
     epochs: Count = Field(
         1, description="Passes over the data; the incomplete last batch of each is dropped."
@@ -255,6 +257,11 @@ class Launch(Settings):
     )
     deterministic: bool = Field(
         False, description="Deterministic kernels only, so that a resumed GPU run is bitwise the same."
+    )
+    async_checkpoints: bool = Field(
+        True,
+        description="Write checkpoints in a thread, from a copy of the state in the machine's memory, while training "
+        "continues. Where the free memory does not hold the copy, training waits.",
     )
     threads_per_process: Count = Field(1, description="CPU threads of each process.")
     timeout_minutes: Positive = Field(
