@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sams.policy.model import add_lora, compile_blocks, load_model
+from sams.policy.model import add_lora, load_model
 from sams.policy.policy import Policy
 from sams.policy.stored import files_of, fill, materialise, stored_names, without_weights
 from sams.policy.weights import check_weights
@@ -83,6 +83,4 @@ def wrap(
         for weight in model.parameters():
             if not weight.requires_grad:
                 weight.data = weight.data.to(getattr(torch, workers.precision))
-    if training is not None and settings.compile:
-        compile_blocks(model)
     return workers.wrap(Policy(model), trained=training is not None)
