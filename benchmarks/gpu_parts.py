@@ -520,7 +520,6 @@ def checks(given: dict[str, Any]) -> None:
 def errors(given: dict[str, Any]) -> None:
     """Compare log-probs a token and gradients in bfloat16, packed and padded, with padded rows in float32."""
     from sams.policy.attention import SEGMENTS, VARLEN
-
     from sams.policy.rows import pack_rows, pad_rows
 
     cuda = given["device"] == "cuda"
@@ -553,7 +552,6 @@ def errors(given: dict[str, Any]) -> None:
 def capped(given: dict[str, Any]) -> None:
     """Time attention of Gemma 2's shape with capped scores, forward and backward, on fresh rows."""
     from sams.policy.attention import FLEX, SEGMENTS, block_mask, flexible_attention, segment_attention
-
     from sams.policy.rows import pack_rows
 
     cuda = given["device"] == "cuda"
