@@ -31,6 +31,8 @@ from sams.runtime.processes import PARENT
 from sams.runtime.provenance import commit, environment
 
 ROOT = Path(__file__).resolve().parent.parent
+SLOWER = {"cuda": 1.0, "cpu": 5.0}
+"""Factor of the sections' time limits."""
 LEAST_SECONDS = 12.0
 """A section does not begin with less time than this."""
 
@@ -285,7 +287,7 @@ def main() -> int:
             threads = []
             for section, process in zip(group, processes, strict=True):
                 record.begin(section.name)
-                own = (section, process, record, min(left, section.seconds))
+                own = (section, process, record, min(left, SLOWER[device] * section.seconds))
                 threads.append(threading.Thread(target=run, args=own))
                 threads[-1].start()
             for thread in threads:

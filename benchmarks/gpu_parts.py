@@ -421,8 +421,9 @@ def profiled(step: Callable[[list[int]], float], batches: Batches, count: int = 
     for row in profiler.key_averages():
         on_device = str(row.device_type).endswith("CUDA")
         spent = row.self_device_time_total if cuda else row.self_cpu_time_total
-        if on_device != cuda or not spent:
-            continue  # on a GPU kernels count, and not the host's functions that start them
+        # On a GPU kernels count, not the host's functions that start them, nor the ranges that enclose them.
+        if on_device != cuda or not spent or getattr(row, "is_user_annotation", False):
+            continue
         table[class_of(row.key)] = table.get(class_of(row.key), 0.0) + spent / 1000 / count
         kernels[row.key[:120]] = (round(spent / 1000 / count, 3), row.count // count)
     slowest = sorted(kernels.items(), key=lambda item: -item[1][0])[:25]
@@ -570,7 +571,8 @@ def capped(given: dict[str, Any]) -> None:
             tokens = branches.parts.shape[1]
             torch.manual_seed(batch)
             query, key, value = (
-                torch.randn(1, count, tokens, width, device=device, dtype=dtype, requires_grad=True)
+                # FlexAttention has no backward pass on CPUs.
+                torch.randn(1, count, tokens, width, device=device, dtype=dtype, requires_grad=cuda)
                 for count in (heads, groups, groups)
             )
             synchronise()
@@ -580,7 +582,7 @@ def capped(given: dict[str, Any]) -> None:
             out = attention(
                 nn.Module(), query, key, value, None, branches=branches, scaling=width**-0.5, softcap=50.0
             )[0]
-            if cuda:  # FlexAttention has no backward pass on CPUs
+            if cuda:
                 out.float().square().sum().backward()
             synchronise()
             taken.append(time.perf_counter() - started)
