@@ -101,26 +101,14 @@ def test_block_masks_of_rows_of_any_length_are_compiled_once() -> None:
 
 @pytest.mark.slow
 def test_kernels_that_inductor_writes_give_the_same() -> None:
-    policy, plain = policy_of("llama"), policy_of("llama")
+    policy, plain = (policy_of("llama", num_hidden_layers=1) for _ in range(2))
     policy.pack(SEGMENTS)
     plain.pack(SEGMENTS)
-    policy.prepare(compiled=True, checkpointing="selective")
+    policy.prepare(compiled=True, checkpointing="none")
     for items in BATCHES[:2]:
         for found, expected in zip(step(policy, items), step(plain, items), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert counters["stats"]["unique_graphs"] >= 2
-
-
-@pytest.mark.slow
-def test_inductor_writes_a_kernel_for_capped_scores() -> None:
-    policy, plain = policy_of("gemma2"), policy_of("gemma2")
-    policy.pack(FLEX)
-    plain.pack(SEGMENTS)
-    policy.prepare(compiled=True, checkpointing="none")
-    for items in BATCHES[:3]:
-        with torch.no_grad():
-            found, expected = (each(pack_rows(items)).logps for each in (policy, plain))
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 class Operations(TorchDispatchMode):
