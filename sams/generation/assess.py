@@ -8,6 +8,8 @@ import logging
 import tempfile
 from pathlib import Path
 
+import torch
+
 from sams.data.records import Message
 from sams.generation.decode import Decoder
 from sams.policy.model import load_model
@@ -84,7 +86,9 @@ def read_prompts(data: Path, count: int) -> list[list[Message]]:
 def answer_accuracies(model: Path, settings: AssessRecipe, prompts: list[list[Message]]) -> dict[str, float]:
     """Return the percent of right answers, with sampled and with greedy decoding."""
     accuracy: WorldAccuracy = settings.accuracy
-    decoder = Decoder(model, settings.model.precision, accuracy.decoding, settings.seed)
+    decoder = Decoder(
+        model, settings.model.precision, accuracy.decoding, settings.seed, date=settings.model.template_date
+    )
     percentages = {}
     for name, temperature in (("sampled", accuracy.decoding.temperature), ("greedy", 0.0)):
         answers = decoder.answer(prompts, [temperature] * len(prompts), name)
@@ -108,7 +112,8 @@ def test_accuracy(
     """Return the percent of the clean test pairs in which the right answer has the larger implicit reward."""
     training = settings.runs[run]
     task = read_task(tokens, reference if training.needs_reference else None, "test", training)
-    policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
+    dtype = getattr(torch, settings.model.precision)
+    policy = workers.wrap(Policy(load_model(model, settings.model, dtype=dtype)), trained=False)
     tuning = tune(
         policy,
         task,

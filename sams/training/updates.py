@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from sams.training.distribution import Workers
+from sams.training.distribution import Workers, reshard
 from sams.training.gates import refuse_non_finite
 from sams.training.passes import Passes
 from sams.training.tasks.base import Items, Task
@@ -111,7 +111,7 @@ class AdamWStep:
         items = passes.gradient(task, step.trained, step.kl)
         refuse_non_finite(items, step.trained, task, step.number)
         workers.watch.at("optimiser")
-        norm = workers.clip(passes.policy, self.training.max_grad_norm)
+        norm = workers.clip(passes.policy, self.training.max_grad_norm, self.optimiser)
         step.metrics |= {"grad_norm": norm, "learning_rate": rate}
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -120,12 +120,23 @@ class AdamWStep:
 
 
 def adamw(policy: nn.Module, training: Training, workers: Workers) -> torch.optim.AdamW:
-    """AdamW over the float32 master weights."""
+    """AdamW over the float32 master weights.
+
+    A step discards the bfloat16 weights that were made from the old ones, and the scale of the gradients.
+    """
+    reshard(policy)
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     fused = workers.device.type == "cuda"
-    return torch.optim.AdamW(
+    optimiser = torch.optim.AdamW(
         parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=fused
     )
+
+    def discard(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        reshard(policy)
+        vars(optimiser).pop("grad_scale", None)
+
+    optimiser.register_step_post_hook(discard)
+    return optimiser
 
 
 def learning_rate(step: int, steps: int, training: Training) -> float:
