@@ -20,10 +20,10 @@ LIST_IN_TEXT = re.compile(r"\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 OBJECT_IN_TEXT = re.compile(r"\{\s*['\"](role|content|from|value)['\"]\s*:")
 # What chat templates write at the start and end of turns: a text with it has been rendered already.
 RENDERED = re.compile(
-    r"\A(<\|im_start\|>|<\|start_header_id\|>|<\|begin_of_text\|>|<start_of_turn>|<\|(user|assistant|system)\|>"
-    r"|(<s>\s*)?\[INST\]|### (Instruction|Human|User|Assistant|Response):)"
-    r"|(<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|<\|endoftext\|>)\Z"
+    r"<\|im_start\|>|<\|start_header_id\|>|<\|begin_of_text\|>|<start_of_turn>|<\|(user|assistant|system)\|>"
+    r"|(<s>\s*)?\[INST\]|### (Instruction|Human|User|Assistant|Response):"
 )
+ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
 DROP = "drop the row or correct it"
 
 
@@ -46,9 +46,10 @@ def text_of(value: Any, where: str) -> str:
     text = value.strip()
     if not text:
         raise UserError("empty", where=where, remedy="drop the row or fill it")
-    if (mark := RENDERED.search(text)) is not None:
+    start = RENDERED.match(text)
+    if start is not None or text.endswith(ENDS):
         raise UserError(
-            f"rendered by a chat template already ({mark.group()!r})",
+            f"rendered by a chat template already ({start.group() if start else text[-16:]!r})",
             where=where,
             remedy="give the messages, which model.chat_template renders",
         )
