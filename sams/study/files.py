@@ -59,8 +59,8 @@ def read_settings(files: list[Path], more: dict[str, Any] | None = None) -> dict
 def resolved(default: dict[str, Any], given: dict[str, Any], folder: Path = SOURCE) -> dict[str, Any]:
     """Return the settings of a study: the default study, overlaid with the studies that it extends and its own keys.
 
-    Groups merge and lists replace, as in Snakemake; an architecture of another type replaces too. With `rehearse: true`
-    the settings are those of the rehearsal.
+    Groups merge and lists replace, as in Snakemake; an architecture of another type replaces too. With
+    `rehearse: true` the settings are those of the rehearsal.
 
     Args:
         default: the default study.
