@@ -15,7 +15,7 @@ import torch
 from benchmarks.traffic import CountTraffic, Traffic, expected
 from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
 from sams.planning.models import build
-from sams.policy.model import blocks
+from sams.policy.blocks import blocks
 from sams.runtime.files import read_json, write_json
 from sams.runtime.gpus import GPUS
 from sams.study.architectures import config_of

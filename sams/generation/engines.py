@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
+from sams.policy.attention import disable_cudnn_attention
 from sams.study.settings import Decoding
 
 
@@ -70,6 +71,7 @@ class TransformersEngine:
 
     def __init__(self, folder: Path, precision: str, decoding: Decoding, stop_ids: list[int]) -> None:
         quiet_loading()
+        disable_cudnn_attention()
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, precision), use_safetensors=True, trust_remote_code=False

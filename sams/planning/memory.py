@@ -22,8 +22,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import DeviceMesh
 
 from sams.planning.models import build
-from sams.policy.model import checkpoint_activations
-from sams.policy.packing import SEGMENTS
+from sams.policy.attention import SEGMENTS
 from sams.policy.policy import Policy
 from sams.policy.rows import Item, Rows, pack_rows, pad_rows
 from sams.training.distribution import mesh_of, shard
@@ -91,7 +90,7 @@ class Simulation:
             policy = on_cpu(build(self.config, self.model.attention))
             policy.pack(SEGMENTS if self.model.packing else None)
             if passes.checkpointing:
-                checkpoint_activations(policy.model)
+                policy.prepare(compiled=False, checkpointing="full")
             if self.sharded and self.world > 1:
                 shard(policy, mesh, self.model.precision)
             return self._run(policy, rows, passes, watched or contextlib.nullcontext())

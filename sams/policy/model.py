@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -203,26 +202,6 @@ def without_dropout(model: transformers.PreTrainedModel) -> transformers.PreTrai
     return model
 
 
-def checkpoint_activations(model: transformers.PreTrainedModel) -> None:
-    """Recompute the activations of every block in the backward pass."""
-    with warnings.catch_warnings():
-        # Newer releases rename it to activation_checkpointing_enable; the oldest supported one has only this name.
-        warnings.simplefilter("ignore", FutureWarning)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def compile_blocks(model: transformers.PreTrainedModel) -> None:
-    """Compile norms and MLP of every block, for rows of any length.
-
-    Attention is not compiled: its kernels are fused already, and its loop over the items of a packed row would be
-    compiled again for every batch. Call this before the model is replicated or sharded.
-    """
-    for block in blocks(model):
-        for name, part in block.named_children():
-            if "norm" in name or "att" not in name:
-                part.forward = torch.compile(part.forward, dynamic=True)
-
-
 def add_lora(model: transformers.PreTrainedModel, settings: Lora) -> PeftModel:
     """Add low-rank adapters to a model, in place, and freeze all other weights. Adapters start without effect.
 
@@ -248,15 +227,3 @@ def add_lora(model: transformers.PreTrainedModel, settings: Lora) -> PeftModel:
         return peft.get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"cannot add adapters: {first_line(error)}", where="lora.target_modules") from error
-
-
-def blocks(model: transformers.PreTrainedModel) -> nn.ModuleList:
-    """Return the transformer blocks of a model, in order.
-
-    Raises:
-        UserError: when the architecture has no list of blocks.
-    """
-    for module in model.base_model.children():
-        if isinstance(module, nn.ModuleList):
-            return module
-    raise UserError(f"no list of transformer blocks found in {type(model).__name__}", where="model")

@@ -2,20 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from sams.policy.model import blocks
+from sams.policy.attention import FLEX, block_mask
+from sams.policy.blocks import Checkpointing, blocks, prepare_blocks
+from sams.policy.logps import token_logps
 from sams.policy.rows import Rows
-
-# Completion tokens whose logits are in memory at once. A chunk of 512 tokens with a vocabulary of 128,256 takes
-# 263 MB in float32.
-LOGP_CHUNK = 512
 
 
 @dataclass
@@ -41,7 +38,7 @@ class Policy(nn.Module):
     module.
 
     Attributes:
-        packed: attention of packed rows (`sams.policy.packing`); None for padded rows and the model's own attention.
+        packed: attention of packed rows (`sams.policy.attention`); None for padded rows and the model's own.
     """
 
     def __init__(self, model: transformers.PreTrainedModel) -> None:
@@ -50,6 +47,7 @@ class Policy(nn.Module):
         self.model.config.use_cache = False
         self._own_attention = model.config._attn_implementation
         self.packed: str | None = None
+        self._compiled = False
         # Recomputation needs train(); without dropout the two modes are otherwise equal.
         model.train()
 
@@ -57,6 +55,11 @@ class Policy(nn.Module):
         """Expect packed rows and use this attention from now on; None expects padded rows."""
         self.packed = attention
         self.model.set_attn_implementation(attention or self._own_attention)
+
+    def prepare(self, *, compiled: bool, checkpointing: Checkpointing) -> None:
+        """Set whether blocks and log-probs are compiled, and what blocks recompute; see `prepare_blocks`."""
+        prepare_blocks(self.model, compiled=compiled, checkpointing=checkpointing)
+        self._compiled = compiled
 
     def forward(self, rows: Rows, with_contexts: bool = False) -> Scores:
         """Score completions.
@@ -69,6 +72,10 @@ class Policy(nn.Module):
         layout: dict[str, Any] = {"attention_mask": rows.attention_mask}
         if rows.branches is not None:
             layout = {"position_ids": rows.position_ids, "branches": rows.branches}
+            if self.packed == FLEX:
+                window = getattr(self.model.config, "sliding_window", None)
+                masks = {size: block_mask(rows.branches.parts, size) for size in {None, window}}
+                layout["branches"] = replace(rows.branches, block_masks=masks)
         watched: Any = blocks(self.model) if with_contexts else []
         with completion_means(watched, rows) as means:
             hidden = self.model.base_model(
@@ -81,25 +88,16 @@ class Policy(nn.Module):
         """Sum of log-probs per sequence. Logits are computed only at positions that predict a completion token."""
         states = hidden.flatten(0, 1).index_select(0, rows.predicts)
         targets = rows.input_ids.flatten().index_select(0, rows.answers)
-        sums = torch.zeros(len(rows.counts), dtype=torch.float32, device=hidden.device)
-        for part, target, sequence in zip(
-            states.split(LOGP_CHUNK), targets.split(LOGP_CHUNK), rows.sequence.split(LOGP_CHUNK), strict=True
-        ):
-            # A single chunk is kept; several chunks are computed again in the backward pass.
-            if torch.is_grad_enabled() and len(targets) > LOGP_CHUNK:
-                logps = checkpoint(self._token_logps, part, target, use_reentrant=False)
-            else:
-                logps = self._token_logps(part, target)
-            sums = sums.index_add(0, sequence, logps)
-        return sums
-
-    def _token_logps(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Return the log-prob of each target: [M, width], [M] -> [M] float32."""
-        logits = self.model.get_output_embeddings()(states).float()
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        if cap:
-            logits = torch.tanh(logits / cap) * cap
-        return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+        head = self.model.get_output_embeddings()
+        logps = token_logps(
+            head,
+            states,
+            targets,
+            vocabulary=self.model.config.get_text_config().vocab_size,
+            cap=getattr(self.model.config, "final_logit_softcapping", None),
+            compiled=self._compiled,
+        )
+        return logps.new_zeros(len(rows.counts)).index_add(0, rows.sequence, logps)
 
 
 def bare(policy: nn.Module) -> Policy:
@@ -113,15 +111,15 @@ def bare(policy: nn.Module) -> Policy:
 def completion_means(watched: Any, rows: Rows) -> Iterator[list[Tensor]]:
     """Collect the mean output of each watched block over each completion: [S, width], in the type of the output.
 
-    Hooks keep only the means, summed in float32; the hidden states of all layers are never in memory together.
+    Hooks keep only the means, from one kernel that sums in float32; the hidden states of all layers are never in
+    memory together. A completion without tokens has mean 0.
     """
     means: list[Tensor] = []
+    starts = rows.counts.cumsum(0) - rows.counts
 
     def collect(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        states = (output[0] if isinstance(output, tuple) else output).detach()
-        tokens = states.flatten(0, 1).index_select(0, rows.answers).float()
-        sums = tokens.new_zeros(len(rows.counts), tokens.shape[1]).index_add_(0, rows.sequence, tokens)
-        means.append((sums / rows.counts[:, None].clamp(min=1)).to(states.dtype))
+        states = (output[0] if isinstance(output, tuple) else output).detach().flatten(0, 1)
+        means.append(nn.functional.embedding_bag(rows.answers, states, starts, mode="mean"))
 
     handles = [block.register_forward_hook(collect) for block in watched]
     try:

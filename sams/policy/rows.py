@@ -57,7 +57,7 @@ class Rows:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **moved, branches=self.branches and self.branches.to(device))
 
 
 def pad_rows(items: Sequence[Item]) -> Rows:
@@ -86,19 +86,17 @@ def pad_rows(items: Sequence[Item]) -> Rows:
 
 def pack_rows(items: Sequence[Item]) -> Rows:
     """Build one row for all items: [prompt | completion | completion | next prompt | ...]."""
-    branches = Branches(
-        tuple((len(prompt), tuple(len(answer) for answer in answers)) for prompt, answers in items)
-    )
-    row = [token for prompt, answers in items for part in (prompt, *answers) for token in part]
-    positions, answers, predicts = [], [], []
+    lengths = [[len(prompt), *map(len, completions)] for prompt, completions in items]
+    _, *columns = zip(*lengths, strict=True)
+    branches = Branches.of(lengths)
+    row = [token for prompt, completions in items for part in (prompt, *completions) for token in part]
+    answers, predicts = [], []
     start = 0
-    for prompt, completions in branches.items:
-        positions.append(torch.arange(prompt))
+    for prompt, *completions in lengths:
         before, end = start + prompt - 1, start + prompt
         own: list[Tensor] = []
         previous: list[Tensor] = []
         for count in completions:
-            positions.append(torch.arange(prompt, prompt + count))
             own.append(torch.arange(end, end + count))
             # The prompt's last token predicts the first one of every completion.
             previous.append(torch.cat([torch.tensor([before]), own[-1][:-1]]))
@@ -106,16 +104,14 @@ def pack_rows(items: Sequence[Item]) -> Rows:
         answers.append(own)
         predicts.append(previous)
         start = end
-    counts = torch.tensor(
-        [count for column in zip(*(counts for _, counts in branches.items), strict=True) for count in column]
-    )
+    counts = torch.tensor([count for column in columns for count in column])
     return Rows(
         torch.tensor([row]),
         torch.arange(len(counts)).repeat_interleave(counts),
         torch.cat(list(chain.from_iterable(zip(*answers, strict=True)))),
         torch.cat(list(chain.from_iterable(zip(*predicts, strict=True)))),
         counts,
-        position_ids=torch.cat(positions)[None],
+        position_ids=branches.parts[2:].long(),
         branches=branches,
     )
 

@@ -22,7 +22,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from sams.policy.model import blocks
+from sams.policy.attention import disable_cudnn_attention
+from sams.policy.blocks import blocks
 from sams.policy.policy import Policy
 from sams.runtime.errors import UserError
 from sams.runtime.watch import Watch
@@ -59,6 +60,7 @@ class Workers:
         deterministic: bool = False,
     ) -> None:
         torch.set_num_threads(threads)
+        disable_cudnn_attention()
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)

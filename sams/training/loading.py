@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import PreTrainedModel
 
-from sams.policy.model import add_lora, compile_blocks, load_model
+from sams.policy.model import add_lora, load_model
 from sams.policy.policy import Policy
 from sams.policy.stored import files_of, fill, materialise, stored_names, without_weights
 from sams.policy.weights import check_weights
@@ -69,6 +69,4 @@ def wrap(
     """Wrap a model as a policy: with adapters if set, replicated or sharded."""
     if training is not None and training.lora is not None:
         add_lora(model, training.lora)
-    if training is not None and settings.compile:
-        compile_blocks(model)
     return workers.wrap(Policy(model), trained=training is not None)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel
 
-from sams.policy.model import blocks
+from sams.policy.blocks import blocks
 from sams.runtime.files import whole_folder
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors.base import Selector, Setup

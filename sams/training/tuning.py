@@ -12,21 +12,20 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from sams.policy.model import blocks, checkpoint_activations
-from sams.policy.packing import SEGMENTS, VARLEN
+from sams.policy.blocks import Checkpointing, blocks
 from sams.policy.policy import Scores, bare
-from sams.policy.rows import Item, pack_rows, pad_rows
+from sams.policy.rows import Rows, pad_rows
 from sams.runtime.errors import UserError
 from sams.training.distribution import Workers, local_part
-from sams.training.gates import OUTLIER, TOLERANCE
+from sams.training.layout import choose_layout, rows_of
 from sams.training.tasks.base import Scored
 
 if TYPE_CHECKING:
@@ -52,13 +51,17 @@ class Tuning:
         packed: attention of packed rows; None for padded rows.
         micro_batch: items of one forward and backward pass, per process.
         scoring_micro_batch: items of one pass without gradients.
-        activation_checkpointing: whether blocks are computed again in the backward pass.
+        checkpointing: what the backward pass recomputes of each block.
+        compiled: whether blocks and log-probs are compiled.
+        fallbacks: a sentence for each setting, layout or kernel that could not be used, with its cause.
     """
 
     packed: str | None
     micro_batch: int
     scoring_micro_batch: int
-    activation_checkpointing: bool
+    checkpointing: Checkpointing
+    compiled: bool = False
+    fallbacks: list[str] = field(default_factory=list)
 
     def as_set(self, training: Training) -> Tuning:
         """Take micro-batches from the settings, which may have been lowered since the last start; return self."""
@@ -69,10 +72,9 @@ class Tuning:
         return self
 
     def apply(self, policy: nn.Module) -> None:
-        """Set the policy's row layout and activation checkpointing."""
+        """Set the policy's row layout, and how its blocks compute."""
         bare(policy).pack(self.packed)
-        if self.activation_checkpointing:
-            checkpoint_activations(bare(policy).model)
+        bare(policy).prepare(compiled=self.compiled, checkpointing=self.checkpointing)
 
 
 def tune(
@@ -103,13 +105,16 @@ def tune(
     Raises:
         UserError: when the longest item alone does not fit in memory.
     """
-    packed = agreeing_attention(policy, task, workers, model.precision) if model.packing else None
-    bare(policy).pack(packed)
+    packed, fallbacks = choose_layout(policy, task, workers, model) if model.packing else (None, [])
     checkpointing = model.activation_checkpointing
-    tuning = Tuning(packed, 1, 1, checkpointing is True)
+    tuning = Tuning(
+        packed, 1, 1, "full" if checkpointing is True else "none", model.compile and items > 0, fallbacks
+    )
+    tuning.apply(policy)
     shares = [max(1, -(-count // workers.world)) for count in (items, scored_items)]
     if items and "auto" in (micro_batch, checkpointing):
-        tuning.activation_checkpointing, room = fit(policy, task, workers, checkpointing, other_weights)
+        recompute, room = fit(policy, task, workers, checkpointing, other_weights)
+        tuning.checkpointing = "full" if recompute else "none"
         shares[0] = min(shares[0], room)
         tuning.apply(policy)
     if micro_batch != "auto":
@@ -122,58 +127,13 @@ def tune(
         tuning.scoring_micro_batch = fastest(policy, task, workers, shares[1], gradients=False)
     tuning.apply(policy)
     log.info(
-        "rows are %s; micro-batches of %d (scoring: %d) per process; activation checkpointing %s",
+        "rows are %s; micro-batches of %d (scoring: %d) per process; activation checkpointing: %s",
         "padded" if packed is None else f"packed ({packed.removeprefix('sams_')})",
         tuning.micro_batch,
         tuning.scoring_micro_batch,
-        "on" if tuning.activation_checkpointing else "off",
+        tuning.checkpointing,
     )
     return tuning
-
-
-# --- layout ---------------------------------------------------------------------------------------
-
-
-def agreeing_attention(policy: nn.Module, task: Scored, workers: Workers, precision: str) -> str | None:
-    """Find an attention with which packed rows give the log-probs of padded rows; None if there is none.
-
-    A model may compute positions or masks in its own way. Two items are therefore tried.
-    """
-    order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
-    middle = len(order) // 2
-    items = task.sequences(order[max(0, middle - 1) : middle + 1])
-    bare(policy).pack(None)
-    expected = _scored(policy, items, workers)
-    tokens = expected.tokens.sum()
-    kernels = [SEGMENTS]
-    if workers.device.type == "cuda" and precision == "bfloat16":
-        kernels.insert(0, VARLEN)
-    for kernel in kernels:
-        try:
-            bare(policy).pack(kernel)
-            packed = _scored(policy, items, workers)
-        except torch.OutOfMemoryError:
-            raise
-        except (TypeError, ValueError, ImportError, RuntimeError) as error:
-            log.info("rows cannot be packed with %s: %s", kernel, repr(error).splitlines()[0])
-            continue
-        difference = float((packed.logps - expected.logps).abs().sum() / tokens)
-        if workers.largest(difference) <= OUTLIER * TOLERANCE[precision]:
-            return kernel
-        log.info("rows cannot be packed with %s: log-probs differ by %.1e per token", kernel, difference)
-    bare(policy).pack(None)
-    log.warning("%s computes padded rows, which is slower", type(bare(policy).model).__name__)
-    return None
-
-
-def _scored(policy: nn.Module, items: list[Item], workers: Workers) -> Scores:
-    with torch.no_grad(), workers.accelerator.autocast():
-        scores: Scores = policy(_rows(policy, items).to(workers.device))
-    return scores
-
-
-def _rows(policy: nn.Module, items: list[Item]) -> Any:
-    return pad_rows(items) if bare(policy).packed is None else pack_rows(items)
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -188,7 +148,7 @@ def activation_bytes(policy: nn.Module, task: Scored, workers: Workers) -> float
     middle = order[len(order) // 2]
     counted = []
     for items in ([middle], [middle, middle]):
-        rows = _rows(policy, task.sequences(items)).to(workers.device)
+        rows = rows_of(policy, task.sequences(items)).to(workers.device)
         with saved_bytes() as kept, workers.accelerator.autocast():
             policy(rows)
         counted.append((sum(kept.values()), rows.input_ids.numel()))
@@ -300,7 +260,7 @@ def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gra
                 order[((2 * number + 1) * len(order) // (2 * size) + draw) % len(order)]
                 for number in range(size)
             ]
-            rows = _rows(policy, task.sequences(items)).to(workers.device)
+            rows = rows_of(policy, task.sequences(items)).to(workers.device)
             started = time.perf_counter()
             _pass(policy, rows, workers, gradients=gradients)
             if workers.device.type == "cuda":
@@ -313,7 +273,7 @@ def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gra
     return chosen
 
 
-def _pass(policy: nn.Module, rows: Any, workers: Workers, *, gradients: bool) -> None:
+def _pass(policy: nn.Module, rows: Rows, workers: Workers, *, gradients: bool) -> None:
     """Run a pass over rows, without and with a backward pass; no gradient is left."""
     workers.exchange_gradients(policy, True)
     with torch.set_grad_enabled(gradients), workers.accelerator.autocast():

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sams.policy.packing import SEGMENTS, VARLEN
+from sams.policy.attention import SEGMENTS, VARLEN
 from sams.policy.policy import Policy, bare
 from sams.policy.rows import pack_rows
 from sams.policy.stored import fill, materialise, stored_names, without_weights

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from sams.policy.packing import SEGMENTS, VARLEN
+from sams.policy.attention import SEGMENTS, VARLEN
 from sams.policy.policy import Policy
 from sams.policy.rows import pack_rows, pad_rows
 from tests.conftest import ROOT

@@ -12,8 +12,7 @@ import torch
 
 from sams.planning.memory import Passes, longest_rows
 from sams.planning.models import build
-from sams.policy.model import checkpoint_activations
-from sams.policy.packing import SEGMENTS
+from sams.policy.attention import SEGMENTS
 from sams.policy.policy import Policy
 from sams.policy.rows import Rows
 
@@ -40,7 +39,7 @@ if __name__ == "__main__":
             torch.nn.init.uniform_(part, -0.05, 0.05)
         policy.pack(SEGMENTS)
         if passes.checkpointing:
-            checkpoint_activations(policy.model)
+            policy.prepare(compiled=False, checkpointing="full")
         step(policy, longest_rows(passes, 16, packed=True))  # what libraries take once
         rows = longest_rows(passes, int(sys.argv[3]), packed=True)
         Path("/proc/self/clear_refs").write_text("5")

@@ -11,7 +11,7 @@ import torch
 from benchmarks.traffic import CountTraffic, expected
 from sams.planning.memory import Passes, Simulation
 from sams.planning.models import build, sizes_of
-from sams.policy.model import blocks
+from sams.policy.blocks import blocks
 from sams.study.architectures import config_of
 from sams.study.settings import Model
 from tests.conftest import ROOT

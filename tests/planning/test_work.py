@@ -10,7 +10,7 @@ from sams.planning import work as count
 from sams.planning.data import Facts
 from sams.planning.models import Sizes, sizes_of
 from sams.planning.work import Work, scheduler_costs
-from sams.policy.packing import SEGMENTS
+from sams.policy.attention import SEGMENTS
 from sams.policy.policy import weights_of
 from sams.runtime.costs import Tally
 from sams.scheduling.networks import Exploitation, Exploration

@@ -1,6 +1,7 @@
 """Log-probs and contexts of the policy against the plain computation, for four architecture classes."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sams.policy import policy as policy_module
-from sams.policy.model import build_model, checkpoint_activations, load_model
-from sams.policy.packing import SEGMENTS
-from sams.policy.policy import Policy
+from sams.policy import logps
+from sams.policy.attention import SEGMENTS
+from sams.policy.blocks import Checkpointing
+from sams.policy.model import build_model, load_model
+from sams.policy.policy import Policy, Scores, completion_means
 from sams.policy.rows import Item, Rows, pack_rows, pad_rows
 from sams.training.tuning import saved_bytes
 from tests import tiny
@@ -45,17 +47,18 @@ def naive_logps(policy: Policy, rows: Rows) -> torch.Tensor:
     return (logps * completion_mask(rows)[:, 1:]).sum(dim=1)
 
 
-def call(policy: Policy, rows: Rows, contexts: bool = False) -> policy_module.Scores:
-    scores: policy_module.Scores = policy(rows, contexts)
+def call(policy: Policy, rows: Rows, contexts: bool = False) -> Scores:
+    scores: Scores = policy(rows, contexts)
     return scores
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("chunk", [3, 7, 512])
+@pytest.mark.parametrize(("chunk", "kept"), [(3, 2**30), (7, 2**30), (512, 2**30), (3, 1000)])
 def test_chunked_logps_and_their_gradients_equal_the_naive_ones(
-    kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, chunk: int, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy_module, "LOGP_CHUNK", chunk)
+    monkeypatch.setattr(logps, "LOGP_CHUNK", chunk)
+    monkeypatch.setattr(logps, "LOGITS_BYTES", kept)
     policy, rows = model_and_rows(kind)
     expected = naive_logps(policy, rows)
     weights = torch.linspace(-1, 1, len(expected))
@@ -79,29 +82,34 @@ def test_chunked_logps_and_their_gradients_equal_the_naive_ones(
 
 
 class Largest(TorchDispatchMode):
-    """Notes the number of elements of the largest tensor that any operation returns."""
+    """Notes the elements of the largest tensor of each type that any operation returns."""
 
-    elements = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: Counter[torch.dtype] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = function(*args, **(kwargs or {}))
-        sizes = (part.numel() for part in tree_leaves(found) if isinstance(part, torch.Tensor))
-        self.elements = max([self.elements, *sizes])
+        for part in tree_leaves(found):
+            if isinstance(part, torch.Tensor):
+                self.elements[part.dtype] = max(self.elements[part.dtype], part.numel())
         return found
 
 
 @pytest.mark.parametrize("packed", [None, SEGMENTS])
-def test_no_matrix_of_tokens_by_vocabulary_is_ever_alive(
+def test_logits_of_all_tokens_are_kept_in_the_compute_type_within_a_bound(
     packed: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In forward and backward pass; and what the forward pass keeps does not grow with the vocabulary."""
-    monkeypatch.setattr(policy_module, "LOGP_CHUNK", 8)
+    """In forward and backward pass; float32 is for chunks; beyond the bound logits are computed again."""
+    monkeypatch.setattr(logps, "LOGP_CHUNK", 8)
     items: list[Item] = [([1, 3], [[4] * 50, [5] * 50]), ([1, 6, 7], [[8] * 50, [9] * 50])]
     rows = pack_rows(items) if packed else pad_rows(items)
+    vocabulary, tokens = 1000, 200
+    architecture = tiny.SIZES | tiny.ARCHITECTURES["llama"] | {"vocab_size": vocabulary}
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**architecture)).bfloat16()
     kept = []
-    for vocabulary in (1000, 4000):
-        architecture = tiny.SIZES | tiny.ARCHITECTURES["llama"] | {"vocab_size": vocabulary}
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**architecture))
+    for bound in (tokens, 50):
+        monkeypatch.setattr(logps, "LOGITS_BYTES", bound * vocabulary * 2)
         policy = Policy(model)
         policy.pack(packed)
         with Largest() as largest:
@@ -109,9 +117,49 @@ def test_no_matrix_of_tokens_by_vocabulary_is_ever_alive(
                 loss = policy(rows).logps.sum()
             loss.backward()
         kept.append(sum(saved.values()))
-        weights = vocabulary * tiny.SIZES["hidden_size"]
-        assert largest.elements == max(weights, 8 * vocabulary) < 200 * vocabulary
-    assert kept[0] == kept[1]
+        assert largest.elements[torch.float32] == 8 * vocabulary
+        assert largest.elements[torch.bfloat16] == bound * vocabulary
+    # The last of four groups is kept.
+    assert kept[0] - kept[1] == pytest.approx(150 * vocabulary * 2, rel=0.2)
+
+
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_log_probs_from_bfloat16_logits_are_those_of_float64(cap: float | None, monkeypatch: Any) -> None:
+    monkeypatch.setattr(logps, "LOGP_CHUNK", 5)
+    torch.manual_seed(0)
+    states, weight = torch.randn(23, 16).bfloat16(), torch.randn(97, 16).bfloat16()
+    targets = torch.randint(97, (23,))
+    logits = (states @ weight.T).requires_grad_()
+    weights = torch.linspace(-1, 1, 23)
+
+    oracle = logits.detach().double().requires_grad_()
+    final = oracle if cap is None else cap * torch.tanh(oracle / cap)
+    expected = final.log_softmax(dim=1).gather(1, targets[:, None])[:, 0]
+    (expected * weights).sum().backward()
+
+    found = logps.token_logps(lambda _: logits, states, targets, vocabulary=97, cap=cap)
+    (found * weights).sum().backward()
+    assert found.dtype == torch.float32 and logits.grad is not None and oracle.grad is not None
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
+    # One rounding to bfloat16.
+    torch.testing.assert_close(logits.grad.double(), oracle.grad, rtol=2**-8, atol=1e-6)
+
+
+def test_contexts_are_summed_in_float32_and_those_of_empty_completions_are_zero() -> None:
+    torch.manual_seed(0)
+    counts = [300, 0, 5]
+    rows = replace(
+        pack_rows([([1], [[2] * 300]), ([1], [[]]), ([1], [[3] * 5])]), counts=torch.tensor(counts)
+    )
+    block = torch.nn.Identity()
+    states = (1 + torch.randn(1, rows.input_ids.numel(), 16)).bfloat16()
+    with completion_means([block], rows) as means:
+        block(states)
+    parts = states[0].double()[rows.answers].split(counts)
+    expected = torch.stack([part.sum(dim=0) / max(1, len(part)) for part in parts])
+    # On a CPU sum, count and mean are rounded to bfloat16; sums of 300 in bfloat16 would be wrong by percents.
+    torch.testing.assert_close(means[0].double(), expected, rtol=2**-7, atol=1e-6)
+    assert means[0].dtype == torch.bfloat16 and not means[0][1].any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -161,15 +209,15 @@ def test_train_and_eval_give_the_same_logps_bit_by_bit(kind: str) -> None:
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
     gradients = []
-    for checkpointing in (False, True):
+    kinds: tuple[Checkpointing, ...] = ("none", "full", "selective")
+    for checkpointing in kinds:
         model = build_model(tiny.settings(), tiny.tokenizer(), seed=0)
-        if checkpointing:
-            checkpoint_activations(model)
         policy = Policy(model)
+        policy.prepare(compiled=False, checkpointing=checkpointing)
         _, rows = model_and_rows("llama")
         call(policy, rows).logps.sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]))
-    assert torch.equal(gradients[0], gradients[1])
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
     assert gradients[0].norm() > 0
 
 

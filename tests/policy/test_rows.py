@@ -34,7 +34,7 @@ def test_a_packed_row_holds_each_prompt_once() -> None:
     assert rows.position_ids is not None
     assert rows.position_ids.tolist() == [[0, 1, 2, 2, 3, 0, 1, 2, 3, 1]]
     assert rows.branches is not None
-    assert rows.branches.items == ((2, (1, 2)), (1, (3, 1)))
+    assert rows.branches.lengths.tolist() == [[2, 1, 2], [1, 3, 1]]
     assert (rows.tokens, rows.attention_mask) == (10, None)
 
 

@@ -15,8 +15,8 @@ import transformers
 from torch import Tensor, nn
 
 from sams.losses.table import build_loss
+from sams.policy.attention import SEGMENTS
 from sams.policy.model import build_model
-from sams.policy.packing import SEGMENTS
 from sams.policy.policy import Policy
 from sams.policy.rows import Item, pad_rows
 from sams.training.distribution import Workers

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sams.policy.packing import SEGMENTS
+from sams.policy.attention import SEGMENTS
 from sams.runtime.files import read_json
 from sams.study.recipes import Job, ReferenceRecipe
 from sams.training import preference, reference

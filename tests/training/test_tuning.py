@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sams.planning.memory import fake_processes
+from sams.policy.attention import SEGMENTS
 from sams.policy.model import build_model
-from sams.policy.packing import SEGMENTS
 from sams.policy.policy import Policy, Scores
 from sams.policy.rows import pack_rows
 from sams.runtime.errors import UserError
@@ -17,6 +17,7 @@ from sams.runtime.files import read_json
 from sams.study.settings import Model
 from sams.training import tuning
 from sams.training.distribution import Workers, shard
+from sams.training.layout import choose_layout
 from sams.training.tasks.pairs import PairTask
 from sams.training.tuning import Tuning, tune
 from tests import tiny
@@ -52,7 +53,8 @@ def found(workers: Workers, settings: Model, **overrides: Any) -> tuple[Tuning, 
 
 @pytest.mark.parametrize("kind", tiny.ARCHITECTURES)
 def test_rows_are_packed_where_the_model_agrees(workers: Workers, kind: str) -> None:
-    assert tuning.agreeing_attention(policy_of(tiny.settings(kind)), TASK, workers, "float32") == SEGMENTS
+    settings = tiny.settings(kind)
+    assert choose_layout(policy_of(settings), TASK, workers, settings) == (SEGMENTS, [])
 
 
 @pytest.mark.parametrize("kind", OTHERS)
@@ -64,13 +66,17 @@ def test_a_model_that_cannot_pack_is_told_of_and_computes_padded_rows(
     with caplog.at_level(logging.INFO):
         tuned, policy = found(workers, settings, micro_batch=2, scoring_micro_batch=2)
     assert tuned.packed is None and policy.packed is None
-    assert "rows cannot be packed" in caplog.text or "does not support" in caplog.text
-    assert "computes padded rows, which is slower" in caplog.text
+    assert "computes padded rows, which is slower (segments: " in caplog.text
+    assert tuned.fallbacks == [
+        record.message
+        for record in caplog.records
+        if (record.levelname, record.module) == ("WARNING", "layout")
+    ]
 
 
 def test_packing_can_be_switched_off(workers: Workers) -> None:
     tuned, _ = found(workers, tiny.settings(packing=False), micro_batch=2, scoring_micro_batch=3)
-    assert tuned == Tuning(None, 2, 3, False)
+    assert tuned == Tuning(None, 2, 3, "none")
 
 
 def test_sizes_are_found_within_a_process_share_and_leave_no_gradient(workers: Workers) -> None:
@@ -133,10 +139,10 @@ def test_memory_bounds_the_micro_batch_and_calls_for_checkpointing(
 
     free(3.1 * longest)
     tuned, policy = found(workers, settings)
-    assert (tuned.activation_checkpointing, tuned.micro_batch <= 4) == (False, True)
+    assert (tuned.checkpointing, tuned.micro_batch <= 4) == ("none", True)
     free(0.95 * longest)
     tuned, policy = found(workers, settings)
-    assert tuned.activation_checkpointing and policy.model.is_gradient_checkpointing
+    assert tuned.checkpointing == "full"
     free(0.01 * longest)
     with pytest.raises(UserError, match=r"activation_checkpointing: .*longest item take.*available"):
         found(workers, settings)
@@ -173,7 +179,9 @@ def test_a_found_size_is_kept_in_the_result_and_a_resumed_run_takes_it_over(
         "packed": SEGMENTS,
         "micro_batch": 3,
         "scoring_micro_batch": 3,
-        "activation_checkpointing": False,
+        "checkpointing": "none",
+        "compiled": False,
+        "fallbacks": [],
     }
     assert read_json(tmp_path / "whole" / "recipe.json")["tuning"] == expected
 

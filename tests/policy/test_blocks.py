@@ -1,0 +1,130 @@
+"""Blocks that are compiled as wholes, and recomputed: same values, one compilation for all batches, what is kept."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sams.policy.attention import SEGMENTS, VARLEN
+from sams.policy.blocks import Checkpointing, prepare_blocks
+from sams.policy.policy import Policy
+from sams.policy.rows import Item, pack_rows
+from tests.policy import kernel  # noqa: F401  registers a CPU kernel
+from tests.policy.models import ARCHITECTURES, items_of, policy_of
+
+BATCHES = [items_of(count, seed) for count, seed in ((6, 4), (4, 5), (3, 6), (5, 7), (2, 8))]
+"""No two with the same numbers of items or tokens."""
+
+
+@pytest.fixture(autouse=True)
+def no_earlier_compilation() -> None:
+    torch._dynamo.reset()
+    counters.clear()
+
+
+def step(policy: Policy, items: list[Item]) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs, contexts and gradient."""
+    policy.zero_grad()
+    scores = policy(pack_rows(items), with_contexts=True)
+    (scores.logps * torch.linspace(-1, 1, len(scores.logps))).sum().backward()
+    gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+    assert scores.contexts is not None
+    return scores.logps.detach(), scores.contexts, gradient
+
+
+def assert_compiled_once(policy: Policy, plain: Policy, checkpointing: Checkpointing) -> None:
+    """Values are those of the plain blocks, and the first batch, with and without gradients, compiles for all."""
+    counter = CompileCounterWithBackend("aot_eager")
+    prepare_blocks(policy.model, compiled=True, checkpointing=checkpointing, fullgraph=True, backend=counter)
+    compiled = []
+    for items in BATCHES:
+        for found, expected in zip(step(policy, items), step(plain, items), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            policy(pack_rows(items), with_contexts=True)
+        compiled.append(counter.frame_count)
+    assert 0 < compiled[0] <= 8 and compiled == compiled[:1] * len(BATCHES)
+    assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_a_block_is_one_graph_for_rows_of_any_length(kind: str) -> None:
+    policy, plain = policy_of(kind), policy_of(kind)
+    policy.pack(SEGMENTS)
+    plain.pack(SEGMENTS)
+    assert_compiled_once(policy, plain, "none")
+
+
+@pytest.mark.parametrize("packed", [SEGMENTS, VARLEN])
+@pytest.mark.parametrize("checkpointing", ["full", "selective"])
+def test_recomputed_blocks_too(checkpointing: Checkpointing, packed: str) -> None:
+    dtype = torch.bfloat16 if packed == VARLEN else torch.float32
+    policy, plain = policy_of("llama", dtype), policy_of("llama", dtype)
+    policy.pack(packed)
+    plain.pack(packed)
+    assert_compiled_once(policy, plain, checkpointing)
+
+
+@pytest.mark.slow
+def test_kernels_that_inductor_writes_give_the_same() -> None:
+    policy, plain = policy_of("llama"), policy_of("llama")
+    policy.pack(SEGMENTS)
+    plain.pack(SEGMENTS)
+    policy.prepare(compiled=True, checkpointing="selective")
+    for items in BATCHES[:2]:
+        for found, expected in zip(step(policy, items), step(plain, items), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] >= 2
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_selective_checkpointing_keeps_matrix_products_and_attention() -> None:
+    """The backward pass has two products for each of the forward pass, and recomputes the rest."""
+    counted = {}
+    kinds: tuple[Checkpointing, ...] = ("none", "full", "selective")
+    for checkpointing in kinds:
+        policy = policy_of("llama")
+        policy.pack(SEGMENTS)
+        policy.prepare(compiled=False, checkpointing=checkpointing)
+        logps = policy(pack_rows(BATCHES[0])).logps.sum()
+        with Operations() as operations:
+            logps.backward()
+        counted[checkpointing] = operations.names
+    attend = "aten._scaled_dot_product_flash_attention_for_cpu.default"
+    products, rest = "aten.mm.default", "aten.rsqrt.default"
+    blocks = 7 * 2
+    assert [counted[kind][rest] for kind in kinds] == [0, 4, 4]
+    assert [counted[kind][products] - counted["none"][products] for kind in kinds] == [0, blocks, 0]
+    assert [counted[kind][attend] > 0 for kind in kinds] == [False, True, False]
+
+
+def test_a_later_call_replaces_an_earlier_one_and_hooks_stay_outside() -> None:
+    policy, plain = policy_of("llama"), policy_of("llama")
+    policy.pack(SEGMENTS)
+    plain.pack(SEGMENTS)
+    calls = []
+    for block in policy.model.base_model.layers:
+        block.register_forward_hook(lambda *_: calls.append(1))
+    policy.prepare(compiled=False, checkpointing="full")
+    step(policy, BATCHES[0])
+    assert len(calls) == 2, "not again in the backward pass"
+    policy.prepare(compiled=False, checkpointing="none")
+    for found, expected in zip(step(policy, BATCHES[0]), step(plain, BATCHES[0]), strict=True):
+        assert torch.equal(found, expected)
+    assert len(calls) == 4
