@@ -58,6 +58,7 @@ REWARDS = "scheduling/test_rewards.py::test_"
 SCHEDULER = "scheduling/test_scheduler.py::test_"
 SELECTORS = "scheduling/test_selectors.py::test_"
 POOL = "scheduling/test_pool.py::test_"
+PRECISION = "training/test_precision.py::test_"
 SAMS_SETTINGS = "scheduling/test_sams_settings.py::test_"
 ANY_SETTING = f"{SAMS_SETTINGS}every_setting_acts_as_the_equations_say"
 POLICY = "policy/test_policy.py::test_"
@@ -515,12 +516,30 @@ FAULTS = [
     Fault(
         "bfloat16 runs keep their weights in bfloat16",
         "training/distribution.py",
-        "self.accelerator.prepare_model(policy, evaluation_mode=not trained)",
-        "self.accelerator.prepare_model(\n"
-        "            policy.to(torch.bfloat16) if self.precision == 'bfloat16' else policy,\n"
-        "            evaluation_mode=not trained,\n"
-        "        )",
+        "if not any(parameter.is_meta for parameter in policy.parameters()):",
+        "if self.precision == 'bfloat16':\n            policy.to(torch.bfloat16)\n        else:",
         ("training/test_master_weights.py",),
+    ),
+    Fault(
+        "one process computes in float32 whatever the precision",
+        "training/distribution.py",
+        "if self.shards or (trained and",
+        "if self.shards or (self.world > 1 and trained and",
+        (f"{PRECISION}attention_receives_the_compute_type_and_two_processes_equal_one",),
+    ),
+    Fault(
+        "a step leaves the weights in bfloat16 that it was computed from",
+        "training/updates.py",
+        "optimiser.register_step_post_hook(lambda *_: reshard(policy))",
+        "",
+        (f"{PRECISION}a_pass_after_a_step_sees_the_new_weights",),
+    ),
+    Fault(
+        "weights are cast again in every micro-batch",
+        "training/distribution.py",
+        "policy.set_reshard_after_backward(False)",
+        "pass",
+        (f"{PRECISION}weights_are_cast_once_a_step",),
     ),
     # Losses.
     Fault(

@@ -8,6 +8,8 @@ import logging
 import tempfile
 from pathlib import Path
 
+import torch
+
 from sams.data.records import Message
 from sams.generation.decode import Decoder
 from sams.policy.model import load_model
@@ -108,7 +110,8 @@ def test_accuracy(
     """Return the percent of the clean test pairs in which the right answer has the larger implicit reward."""
     training = settings.runs[run]
     task = read_task(tokens, reference if training.needs_reference else None, "test", training)
-    policy = workers.wrap(Policy(load_model(model, settings.model)), trained=False)
+    dtype = getattr(torch, settings.model.precision)
+    policy = workers.wrap(Policy(load_model(model, settings.model, dtype=dtype)), trained=False)
     tuning = tune(
         policy,
         task,

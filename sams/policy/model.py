@@ -22,17 +22,22 @@ log = logging.getLogger(__name__)
 
 
 def load_model(
-    path: str | Path, settings: Model, *, revision: str | None = None, outline: bool = False
+    path: str | Path,
+    settings: Model,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    outline: bool = False,
 ) -> transformers.PreTrainedModel:
     """Load a causal language model from a folder or a hub id.
 
-    Weights are float32 whatever the type in the file: they are the optimiser's master weights. Only safetensors
-    are read unless `settings.allow_pickle` is set, and no code that comes with a model is run.
+    Only safetensors are read unless `settings.allow_pickle` is set, and no code that comes with a model is run.
 
     Args:
         path: folder or hub id.
         settings: attention kernel, and whether pickled weights may be read.
         revision: revision of a hub id.
+        dtype: type of the weights, whatever the type in the file; the optimiser needs float32 master weights.
         outline: load names, shapes and types only, on the meta device, to find missing and mismatched weights without
             reading them.
 
@@ -45,7 +50,7 @@ def load_model(
         model, problems = transformers.AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=settings.attention,
             use_safetensors=None if settings.allow_pickle else True,
             weights_only=True,
@@ -202,10 +207,10 @@ def without_dropout(model: transformers.PreTrainedModel) -> transformers.PreTrai
     return model
 
 
-def add_lora(model: transformers.PreTrainedModel, settings: Lora) -> PeftModel:
+def add_lora(model: transformers.PreTrainedModel, settings: Lora, seed: int = 0) -> PeftModel:
     """Add low-rank adapters to a model, in place, and freeze all other weights. Adapters start without effect.
 
-    Source: Hu et al. 2021, LoRA. Without dropout, as in all training here.
+    Adapters are float32, drawn from `seed`. Source: Hu et al. 2021, LoRA. Without dropout, as in all training here.
 
     Returns:
         The wrapper around `model` that can merge the adapters.
@@ -224,6 +229,8 @@ def add_lora(model: transformers.PreTrainedModel, settings: Lora) -> PeftModel:
         task_type="CAUSAL_LM",
     )
     try:
-        return peft.get_peft_model(model, config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return peft.get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"cannot add adapters: {first_line(error)}", where="lora.target_modules") from error

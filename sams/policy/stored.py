@@ -50,8 +50,10 @@ def files_of(path: str | Path, revision: str | None = None) -> Path:
         ) from error
 
 
-def without_weights(folder: Path, attention: str) -> transformers.PreTrainedModel:
-    """Build the model of a folder's config.json, float32 and without dropout, with its weights on the meta device.
+def without_weights(
+    folder: Path, attention: str, dtype: torch.dtype = torch.float32
+) -> transformers.PreTrainedModel:
+    """Build the model of a folder's config.json without dropout, with its weights on the meta device.
 
     Buffers have their values: they are computed from the config, and no file has them.
 
@@ -62,7 +64,7 @@ def without_weights(folder: Path, attention: str) -> transformers.PreTrainedMode
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
             model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
             )
         model.tie_weights()  # the meta device has separated tied weights
     except (OSError, ValueError, KeyError) as error:

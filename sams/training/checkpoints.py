@@ -33,7 +33,7 @@ from sams.runtime.files import (
     write_json,
     write_manifest,
 )
-from sams.training.distribution import Workers, local_part
+from sams.training.distribution import Workers, local_part, reshard
 from sams.training.sharded import LORA, load_sharded
 from sams.training.tuning import MEMORY_SHARE, free_bytes
 
@@ -162,6 +162,7 @@ class Checkpoints:
                 log.warning("%s is damaged, trying the checkpoint before it: %s", path, "; ".join(damages))
                 continue
             if optimiser is not None:
+                reshard(policy)
                 model_state, optimiser_state = get_state_dict(policy, optimiser, options=TRAINED)
                 state: dict[str, Any] = {"policy": model_state, "optimiser": optimiser_state}
                 load_sharded(state, path)
@@ -194,6 +195,7 @@ class Checkpoints:
         self.wait()
         state: dict[str, Any] = {}
         if optimiser is not None:
+            reshard(policy)
             self.workers.refuse_drift(policy)
             state["policy"], state["optimiser"] = get_state_dict(policy, optimiser, options=TRAINED)
         if self._group is None and dist.is_initialized():
@@ -309,6 +311,7 @@ class Checkpoints:
             shutil.rmtree(part, ignore_errors=True)
             part.parent.mkdir(parents=True, exist_ok=True)
         self.workers.barrier()
+        reshard(policy)
         self.workers.refuse_drift(policy)
         dcp.save({"policy": get_model_state_dict(policy)}, storage_writer=ResultWriter(part))
         if self.workers.is_main:

@@ -53,7 +53,7 @@ def main(
         upstream=upstream,
         part=f"half{half}",
     ) as job:
-        policy = load_policy(model, settings.model, job.workers, training=training)
+        policy = load_policy(model, settings.model, job.workers, training=training, seed=settings.seed)
         splits = ("train", training.evaluated_split)
         task, test = (read_task(tokens, reference, split, training) for split in splits)
         halves = torch.randperm(len(task.ids), generator=seeded("crossfit", settings.seed)).chunk(2)

@@ -1,7 +1,8 @@
 """The processes of a training job: rank, collective calls, and the replicated or sharded policy.
 
-accelerate sets up devices, process group, mixed precision and DDP. FSDP2 is applied with torch directly, because
-accelerate supports it on GPUs only, and the tests run it on CPU processes.
+accelerate sets up devices, process group and DDP. FSDP2 is applied with torch directly, because accelerate supports
+it on GPUs only, and the tests run it on CPU processes. A policy that is trained in bfloat16 is always an FSDP2
+module: its weights are float32 masters, from which FSDP2 makes the bfloat16 weights that compute.
 """
 
 import hashlib
@@ -77,7 +78,6 @@ class Workers:
             )
         self.accelerator = Accelerator(
             cpu=not gpus,
-            mixed_precision="bf16" if precision == "bfloat16" and strategy == "ddp" else "no",
             kwargs_handlers=[
                 # Later than the watch, which reports the position of every process.
                 InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes + 1)),
@@ -122,19 +122,29 @@ class Workers:
         self.watch.start(folder)
 
     def wrap(self, policy: Policy, *, trained: bool = True) -> nn.Module:
-        """Move the policy to the device and replicate (DDP) or shard (FSDP2) it.
+        """Move the policy to the device and replicate or shard it.
 
-        A policy that is sharded may be on the meta device, and stays there.
+        FSDP2 shards it, and also replicates it for training in bfloat16, as shards of size 1. DDP replicates it for
+        training in float32. A policy that is only scored needs no wrapper without shards. A policy that is sharded
+        may be on the meta device, and stays there.
         """
-        if self.shards:
-            empty = any(parameter.is_meta for parameter in policy.parameters())
-            mesh = mesh_of(self.device.type, self.world, self.shards)
-            return shard(policy if empty else policy.to(self.device), mesh, self.precision)
+        if not any(parameter.is_meta for parameter in policy.parameters()):
+            policy.to(self.device)
         if not trained:
             policy.requires_grad_(False)
-        # DDP refuses a module without gradients; scoring alone needs no exchange of them either.
-        wrapped: nn.Module = self.accelerator.prepare_model(policy, evaluation_mode=not trained)
+        if self.shards or (trained and self.precision == "bfloat16"):
+            self._init_process_group()
+            return shard(policy, mesh_of(self.device.type, self.world, self.shards or 1), self.precision)
+        if not trained:
+            return policy  # DDP refuses a module without gradients
+        wrapped: nn.Module = self.accelerator.prepare_model(policy)
         return wrapped
+
+    def _init_process_group(self) -> None:
+        """Make the process group that FSDP2 needs where torchrun has not started the process."""
+        if not dist.is_initialized():
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
     def exchange_gradients(self, policy: nn.Module, exchange: bool) -> None:
         """Set, *before* a forward pass, whether its backward pass ends with an exchange of gradients.
@@ -157,6 +167,7 @@ class Workers:
         shards = self.shards or 1
         if self.world == shards:
             return
+        reshard(policy)
         parts = (local_part(parameter.detach()) for parameter in policy.parameters())
         checksum = sum(part.double().sum() for part in parts)
         sums = [part.item() for part in self.all_gather(torch.as_tensor(checksum, device=self.device))]
@@ -165,6 +176,7 @@ class Workers:
 
     def clip(self, policy: nn.Module, max_norm: float) -> float:
         """Clip the gradient and return its norm over all processes before clipping."""
+        reshard(policy)
         norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
         # Under FSDP2 the norm is a DTensor: each process has a part of it.
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
@@ -253,12 +265,38 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def shard(policy: Policy, mesh: DeviceMesh, precision: str) -> Policy:
-    """Shard a policy with FSDP2, one group per block: float32 master weights, computed in `precision`."""
-    mixed = MixedPrecisionPolicy(param_dtype=getattr(torch, precision), reduce_dtype=torch.float32)
+    """Shard a policy with FSDP2, one group per block: float32 master weights, computed in `precision`.
+
+    With shards of size 1, nothing is gathered: the weights are cast to `precision` before the first pass of a step
+    and kept until `reshard`, and frozen weights are computed with as they are.
+    """
+    alone = mesh.size(mesh.ndim - 1) == 1
+    options: dict[str, Any] = {
+        "mesh": mesh,
+        # Inputs of blocks have the type of the embeddings; casting them would copy `Rows` in every block.
+        "mp_policy": MixedPrecisionPolicy(
+            getattr(torch, precision), torch.float32, cast_forward_inputs=False
+        ),
+    }
+    if alone:
+        options["reshard_after_forward"] = False
+        options["ignored_params"] = {weight for weight in policy.parameters() if not weight.requires_grad}
     for block in blocks(policy.model):
-        fully_shard(block, mesh=mesh, mp_policy=mixed)
-    fully_shard(policy, mesh=mesh, mp_policy=mixed)
+        fully_shard(block, **options)
+    fully_shard(policy, **options)
+    if alone:
+        policy.set_reshard_after_backward(False)  # type: ignore[operator]
     return policy
+
+
+def reshard(policy: nn.Module) -> None:
+    """Free the weights that FSDP2 gathered or cast; `policy.parameters()` are the master weights until the next pass.
+
+    Needed before the master weights are read or changed: FSDP2 would compute with the old ones.
+    """
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def end_worker(status: int) -> None:

@@ -103,7 +103,7 @@ def _noise(policy: nn.Module, precision: str) -> float:
 
 def score(policy: nn.Module, items: list[Item], workers: Workers) -> Scores:
     """Score items without gradients, in the policy's layout."""
-    with torch.no_grad(), workers.accelerator.autocast():
+    with torch.no_grad():
         scores: Scores = policy(rows_of(policy, items).to(workers.device))
     return scores
 

@@ -198,8 +198,7 @@ def _micro_batches(
         rows = pack_rows(sequences) if packed else pad_rows(sequences)
         if tally is not None:
             tally.add(rows.tokens, rows.input_ids.numel(), len(rows.answers), trained=torch.is_grad_enabled())
-        with workers.accelerator.autocast():
-            scores: Scores = policy(rows.to(workers.device), contexts)
+        scores: Scores = policy(rows.to(workers.device), contexts)
         yield positions, scores, task.items(scores, run, kl)
 
 

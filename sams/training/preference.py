@@ -75,7 +75,7 @@ def main(
         checkpoints=checkpoints,
         upstream=upstream,
     ) as job:
-        policy = load_policy(model, settings.model, job.workers, training=training)
+        policy = load_policy(model, settings.model, job.workers, training=training, seed=settings.seed)
         splits = ("train", training.evaluated_split)
         task, test = (read_task(tokens, reference, split, training) for split in splits)
         if training.flipped_share and job.workers.is_main:

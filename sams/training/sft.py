@@ -49,7 +49,7 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
         if settings.model.path is None:
             tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", trust_remote_code=False)
             built = build_model(settings.model, tokenizer, settings.seed)
-            policy = wrap(built, settings.model, job.workers, training)
+            policy = wrap(built, settings.model, job.workers, training, settings.seed)
         else:
             policy = load_policy(
                 settings.model.path,
@@ -57,6 +57,7 @@ def main(recipe: str, tokens: Path, out: Path, checkpoints: Path, scheduler: Pat
                 job.workers,
                 revision=settings.model.revision,
                 training=training,
+                seed=settings.seed,
             )
         data, test = read_tokens(tokens, "sft"), SftTask(read_tokens(tokens, "test"), response="chosen_ids")
         steps = count_rounds(len(data["id"]), training, "sft.batch_size")

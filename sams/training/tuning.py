@@ -24,7 +24,7 @@ from sams.policy.blocks import Checkpointing, blocks
 from sams.policy.policy import Scores, bare
 from sams.policy.rows import Rows, pad_rows
 from sams.runtime.errors import UserError
-from sams.training.distribution import Workers, local_part
+from sams.training.distribution import Workers, local_part, reshard
 from sams.training.layout import choose_layout, rows_of
 from sams.training.tasks.base import Scored
 
@@ -39,6 +39,8 @@ ADAM_BYTES = 12
 """Bytes per trained weight on the process that holds it: gradient and two moments in float32."""
 WAITING_BYTES = 4
 """Bytes per trained weight on every process: FSDP2 keeps unsharded float32 gradients until the last micro-batch."""
+COPY_BYTES = 2
+"""Bytes per trained weight of its bfloat16 copy, where FSDP2 has shards of size 1."""
 GOOD_ENOUGH = 1.05
 """A larger micro-batch must be faster by this factor, because timings are noisy and memory is not free."""
 
@@ -149,9 +151,10 @@ def activation_bytes(policy: nn.Module, task: Scored, workers: Workers) -> float
     counted = []
     for items in ([middle], [middle, middle]):
         rows = rows_of(policy, task.sequences(items)).to(workers.device)
-        with saved_bytes() as kept, workers.accelerator.autocast():
+        with saved_bytes() as kept:
             policy(rows)
         counted.append((sum(kept.values()), rows.input_ids.numel()))
+    reshard(policy)
     (first, short), (second, long) = counted
     return (second - first) / (long - short)
 
@@ -229,10 +232,14 @@ def local_weights(policy: nn.Module) -> int:
 
 
 def waiting_bytes(policy: nn.Module) -> int:
-    """Return the bytes of gradients that wait for the last micro-batch, in addition to `ADAM_BYTES`."""
+    """Return the bytes that FSDP2 keeps between micro-batches, in addition to `ADAM_BYTES`.
+
+    Gradients of unsharded weights, or for shards of size 1 the weights in bfloat16.
+    """
     if not isinstance(policy, FSDPModule):
         return 0
-    return WAITING_BYTES * sum(part.numel() for part in policy.parameters() if part.requires_grad)
+    weights = sum(part.numel() for part in policy.parameters() if part.requires_grad)
+    return (WAITING_BYTES if local_weights(policy) < weights else COPY_BYTES) * weights
 
 
 def free_bytes(device: torch.device) -> int:
@@ -276,8 +283,9 @@ def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gra
 def _pass(policy: nn.Module, rows: Rows, workers: Workers, *, gradients: bool) -> None:
     """Run a pass over rows, without and with a backward pass; no gradient is left."""
     workers.exchange_gradients(policy, True)
-    with torch.set_grad_enabled(gradients), workers.accelerator.autocast():
+    with torch.set_grad_enabled(gradients):
         scores: Scores = policy(rows)
     if gradients:
         workers.accelerator.backward(scores.logps.mean() * 0)
+        reshard(policy)
         policy.zero_grad()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
-from sams.training.distribution import Workers
+from sams.training.distribution import Workers, reshard
 from sams.training.gates import refuse_non_finite
 from sams.training.passes import Passes
 from sams.training.tasks.base import Items, Task
@@ -120,12 +120,15 @@ class AdamWStep:
 
 
 def adamw(policy: nn.Module, training: Training, workers: Workers) -> torch.optim.AdamW:
-    """AdamW over the float32 master weights."""
+    """AdamW over the float32 master weights; each step discards the bfloat16 weights made from the old ones."""
+    reshard(policy)
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     fused = workers.device.type == "cuda"
-    return torch.optim.AdamW(
+    optimiser = torch.optim.AdamW(
         parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=fused
     )
+    optimiser.register_step_post_hook(lambda *_: reshard(policy))
+    return optimiser
 
 
 def learning_rate(step: int, steps: int, training: Training) -> float:

@@ -45,8 +45,7 @@ def main(strategy: str, device: str, precision: str) -> None:
     losses = []
     for _ in range(5):
         optimiser.zero_grad()
-        with workers.accelerator.autocast():
-            chosen, rejected = policy(pack_rows(ITEMS).to(workers.device)).logps.chunk(2)
+        chosen, rejected = policy(pack_rows(ITEMS).to(workers.device)).logps.chunk(2)
         loss = -nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()
         workers.accelerator.backward(loss)
         workers.clip(policy, 10.0)

@@ -1,14 +1,24 @@
 """What the tests of training jobs start from."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from sams.study.recipes import ExportRecipe, PretrainRecipe, ReferenceRecipe, SftRecipe
 from sams.study.settings import Pretrain, Scheduler, Sft
 from sams.training import export, pretrain_scheduler, reference, sft
 from tests import tiny
 from tests.training.test_runs import TRAINING, here
+
+
+@pytest.fixture(autouse=True)
+def no_process_group() -> Iterator[None]:
+    """A policy that was trained in bfloat16 in this process leaves none behind."""
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,13 @@
 """bfloat16 computes over float32 master weights: steps too small for bfloat16 weights are not lost."""
 
-from collections.abc import Iterator
-
-import pytest
 import torch
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from sams.losses.table import build_loss
 from sams.policy.model import build_model
 from sams.policy.policy import Policy
 from sams.study.settings import Preference
-from sams.training.distribution import Workers
+from sams.training.distribution import Workers, local_part, reshard
 from sams.training.passes import accumulate_gradient, score
 from sams.training.tasks.pairs import PairTask
 from sams.training.tasks.preference import PreferenceTask
@@ -22,20 +18,13 @@ STEPS = 100
 PAIRS = 4
 
 
-@pytest.fixture(autouse=True)
-def forget_precision() -> Iterator[None]:
-    """accelerate holds one precision for the whole process: leave the next test free to choose."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 def weights(policy: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().double().flatten() for parameter in policy.parameters()])
+    reshard(policy)
+    return torch.cat([local_part(weight.detach()).double().flatten() for weight in policy.parameters()])
 
 
 def update(precision: str, stored: torch.dtype = torch.float32) -> Tensor:
     """What 100 steps at learning rate 1e-6 add to the weights."""
-    AcceleratorState._reset_state(reset_partial_state=True)
     workers = Workers(device="cpu", strategy="ddp", precision=precision, threads=1, timeout_minutes=1)
     policy = workers.wrap(Policy(build_model(tiny.settings(), tiny.tokenizer(), seed=0).to(stored)))
     data, items = tiny.pairs(PAIRS, seed=1), list(range(PAIRS))
