@@ -13,7 +13,7 @@ from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
 from sams.planning.models import Sizes
 from sams.planning.work import SchedulerCosts
 from sams.runtime.gpus import Gpu
-from sams.training.tuning import ADAM_BYTES, MEMORY_SHARE, WAITING_BYTES
+from sams.training.memory import ADAM_BYTES, MEMORY_SHARE, WAITING_BYTES
 
 if TYPE_CHECKING:
     from sams.study.settings import MicroBatch, Training
