@@ -225,7 +225,7 @@ def _segments_backward(
     autograd = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
     with autograd, torch.enable_grad():
         inputs = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
-        out = _segments(*inputs, lengths, scale, window, softcap)
+        out = _segments(inputs[0], inputs[1], inputs[2], lengths, scale, window, softcap)
         found = torch.autograd.grad(out, inputs, gradient)
     return found[0].contiguous(), found[1].contiguous(), found[2].contiguous()
 
@@ -321,8 +321,10 @@ def flexible_attention(
         _compiled(flex_attention) if query.is_cuda and not torch.compiler.is_compiling() else flex_attention
     )
 
+    cap: Any = softcap
+
     def capped(score: Tensor, *_: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return cap * torch.tanh(score / cap)
 
     out: Any = attend(
         query,

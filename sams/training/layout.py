@@ -97,7 +97,7 @@ def _changes(items: Sequence[Item], vocabulary: int) -> list[tuple[list[Item], l
 def _noise(policy: nn.Module, precision: str) -> float:
     """Largest change per token that is rounding: none, except where tokens share the matrices of experts."""
     config: Any = bare(policy).model.config
-    experts = any("experts" in name and value for name, value in vars(config).items())
+    experts = any("experts" in name and isinstance(value, int) for name, value in vars(config).items())
     return OUTLIER * TOLERANCE[precision] if experts else 0.0
 
 

@@ -37,9 +37,9 @@ def step(policy: Policy, items: list[Item]) -> tuple[Tensor, Tensor, Tensor]:
     return scores.logps.detach(), scores.contexts, gradient
 
 
-def assert_compiled_once(policy: Policy, plain: Policy, checkpointing: Checkpointing) -> None:
+def assert_compiled_once(policy: Policy, plain: Policy, checkpointing: Checkpointing, backend: str) -> None:
     """Values are those of the plain blocks, and the first batch, with and without gradients, compiles for all."""
-    counter = CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend(backend)
     prepare_blocks(policy.model, compiled=True, checkpointing=checkpointing, fullgraph=True, backend=counter)
     compiled = []
     for items in BATCHES:
@@ -57,17 +57,24 @@ def test_a_block_is_one_graph_for_rows_of_any_length(kind: str) -> None:
     policy, plain = policy_of(kind), policy_of(kind)
     policy.pack(SEGMENTS)
     plain.pack(SEGMENTS)
-    assert_compiled_once(policy, plain, "none")
+    assert_compiled_once(policy, plain, "none", "eager")
 
 
-@pytest.mark.parametrize("packed", [SEGMENTS, VARLEN])
-@pytest.mark.parametrize("checkpointing", ["full", "selective"])
+@pytest.mark.parametrize(
+    ("checkpointing", "packed"),
+    [
+        ("selective", VARLEN),
+        pytest.param("full", VARLEN, marks=pytest.mark.slow),
+        pytest.param("full", SEGMENTS, marks=pytest.mark.slow),
+        pytest.param("selective", SEGMENTS, marks=pytest.mark.slow),
+    ],
+)
 def test_recomputed_blocks_too(checkpointing: Checkpointing, packed: str) -> None:
     dtype = torch.bfloat16 if packed == VARLEN else torch.float32
     policy, plain = policy_of("llama", dtype), policy_of("llama", dtype)
     policy.pack(packed)
     plain.pack(packed)
-    assert_compiled_once(policy, plain, checkpointing)
+    assert_compiled_once(policy, plain, checkpointing, "aot_eager")
 
 
 @pytest.mark.slow
@@ -108,7 +115,7 @@ def test_selective_checkpointing_keeps_matrix_products_and_attention() -> None:
         counted[checkpointing] = operations.names
     attend = "aten._scaled_dot_product_flash_attention_for_cpu.default"
     products, rest = "aten.mm.default", "aten.rsqrt.default"
-    blocks = 7 * 2
+    blocks = 2 * 6  # the last product of a block is not needed again
     assert [counted[kind][rest] for kind in kinds] == [0, 4, 4]
     assert [counted[kind][products] - counted["none"][products] for kind in kinds] == [0, blocks, 0]
     assert [counted[kind][attend] > 0 for kind in kinds] == [False, True, False]

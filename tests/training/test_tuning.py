@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from sams.planning.memory import fake_processes
 from sams.policy.attention import SEGMENTS
@@ -73,6 +74,26 @@ def test_a_model_that_cannot_pack_is_told_of_and_computes_padded_rows(
         for record in caplog.records
         if (record.levelname, record.module) == ("WARNING", "layout")
     ]
+
+
+def test_a_leak_within_the_tolerance_of_bfloat16_is_noticed(
+    workers: Workers,
+) -> None:
+    """A token of a packed row takes a hundredth of its neighbour's state, as of a convolution over the row."""
+    settings = tiny.settings(precision="bfloat16")
+    policy = policy_of(settings)
+    policy.model.bfloat16()
+    assert choose_layout(policy, TASK, workers, settings) == (SEGMENTS, [])
+    embed = policy.model.base_model.embed_tokens
+
+    def leak(_module: Any, _inputs: Any, states: Tensor) -> Tensor:
+        return states + 0.01 * states.roll(1, dims=1) * (len(states) == 1)
+
+    handle = embed.register_forward_hook(leak)
+    packed, fallbacks = choose_layout(policy, TASK, workers, settings)
+    handle.remove()
+    assert packed is None
+    assert "segments: tokens that a sequence does not see change its log-prob by" in fallbacks[0]
 
 
 def test_packing_can_be_switched_off(workers: Workers) -> None:
