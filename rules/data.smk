@@ -36,7 +36,7 @@ rule prepare_data:
         **JOBS.parameters("prepare_data"),
         options=options(out=DATA),
     shell:
-        STAGE
+        WARNING_STAGE
 
 
 # Fetches a published input of a benchmark if the file does not exist.
@@ -96,4 +96,4 @@ rule tokenise:
         **JOBS.parameters("tokenise"),
         options=options("data", processes="{threads}", required=REQUIRED_ROWS, out=TOKENS),
     shell:
-        STAGE
+        WARNING_STAGE

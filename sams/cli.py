@@ -47,6 +47,25 @@ def check(configfile: ConfigFiles = None, rehearse: Rehearse = False, given: Giv
 
 
 @app.command()
+def data(
+    study: Annotated[
+        str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
+    ] = None,
+    configfile: ConfigFiles = None,
+    rows: Annotated[int, typer.Option(min=0, help="Rows of each training split to print.")] = 2,
+    rehearse: Rehearse = False,
+    given: Given = None,
+) -> None:
+    """Print a study's rows as they will be trained on, lengths, and what is cut, repeated or contradictory."""
+    from sams.data.show import show as show_data
+
+    files = [] if study is None else [Path(study)]
+    if study is not None and not files[0].is_file() and "/" not in study:
+        files = [SOURCE / "config" / "studies" / f"{study.removesuffix('.yaml')}.yaml"]
+    show_data(_study([*files, *(configfile or [])], rehearse, given), rows)
+
+
+@app.command()
 def grid(
     method: Annotated[list[str] | None, typer.Option(help="Methods; default: all with a grid.")] = None,
     configfile: ConfigFiles = None,

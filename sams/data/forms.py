@@ -1,46 +1,66 @@
 """Readers of preference pairs and supervised examples in the usual row formats.
 
-A preference pair:
+A preference pair has `chosen` and `rejected`, each an answer as text, as one message, as a complete conversation, or
+as a complete dialogue in hh-rlhf's format (``"\\n\\nHuman: ...\\n\\nAssistant: ..."``); and its prompt, unless the
+conversations hold it. A supervised example has a prompt and `response` (or `output`, `completion`, `answer`), or
+one conversation.
 
-* ``{"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": ...}`` (hh-rlhf): the prompt is what both have
-  in common, up to the last `Assistant:`
-* ``{"prompt": text or messages, "chosen": text, "rejected": text}``
-* ``{"chosen": messages, "rejected": messages}`` (OpenAI's format), with or without ``prompt``
-* ``{"instruction": text, "input": text, "chosen": text, "rejected": text}``
+The prompt is `prompt`, `question`, `query`, `instruction` with `input`, `input` alone, or a conversation: `messages`
+in OpenAI's format, `conversations` in ShareGPT's. `system` becomes the first message, `history` the turns before the
+prompt. Messages may be written to a text as JSON. A prompt that is one text is one user message or, if it begins with
+`Human:`, a dialogue. Everything that is given twice must agree. A column that no reader uses is refused, unless it is
+known to be harmless (`sams.data.columns`).
 
-A supervised example: ``{"prompt": text or messages, "response": text}``, ``{"messages": messages}`` or
-``{"instruction": text, "input": text, "output": text}``.
-
-The first row decides the format, and all rows must have it. A prompt given as text is one user message or, if it
-begins with `Human:`, a dialogue in hh-rlhf's format. White space around messages and responses is removed.
+The first row decides where the prompt is, and all rows must have it there. White space around messages and responses
+is removed.
 """
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
 
+from sams.data.columns import (
+    CONVERSATIONS,
+    HISTORY,
+    PROMPTS,
+    RESPONSES,
+    SIDES,
+    SYSTEM,
+    Row,
+    is_empty,
+    refuse_unknown,
+    renamed,
+)
+from sams.data.messages import (
+    DROP,
+    answered_dialogue,
+    dialogue,
+    history_of,
+    is_dialogue,
+    messages_of,
+    text_of,
+    unpacked,
+)
 from sams.data.records import Example, Message, Pair
-from sams.data.sources import Row, numbered_rows
-from sams.runtime.errors import UserError
+from sams.data.sources import numbered_rows
+from sams.runtime.errors import UserError, nearest
 
 T = TypeVar("T")
 
-TURN = re.compile(r"\n\n(Human|Assistant):")
-ROLES = {"Human": "user", "Assistant": "assistant"}
-KNOWN_ROLES = ("system", "user", "assistant")
-
-PAIR_FORMS = (("prompt", "chosen", "rejected"), ("instruction", "chosen", "rejected"), ("chosen", "rejected"))
-EXAMPLE_FORMS = (("messages",), ("prompt", "response"), ("instruction", "output"))
+PAIR_FORMS = "{prompt, chosen, rejected} or {instruction, chosen, rejected} or {chosen, rejected}"
+EXAMPLE_FORMS = "{messages} or {prompt, response} or {instruction, output}"
 
 NAMED_BROKEN_ROWS = 10
 
 
 class Reading:
-    """Counts of the rows read, for the report.
+    """How rows are read, and the counts of those read, for the report.
 
     Args:
         drop: whether to skip a row that cannot be read, instead of raising its error.
+        columns: own name of each known column.
+        ignored: columns that are left out.
+        turns: assistant turns of a conversation that become supervised examples.
 
     Attributes:
         rows: number of rows read.
@@ -49,8 +69,18 @@ class Reading:
         n_broken: number of skipped rows.
     """
 
-    def __init__(self, *, drop: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        drop: bool = False,
+        columns: Mapping[Any, str] | None = None,
+        ignored: frozenset[str] = frozenset(),
+        turns: Literal["all", "last"] = "all",
+    ) -> None:
         self.drop = drop
+        self.columns = columns or {}
+        self.ignored = ignored
+        self.turns = turns
         self.rows = 0
         self.left_out: Counter[str] = Counter()
         self.n_broken = 0
@@ -65,7 +95,7 @@ class Reading:
         for where, row in rows:
             self.rows += 1
             try:
-                record = read(row, where)
+                record = read(renamed(row, self.columns), where)
             except UserError as error:
                 if not self.drop:
                     raise
@@ -90,138 +120,182 @@ def read_pairs(source: str, split: str, reading: Reading | None = None) -> Itera
     Raises:
         UserError: a row cannot be read; the message names source, row (from 1) and key.
     """
-    keys: tuple[str, ...] | None = None
+    reading = reading or Reading()
+    form: list[str | None] = []
 
     def pair_of(row: Row, where: str) -> Pair:
-        nonlocal keys
-        keys = keys or _form(row, PAIR_FORMS, where)
-        pair = _pair(row, keys, where)
+        if not form:
+            form.append(_form_of_pair(row, where, reading))
+        refuse_unknown(row, where, reading.ignored)
+        pair = _pair(row, form[0], where)
         if pair.chosen == pair.rejected:
-            raise UserError("chosen and rejected are equal", where=where, remedy="drop the row or correct it")
+            raise UserError("chosen and rejected are equal", where=where, remedy=DROP)
         return pair
 
-    return (reading or Reading()).each(numbered_rows(source, split), pair_of)
+    return reading.each(numbered_rows(source, split), pair_of)
 
 
 def read_examples(source: str, split: str, reading: Reading | None = None) -> Iterator[Example]:
     """Yield the supervised examples of a file or hub data set (of `split`, unless the source names one).
 
+    A conversation gives one example for each assistant turn, whose prompt is the conversation before it, or with
+    `reading.turns` "last" one example for its last turn.
+
     Raises:
         UserError: a row cannot be read; the message names source, row (from 1) and key.
     """
-    keys: tuple[str, ...] | None = None
+    reading = reading or Reading()
+    form: list[tuple[str, str | None]] = []
 
-    def example_of(row: Row, where: str) -> Example:
-        nonlocal keys
-        keys = keys or _form(row, EXAMPLE_FORMS, where)
-        return _example(row, keys, where)
+    def examples_of(row: Row, where: str) -> list[Example]:
+        if not form:
+            form.append(_form_of_example(row, where, reading))
+        refuse_unknown(row, where, reading.ignored)
+        return _examples(row, *form[0], where, reading.turns)
 
-    return (reading or Reading()).each(numbered_rows(source, split), example_of)
-
-
-def _form(row: Row, forms: tuple[tuple[str, ...], ...], where: str) -> tuple[str, ...]:
-    for keys in forms:
-        if set(keys) <= set(row):
-            return keys
-    known = " or ".join("{" + ", ".join(keys) + "}" for keys in forms)
-    raise UserError(
-        f"unknown form with keys {sorted(map(str, row))}, expected {known}",
-        where=where,
-        remedy="rename the keys",
-    )
+    for examples in reading.each(numbered_rows(source, split), examples_of):
+        yield from examples
 
 
-def _pair(row: Row, keys: tuple[str, ...], where: str) -> Pair:
-    chosen, rejected = value_of(row, "chosen", where), value_of(row, "rejected", where)
-    if isinstance(chosen, list):
-        return _pair_of_conversations(row, chosen, rejected, where)
-    texts = text_of(chosen, f"{where}, key 'chosen'"), text_of(rejected, f"{where}, key 'rejected'")
-    if keys[0] == "chosen":
-        return _pair_of_dialogues(*texts, where)
-    return Pair(prompt_of(row, keys[0], where), *texts)
+def read_prompts(source: str, split: str) -> Iterator[list[Message]]:
+    """Yield the prompts of a file or hub data set, whose rows may also hold answers.
+
+    Raises:
+        UserError: a row cannot be read; the message names source, row (from 1) and key.
+    """
+    column = ""
+    for where, row in numbered_rows(source, split):
+        column = column or next((key for key in PROMPTS if key in row), "prompt")
+        refuse_unknown(row, where)
+        yield _prompt(row, column, where)
 
 
-def _pair_of_conversations(row: Row, chosen: list[Any], rejected: Any, where: str) -> Pair:
-    """Read a pair whose sides are lists of messages: complete conversations, or the answers to `prompt` alone."""
-    sides = [
-        _messages(side, f"{where}, key '{key}'") for key, side in (("chosen", chosen), ("rejected", rejected))
+# --- forms ----------------------------------------------------------------------------------------
+
+
+def _form_of_pair(row: Row, where: str, reading: Reading) -> str | None:
+    """Return the column of the prompt; None for complete conversations alone."""
+    if not set(SIDES) <= set(row):
+        raise _unknown_form(row, PAIR_FORMS, where, reading)
+    return next((key for key in PROMPTS if key in row), None)
+
+
+def _form_of_example(row: Row, where: str, reading: Reading) -> tuple[str, str | None]:
+    """Return the columns of prompt and response; None for a conversation that holds both."""
+    conversation = next((key for key in CONVERSATIONS if key in row), None)
+    response = next((key for key in RESPONSES if key in row), None)
+    if conversation is not None:
+        return conversation, response
+    prompt = next((key for key in PROMPTS if key in row), None)
+    if prompt is None or response is None:
+        raise _unknown_form(row, EXAMPLE_FORMS, where, reading)
+    return prompt, response
+
+
+def _unknown_form(row: Row, known: str, where: str, reading: Reading) -> UserError:
+    names = sorted(map(str, row))
+    missing = [
+        f"'{own}'{nearest(own, names)}"
+        for key, own in reading.columns.items()
+        if key not in row and own not in row
     ]
-    responses = []
-    for key, side in zip(("chosen", "rejected"), sides, strict=True):
-        if side[-1]["role"] != "assistant":
-            raise UserError(
-                f"ends with a message of the {side[-1]['role']}, expected the assistant's answer",
-                where=f"{where}, key '{key}'",
-                remedy="drop the row or correct it",
-            )
-        responses.append(side[-1]["content"])
-    if sides[0][:-1] != sides[1][:-1]:
-        raise UserError(
-            "chosen and rejected differ before the last answer",
-            where=where,
-            remedy="both must answer the same prompt",
-        )
-    given = row.get("prompt")
-    prompt = sides[0][:-1]
-    if not prompt:
-        prompt = prompt_of(row, "prompt", where)
-    elif given and not _same_question(given, prompt, f"{where}, key 'prompt'"):
-        raise UserError(
-            "is not in the conversation that chosen and rejected hold",
-            where=f"{where}, key 'prompt'",
-            remedy="drop the key or correct it",
-        )
-    return Pair(_checked(prompt, where), responses[0], responses[1])
-
-
-def _same_question(given: Any, prompt: list[Message], where: str) -> bool:
-    """Return whether `prompt`, which some data sets give in addition to complete conversations, agrees with them."""
-    if isinstance(given, str):
-        return given.strip() in (message["content"] for message in prompt)
-    return _messages(given, where) == prompt
-
-
-def _pair_of_dialogues(chosen: str, rejected: str, where: str) -> Pair:
-    """Read a pair whose sides are complete dialogues in hh-rlhf's format."""
-    (start, good), (other, bad) = (
-        _last_answer(text, f"{where}, key '{key}'")
-        for key, text in (("chosen", chosen), ("rejected", rejected))
+    mapped = f"; data.columns names {missing[0]}" if missing else ""
+    return UserError(
+        f"unknown form with keys {names}, expected {known}{mapped}",
+        where=where,
+        remedy="rename the keys, or name yours in data.columns",
     )
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+
+def _pair(row: Row, prompt_key: str | None, where: str) -> Pair:
+    given = {key: unpacked(value_of(row, key, where), f"{where}, key '{key}'") for key in SIDES}
+    if isinstance(given["chosen"], list | dict):
+        sides, last = [_conversation(given[key], f"{where}, key '{key}'") for key in SIDES], "answer"
+    else:
+        texts = {key: text_of(given[key], f"{where}, key '{key}'") for key in SIDES}
+        sides, last = (
+            [_text_side(texts[key], prompt_key, f"{where}, key '{key}'", where) for key in SIDES],
+            "'Assistant:'",
+        )
+    (start, chosen), (other, rejected) = sides
     if start != other:
         raise UserError(
-            "chosen and rejected differ before the last 'Assistant:'",
+            f"chosen and rejected differ before the last {last}",
             where=where,
             remedy="both must answer the same prompt",
         )
-    return Pair(_checked(_dialogue(start, where), where), good, bad)
+    if prompt_key is not None:
+        value_of(row, prompt_key, where)
+    prompt = _completed(row, start, where) if start else _prompt(row, prompt_key or "prompt", where)
+    _refuse_others(row, prompt, chosen, where, used=None if start else prompt_key)
+    return Pair(_checked(prompt, where), chosen, rejected)
 
 
-def _last_answer(text: str, where: str) -> tuple[str, str]:
-    start, turn, answer = f"\n\n{text}".rpartition("\n\nAssistant:")
-    if not turn:
+def _conversation(value: Any, where: str) -> tuple[list[Message], str]:
+    """Split a conversation, or the answer alone, into the messages before the answer and the answer."""
+    messages = messages_of(value, where)
+    if messages[-1]["role"] != "assistant":
         raise UserError(
-            "expected a dialogue with turns '\\n\\nHuman:' and '\\n\\nAssistant:'",
+            f"ends with a message of the {messages[-1]['role']}, expected the assistant's answer",
             where=where,
-            remedy="or give the prompt in a separate key 'prompt'",
+            remedy=DROP,
         )
-    return start, text_of(answer, where)
+    return messages[:-1], messages[-1]["content"]
 
 
-def _example(row: Row, keys: tuple[str, ...], where: str) -> Example:
-    if keys[0] == "messages":
-        messages = _messages(value_of(row, "messages", where), f"{where}, key 'messages'")
-        if messages[-1]["role"] != "assistant":
-            raise UserError(
-                f"ends with a message of the {messages[-1]['role']}, expected the assistant's answer",
-                where=f"{where}, key 'messages'",
-                remedy="drop the row or correct it",
-            )
-        return Example(_checked(messages[:-1], where), messages[-1]["content"])
-    response = text_of(value_of(row, keys[1], where), f"{where}, key '{keys[1]}'")
-    return Example(prompt_of(row, keys[0], where), response)
+def _text_side(text: str, prompt_key: str | None, where: str, row: str) -> tuple[list[Message], str]:
+    """Split a text into the messages before the answer, if it is a complete dialogue, and the answer."""
+    if prompt_key is not None and not is_dialogue(text):
+        return [], text
+    start, answer = answered_dialogue(text, where)
+    return dialogue(start, row), answer
 
 
-# --- parts ----------------------------------------------------------------------------------------
+# --- examples -------------------------------------------------------------------------------------
+
+
+def _examples(
+    row: Row, prompt_key: str, response_key: str | None, where: str, turns: Literal["all", "last"]
+) -> list[Example]:
+    response = None
+    if response_key is not None and (prompt_key not in CONVERSATIONS or not is_empty(row.get(response_key))):
+        location = f"{where}, key '{response_key}'"
+        value = unpacked(value_of(row, response_key, where), location)
+        response = (
+            _conversation(value, location)[1] if isinstance(value, list | dict) else text_of(value, location)
+        )
+    if prompt_key not in CONVERSATIONS:
+        assert response is not None
+        prompt = _checked(_prompt(row, prompt_key, where), where)
+        if is_dialogue(response):
+            start, response = answered_dialogue(response, f"{where}, key '{response_key}'")
+            _refuse_unequal(dialogue(start, where), prompt, f"{where}, key '{response_key}'")
+        _refuse_others(row, prompt, response, where, used=prompt_key)
+        return [Example(prompt, response)]
+    location = f"{where}, key '{prompt_key}'"
+    messages = _completed(row, messages_of(value_of(row, prompt_key, where), location), where)
+    if response is not None and messages[-1]["role"] != "assistant":
+        messages = [*messages, {"role": "assistant", "content": response}]
+    prompt, answer = _conversation(messages, location)
+    _checked(prompt, where)
+    _refuse_others(row, prompt, answer, where, used=prompt_key)
+    if response is not None and response != answer:
+        raise UserError(
+            f"differs from the last answer of '{prompt_key}'",
+            where=f"{where}, key '{response_key}'",
+            remedy="drop one of them",
+        )
+    ends = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    return [
+        Example(messages[:index], messages[index]["content"])
+        for index in (ends if turns == "all" else ends[-1:])
+    ]
+
+
+# --- prompts --------------------------------------------------------------------------------------
 
 
 def value_of(row: Row, key: str, where: str) -> Any:
@@ -235,84 +309,97 @@ def value_of(row: Row, key: str, where: str) -> Any:
     return row[key]
 
 
-def text_of(value: Any, where: str) -> str:
-    """Return a text without surrounding white space, or raise if it is empty or not valid text."""
-    if not isinstance(value, str):
-        raise UserError(
-            f"expected text, found {type(value).__name__}", where=where, remedy="drop the row or correct it"
-        )
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(
-            "holds half of a surrogate pair", where=where, remedy="write the file again as valid Unicode"
-        ) from None
-    if "\0" in value:
-        raise UserError("holds a NUL character", where=where, remedy="drop the row or the character")
-    if not value.strip():
-        raise UserError("empty", where=where, remedy="drop the row or fill it")
-    return value.strip()
-
-
-def prompt_of(row: Row, key: str, where: str) -> list[Message]:
-    """Return the messages of a prompt given as text, as messages, or as instruction and input."""
-    value, location = value_of(row, key, where), f"{where}, key '{key}'"
-    if key == "instruction":
-        parts = [text_of(value, location)]
-        if row.get("input"):
-            parts.append(text_of(row["input"], f"{where}, key 'input'"))
-        return [{"role": "user", "content": "\n\n".join(parts)}]
-    if isinstance(value, list):
-        return _checked(_messages(value, location), where)
+def _prompt(row: Row, key: str, where: str) -> list[Message]:
+    """Return the messages of a prompt in a column, with those of columns `system` and `history`."""
+    value = unpacked(value_of(row, key, where), f"{where}, key '{key}'")
+    location = f"{where}, key '{key}'"
+    if isinstance(value, list) or key in CONVERSATIONS:
+        return _completed(row, _checked(messages_of(value, location), where), where)
     text = text_of(value, location)
     if text.startswith("Human:"):
-        return _checked(_dialogue(f"\n\n{text}", where), where)
-    return [{"role": "user", "content": text}]
+        return _completed(row, _checked(dialogue(f"\n\n{text}", where), where), where)
+    if key == "instruction" and not is_empty(row.get("input")):
+        more = text_of(row["input"], f"{where}, key 'input'")
+        text = f"{text}\n\n{more}"
+    return _completed(row, [{"role": "user", "content": text}], where)
 
 
-def _messages(value: Any, where: str) -> list[Message]:
-    """Check messages in OpenAI's format and return them stripped."""
-    if not isinstance(value, list) or not value:
-        found = "an empty list" if value == [] else type(value).__name__
-        raise UserError(
-            f"expected a list of messages, found {found}", where=where, remedy="drop the row or correct it"
-        )
-    messages = []
-    for number, message in enumerate(value, start=1):
-        location = f"{where}, message {number}"
-        if not isinstance(message, dict) or message.get("role") not in KNOWN_ROLES:
-            role = message.get("role") if isinstance(message, dict) else message
-            raise UserError(
-                f"expected a `role` of {', '.join(KNOWN_ROLES)}, found {role!r:.40}",
-                where=location,
-                remedy="drop the row or correct it",
-            )
-        messages.append({"role": message["role"], "content": text_of(message.get("content"), location)})
-    return messages
+def _completed(row: Row, messages: list[Message], where: str) -> list[Message]:
+    """Return a conversation with the messages of columns `system` and `history`, unless it begins with them.
 
-
-def _dialogue(text: str, where: str) -> list[Message]:
-    """Return the messages of a dialogue in hh-rlhf's format, without an empty `Assistant:` at the end.
-
-    Consecutive turns of one speaker, which hh-rlhf contains, become one message.
+    Raises:
+        UserError: the conversation has another system message, or other turns than `history`.
     """
-    before, *parts = TURN.split(text)
-    if before.strip():
-        raise UserError(
-            f"expected '\\n\\nHuman:' at the start of the dialogue, found {before.strip()!r:.40}",
-            where=where,
-            remedy="drop the row or correct it",
-        )
-    messages: list[Message] = []
-    for speaker, content in zip(parts[::2], parts[1::2], strict=True):
-        role, content = ROLES[speaker], content.strip()
-        if messages and messages[-1]["role"] == role:
-            messages[-1]["content"] += f"\n\n{content}"
+    system, turns = (messages[:1], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
+    for key in SYSTEM:
+        if not is_empty(row.get(key)):
+            given = [{"role": "system", "content": text_of(row[key], f"{where}, key '{key}'")}]
+            if system and given != system:
+                raise UserError(
+                    "differs from another system message of the row",
+                    where=f"{where}, key '{key}'",
+                    remedy="drop one of them",
+                )
+            system = given
+    for key in HISTORY:
+        if not is_empty(row.get(key)):
+            location = f"{where}, key '{key}'"
+            earlier = history_of(row[key], location)
+            if earlier[0]["role"] == "system":
+                raise UserError("begins with a system message", where=location, remedy="name it 'system'")
+            if turns[: len(earlier)] == earlier:
+                continue
+            if len(turns) > 1 and turns[0]["role"] == "user" and turns[1]["role"] == "assistant":
+                raise UserError(
+                    "differs from the conversation of the row", where=location, remedy="drop one of them"
+                )
+            turns = [*earlier, *turns]
+    return [*system, *turns]
+
+
+def _refuse_others(row: Row, prompt: list[Message], answer: str, where: str, used: str | None) -> None:
+    """Check that every column with a prompt agrees with the prompt that is used."""
+    for key in PROMPTS:
+        value = row.get(key)
+        if key == used or is_empty(value) or (key == "input" and not is_empty(row.get("instruction"))):
+            continue
+        location = f"{where}, key '{key}'"
+        given = unpacked(value, location)
+        if isinstance(given, str):
+            agrees = _agrees(given.strip(), row, prompt, where)
         else:
-            messages.append({"role": role, "content": content})
-    if messages and messages[-1] == {"role": "assistant", "content": ""}:
-        messages.pop()
-    return messages
+            turns = messages_of(given, location)
+            without_system = prompt[1:] if prompt[0]["role"] == "system" else prompt
+            answered = {"role": "assistant", "content": answer}
+            agrees = any(
+                turns in (known[-len(turns) :], [*known, answered]) for known in (prompt, without_system)
+            )
+        if not agrees:
+            raise UserError(
+                "is not in the conversation that chosen and rejected hold"
+                if set(SIDES) <= set(row)
+                else "is not in the conversation of the row",
+                where=location,
+                remedy="drop the key or correct it",
+            )
+
+
+def _agrees(text: str, row: Row, prompt: list[Message], where: str) -> bool:
+    """Return whether a text is the prompt, a message of it, or a message with the column `input`."""
+    if text.startswith("Human:"):
+        return dialogue(f"\n\n{text}", where) in (prompt, prompt[1:])
+    contents = [message["content"] for message in prompt]
+    more = row.get("input")
+    return text in contents or (isinstance(more, str) and f"{text}\n\n{more.strip()}" in contents)
+
+
+def _refuse_unequal(start: list[Message], prompt: list[Message], where: str) -> None:
+    if start != prompt:
+        raise UserError(
+            "is a dialogue that differs from the prompt",
+            where=where,
+            remedy="both must answer the same prompt",
+        )
 
 
 def _checked(prompt: list[Message], where: str) -> list[Message]:

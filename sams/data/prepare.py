@@ -1,5 +1,6 @@
 """Stage `prepare_data`: read the world, files or hub data sets, and write checked records with stable ids."""
 
+import functools
 import logging
 import tempfile
 from collections.abc import Iterator, Set
@@ -8,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sams.data import forms
+from sams.data import findings, forms
 from sams.data.published import published_pairs, rendered, sft_targets
-from sams.data.records import Example, Pair, prompt_digest
+from sams.data.records import Example, Pair, is_held_out, prompt_digest
 from sams.data.seen import Digests, Seen
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json, sha256_of, whole_folder, write_json
@@ -54,12 +55,8 @@ def main(recipe: str, out: Path) -> None:
                 held_out = set(prompts["test"].counts()[0].tolist())
         report["leak"] = leak(prompts["train"], prompts["test"])
         write_json(part / "report.json", report)
-    if report["leak"]["prompts"]:
-        log.warning(
-            "%d prompts of train are also in test (%d test pairs): test figures will look better than they are",
-            report["leak"]["prompts"],
-            report["leak"]["test_pairs"],
-        )
+    for sentence in [*findings.of_leak(report["leak"]), *findings.of_records(report)]:
+        log.warning("warning: %s", sentence)
 
 
 def splits(data: Data, rows: Path) -> dict[str, tuple[Iterator[Any], forms.Reading]]:
@@ -71,7 +68,14 @@ def splits(data: Data, rows: Path) -> dict[str, tuple[Iterator[Any], forms.Readi
         data: settings.
         rows: folder for the world's pairs, written as rows of a named form.
     """
-    readings = {split: forms.Reading(drop=data.broken_rows == "drop") for split in SPLITS}
+    reading = functools.partial(
+        forms.Reading,
+        drop=data.broken_rows == "drop",
+        columns=data.columns,
+        ignored=frozenset(data.ignored_columns),
+        turns=data.sft_turns,
+    )
+    readings = {split: reading() for split in SPLITS}
     if data.world is not None and data.form == "auto":
         records: dict[str, Iterator[Any]] = {
             "test": world.test_pairs(data.world),
@@ -88,14 +92,27 @@ def splits(data: Data, rows: Path) -> dict[str, tuple[Iterator[Any], forms.Readi
         test = write_rows(world.test_pairs(data.world), data.form, rows / "test.jsonl")
     if train is None or test is None:
         raise UserError("give `train` and `test`, or a synthetic `world`", where="data")
+    share = test if isinstance(test, float) else None
+
+    def side(records: Iterator[Any], *, held_out: bool) -> Iterator[Any]:
+        """Yield the records whose prompts a share in `data.test` holds out, or the others."""
+        if share is None:
+            return records
+        return (each for each in records if is_held_out(each.prompt, share, data.split_seed) == held_out)
+
+    of_test = (str(test), "test") if share is None else (train, "train")
     if data.sft is not None:
         sft = forms.read_examples(data.sft, "train", readings["sft"])
     else:
-        sft = sft_targets(data.form, train, "train", readings["sft"])
+        sft = side(sft_targets(data.form, train, "train", readings["sft"]), held_out=False)
+    pairs = published_pairs(data.form, train, "train", readings["train"])
     return {
-        "test": (published_pairs(data.form, test, "test", readings["test"]), readings["test"]),
+        "test": (
+            side(published_pairs(data.form, *of_test, readings["test"]), held_out=True),
+            readings["test"],
+        ),
         "sft": (sft, readings["sft"]),
-        "train": (published_pairs(data.form, train, "train", readings["train"]), readings["train"]),
+        "train": (side(pairs, held_out=False), readings["train"]),
     }
 
 
@@ -131,6 +148,8 @@ def source_of(data: Data, split: str) -> dict[str, str]:
         form = "" if data.form == "auto" else f", in the form {data.form}"
         return {"source": f"the synthetic world{form}"}
     source = str(getattr(data, split) or f"chosen responses of {data.train}")
+    if isinstance(data.test, float) and split == "test":
+        source = f"{data.test:g} of the prompts of {data.train}"
     file = Path(source)
     return {"source": source} | ({"sha256": sha256_of(file)} if file.is_file() else {})
 
@@ -190,6 +209,9 @@ def write_split(
                 continue
             prompts.add(prompt)
             counts["written"] += 1
+            if isinstance(record, Pair):
+                opposite = bytes.fromhex(record.opposite_id) in seen
+                counts["contradictions"] = counts.get("contradictions", 0) + opposite
             for flag in ("imperfect", "flipped"):
                 if getattr(record, flag, None):
                     counts[flag] = counts.get(flag, 0) + 1

@@ -17,7 +17,8 @@ from html.parser import HTMLParser
 from itertools import combinations
 from typing import Any
 
-from sams.data.forms import Reading, read_pairs, text_of, value_of
+from sams.data.forms import Reading, read_pairs, value_of
+from sams.data.messages import text_of
 from sams.data.records import Example, Message, Pair
 from sams.data.sources import Row, numbered_rows
 from sams.runtime.errors import UserError

@@ -13,14 +13,25 @@ def prompt_digest(prompt: list[Message]) -> bytes:
     return hashlib.sha256(canonical_json(prompt).encode()).digest()[:8]
 
 
+def is_held_out(prompt: list[Message], share: float, seed: int) -> bool:
+    """Return whether a prompt is among the share that is held out for testing.
+
+    The result depends on prompt and seed alone, and a larger share holds out all prompts that a smaller one does.
+    """
+    return _drawn(f"test/{seed}/{prompt_digest(prompt).hex()}", share)
+
+
+def _drawn(name: str, share: float) -> bool:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < share * 2**64
+
+
 def is_flipped(pair: str, share: float, seed: int) -> bool:
     """Return whether label noise swaps the responses of the pair with this id.
 
     The result depends on id and seed alone. So the order of the data does not matter, and a larger share flips all
     pairs that a smaller one flips.
     """
-    drawn = hashlib.sha256(f"flip/{seed}/{pair}".encode()).digest()[:8]
-    return int.from_bytes(drawn) < share * 2**64
+    return _drawn(f"flip/{seed}/{pair}", share)
 
 
 def _content_id(**content: object) -> str:
@@ -60,3 +71,8 @@ class Pair:
     def id(self) -> str:
         """Content id: sixteen hex digits of the SHA-256 of prompt, chosen and rejected response."""
         return _content_id(prompt=self.prompt, chosen=self.chosen, rejected=self.rejected)
+
+    @property
+    def opposite_id(self) -> str:
+        """Content id of the pair with the opposite label."""
+        return _content_id(prompt=self.prompt, chosen=self.rejected, rejected=self.chosen)

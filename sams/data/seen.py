@@ -18,13 +18,16 @@ class Seen:
         self._sorted = array("Q")
         self._recent: set[int] = set()
 
-    def add(self, digest: bytes) -> bool:
-        """Add a digest and return whether it is new."""
+    def __contains__(self, digest: bytes) -> bool:
         number = int.from_bytes(digest)
         index = bisect_left(self._sorted, number)
-        if number in self._recent or (index < len(self._sorted) and self._sorted[index] == number):
+        return number in self._recent or (index < len(self._sorted) and self._sorted[index] == number)
+
+    def add(self, digest: bytes) -> bool:
+        """Add a digest and return whether it is new."""
+        if digest in self:
             return False
-        self._recent.add(number)
+        self._recent.add(int.from_bytes(digest))
         # Merging at a share of the array's length keeps the number of merges small.
         if len(self._recent) >= max(RECENT, len(self._sorted) // 8):
             self._sorted.extend(self._recent)

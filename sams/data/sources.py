@@ -1,11 +1,13 @@
-"""Readers of rows: JSONL, JSON and Parquet files, also gzipped, and data sets of the Hugging Face hub.
+"""Readers of rows: JSONL, JSON, CSV, TSV and Parquet files, also gzipped, and data sets of the Hugging Face hub.
 
 The content of a file decides its format, not its name. A hub data set (or a local folder of that form) is named
 ``id``, ``id@revision``, ``id:split`` or ``id@revision:config/split``.
 """
 
 import codecs
+import csv
 import gzip
+import io
 import json
 import re
 import tempfile
@@ -29,11 +31,14 @@ KNOWN = (
     "princeton-nlp/mistral-instruct-ultrafeedback",
     "stanfordnlp/SHP",
 )
-DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".gz", ".csv", ".txt")
+DATA_SUFFIXES = (".json", ".jsonl", ".parquet", ".gz", ".csv", ".tsv", ".txt")
 BATCH_ROWS = 1000
 
 # Bytes of a JSON list that are read at once, and the most characters of a row.
 JSON_PART, LONGEST_ROW = 1 << 16, 1 << 26
+
+# Separators of CSV files, and the bytes of a file in which its header ends.
+SEPARATORS, HEADER_BYTES = ",\t;", 1 << 14
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
@@ -129,8 +134,13 @@ def _read_file(file: Path) -> Iterator[tuple[int, Any]]:
         stream.seek(-len(first), 1)
         if first == b"[":
             yield from _json_list(stream, file)
+            return
+        stream.seek(len(BOM) if start.startswith(BOM) else 0)
+        begin = stream.read(HEADER_BYTES)
+        stream.seek(-len(begin), 1)
+        if first != b"{" and (separator := _separator(begin)):
+            yield from _csv_rows(stream, separator, file)
         else:
-            stream.seek(len(BOM) if start.startswith(BOM) else 0)
             yield from _json_lines(stream, file)
 
 
@@ -269,6 +279,52 @@ class _Text:
         part = self._stream.read(max(JSON_PART, len(rest)))
         self._buffer, self._index = rest + self._utf8.decode(part, final=not part), 0
         self._ended = not part
+
+
+def _separator(begin: bytes) -> str:
+    """Return the separator of a CSV file's header, or an empty text if the file does not begin with one."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(begin)
+        for separator in SEPARATORS:
+            names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+            if len(names) > 1 and all(names[1:]) and not any("\0" in name or "{" in name for name in names):
+                return separator
+    except (UnicodeDecodeError, csv.Error):
+        pass
+    return ""
+
+
+def _csv_rows(stream: IO[bytes], separator: str, file: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a file with a header; row 1 is the first after the header."""
+    csv.field_size_limit(LONGEST_ROW)
+    number = 0
+    text = io.TextIOWrapper(stream, "utf-8", newline="")
+    try:
+        reader = csv.reader(text, delimiter=separator, strict=True)
+        names = [name.strip() for name in next(reader)]
+        if doubled := next((name for index, name in enumerate(names) if name in names[:index]), None):
+            raise UserError(
+                f"the header has {doubled!r:.40} twice", where=str(file), remedy="rename one of them"
+            )
+        for fields in reader:
+            if not fields:
+                continue
+            number += 1
+            if len(fields) != len(names):
+                raise UserError(
+                    f"{len(fields)} fields, the header has {len(names)}",
+                    where=f"{file}, row {number}",
+                    remedy="quote fields that hold separators or line ends",
+                )
+            yield number, dict(zip(names, fields, strict=True))
+    except csv.Error as error:
+        raise UserError(
+            f"not CSV ({error})",
+            where=f"{file}, row {number + 1}",
+            remedy="quote fields, and double quotes in them",
+        ) from None
+    finally:
+        text.detach()
 
 
 def _json_lines(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:

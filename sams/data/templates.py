@@ -2,14 +2,18 @@
 
 A conversation is rendered and tokenised as one text, as by `apply_chat_template`, with one difference: a control
 token in a message (`</s>` in a question) is encoded as plain text. It is rendered as a mark that templates leave
-unchanged, and its text is encoded separately.
+unchanged, and its text is encoded separately. The text of every message must be in what the template renders, and
+a template that asks for today's date gets that of the settings (`model.template_date`).
 """
 
+import datetime
+import functools
 import re
 from typing import TYPE_CHECKING
 
 from sams.data.records import Message
 from sams.runtime.errors import UserError
+from sams.study.settings.model import TEMPLATE_DATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,28 +33,58 @@ PLAIN_TEMPLATE = (
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _MARK = re.compile(f"{_OPEN}([0-9a-f]+){_CLOSE}")
 
+# Directives of strftime; `%%` is the last.
+DIRECTIVES = ("-d", "-m", "-j", "-H", "-I", "-M", "-S", *"aAwdbBmyYjUWuVGgxDFhHIMSpfcXTReszZnt%")
+QUESTION, ANSWER = "sams-question", "sams-answer"
+THOUGHT = re.compile("</?think>")
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[Message]) -> list[int]:
+
+def encode_prompt(
+    tokenizer: "PreTrainedTokenizerBase", messages: list[Message], date: str = TEMPLATE_DATE
+) -> list[int]:
     """Return the token ids of a conversation up to the assistant's answer.
 
     They begin with exactly one BOS. Without a BOS, or with a BOS that is the EOS, they begin as the template does.
 
+    Args:
+        tokenizer: tokenizer with a chat template.
+        messages: the conversation, the last message from the user.
+        date: the day that the template gets for today's, YYYY-MM-DD.
+
     Raises:
-        UserError: the template refuses these roles.
+        UserError: the template refuses these roles, or leaves out text of a message.
     """
-    return encode_prompts(tokenizer, [messages])[0]
+    return encode_prompts(tokenizer, [messages], date)[0]
 
 
 def encode_prompts(
-    tokenizer: "PreTrainedTokenizerBase", conversations: list[list[Message]]
+    tokenizer: "PreTrainedTokenizerBase", conversations: list[list[Message]], date: str = TEMPLATE_DATE
 ) -> list[list[int]]:
     """Apply `encode_prompt` to many conversations, tokenised in one call."""
     control = _control_pattern(tokenizer)
-    rendered = [
-        _render(tokenizer, [{**turn, "content": _marked(turn["content"], control)} for turn in messages])
-        for messages in conversations
-    ]
+    rendered = []
+    for messages in conversations:
+        marked = [{**turn, "content": _marked(turn["content"], control)} for turn in messages]
+        rendered.append(_render(tokenizer, marked, date))
+        _refuse_lost(marked, rendered[-1])
     return [_with_one_bos(tokenizer, ids) for ids in _encode(tokenizer, rendered)]
+
+
+def stop_ids(tokenizer: "PreTrainedTokenizerBase", date: str = TEMPLATE_DATE) -> list[int]:
+    """Return the token ids that end an answer: EOS, and the token with which the template ends the assistant's turn.
+
+    A template that ends turns with plain text, or does not render an answered question, adds none to EOS.
+    """
+    ids = {tokenizer.eos_token_id}
+    turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
+    try:
+        _, found, after = _render(tokenizer, turns, date, generation=False).rpartition(ANSWER)
+    except UserError:
+        found = after = ""
+    if found and after.strip():
+        [end] = _encode(tokenizer, [after.strip()])
+        ids.add(next((token for token in end if token in tokenizer.added_tokens_decoder), None))
+    return sorted(ids - {None})
 
 
 class CompletionEncoder:
@@ -62,41 +96,41 @@ class CompletionEncoder:
     Attributes:
         end: token ids that end a response.
 
+    Args:
+        tokenizer: tokenizer with a chat template.
+        date: the day that the template gets for today's, YYYY-MM-DD.
+
     Raises:
         UserError: the tokenizer has no EOS, or the template renders an answered conversation differently from its
             generation prompt followed by the answer.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", date: str = TEMPLATE_DATE) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError(
                 "the tokenizer has no EOS token", where="model", remedy="set `eos_token` in its config"
             )
-        question, answer = "sams-question", "sams-answer"
-        conversation = [{"role": "user", "content": question}]
-        prompt = _render(tokenizer, conversation)
-        answered = _render(
-            tokenizer, [*conversation, {"role": "assistant", "content": answer}], generation=False
-        )
-        if not answered.startswith(prompt) or answer not in answered:
-            raise UserError(
-                "the chat template writes an answer elsewhere than after its generation prompt",
-                where="model.chat_template",
-                remedy="give a template whose `add_generation_prompt` ends where answers begin",
-            )
-        self._tokenizer = tokenizer
+        self._tokenizer, self._date = tokenizer, date
         self._control = _control_pattern(tokenizer)
-        self._lead, _, after = answered[len(prompt) :].partition(answer)
-        [end] = _encode(tokenizer, [after.rstrip()])
+        self._prompt = _render(tokenizer, [{"role": "user", "content": QUESTION}], date)
+        answered = self._answered(ANSWER)
+        if ANSWER not in answered:
+            raise self._elsewhere()
+        self._lead, _, self._after = answered.partition(ANSWER)
+        [end] = _encode(tokenizer, [self._after.rstrip()])
         eos = tokenizer.eos_token_id
         self.end = end[: end.index(eos) + 1] if eos in end else [*end, eos]
         # Responses are tokenised after the end of a prompt, since the preceding text can change a word's tokens.
-        self._context = prompt.rpartition(question)[2]
+        self._context = self._prompt.rpartition(QUESTION)[2]
         [self._context_ids] = _encode(tokenizer, [self._context])
 
     def __call__(self, responses: list[str]) -> list[list[int]]:
-        """Return the token ids of each response; a response without tokens becomes `end` alone."""
-        texts = [self._lead + _marked(response, self._control) for response in responses]
+        """Return the token ids of each response; a response without tokens becomes `end` alone.
+
+        Raises:
+            UserError: the template leaves out text of a response.
+        """
+        texts = [self._text(_marked(response, self._control)) for response in responses]
         length = len(self._context_ids)
         encoded = []
         in_context = _encode(self._tokenizer, [self._context + text for text in texts])
@@ -108,16 +142,95 @@ class CompletionEncoder:
             encoded.append([*own, *self.end])
         return encoded
 
+    def _text(self, response: str) -> str:
+        """Return a response with the text before it.
 
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[Message], *, generation: bool = True) -> str:
+        It is what the template itself renders where that may depend on the response: where the template puts a think
+        block before answers, or the response has one.
+        """
+        if not self._lead.strip() and not THOUGHT.search(response):
+            return self._lead + response
+        text = self._answered(response).removesuffix(self._after)
+        for part in THOUGHT.split(response):
+            if part.strip() not in text:
+                raise _lost("assistant", part)
+        return text
+
+    def _answered(self, response: str) -> str:
+        """Return what the template renders after its generation prompt for a question with this answer."""
+        turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": response}]
+        rendered = _render(self._tokenizer, turns, self._date, generation=False)
+        if not rendered.startswith(self._prompt):
+            raise self._elsewhere()
+        return rendered.removeprefix(self._prompt)
+
+    @staticmethod
+    def _elsewhere() -> UserError:
+        return UserError(
+            "the chat template writes an answer elsewhere than after its generation prompt",
+            where="model.chat_template",
+            remedy="give a template whose `add_generation_prompt` ends where answers begin",
+        )
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase", messages: list[Message], date: str, *, generation: bool = True
+) -> str:
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+        template = _dated(tokenizer.get_chat_template(), date)
+        return str(
+            tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=generation
+            )
+        )
     except Exception as error:  # templates raise errors of any class
         raise UserError(
             f"the chat template refuses the roles {[message['role'] for message in messages]}: {error}",
             where="model.chat_template",
             remedy="give a template that takes them, or drop such conversations",
         ) from error
+
+
+@functools.lru_cache
+def _dated(template: str, date: str) -> str:
+    """Return a template whose `strftime_now` formats a fixed day, at noon.
+
+    A macro at its start replaces the function: transformers passes no function on to a template.
+    """
+    if "strftime_now" not in template:
+        return template
+    day = datetime.datetime.combine(datetime.date.fromisoformat(date), datetime.time(12))
+    formatted = "format"
+    for directive in DIRECTIVES:
+        formatted += f"|replace('%{directive}', {day.strftime(f'%{directive}')!r})"
+    # Jinja drops the line end after a block, so the template begins as before.
+    return f"{{%- macro strftime_now(format) -%}}{{{{ {formatted} }}}}{{%- endmacro %}}\n{template}"
+
+
+def _refuse_lost(messages: list[Message], rendered: str) -> None:
+    """Check that the text of every message is in a rendered conversation.
+
+    Templates may leave out the think blocks of earlier answers.
+    """
+    for message in sorted(messages, key=lambda message: -len(message["content"])):
+        text = message["content"]
+        if message["role"] == "assistant":
+            text = text.rpartition("</think>")[2]
+        if not (text := text.strip()):
+            continue
+        before, found, after = rendered.partition(text)
+        if not found:
+            raise _lost(message["role"], text)
+        # What one message has found, a shorter one must not find again.
+        rendered = f"{before}\0{after}"
+
+
+def _lost(role: str, text: str) -> UserError:
+    return UserError(
+        f"the chat template leaves out text of the {role}'s message {text.strip()!r:.60}",
+        where="model.chat_template",
+        remedy="give a template that renders every message, or drop such conversations",
+    )
 
 
 def _with_one_bos(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> list[int]:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sams.data import tokens
+from sams.data import findings, tokens
 from sams.data.templates import CompletionEncoder, encode_prompts
 from sams.data.tokeniser import build_tokenizer
 from sams.data.tokens import token_writer
@@ -82,6 +82,8 @@ def main(recipe: str, data: Path, out: Path, processes: int = 1, required: str =
             json.loads(required), {split: report[split]["kept"] for split in RESPONSES if split in report}
         )
         write_json(part / "report.json", report)
+    for sentence in findings.of_tokens(report):
+        log.warning("warning: %s", sentence)
 
 
 def texts(data: Path) -> Iterator[str]:
@@ -147,14 +149,15 @@ class Encoder:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", settings: TokeniseRecipe) -> None:
         self._tokenizer, self._settings = tokenizer, settings
-        self._encode = CompletionEncoder(tokenizer)
+        self._date = settings.model.template_date
+        self._encode = CompletionEncoder(tokenizer, self._date)
 
     def __call__(self, batch: list[Row], names: list[str]) -> tuple[Columns, Counter[str]]:
         """Return the columns `names` of the kept rows, and the counts."""
         counts: Counter[str] = Counter()
         columns: Columns = {name: [] for name in names}
         responses = [name.removesuffix("_ids") for name in names[2:] if name.endswith("_ids")]
-        prompts = encode_prompts(self._tokenizer, [row["prompt"] for row in batch])
+        prompts = encode_prompts(self._tokenizer, [row["prompt"] for row in batch], self._date)
         answers = [self._encode([row[name] for row in batch]) for name in responses]
         for row, prompt, *ids in zip(batch, prompts, *answers, strict=True):
             counts["read"] += 1

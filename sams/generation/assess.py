@@ -86,7 +86,9 @@ def read_prompts(data: Path, count: int) -> list[list[Message]]:
 def answer_accuracies(model: Path, settings: AssessRecipe, prompts: list[list[Message]]) -> dict[str, float]:
     """Return the percent of right answers, with sampled and with greedy decoding."""
     accuracy: WorldAccuracy = settings.accuracy
-    decoder = Decoder(model, settings.model.precision, accuracy.decoding, settings.seed)
+    decoder = Decoder(
+        model, settings.model.precision, accuracy.decoding, settings.seed, date=settings.model.template_date
+    )
     percentages = {}
     for name, temperature in (("sampled", accuracy.decoding.temperature), ("greedy", 0.0)):
         answers = decoder.answer(prompts, [temperature] * len(prompts), name)

@@ -10,13 +10,14 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from sams.data.records import Message
-from sams.data.templates import encode_prompt
+from sams.data.templates import encode_prompt, stop_ids
 from sams.generation.engines import derived_seed, open_engine
 from sams.generation.shards import Shards
 from sams.runtime.errors import UserError, first_line
 from sams.runtime.faults import suggesting
 from sams.runtime.progress import Progress
 from sams.study.settings import Decoding
+from sams.study.settings.model import TEMPLATE_DATE
 
 log = logging.getLogger("generate")
 
@@ -51,6 +52,7 @@ class Decoder:
         decoding: the settings.
         seed: seed of all sampling.
         shards: store of decoded batches; None stores none.
+        date: the day that the chat template gets for today's, YYYY-MM-DD.
 
     Attributes:
         n_resumed: number of answers from `shards`.
@@ -60,15 +62,22 @@ class Decoder:
     """
 
     def __init__(
-        self, folder: Path, precision: str, decoding: Decoding, seed: int, shards: Shards | None = None
+        self,
+        folder: Path,
+        precision: str,
+        decoding: Decoding,
+        seed: int,
+        shards: Shards | None = None,
+        date: str = TEMPLATE_DATE,
     ) -> None:
         self.decoding = decoding
         self.seed = seed
         self.n_resumed = 0
         self._shards = shards
+        self._date = date
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            self.stop_ids = sorted({self.tokenizer.eos_token_id, *decoding.stop_token_ids} - {None})
+            self.stop_ids = sorted({*stop_ids(self.tokenizer, date), *decoding.stop_token_ids})
             if not self.stop_ids:
                 raise UserError(
                     "the tokenizer has no EOS token",
@@ -127,7 +136,7 @@ class Decoder:
         return [answers[index] for index in range(len(prompts))]
 
     def _encode(self, conversation: Conversation) -> list[int]:
-        ids = encode_prompt(self.tokenizer, conversation)
+        ids = encode_prompt(self.tokenizer, conversation, self._date)
         limit = self.engine.most_positions
         if len(ids) >= limit:
             raise UserError(

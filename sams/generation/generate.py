@@ -67,7 +67,7 @@ def generate_answers(
         **made_with(recipe.decoding, "sams.generation.generate"),
     }
     shards = Shards(parts or parts_path(out), facts)
-    decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards)
+    decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards, recipe.template_date)
     started = time.monotonic()
     outputs, by_name = answer(decoder, rows, f"{recipe.method}-seed{recipe.seed}")
     answers = by_name.values()

@@ -20,8 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sams.data.forms import prompt_of
-from sams.data.sources import numbered_rows
+from sams.data.forms import read_prompts
 from sams.generation.facts import made_with, model_digest, parts_path, sample_label
 from sams.generation.shards import Shards
 from sams.runtime.errors import UserError
@@ -59,18 +58,19 @@ def make_pairs(
     from sams.generation.decode import Decoder
     from sams.generation.reward import RewardModel
 
-    conversations = [prompt_of(row, "prompt", where) for where, row in numbered_rows(prompts, "train")]
+    conversations = list(read_prompts(prompts, "train"))
     sampling = {
         "seed": recipe.seed,
         "precision": recipe.precision,
         "decoding": recipe.decoding.model_dump(mode="json"),
+        "template_date": recipe.template_date,
         "model": model_digest(model),
         "prompts": hashlib.sha256(canonical_json(conversations).encode()).hexdigest(),
         **made_with(recipe.decoding, "sams.generation.decode"),
     }
     rewards = RewardModel(reward_model, recipe.precision, recipe.reward_batch_size)
     shards = Shards(parts or parts_path(out), sampling)
-    decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards)
+    decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards, recipe.template_date)
     temperatures = [recipe.decoding.temperature] * len(conversations)
     samples = [
         decoder.answer(conversations, temperatures, sample_label("on_policy", sample))

@@ -47,7 +47,7 @@ class Jobs:
         """
 
         def sources(wildcards: Any) -> str:
-            return sources_text({path: self._digest(path) for path in self.sources(stage)(wildcards)})
+            return sources_text({path: self._digest(path) for path in self._sources(stage, wildcards)})
 
         return {
             "module": ENTRY_POINTS[stage],
@@ -62,14 +62,15 @@ class Jobs:
         Rule `preflight` reports the others, with the setting that names them.
         """
 
-        def existing_sources(wildcards: Any) -> list[str]:
-            if stage == "export_model" and wildcards.method in self.study.trained_methods:
-                return []
-            benchmark = "alpaca_eval" if stage == "generate_answers" else ""
-            named = [*sources_of(self.recipe(stage, wildcards, benchmark)), *self._more.get(stage, [])]
-            return [path for path in named if path and (Path(path).exists() or published(path))]
+        # Snakemake takes braces in a path for wildcards. The digest in the parameters stands for these files.
+        return lambda wildcards: [path for path in self._sources(stage, wildcards) if "{" not in path]
 
-        return existing_sources
+    def _sources(self, stage: str, wildcards: Any) -> list[str]:
+        if stage == "export_model" and wildcards.method in self.study.trained_methods:
+            return []
+        benchmark = "alpaca_eval" if stage == "generate_answers" else ""
+        named = [*sources_of(self.recipe(stage, wildcards, benchmark)), *self._more.get(stage, [])]
+        return [path for path in named if path and (Path(path).exists() or published(path))]
 
 
 def literal(text: str) -> str:

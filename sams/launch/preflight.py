@@ -118,12 +118,11 @@ def check_sources(study: Study) -> None:
     Raises:
         UserError: a source cannot be found; the message names the key.
     """
-    named = {f"data.{split}": getattr(study.data, split) for split in ("train", "test", "sft")}
-    for key, source in named.items():
-        if source is not None and is_missing_path(source):
+    for key, source in study.data.sources.items():
+        if is_missing_path(source):
             raise UserError(
                 f"no such file: {source}{similar_file(source)}",
-                where=key,
+                where=f"data.{key}",
                 remedy="correct the path, or give a hub id",
             )
     for key, source in benchmark_sources(study).items():
@@ -193,8 +192,8 @@ def hub_commits(study: Study) -> dict[str, str | None]:
         for model in models(study).values()
         if model.path is not None and not Path(model.path).exists()
     }
-    for source in (study.data.train, study.data.test, study.data.sft):
-        if source and is_hub_id(source):
+    for source in study.data.sources.values():
+        if is_hub_id(source):
             name, revision = data_set_name(source)
             hub_ids.add((name, revision or "main", "dataset"))
     commits: dict[str, str | None] = {}

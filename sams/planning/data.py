@@ -101,7 +101,12 @@ def _counts(study: Study, pairs: int | None) -> tuple[dict[str, int], list[str]]
             where="data.train",
             remedy="give --pairs, set data.published_rows, or run the rule `tokenise` first",
         )
-    test = _rows(data.test) or published.get("test")
+    test: int | None
+    if isinstance(data.test, float):
+        test = max(1, round(data.test * train))
+        train -= test
+    else:
+        test = _rows(data.test) or published.get("test")
     notes = [] if test is not None else ["The size of the test split is not known; 2,000 pairs are assumed."]
     sft = train if data.sft is None else _rows(data.sft)
     if sft is None:

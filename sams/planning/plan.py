@@ -164,7 +164,8 @@ class Planner:
         return [name for name in names if getattr(self.study.benchmarks, name) is not None]
 
     def _stage(self, name: str, jobs: int, work: Work, scheduler: SchedulerCosts | None = None) -> Stage:
-        checkpointing = self.study.model.activation_checkpointing is not False
+        # Selective recomputation repeats no matrix product.
+        checkpointing = self.study.model.activation_checkpointing in (True, "auto")
         hours = None
         if self.timed:
             shared = work.flops(self.sizes, checkpointing=checkpointing) / self.world
@@ -227,7 +228,7 @@ class Planner:
             largest_cache = max(decoding.batch_size * self._positions(decoding) for decoding in decodings)
             weights_and_cache = 2.0 * self.sizes.total + self.sizes.cache * largest_cache
             rows.append(
-                self.peaks.row("generate (one GPU each)", "longest answers", False, weights_and_cache, 0)
+                self.peaks.row("generate (one GPU each)", "longest answers", "none", weights_and_cache, 0)
             )
         return rows
 
@@ -324,7 +325,7 @@ class Planner:
         if any(row.accumulated for row in plan.memory):
             notes.append(
                 f"Gradients of several micro-batches are accumulated unsharded: {4 * sizes.total / GIB:.1f} GiB a "
-                "process. A process with one micro-batch has none."
+                "process. With one micro-batch, or `launch.sync_each_micro_batch`, there are none."
             )
         if self.study.model.activation_checkpointing == "auto":
             notes.append("activation_checkpointing auto: hours include recomputed activations.")
@@ -387,10 +388,10 @@ class Planner:
     def _remedy(self, row: Memory) -> str:
         if not self.sharded and self.world > 1:
             return "launch.strategy: fsdp2"
-        if not row.checkpointing and "scoring" not in row.passes:
-            return "model.activation_checkpointing: true"
         if row.accumulated:
-            return "a larger micro_batch_size, so that there is one micro-batch"
+            return "launch.sync_each_micro_batch: true"
+        if row.checkpointing == "none" and "scoring" not in row.passes:
+            return "model.activation_checkpointing: true"
         return "smaller micro-batches, more GPUs, or a lower data.max_length"
 
 

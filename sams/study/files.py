@@ -47,22 +47,30 @@ def read_settings(files: list[Path], more: dict[str, Any] | None = None) -> dict
     """
     default, *overlays = files
     given: dict[str, Any] = {}
+    folder = SOURCE
     for file in overlays:
-        _overlay(given, read_file(file))
+        settings = read_file(file)
+        folder = file.parent if "extends" in settings else folder
+        _overlay(given, settings)
     _overlay(given, more or {})
-    return resolved(read_file(default), given)
+    return resolved(read_file(default), given, folder)
 
 
-def resolved(default: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def resolved(default: dict[str, Any], given: dict[str, Any], folder: Path = SOURCE) -> dict[str, Any]:
     """Return the settings of a study: the default study, overlaid with the studies that it extends and its own keys.
 
     Groups merge and lists replace, as in Snakemake. With `rehearse: true` the settings are those of the rehearsal.
+
+    Args:
+        default: the default study.
+        given: the study's own keys.
+        folder: folder of the file with `extends`, in which the extended study is looked for first.
 
     Raises:
         UserError: an extended study cannot be read or extends itself, or `rehearse` is not a boolean.
     """
     settings: dict[str, Any] = {}
-    for layer in [default, *_extended(given), given]:
+    for layer in [default, *_extended(given, folder), given]:
         _overlay(settings, layer)
     rehearse = settings.setdefault("rehearse", False)
     if not isinstance(rehearse, bool):
@@ -131,17 +139,23 @@ def _typed(value: Any) -> Any:
     return float(value) if FLOAT.fullmatch(value) else value
 
 
-def _extended(given: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the studies that a study extends, the lowest first."""
+def _extended(given: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """Return the studies that a study extends, the lowest first.
+
+    Each is a file next to the one that names it, or else relative to the source tree.
+    """
     layers: list[dict[str, Any]] = []
-    names: list[str] = []
+    files: list[Path] = []
     while isinstance(name := given.get("extends"), str):
-        if name in names:
+        file = next((file for base in (folder, SOURCE) if (file := base / name).is_file()), SOURCE / name)
+        if file in files:
             raise UserError(
-                f"extends itself: {' -> '.join([*names, name])}", where=name, remedy="drop one `extends`"
+                f"extends itself: {' -> '.join(map(str, [*files, file]))}",
+                where=name,
+                remedy="drop one `extends`",
             )
-        names.append(name)
-        given = read_file(SOURCE / name)
+        files.append(file)
+        folder, given = file.parent, read_file(file)
         layers.insert(0, given)
     return layers
 

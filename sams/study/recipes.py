@@ -35,6 +35,7 @@ from sams.study.settings import (
     World,
     WorldAccuracy,
 )
+from sams.study.settings.model import TEMPLATE_DATE, Day
 from sams.study.settings.scheduling import NETWORK_KEYS
 from sams.study.study import Study
 
@@ -129,6 +130,7 @@ class GenerateRecipe(Settings):
     method: Name
     benchmark: Literal["alpaca_eval", "mt_bench"]
     precision: Literal["float32", "bfloat16"]
+    template_date: Day = TEMPLATE_DATE
     decoding: Decoding
 
 
@@ -137,6 +139,7 @@ class OnPolicyRecipe(Settings):
 
     seed: int
     precision: Literal["float32", "bfloat16"]
+    template_date: Day = TEMPLATE_DATE
     decoding: OnPolicyDecoding = Field(OnPolicyDecoding(), description="How answers are sampled.")
     reward_batch_size: Count = Field(8, description="Answers that the reward model scores together.")
 
@@ -227,11 +230,13 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             method=method,
             benchmark=benchmark,
             precision=study.model.precision,
+            template_date=study.model.template_date,
             decoding=require(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}").decoding,
         ),
         "sample_pairs": lambda: OnPolicyRecipe(
             seed=seed,
             precision=study.model.precision,
+            template_date=study.model.template_date,
             decoding=require(study.on_policy, "on_policy").decoding,
             reward_batch_size=require(study.on_policy, "on_policy").reward_batch_size,
         ),

@@ -29,7 +29,7 @@ def sources_of(recipe: Settings) -> list[str]:
     given: Sequence[str | None] = []
     match recipe:
         case DataRecipe(data=data):
-            given = [_local(source) for source in (data.train, data.test, data.sft)]
+            given = [_local(source) for source in data.sources.values()]
         case QuestionsRecipe():
             groups = [group for group in (recipe.alpaca_eval, recipe.mt_bench) if group is not None]
             given = [value for group in groups for key, value in group if key != "difficulty"]

@@ -47,7 +47,8 @@ class Study(Settings):
     """A study: models, data, methods, benchmarks and how its jobs run."""
 
     extends: str | None = Field(
-        None, description="File of a study that this one extends, relative to the source tree."
+        None,
+        description="File of a study that this one extends, relative to this file or to the source tree.",
     )
     rehearse: bool = Field(
         False, description="Rehearse the study: a tiny fresh model on synthetic data (docs/studies.md)."

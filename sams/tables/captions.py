@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sams.data import findings
 from sams.runtime.files import read_json
 from sams.study.reported import Reported, read_reported
 from sams.study.study import BASE_METHOD, Study
 from sams.tables import render
 from sams.tables.benchmarks import BENCHMARKS, scored
 from sams.tables.repeats import least_p
-from sams.tables.results import Cell, Cells, data_reports
+from sams.tables.results import Cell, Cells, reports_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,18 +182,17 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
     return notes + [f"{reported.title}: {note}" for note in reported.notes] + missing_notes(study, cells)
 
 
-def leak_notes(setting: Path) -> list[str]:
-    """Return the note on training prompts among the test pairs, as counted by `prepare_data`."""
-    leaks = [report["leak"] for report in data_reports(setting) if "leak" in report]
-    if not leaks:
-        return []
-    counts = {key: sum(leak[key] for leak in leaks) for key in ("prompts", "test_pairs")}
-    if not counts["prompts"]:
-        return ["Leaks: no prompt of the training pairs is among the test pairs."]
-    return [
-        f"Leaks: {counts['prompts']} prompts of the training pairs are also in {counts['test_pairs']} test pairs: "
-        "test figures look better than they are."
-    ]
+def data_notes(setting: Path) -> list[str]:
+    """Return notes on the data: leaks and contradictions by `prepare_data`, cut responses by `tokenise`."""
+    reports = reports_of(setting, "data")
+    leaks = [report["leak"] for report in reports if "leak" in report]
+    notes = []
+    if leaks:
+        total = {key: sum(leak[key] for leak in leaks) for key in ("prompts", "test_pairs")}
+        notes = findings.of_leak(total) or ["Leaks: no prompt of the training pairs is among the test pairs."]
+    notes += [sentence for report in reports for sentence in findings.of_records(report)]
+    notes += [sentence for report in reports_of(setting, "tokens") for sentence in findings.of_tokens(report)]
+    return list(dict.fromkeys(notes))
 
 
 def fallback_notes(setting: Path, study: Study) -> list[str]:

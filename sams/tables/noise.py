@@ -18,7 +18,7 @@ from sams.tables.panels import (
     panels,
     write_across,
 )
-from sams.tables.results import Cells, data_reports
+from sams.tables.results import Cells, reports_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,7 @@ def _points(axis: "Axes", index: int, method: str, points: Sequence[tuple[float,
 
 def label_noise(setting: Path, methods: Sequence[str], seeds: Sequence[int]) -> dict[str, Noise]:
     """Return label noise by method: flips in the data, as `prepare_data` counted them, and flips by the recipe."""
-    counts = [report["train"] for report in data_reports(setting)]
+    counts = [report["train"] for report in reports_of(setting, "data")]
     written = sum(count.get("written", 0) for count in counts)
     before = sum(count.get("flipped", 0) for count in counts) / written if written else 0.0
     noise_of = {}

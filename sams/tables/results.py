@@ -99,9 +99,10 @@ def read_log(path: Path) -> "pd.DataFrame":
     return numeric
 
 
-def data_reports(setting: Path) -> list[dict[str, Any]]:
-    """Return the existing reports of `prepare_data`: one for the study's data, or one for each seed's own data."""
-    files = [setting / "data" / "report.json", *sorted((setting / "data").glob("seed*/report.json"))]
+def reports_of(setting: Path, stage: str) -> list[dict[str, Any]]:
+    """Return the existing reports of stage `data` or `tokens`: one for the study, or one for each seed's own data."""
+    folder = setting / stage
+    files = [folder / "report.json", *sorted(folder.glob("seed*/report.json"))]
     return [_read_object(file) for file in files if file.is_file()]
 
 

@@ -21,7 +21,7 @@ def show(results_root: Path, study: Study) -> None:
     table = main_table(cells, study.methods, study.seeds)
     if not table["n_seeds"].any():
         raise UserError("no results yet", where=str(setting), remedy="run the study: snakemake --cores all")
-    notes = captions.main_notes(study, cells) + captions.leak_notes(setting)
+    notes = captions.main_notes(study, cells) + captions.data_notes(setting)
     notes += captions.fallback_notes(setting, study)
     render.terminal(captions.main_title(study), render.readable_main(table), notes)
     differences = comparisons(setting, cells, study.methods, study.seeds)

@@ -20,7 +20,14 @@ RESULTS = Path("results")
 
 def tracking_uri(results: Path = RESULTS) -> str:
     """Return MLFLOW_TRACKING_URI, or the address of the sqlite file `mlflow.db` in the results folder."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{results.resolve() / 'mlflow.db'}"
+    if given := os.environ.get("MLFLOW_TRACKING_URI"):
+        return given
+    file = str(results.resolve() / "mlflow.db")
+    if "?" in file:  # the address would end there
+        file = os.path.relpath(file)
+    if "?" in file:
+        raise UserError("MLflow takes no '?' in a path", where=file, remedy="rename the folder")
+    return f"sqlite:///{file}"
 
 
 def database(results: Path = RESULTS) -> Path | None:

@@ -51,7 +51,15 @@ CONTENTS = [
         "train.jsonl: not JSON .*row 2.*; give a list",
     ),
     ("numbers", lines(PAIR, 7), f"{AT}: expected an object with keys, found int; give"),
-    ("CSV", b"prompt,chosen,rejected\na,b,c\n", "row 1: not JSON"),
+    ("CSV of other columns", b"a,b\n1,2\n", "row 1: unknown form with keys .*; rename"),
+    ("CSV with a field too many", b"prompt,chosen,rejected\na,b,c\na,b,c,d\n", f"{AT}: 4 fields, .*; quote"),
+    ("CSV with a field that does not end", b'prompt,chosen,rejected\na,b,"c\n', "row 1: not CSV .*; quote"),
+    (
+        "CSV with a name twice",
+        b"prompt,prompt,chosen\na,b,c\n",
+        "train.jsonl: the header has 'prompt' twice; rename",
+    ),
+    ("an unknown column", second(context="x"), f"{AT}, key 'context': unknown column.*; name it in"),
     ("UTF-16", '{"a": 1}\n'.encode("utf-16"), "row 1: not UTF-8.*; convert it"),
     ("invalid UTF-8", lines(PAIR) + b'{"prompt": "\xe9"}\n', f"{AT}: not UTF-8 .*; convert it to UTF-8"),
     ("NUL bytes", lines(PAIR) + b"\0\0\n", f"{AT}: not JSON"),
@@ -207,6 +215,9 @@ HANDLED = {
     "gzip by another name": gzip.compress(second(prompt="wer")),
     "a JSON list": json.dumps([PAIR, {**PAIR, "prompt": "wer"}]).encode(),
     "keys in another order": lines(dict(reversed(PAIR.items())), {**PAIR, "prompt": "wer"}),
+    "CSV": b"prompt,chosen,rejected\nwhy so,a b,c d\nwer,a b,c d\n",
+    "CSV with semicolons and an index": b';"prompt";chosen;rejected\r\n0;why so;"a b";c d\r\n\r\n1;wer;a b;c d',
+    "TSV": b"prompt\tchosen\trejected\nwhy so\ta b\tc d\nwer\ta b\tc d\n",
     "keys that nobody asked for": second(prompt="wer", id="7", score=0.5),
 }
 

@@ -72,7 +72,6 @@ def test_forms_of_a_pair(row: Any, prompt: Any, tmp_path: Path) -> None:
         ({"prompt": DIALOGUE, "response": "Red."}, TWO),
         ({"prompt": "Why is the sky blue?", "response": "Red."}, ONE),
         ({"prompt": TWO, "response": "Red.\n"}, TWO),
-        ({"messages": [*TWO, GOOD]}, TWO),
         ({"prompt": USER["content"], "prompt_id": "7f", "messages": [SYSTEM, USER, GOOD]}, [SYSTEM, USER]),
         ({"instruction": "Sum up.", "input": "", "output": "Red."}, [{"role": "user", "content": "Sum up."}]),
         ({"instruction": "Sum up.", "output": "Red."}, [{"role": "user", "content": "Sum up."}]),

@@ -64,6 +64,7 @@ def test_files(tmp_path: Path) -> None:
         "read": 4,
         "dropped_repeats": 1,
         "written": 3,
+        "contradictions": 0,
     }
     assert len(report["train"]["sha256"]) == 64
     [example] = rows(tmp_path / "data", "sft")
@@ -88,7 +89,7 @@ def test_a_leak_is_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level(logging.WARNING):
         report = prepared(tmp_path / "data", train=train, test=test)
     assert report["leak"] == {"prompts": 1, "test_pairs": 2}
-    assert "1 prompts of train are also in test (2 test pairs)" in caplog.text
+    assert "warning: Leaks: 1 prompts of the training pairs are also in 2 test pairs" in caplog.text
 
 
 def test_pairs_with_a_test_prompt_can_be_left_out(tmp_path: Path) -> None:
@@ -99,6 +100,54 @@ def test_pairs_with_a_test_prompt_can_be_left_out(tmp_path: Path) -> None:
     for split in ("train", "sft"):
         assert (report[split]["written"], report[split]["dropped_shared_prompts"]) == (2, 1)
     assert [row["chosen"] for row in rows(tmp_path / "data", "test")] == ["Yes 3.", "Yes 4."]
+
+
+def test_contradictions_are_counted_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first, second, third = pairs(1, 2, 3)
+    turned = {"prompt": "Question 1?", "chosen": "No.", "rejected": "Yes 1."}
+    other = {**turned, "rejected": "Never."}  # other answers to the same prompt
+    train = lines(tmp_path / "train.jsonl", [first, second, turned, other, third, first])
+    with caplog.at_level(logging.WARNING):
+        report = prepared(tmp_path / "data", train=train, test=lines(tmp_path / "test.jsonl", pairs(4)))
+    assert (report["train"]["contradictions"], report["test"]["contradictions"]) == (1, 0)
+    assert "warning: Contradictions: 1 of 5 pairs of train have" in caplog.text
+
+
+def test_a_share_of_the_prompts_is_held_out(tmp_path: Path) -> None:
+    made = pairs(*range(200)) + [{**pair, "chosen": "Perhaps."} for pair in pairs(*range(200))]
+    train = lines(tmp_path / "train.jsonl", made)
+    report = prepared(tmp_path / "data", train=train, test=0.1)
+    assert report["test"]["source"] == f"0.1 of the prompts of {train}"
+    assert report["leak"] == {"prompts": 0, "test_pairs": 0}
+    parts = {split: rows(tmp_path / "data", split) for split in ("train", "test", "sft")}
+    assert len(parts["train"]) + len(parts["test"]) == len(parts["sft"]) + len(parts["test"]) == 400
+    held_out = {row["prompt"][0]["content"] for row in parts["test"]}
+    assert len(parts["test"]) == 2 * len(held_out) and 10 <= len(held_out) <= 30
+    assert not held_out & {row["prompt"][0]["content"] for row in parts["sft"]}
+    # A row more, in another order, moves no other row; another seed draws others.
+    lines(tmp_path / "train.jsonl", [*pairs(1000), *made[::-1]])
+    prepared(tmp_path / "more", train=train, test=0.1)
+    again = {row["prompt"][0]["content"] for row in rows(tmp_path / "more", "test")}
+    assert again - {"Question 1000?"} == held_out
+    prepared(tmp_path / "seed", train=train, test=0.1, split_seed=1)
+    assert {row["prompt"][0]["content"] for row in rows(tmp_path / "seed", "test")} != held_out
+
+
+def test_own_names_and_turns_by_the_settings(tmp_path: Path) -> None:
+    own = [{"q": f"Question {n}?", "good": "Yes.", "bad": "No.", "note": "x"} for n in range(3)]
+    file = lines(tmp_path / "own.jsonl", own)
+    turns = [{"role": role, "content": text} for text in ("a", "b") for role in ("user", "assistant")]
+    sft = lines(tmp_path / "sft.jsonl", [{"messages": turns}])
+    settings = {
+        "columns": {"prompt": "q", "chosen": "good", "rejected": "bad"},
+        "ignored_columns": ["note"],
+        "train": file,
+        "test": file,
+        "sft": sft,
+    }
+    assert prepared(tmp_path / "all", **settings)["sft"]["written"] == 2
+    assert [row["chosen"] for row in rows(tmp_path / "all", "train")] == ["Yes."] * 3
+    assert prepared(tmp_path / "last", **settings, sft_turns="last")["sft"]["written"] == 1
 
 
 def test_other_numbers_of_rows_than_published_are_said_or_refused(
@@ -189,6 +238,6 @@ def test_the_example_of_own_data_is_what_its_script_makes(tmp_path: Path) -> Non
     for file in files.values():
         assert Path(file).read_bytes() == (tmp_path / Path(file).name).read_bytes()
     report = prepared(tmp_path / "data", **files)
-    assert [report[split]["written"] for split in ("train", "test", "sft")] == [256, 64, 256]
+    assert [report[split]["written"] for split in ("train", "test", "sft")] == [256, 64, 336]
     assert report["leak"] == {"prompts": 0, "test_pairs": 0}
     assert sum(Path(file).stat().st_size for file in files.values()) < 200_000

@@ -43,6 +43,18 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
 }
 
 
+def test_fields_of_a_csv_file_hold_separators_and_line_ends(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.write_bytes(
+        b'\xef\xbb\xbfprompt,"chosen"\n"Two\nlines, \xc2\xbb""x""?",Oui.\n"' + b"y" * 200_000 + b'",z\n'
+    )
+    assert rows(file) == [
+        {"prompt": 'Two\nlines, \u00bb"x"?', "chosen": "Oui."},
+        {"prompt": "y" * 200_000, "chosen": "z"},
+    ]
+    assert [where for where, _ in numbered_rows(str(file), "train")] == [f"{file}, row 1", f"{file}, row 2"]
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS.keys())
 def test_a_file_is_known_by_its_content(content: Callable[[], bytes], packed: bool, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sams.data.templates import PLAIN_TEMPLATE, CompletionEncoder, encode_prompt, encode_prompts
+from sams.data.templates import PLAIN_TEMPLATE, CompletionEncoder, encode_prompt, encode_prompts, stop_ids
 from sams.data.tokeniser import train_tokenizer
 from sams.runtime.errors import UserError
 from sams.study.settings import Model
@@ -258,3 +258,117 @@ def test_refused_roles_and_odd_templates_are_named() -> None:
         CompletionEncoder(tokenizer_of(thinking, None, "<|im_end|>"))
     with pytest.raises(UserError, match=r"model.chat_template"):
         encode_prompt(tokenizer_of("{% for %}", "<s>", "</s>"), MESSAGES)
+
+
+def as_whole(tokenizer: Any, conversation: list[dict[str, str]]) -> str:
+    return str(tokenizer.apply_chat_template(conversation, tokenize=False))
+
+
+LOSING = {
+    "no branch for system": CHAT_ML.replace(
+        "{% for message in messages %}", "{% for message in messages if message['role'] != 'system' %}"
+    ),
+    "the last user turn only": "{{ '<|im_start|>user\n' + messages[-1]['content'] + '<|im_end|>\n' }}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "sliced content": CHAT_ML.replace("message['content']", "message['content'][:4]"),
+    "lower case": CHAT_ML.replace("message['content']", "message['content'] | lower"),
+}
+
+
+@pytest.mark.parametrize("template", LOSING.values(), ids=LOSING.keys())
+def test_a_template_that_loses_text_is_refused(template: str) -> None:
+    tokenizer = tokenizer_of(template, None, "<|im_end|>", "<|im_start|>")
+    system = {"role": "system", "content": "hi user Why"}
+    with pytest.raises(
+        UserError, match=r"^model.chat_template: .*leaves out text of the (system|user)'s message '"
+    ):
+        encode_prompt(tokenizer, [system, *MESSAGES])
+
+
+def test_a_text_that_another_message_holds_is_missed_too() -> None:
+    last = "{{ '<s>' + messages[-1]['content'] }}{% if add_generation_prompt %}{{ '</s>' }}{% endif %}"
+    for first in ("why", "so why", "s"):
+        messages = [{"role": "user", "content": first}, *MESSAGES[1:2], {"role": "user", "content": "why"}]
+        with pytest.raises(UserError, match="leaves out text"):
+            encode_prompt(tokenizer_of(last, None, "</s>"), messages)
+
+
+def test_the_date_is_that_of_the_settings() -> None:
+    dated = (
+        "\n  {% if strftime_now is defined %}\n{{ strftime_now('%d %b %Y, %A %-d/%-m/%y 100%%') }}{% endif %}"
+        + CHAT_ML
+    )
+    tokenizer = byte_tokenizer()
+    plain, tokenizer.chat_template = tokenizer.chat_template, dated
+    try:
+        texts = [
+            tokenizer.decode(encode_prompt(tokenizer, MESSAGES, date)[1:])
+            for date in ("2025-03-04", "1999-12-31")
+        ]
+        assert texts[0].startswith("\n04 Mar 2025, Tuesday 4/3/25 100%<|im_start|>user\nhi")
+        assert texts[1].startswith("\n31 Dec 1999, Friday 31/12/99 100%<|im_start|>user\nhi")
+        assert tokenizer.decode(encode_prompt(tokenizer, MESSAGES)[1:]).startswith("\n26 Jul 2024")
+        # The rest is as transformers renders it.
+        today, _, rest = as_whole(tokenizer, MESSAGES).partition("<|im_start|>")
+        assert texts[0] == f"\n04 Mar 2025, Tuesday 4/3/25 100%<|im_start|>{rest}<|im_start|>assistant\n"
+        assert today.startswith("\n") and today.endswith("100%")
+    finally:
+        tokenizer.chat_template = plain
+
+
+# As Qwen3's: an empty think block before each answer without one, and no think block in earlier answers.
+THINKING = (
+    "{% for message in messages %}{% set content = message['content'] %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% set thought = '' %}{% if '</think>' in content %}"
+    "{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if loop.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{% endif %}"
+    "{{ content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "answer", ["Red.", "<think>\nIt\nscatters.\n</think>\n\nRed.", "<think>It</think>Red."]
+)
+@pytest.mark.parametrize("template", [THINKING, CHAT_ML])
+def test_a_think_block_is_what_the_template_renders(template: str, answer: str) -> None:
+    tokenizer = byte_tokenizer()
+    plain, tokenizer.chat_template = tokenizer.chat_template, template
+    try:
+        earlier = {"role": "assistant", "content": "<think>\nx\n</think>\n\nok"}
+        messages = [MESSAGES[0], earlier, MESSAGES[2]]
+        prompt = tokenizer.decode(encode_prompt(tokenizer, messages)[1:])
+        [ids] = CompletionEncoder(tokenizer)([answer])
+        response = tokenizer.decode(ids[:-1])
+        whole = as_whole(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+        assert prompt + response == whole.rstrip("\n")
+        assert response.count("<think>") == (1 if template == THINKING else answer.count("<think>"))
+    finally:
+        tokenizer.chat_template = plain
+
+
+def test_a_template_that_drops_the_thoughts_of_an_answer_is_refused() -> None:
+    dropping = CHAT_ML.replace("message['content']", "message['content'].split('</think>')[-1]")
+    with pytest.raises(UserError, match="leaves out text of the assistant's message 'It'"):
+        CompletionEncoder(tokenizer_of(dropping, None, "<|im_end|>"))(["<think>It</think>Red."])
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "control", "stops"),
+    [
+        (CHAT_ML, "</s>", ["<|im_start|>", "<|im_end|>"], ["</s>", "<|im_end|>"]),
+        (CHAT_ML, "<|im_end|>", ["<|im_start|>"], ["<|im_end|>"]),
+        (GEMMA_2, "<eos>", ["<start_of_turn>", "<end_of_turn>"], ["<eos>", "<end_of_turn>"]),
+        (LLAMA_3, "<|end_of_text|>", ["<|eot_id|>"], ["<|end_of_text|>", "<|eot_id|>"]),
+        (PLAIN_TEMPLATE, "</s>", [], ["</s>"]),
+        (MISTRAL, "</s>", [], ["</s>"]),
+        ("{{ raise_exception('no') }}", "</s>", [], ["</s>"]),
+        (CHAT_ML, None, ["<|im_start|>", "<|im_end|>"], ["<|im_end|>"]),
+    ],
+)  # fmt: skip
+def test_an_answer_ends_where_the_template_ends_the_turn(
+    template: str, eos: str | None, control: list[str], stops: list[str]
+) -> None:
+    tokenizer = tokenizer_of(template, "<s>", eos, *control)
+    assert stop_ids(tokenizer) == sorted(tokenizer.convert_tokens_to_ids(stops))

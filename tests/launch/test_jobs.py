@@ -1,14 +1,18 @@
 """What the rules give to their jobs, and how their changes are named."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
+from snakemake.io import contains_wildcard
 from snakemake.iocontainers import InputFiles, OutputFiles, Wildcards
 
 from sams.launch.changes import changes, code_text, sources_text
-from sams.launch.jobs import options
+from sams.launch.jobs import Jobs, options
 from sams.runtime.files import canonical_json
+from tests.study.test_config import tiny_study
 
 RECIPE = {"seed": 0, "method": "dpo", "training": {"beta": 0.1, "lora": None}, "scheduler": None}
 CODE = {"sams.losses.dpo": "1", "sams.training.loop": "2"}
@@ -68,3 +72,31 @@ def test_options_name_folders_for_manifests_and_leave_out_what_is_absent() -> No
     assert filled(out="{output.made}", checkpoints="c/seed{seed}", processes="{threads}") == (
         "--tokens t --table 'a b.csv' --out o --checkpoints c/seed3 --processes 8"
     )
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "a{}b{seed}.jsonl"])
+def test_data_counts_by_content_whatever_its_date_and_name(name: str, tmp_path: Path) -> None:
+    file, folder = tmp_path / name, tmp_path / "set"
+    folder.mkdir()
+    (folder / "train.parquet").write_text("1")
+    file.write_text("1")
+    data = {"world": None, "train": str(file), "test": str(folder)}
+    jobs = Jobs(tiny_study(data=data, benchmarks={"alpaca_eval": None, "mt_bench": None}))
+    none: Any = Wildcards()
+    assert not any(contains_wildcard(path) for path in jobs.sources("prepare_data")(none))
+
+    def parameter() -> str:
+        return str(Jobs(jobs.study).parameters("prepare_data")["sources"](none))
+
+    seen = [parameter()]
+    file.write_text("2")
+    os.utime(file, (0, 0))
+    seen.append(parameter())
+    (folder / "train.parquet").write_text("2")
+    os.utime(folder / "train.parquet", (0, 0))
+    seen.append(parameter())
+    (folder / "more.parquet").write_text("")
+    seen.append(parameter())
+    assert len(set(seen)) == 4 and str(file) in json.loads(seen[0])["sources"]
+    os.utime(file, (9, 9))
+    assert parameter() == seen[-1]

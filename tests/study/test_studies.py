@@ -236,6 +236,18 @@ def test_a_study_lies_over_what_it_extends(tmp_path: Path) -> None:
         resolved(default, {"extends": "nowhere.yaml"})
 
 
+def test_an_extended_study_is_looked_for_next_to_the_study_first(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    (tmp_path / "mine.yaml").write_text("extends: more/base.yaml\nstudy: mine\n")
+    (tmp_path / "more/base.yaml").write_text("extends: lowest.yaml\nsetting: base\n")
+    (tmp_path / "more/lowest.yaml").write_text("extends: config/studies/table2_hh.yaml\nseeds: [7]\n")
+    (tmp_path / "over.yaml").write_text("seeds: [8]\n")
+    made = read_settings([DEFAULT, tmp_path / "mine.yaml"])
+    assert (made["study"], made["setting"], made["seeds"]) == ("mine", "base", [7])
+    assert made["data"]["train"] == study("table2_hh").data.train
+    assert read_settings([DEFAULT, tmp_path / "mine.yaml", tmp_path / "over.yaml"])["seeds"] == [8]
+
+
 # --- rehearsals -----------------------------------------------------------------------------------
 
 

@@ -48,6 +48,19 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_question_mark_in_the_path_stays_out_of_the_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "a?b"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert mlflow_server.tracking_uri(Path("results")) == "sqlite:///results/mlflow.db"
+    assert mlflow_server.database() == Path("results/mlflow.db")
+    with pytest.raises(UserError, match=r"what\?/mlflow.db: MLflow takes no '\?' in a path"):
+        mlflow_server.tracking_uri(Path("what?"))
+
+
 def start(folder: Path, **changes: Any) -> tracking.Run:
     settings: dict[str, Any] = {
         "study": "tiny",

@@ -17,7 +17,7 @@ def main() -> None:
     study, results = Study.model_validate_json(snakemake.params.study), Path(snakemake.params.results)
     cells = read_cells(results)
     table = main_table(cells, study.methods, study.seeds)
-    notes = captions.main_notes(study, cells) + captions.leak_notes(results)
+    notes = captions.main_notes(study, cells) + captions.data_notes(results)
     notes += captions.fallback_notes(results, study)
     outputs = dict(snakemake.output.items())
     render.write(outputs, table, captions.main_title(study), render.readable_main(table), notes)

@@ -18,7 +18,7 @@ def main() -> None:
     cells = read_cells(results)
     table = paper_table(study, results, cells)
     readable, reasons = render.readable_paper(table)
-    notes = reasons + captions.paper_notes(study, cells, table) + captions.leak_notes(results)
+    notes = reasons + captions.paper_notes(study, cells, table) + captions.data_notes(results)
     render.write(dict(snakemake.output.items()), table, captions.paper_title(study), readable, notes)
 
 

@@ -2,11 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sams.study.settings.base import Count, Settings, Share
 
 Form = Literal["auto", "hh", "messages", "shp", "stack_exchange"]
+Column = Literal["prompt", "system", "history", "messages", "chosen", "rejected", "response"]
 
 
 class World(Settings):
@@ -39,11 +40,34 @@ class Data(Settings):
 
     world: World | None = Field(None, description="Synthetic world; null if `train` and `test` name data.")
     train: str | None = Field(
-        None, description="Preference pairs: file (JSONL, JSON or Parquet, gzip or not) or hub id."
+        None, description="Preference pairs: file (JSONL, JSON, CSV, TSV or Parquet, gzip or not) or hub id."
     )
-    test: str | None = Field(None, description="Held-out preference pairs, in the same forms.")
+    test: str | float | None = Field(
+        None,
+        description="Held-out preference pairs, in the same forms; or the share of the prompts of `train` that is "
+        "held out, all pairs of a prompt together.",
+    )
+    split_seed: int = Field(
+        0,
+        ge=0,
+        description="Seed of the prompts that a share in `test` holds out. Which they are depends on seed and prompt "
+        "only, not on the other rows.",
+    )
     sft: str | None = Field(
         None, description="Supervised examples; null uses the chosen responses of `train`."
+    )
+    sft_turns: Literal["all", "last"] = Field(
+        "all",
+        description="Assistant turns of a conversation in `sft` that are learned: each as an example of its own, "
+        "whose prompt is the conversation before it; or the last alone.",
+    )
+    columns: dict[Column, str] = Field(
+        {}, description="Names of columns in your rows, by the names known here: `{prompt: question}`."
+    )
+    ignored_columns: list[str] = Field(
+        [],
+        description="Columns that the model must not see. Other unknown columns are refused, unless their names say "
+        "that they are ids, scores, sources and the like.",
     )
     form: Form = Field(
         "auto",
@@ -68,6 +92,19 @@ class Data(Settings):
         512, description="Maximum length of the prompt in tokens; longer prompts lose their beginning."
     )
 
+    @field_validator("test")
+    @classmethod
+    def _share(cls, test: str | float | None) -> str | float | None:
+        if isinstance(test, float) and not 0.0 < test < 1.0:
+            raise ValueError(f"expected a file, a hub id, or a share between 0 and 1, found {test:g}")
+        return test
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """The files and data sets that are named, by key."""
+        named = {"train": self.train, "test": self.test, "sft": self.sft}
+        return {key: source for key, source in named.items() if isinstance(source, str)}
+
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
         if self.world is None and (self.train is None or self.test is None):
@@ -78,6 +115,10 @@ class Data(Settings):
             )
         if self.world is not None and self.world.validation_pairs and self.form != "auto":
             raise ValueError("`world.validation_pairs` are not written in another form: set `form: auto`")
+        if (self.columns or self.ignored_columns) and self.form in ("shp", "stack_exchange"):
+            raise ValueError(f"`columns` and `ignored_columns` are not for rows of `form: {self.form}`")
+        if isinstance(self.test, float) and "test" in self.published_rows:
+            raise ValueError("`published_rows.test` is of a test split, and `test` is a share of `train`")
         if self.max_prompt_length >= self.max_length:
             raise ValueError("`max_prompt_length` must be below `max_length`, to leave room for a response")
         return self

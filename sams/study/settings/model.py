@@ -1,10 +1,21 @@
 """The policy: which model it is and how it computes."""
 
-from typing import Any, Literal
+from datetime import date
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from sams.study.settings.base import Count, Overlay, Settings
+
+TEMPLATE_DATE = "2024-07-26"
+"""The date that Llama 3's templates take where they cannot ask for today's."""
+
+# YAML reads an unquoted date as a date.
+Day = Annotated[
+    str,
+    BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value),
+    AfterValidator(lambda text: date.fromisoformat(text).isoformat()),
+]
 
 
 class ModelSource(Settings):
@@ -37,6 +48,11 @@ class ModelSource(Settings):
         None,
         description="File with a chat template (jinja); null uses the tokenizer's template, or a plain one if it has "
         "none.",
+    )
+    template_date: Day = Field(
+        TEMPLATE_DATE,
+        description="The day, YYYY-MM-DD, that a chat template gets for today's date: token ids do not change from "
+        "day to day.",
     )
 
 
