@@ -200,7 +200,7 @@ class Ours:
             self.policy, self.task, chosen, self.workers, self.tuning.micro_batch, tally=self.tally
         )
         if update:
-            self.workers.clip(self.policy, CLIP)
+            self.workers.clip(self.policy, CLIP, self.optimiser)
             self.optimiser.step()
         tally, self.tally = self.tally, type(self.tally)()
         return {

@@ -558,9 +558,16 @@ FAULTS = [
     Fault(
         "a step leaves the weights in bfloat16 that it was computed from",
         "training/updates.py",
-        "optimiser.register_step_post_hook(lambda *_: reshard(policy))",
-        "",
+        "        reshard(policy)\n        vars",
+        "        vars",
         (f"{PRECISION}a_pass_after_a_step_sees_the_new_weights",),
+    ),
+    Fault(
+        "a fused step does not clip",
+        "training/distribution.py",
+        "((norm + 1e-6) / max_norm).clamp(min=1.0)",
+        "norm / norm",
+        (f"{PRECISION}a_fused_step_clips_the_gradients_itself[float32]",),
     ),
     Fault(
         "weights are cast again in every micro-batch",

@@ -181,12 +181,21 @@ class Workers:
         if any(checksum != sums[rank % shards] for rank, checksum in enumerate(sums)):
             raise RuntimeError(f"the processes' replicas of the policy have drifted apart: {sums}")
 
-    def clip(self, policy: nn.Module, max_norm: float) -> float:
-        """Clip the gradient and return its norm over all processes before clipping."""
+    def clip(self, policy: nn.Module, max_norm: float, optimiser: torch.optim.Optimizer) -> Tensor:
+        """Clip the gradient and return its norm over all processes before clipping, [] on the device.
+
+        The step of a fused optimiser scales the gradients itself, by `grad_scale` as under torch's GradScaler: there
+        is no other pass over them.
+        """
         reshard(policy)
-        norm = nn.utils.clip_grad_norm_(policy.parameters(), max_norm)
-        # Under FSDP2 the norm is a DTensor: each process has a part of it.
-        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+        if not optimiser.defaults["fused"]:
+            return whole(nn.utils.clip_grad_norm_(policy.parameters(), max_norm))
+        gradients = [weight.grad for weight in policy.parameters() if weight.grad is not None]
+        if self.shards <= 1:
+            gradients = [local_part(gradient) for gradient in gradients]
+        norm = whole(nn.utils.get_total_norm(gradients))
+        optimiser.grad_scale = ((norm + 1e-6) / max_norm).clamp(min=1.0)  # type: ignore[attr-defined]
+        return norm
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of the processes' tensors, on every process; the given tensor is overwritten."""
@@ -269,6 +278,11 @@ def mesh_of(device: str, world: int, shards: int) -> DeviceMesh:
 def local_part(tensor: Tensor) -> Tensor:
     """Return this process's part of a tensor that may be sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor that may be sharded as one tensor, on every process. A collective call if it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def shard(policy: Policy, mesh: DeviceMesh, precision: str) -> Policy:

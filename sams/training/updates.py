@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class AdamWStep:
         items = passes.gradient(task, step.trained, step.kl)
         refuse_non_finite(items, step.trained, task, step.number)
         workers.watch.at("optimiser")
-        norm = workers.clip(passes.policy, self.training.max_grad_norm)
+        norm = workers.clip(passes.policy, self.training.max_grad_norm, self.optimiser)
         step.metrics |= {"grad_norm": norm, "learning_rate": rate}
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -120,14 +120,22 @@ class AdamWStep:
 
 
 def adamw(policy: nn.Module, training: Training, workers: Workers) -> torch.optim.AdamW:
-    """AdamW over the float32 master weights; each step discards the bfloat16 weights made from the old ones."""
+    """AdamW over the float32 master weights.
+
+    A step discards the bfloat16 weights that were made from the old ones, and the scale of the gradients.
+    """
     reshard(policy)
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     fused = workers.device.type == "cuda"
     optimiser = torch.optim.AdamW(
         parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=fused
     )
-    optimiser.register_step_post_hook(lambda *_: reshard(policy))
+
+    def discard(optimiser: torch.optim.Optimizer, *_: Any) -> None:
+        reshard(policy)
+        vars(optimiser).pop("grad_scale", None)
+
+    optimiser.register_step_post_hook(discard)
     return optimiser
 
 

@@ -48,7 +48,7 @@ def main(strategy: str, device: str, precision: str) -> None:
         chosen, rejected = policy(pack_rows(ITEMS).to(workers.device)).logps.chunk(2)
         loss = -nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()
         workers.accelerator.backward(loss)
-        workers.clip(policy, 10.0)
+        workers.clip(policy, 10.0, optimiser)
         optimiser.step()
         losses.append(loss.item())
     print(json.dumps({"device": str(workers.device), "losses": losses}), flush=True)

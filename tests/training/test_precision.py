@@ -38,7 +38,9 @@ COMBINATIONS = [
 class Job:
     """A policy with its optimiser, as a training job has them."""
 
-    def __init__(self, strategy: str, precision: str, lora: Lora | None = None) -> None:
+    def __init__(
+        self, strategy: str, precision: str, *, lora: Lora | None = None, fused: bool = False
+    ) -> None:
         settings = tiny.settings(precision=precision)
         training = Preference(learning_rate=1e-3, lora=lora)
         self.workers = Workers(
@@ -47,6 +49,9 @@ class Job:
         model = build_model(settings, tiny.tokenizer(), seed=0)
         self.policy = loading.wrap(model, settings, self.workers, training)
         self.optimiser = adamw(self.policy, training, self.workers)
+        if fused:  # as on a GPU
+            for options in (self.optimiser.defaults, *self.optimiser.param_groups):
+                options["fused"] = True
 
     def score(self) -> list[float]:
         values, _ = score(self.policy, TASK, list(range(PAIRS)), self.workers, 2)
@@ -57,7 +62,7 @@ class Job:
         losses = self.score()
         self.optimiser.zero_grad()
         accumulate_gradient(self.policy, TASK, list(range(PAIRS)), self.workers, 1)
-        self.workers.clip(self.policy, 1.0)
+        self.workers.clip(self.policy, 1.0, self.optimiser)
         self.optimiser.step()
         return losses
 
@@ -84,7 +89,7 @@ def report(strategy: str, precision: str) -> dict[str, Any]:
     """What attention receives, and the losses before each of four steps."""
     attend = torch.nn.functional.scaled_dot_product_attention
     try:
-        job = Job(strategy, precision)
+        job = Job(strategy, precision, fused=strategy == "fsdp2")
         types = attention_types(job.policy)
         losses = [job.step() for _ in range(4)]
     finally:
@@ -176,6 +181,38 @@ def test_adapters_are_float32_over_a_base_in_bfloat16() -> None:
         adapter = "lora_" in name
         assert weight.dtype == (torch.float32 if adapter else torch.bfloat16), name
         assert torch.equal(weight, before[name]) != adapter, name
+
+
+class Names(TorchDispatchMode):
+    """Collects the names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func._schema.name.removeprefix("aten::"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_fused_step_clips_the_gradients_itself(precision: str) -> None:
+    most = 0.02
+    found = []
+    for fused in (False, True):
+        job = Job("ddp", precision, fused=fused)
+        for _ in range(2):
+            job.optimiser.zero_grad()
+            accumulate_gradient(job.policy, TASK, list(range(PAIRS)), job.workers, PAIRS)
+            with Names() as operations:
+                norm = job.workers.clip(job.policy, most, job.optimiser)
+                job.optimiser.step()
+            assert norm > 10 * most
+        assert (("_foreach_mul_" in operations.names) or ("mul_" in operations.names)) != fused
+        moments = [local_part(state["exp_avg"]) for state in job.optimiser.state.values()]
+        found.append([norm, *job.masters().values(), *moments])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
 
 
 def test_a_job_in_bfloat16_agrees_with_its_reference_and_resumes_bitwise(
