@@ -90,7 +90,7 @@ class Peaks:
         """Return the peak of a stage that trains on `items` items of a global batch."""
         share = max(1, -(-items // self.world))
         scheduler_bytes = 0 if scheduler is None else scheduler.bytes
-        lora, weights = training.lora, self._trained(training.lora)
+        lora, weights = training.lora, self.trained_weights(training.lora)
         checkpointing, sync_each, size = self._choice(training, completions, scheduler_bytes, share)
         size = max(1, min(share, size))
         batches = -(-share // size)
@@ -132,7 +132,7 @@ class Peaks:
         """Number of processes that share a policy."""
         return self.world if self.sharded else 1
 
-    def _trained(self, lora: Lora | None) -> int:
+    def trained_weights(self, lora: Lora | None) -> int:
         """Return the number of weights that are trained."""
         if lora is None:
             return self.sizes.total
@@ -243,7 +243,7 @@ class Peaks:
         if setting != "auto" and len(modes) * len(syncs) == 1:
             return modes[0], syncs[0], setting
         least = 1 if setting == "auto" else min(setting, share)
-        lora, weights = training.lora, self._trained(training.lora)
+        lora, weights = training.lora, self.trained_weights(training.lora)
         fixed = scheduler + (RESERVE if self.gpu is not None else 0)
         state = (4 + ADAM_BYTES) * weights + (0 if lora is None else self.bytes * self.sizes.total)
         if self.bytes == 2 and not self.sharded:
