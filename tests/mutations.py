@@ -76,7 +76,82 @@ VERIFY = "tables/test_verify.py"
 TRAJECTORY = "training/test_trajectory.py::test_fifty_rounds_follow_the_reference_implementation"
 RESUMED = f"{RUNS}sigterm_saves_and_the_same_command_ends_bitwise_where_an_undisturbed_run_ends[preference]"
 
+DATA = "data/test_"
+
 FAULTS = [
+    Fault(
+        "rows: unknown columns are harmless",
+        "data/columns.py",
+        "        if key in ignored or is_empty(value)",
+        "        if True or is_empty(value)",
+        (f"{DATA}columns.py::test_what_would_be_lost_is_refused",),
+    ),
+    Fault(
+        "rows: the system column is dropped",
+        "data/forms.py",
+        "            system = given\n",
+        "            pass\n",
+        (f"{DATA}columns.py::test_a_pair_holds_all_that_its_row_says",),
+    ),
+    Fault(
+        "rows: messages in text are learned literally",
+        "data/messages.py",
+        "        if is_list or {*found} in",
+        "        if False and {*found} in",
+        (f"{DATA}columns.py::test_a_pair_holds_all_that_its_row_says",),
+    ),
+    Fault(
+        "rows: a column that says otherwise is ignored",
+        "data/forms.py",
+        "        if not agrees:\n",
+        "        if False:\n",
+        (f"{DATA}columns.py::test_what_would_be_lost_is_refused",),
+    ),
+    Fault(
+        "data: the split draws pairs, not prompts",
+        "data/prepare.py",
+        "is_held_out(each.prompt, share, data.split_seed)",
+        "is_held_out([{'role': 'user', 'content': each.id}], share, data.split_seed)",
+        (f"{DATA}prepare.py::test_a_share_of_the_prompts_is_held_out",),
+    ),
+    Fault(
+        "data: contradictions are not counted",
+        "data/prepare.py",
+        "bytes.fromhex(record.opposite_id) in seen",
+        "bytes.fromhex(record.id) not in seen",
+        (f"{DATA}prepare.py::test_contradictions_are_counted_and_said",),
+    ),
+    Fault(
+        "templates: text may be lost",
+        "data/templates.py",
+        "        if not found:\n",
+        "        if False:\n",
+        (f"{DATA}templates.py::test_a_template_that_loses_text_is_refused",),
+    ),
+    Fault(
+        "templates: the date is today's",
+        "data/templates.py",
+        '    if "strftime_now" not in template:\n',
+        "    if True:\n",
+        (f"{DATA}templates.py::test_the_date_is_that_of_the_settings",),
+    ),
+    Fault(
+        "templates: an answer has two think blocks",
+        "data/templates.py",
+        "        if not self._lead.strip() and not left_out and not THOUGHT.search(response):",
+        "        if True:",
+        (f"{DATA}templates.py::test_a_think_block_is_what_the_template_renders",),
+    ),
+    Fault(
+        "templates: only EOS ends an answer",
+        "data/templates.py",
+        "    if found and after.strip():\n",
+        "    if False:\n",
+        (
+            f"{DATA}templates.py::test_an_answer_ends_where_the_template_ends_the_turn",
+            "generation/test_decode.py::test_an_answer_ends_where_the_template_ends_a_turn",
+        ),
+    ),
     Fault(
         "delta and 1 - delta are swapped in `sams`",
         "scheduling/selectors/sams.py",
@@ -515,9 +590,9 @@ FAULTS = [
     ),
     Fault(
         "the number of tokens is compiled into a block",
-        "policy/blocks.py",
-        "functions[kind], dynamic=True, fullgraph",
-        "functions[kind], dynamic=False, fullgraph",
+        "policy/compiling.py",
+        "dynamic=True",
+        "dynamic=False",
         ("policy/test_blocks.py::test_a_block_is_one_graph_for_rows_of_any_length[llama]",),
     ),
     Fault(

@@ -38,6 +38,7 @@ from sams.data.messages import (
     history_of,
     is_dialogue,
     messages_of,
+    refuse_other_dialogue,
     text_of,
     unpacked,
 )
@@ -249,6 +250,7 @@ def _conversation(value: Any, where: str) -> tuple[list[Message], str]:
 def _text_side(text: str, prompt_key: str | None, where: str, row: str) -> tuple[list[Message], str]:
     """Split a text into the messages before the answer, if it is a complete dialogue, and the answer."""
     if prompt_key is not None and not is_dialogue(text):
+        refuse_other_dialogue(text, where)
         return [], text
     start, answer = answered_dialogue(text, where)
     return dialogue(start, row), answer
@@ -273,6 +275,7 @@ def _examples(
         if is_dialogue(response):
             start, response = answered_dialogue(response, f"{where}, key '{response_key}'")
             _refuse_unequal(dialogue(start, where), prompt, f"{where}, key '{response_key}'")
+        refuse_other_dialogue(response, f"{where}, key '{response_key}'")
         _refuse_others(row, prompt, response, where, used=prompt_key)
         return [Example(prompt, response)]
     location = f"{where}, key '{prompt_key}'"
@@ -316,6 +319,8 @@ def _prompt(row: Row, key: str, where: str) -> list[Message]:
     if isinstance(value, list) or key in CONVERSATIONS:
         return _completed(row, _checked(messages_of(value, location), where), where)
     text = text_of(value, location)
+    if "\n\nAssistant:" not in text:
+        refuse_other_dialogue(text, location)
     if text.startswith("Human:"):
         return _completed(row, _checked(dialogue(f"\n\n{text}", where), where), where)
     if key == "instruction" and not is_empty(row.get("input")):

@@ -5,7 +5,7 @@ import json
 import re
 from typing import Any
 
-from sams.data.columns import refuse_unknown
+from sams.data.columns import CONVERSATIONS, refuse_unknown
 from sams.data.records import Message
 from sams.runtime.errors import UserError
 
@@ -18,12 +18,17 @@ SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"} | {role
 # Messages written to a text: a list, or one object with nothing else.
 LIST_IN_TEXT = re.compile(r"\[\s*\{\s*['\"](role|content|from|value)['\"]\s*:")
 OBJECT_IN_TEXT = re.compile(r"\{\s*['\"](role|content|from|value)['\"]\s*:")
+WRAPPED_IN_TEXT = re.compile(r"\{\s*['\"](messages|conversations?)['\"]\s*:\s*\[")
+# Turns of a dialogue that are not divided as in hh-rlhf.
+OTHER_DIALOGUE = re.compile(
+    r"(### ?)?(human|user) ?:.*\n\s*(### ?)?(assistant|ai) ?:", re.IGNORECASE | re.DOTALL
+)
 # What chat templates write at the start and end of turns: a text with it has been rendered already.
 RENDERED = re.compile(
-    r"\A(<\|im_start\|>|<\|start_header_id\|>|<\|begin_of_text\|>|<start_of_turn>|<\|(user|assistant|system)\|>"
-    r"|(<s>\s*)?\[INST\]|### (Instruction|Human|User|Assistant|Response):)"
-    r"|(<\|im_end\|>|<\|eot_id\|>|<end_of_turn>|<\|end\|>|<\|endoftext\|>)\Z"
+    r"<\|im_start\|>|<\|start_header_id\|>|<\|begin_of_text\|>|<start_of_turn>|<\|(user|assistant|system)\|>"
+    r"|(<s>\s*)?\[INST\]|### (Instruction|Human|User|Assistant|Response):"
 )
+ENDS = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
 DROP = "drop the row or correct it"
 
 
@@ -46,9 +51,10 @@ def text_of(value: Any, where: str) -> str:
     text = value.strip()
     if not text:
         raise UserError("empty", where=where, remedy="drop the row or fill it")
-    if (mark := RENDERED.search(text)) is not None:
+    start = RENDERED.match(text)
+    if start is not None or text.endswith(ENDS):
         raise UserError(
-            f"rendered by a chat template already ({mark.group()!r})",
+            f"rendered by a chat template already ({start.group() if start else text[-16:]!r})",
             where=where,
             remedy="give the messages, which model.chat_template renders",
         )
@@ -61,10 +67,12 @@ def unpacked(value: Any, where: str) -> Any:
     Raises:
         UserError: the text begins as a list of messages and cannot be read.
     """
+    if isinstance(value, dict):
+        return _unwrapped(value)
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     text = value.strip()
-    is_list = LIST_IN_TEXT.match(text) is not None
+    is_list = (LIST_IN_TEXT.match(text) or WRAPPED_IN_TEXT.match(text)) is not None
     if not is_list and not OBJECT_IN_TEXT.match(text):
         return value
     for read in (json.loads, ast.literal_eval):
@@ -73,12 +81,19 @@ def unpacked(value: Any, where: str) -> Any:
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if is_list or {*found} in ({"role", "content"}, {"from", "value"}):
-            return found
+            return _unwrapped(found)
         return value
     if is_list:
         raise UserError(
             "begins as a list of messages in text, which cannot be read", where=where, remedy=DROP
         )
+    return value
+
+
+def _unwrapped(value: Any) -> Any:
+    """Return the messages of an object that has nothing else."""
+    if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in CONVERSATIONS:
+        [value] = value.values()
     return value
 
 
@@ -158,6 +173,20 @@ def history_of(value: Any, where: str) -> list[Message]:
 def is_dialogue(text: str) -> bool:
     """Return whether a text is a dialogue in hh-rlhf's format with an answer, and not an answer alone."""
     return text.lstrip().startswith("Human:") and "\n\nAssistant:" in text
+
+
+def refuse_other_dialogue(text: str, where: str) -> None:
+    """Check that a text is not a dialogue whose turns cannot be told apart.
+
+    Raises:
+        UserError: it begins with a speaker and goes on with another one, in another format than hh-rlhf's.
+    """
+    if OTHER_DIALOGUE.match(text):
+        raise UserError(
+            "begins as a dialogue, but its turns do not begin with '\\n\\nHuman:' and '\\n\\nAssistant:'",
+            where=where,
+            remedy="give messages, or divide the turns so",
+        )
 
 
 def answered_dialogue(text: str, where: str) -> tuple[str, str]:

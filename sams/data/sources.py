@@ -286,7 +286,9 @@ def _separator(begin: bytes) -> str:
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(begin)
         for separator in SEPARATORS:
-            names = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
+            names = next(
+                csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True), []
+            )
             if len(names) > 1 and all(names[1:]) and not any("\0" in name or "{" in name for name in names):
                 return separator
     except (UnicodeDecodeError, csv.Error):
@@ -300,7 +302,7 @@ def _csv_rows(stream: IO[bytes], separator: str, file: Path) -> Iterator[tuple[i
     number = 0
     text = io.TextIOWrapper(stream, "utf-8", newline="")
     try:
-        reader = csv.reader(text, delimiter=separator, strict=True)
+        reader = csv.reader(text, delimiter=separator, strict=True, skipinitialspace=separator != "\t")
         names = [name.strip() for name in next(reader)]
         if doubled := next((name for index, name in enumerate(names) if name in names[:index]), None):
             raise UserError(

@@ -9,6 +9,7 @@ a template that asks for today's date gets that of the settings (`model.template
 import datetime
 import functools
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sams.data.records import Message
@@ -58,15 +59,23 @@ def encode_prompt(
 
 
 def encode_prompts(
-    tokenizer: "PreTrainedTokenizerBase", conversations: list[list[Message]], date: str = TEMPLATE_DATE
+    tokenizer: "PreTrainedTokenizerBase",
+    conversations: list[list[Message]],
+    date: str = TEMPLATE_DATE,
+    left_out: list[str] | None = None,
 ) -> list[list[int]]:
-    """Apply `encode_prompt` to many conversations, tokenised in one call."""
+    """Apply `encode_prompt` to many conversations, tokenised in one call.
+
+    `left_out` has for each conversation the end of its prompt that its answers replace, by `CompletionEncoder`.
+    """
     control = _control_pattern(tokenizer)
     rendered = []
     for messages in conversations:
         marked = [{**turn, "content": _marked(turn["content"], control)} for turn in messages]
         rendered.append(_render(tokenizer, marked, date))
         _refuse_lost(marked, rendered[-1])
+    if left_out is not None:
+        rendered = [text.removesuffix(end) for text, end in zip(rendered, left_out, strict=True)]
     return [_with_one_bos(tokenizer, ids) for ids in _encode(tokenizer, rendered)]
 
 
@@ -114,55 +123,77 @@ class CompletionEncoder:
         self._control = _control_pattern(tokenizer)
         self._prompt = _render(tokenizer, [{"role": "user", "content": QUESTION}], date)
         answered = self._answered(ANSWER)
-        if ANSWER not in answered:
+        if not answered.startswith(self._prompt) or ANSWER not in answered:
             raise self._elsewhere()
-        self._lead, _, self._after = answered.partition(ANSWER)
+        self._lead, _, self._after = answered.removeprefix(self._prompt).partition(ANSWER)
         [end] = _encode(tokenizer, [self._after.rstrip()])
         eos = tokenizer.eos_token_id
         self.end = end[: end.index(eos) + 1] if eos in end else [*end, eos]
-        # Responses are tokenised after the end of a prompt, since the preceding text can change a word's tokens.
-        self._context = self._prompt.rpartition(QUESTION)[2]
-        [self._context_ids] = _encode(tokenizer, [self._context])
+        # The empty think block at the end of some generation prompts: the thoughts of an answer stand in its place.
+        start = self._prompt.rfind("<think>")
+        self._empty_thought = self._prompt[start:] if start >= 0 else ""
 
-    def __call__(self, responses: list[str]) -> list[list[int]]:
+    def left_out(self, responses: Sequence[str]) -> str:
+        """Return the end of the prompt that these responses to it replace: an empty think block, or an empty text.
+
+        Where one response has thoughts, the template's empty think block is part of the others.
+        """
+        has_thoughts = bool(self._empty_thought) and any(map(THOUGHT.search, responses))
+        return self._empty_thought if has_thoughts else ""
+
+    def __call__(self, responses: list[str], left_out: list[str] | None = None) -> list[list[int]]:
         """Return the token ids of each response; a response without tokens becomes `end` alone.
+
+        Args:
+            responses: the responses.
+            left_out: for each, the end of its prompt that is left out of the prompt's ids.
 
         Raises:
             UserError: the template leaves out text of a response.
         """
-        texts = [self._text(_marked(response, self._control)) for response in responses]
-        length = len(self._context_ids)
+        ends = left_out or [""] * len(responses)
+        texts = [
+            self._text(_marked(response, self._control), end)
+            for response, end in zip(responses, ends, strict=True)
+        ]
+        # Responses are tokenised after the end of a prompt, since the preceding text can change a word's tokens.
+        after_question = self._prompt.rpartition(QUESTION)[2]
+        contexts = [after_question.removesuffix(end) for end in ends]
+        context_ids = {text: _encode(self._tokenizer, [text])[0] for text in set(contexts)}
         encoded = []
-        in_context = _encode(self._tokenizer, [self._context + text for text in texts])
-        for text, ids in zip(texts, in_context, strict=True):
-            if ids[:length] == self._context_ids:
-                own = ids[length:]
+        in_context = _encode(
+            self._tokenizer, [context + text for context, text in zip(contexts, texts, strict=True)]
+        )
+        for context, text, ids in zip(contexts, texts, in_context, strict=True):
+            before = context_ids[context]
+            if ids[: len(before)] == before:
+                own = ids[len(before) :]
             else:  # the start of the response merges into the prompt's last token
                 [own] = _encode(self._tokenizer, [text])
             encoded.append([*own, *self.end])
         return encoded
 
-    def _text(self, response: str) -> str:
+    def _text(self, response: str, left_out: str) -> str:
         """Return a response with the text before it.
 
         It is what the template itself renders where that may depend on the response: where the template puts a think
         block before answers, or the response has one.
         """
-        if not self._lead.strip() and not THOUGHT.search(response):
+        if not self._lead.strip() and not left_out and not THOUGHT.search(response):
             return self._lead + response
-        text = self._answered(response).removesuffix(self._after)
+        prompt, rendered = self._prompt.removesuffix(left_out), self._answered(response)
+        if not rendered.startswith(prompt):
+            raise self._elsewhere()
+        text = rendered.removeprefix(prompt).removesuffix(self._after)
         for part in THOUGHT.split(response):
             if part.strip() not in text:
                 raise _lost("assistant", part)
         return text
 
     def _answered(self, response: str) -> str:
-        """Return what the template renders after its generation prompt for a question with this answer."""
+        """Return what the template renders for a question with this answer."""
         turns = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": response}]
-        rendered = _render(self._tokenizer, turns, self._date, generation=False)
-        if not rendered.startswith(self._prompt):
-            raise self._elsewhere()
-        return rendered.removeprefix(self._prompt)
+        return _render(self._tokenizer, turns, self._date, generation=False)
 
     @staticmethod
     def _elsewhere() -> UserError:

@@ -157,8 +157,9 @@ class Encoder:
         counts: Counter[str] = Counter()
         columns: Columns = {name: [] for name in names}
         responses = [name.removesuffix("_ids") for name in names[2:] if name.endswith("_ids")]
-        prompts = encode_prompts(self._tokenizer, [row["prompt"] for row in batch], self._date)
-        answers = [self._encode([row[name] for row in batch]) for name in responses]
+        left_out = [self._encode.left_out([row[name] for name in responses]) for row in batch]
+        prompts = encode_prompts(self._tokenizer, [row["prompt"] for row in batch], self._date, left_out)
+        answers = [self._encode([row[name] for row in batch], left_out) for name in responses]
         for row, prompt, *ids in zip(batch, prompts, *answers, strict=True):
             counts["read"] += 1
             fitted = fit(prompt, ids, self._settings, self._tokenizer.bos_token_id, counts)

@@ -59,7 +59,8 @@ def read_settings(files: list[Path], more: dict[str, Any] | None = None) -> dict
 def resolved(default: dict[str, Any], given: dict[str, Any], folder: Path = SOURCE) -> dict[str, Any]:
     """Return the settings of a study: the default study, overlaid with the studies that it extends and its own keys.
 
-    Groups merge and lists replace, as in Snakemake. With `rehearse: true` the settings are those of the rehearsal.
+    Groups merge and lists replace, as in Snakemake; an architecture of another type replaces too. With
+    `rehearse: true` the settings are those of the rehearsal.
 
     Args:
         default: the default study.
@@ -216,6 +217,8 @@ def _loader() -> type["yaml.SafeLoader"]:
 def _overlay(below: dict[str, Any], above: dict[str, Any]) -> None:
     for key, value in above.items():
         if isinstance(value, dict) and isinstance(below.get(key), dict):
+            if key == "architecture" and value.get("model_type") not in (None, below[key].get("model_type")):
+                below[key] = {}  # the sizes of another type have other names
             _overlay(below[key], value)
         else:
             below[key] = copy.deepcopy(value)

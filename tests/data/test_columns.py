@@ -80,6 +80,14 @@ READ: dict[str, tuple[dict[str, Any], list[Message]]] = {
         [USER],
     ),
     "JSON in text": ({**PAIR, "chosen": said(USER, GOOD), "rejected": said(USER, BAD)}, [USER]),
+    "JSON of objects with messages in text": (
+        {**PAIR, "chosen": json.dumps({"messages": [USER, GOOD]}), "rejected": json.dumps({"messages": [USER, BAD]})},
+        [USER],
+    ),
+    "objects with messages": (
+        {"chosen": {"messages": [USER, GOOD]}, "rejected": {"messages": [USER, BAD]}},
+        [USER],
+    ),
     "JSON of the answers in text": ({**PAIR, "chosen": said(GOOD), "rejected": said(BAD)}, [USER]),
     "JSON of one message in text": ({**PAIR, "chosen": json.dumps(GOOD), "rejected": json.dumps(BAD)}, [USER]),
     "JSON of the prompt in text": ({**PAIR, "prompt": said(FRENCH, USER)}, [FRENCH, USER]),
@@ -165,6 +173,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "key 'prompt': is not in the conversation",
     ),
     "a dialogue on one side": ({**PAIR, "chosen": f"{DIALOGUE}Bonjour."}, "differ before the last 'Assistant:'"),
+    "an answer that is another kind of dialogue": (
+        {**PAIR, "chosen": "User: Good morning?\nAssistant: Bonjour."},
+        "key 'chosen': begins as a dialogue",
+    ),
+    "a prompt that is another kind of dialogue": (
+        {**PAIR, "prompt": "Human: Good morning?\nAssistant:"},
+        "key 'prompt': begins as a dialogue",
+    ),
     "a rendered prompt": (
         {**PAIR, "prompt": "<|im_start|>user\nHi<|im_end|>"},
         "key 'prompt': rendered by a chat template",

@@ -46,7 +46,7 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
 def test_fields_of_a_csv_file_hold_separators_and_line_ends(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(
-        b'\xef\xbb\xbfprompt,"chosen"\n"Two\nlines, \xc2\xbb""x""?",Oui.\n"' + b"y" * 200_000 + b'",z\n'
+        b'\xef\xbb\xbfprompt, "chosen"\n"Two\nlines, \xc2\xbb""x""?",Oui.\n"' + b"y" * 200_000 + b'",z\n'
     )
     assert rows(file) == [
         {"prompt": 'Two\nlines, \u00bb"x"?', "chosen": "Oui."},

@@ -328,22 +328,34 @@ THINKING = (
 )
 
 
+# An empty think block in the generation prompt too.
+IN_THE_PROMPT = THINKING.replace(
+    "assistant\n' }}{% endif %}", "assistant\n<think>\n\n</think>\n\n' }}{% endif %}"
+)
+
+
 @pytest.mark.parametrize(
     "answer", ["Red.", "<think>\nIt\nscatters.\n</think>\n\nRed.", "<think>It</think>Red."]
 )
-@pytest.mark.parametrize("template", [THINKING, CHAT_ML])
+@pytest.mark.parametrize("template", [THINKING, IN_THE_PROMPT, CHAT_ML])
 def test_a_think_block_is_what_the_template_renders(template: str, answer: str) -> None:
     tokenizer = byte_tokenizer()
     plain, tokenizer.chat_template = tokenizer.chat_template, template
     try:
         earlier = {"role": "assistant", "content": "<think>\nx\n</think>\n\nok"}
         messages = [MESSAGES[0], earlier, MESSAGES[2]]
-        prompt = tokenizer.decode(encode_prompt(tokenizer, messages)[1:])
-        [ids] = CompletionEncoder(tokenizer)([answer])
-        response = tokenizer.decode(ids[:-1])
-        whole = as_whole(tokenizer, [*messages, {"role": "assistant", "content": answer}])
-        assert prompt + response == whole.rstrip("\n")
-        assert response.count("<think>") == (1 if template == THINKING else answer.count("<think>"))
+        encode = CompletionEncoder(tokenizer)
+        for pair in ([answer], [answer, "Blue."], ["Blue.", answer]):
+            left_out = [encode.left_out(pair)]
+            [[_, *ids]] = encode_prompts(tokenizer, [messages], left_out=left_out)
+            for each in pair:
+                response = tokenizer.decode(encode([each], left_out)[0][:-1])
+                whole = as_whole(tokenizer, [*messages, {"role": "assistant", "content": each}])
+                assert tokenizer.decode(ids) + response == whole.rstrip("\n")
+                blocks = each.count("<think>") if template == CHAT_ML else 1
+                assert whole.partition("why")[2].count("<think>") == blocks
+        if answer == "Red.":
+            assert ids == encode_prompt(tokenizer, messages)[1:], "the prompt is that of generation"
     finally:
         tokenizer.chat_template = plain
 

@@ -80,6 +80,17 @@ def test_an_answer_ends_before_the_first_stop_token(model: Path) -> None:
     assert (stopped.tokens, stopped.truncated) == (end + 1, False)
 
 
+def test_an_answer_ends_where_the_template_ends_a_turn(tmp_path: Path) -> None:
+    maker = decoder(make_model(tmp_path))
+    maker.tokenizer.chat_template = TEMPLATE.replace("eos_token", "'<user>'")
+    maker.tokenizer.save_pretrained(tmp_path)
+    ended = decoder(tmp_path, max_new_tokens=100, batch_size=20)
+    assert ended.stop_ids == ended.tokenizer.convert_tokens_to_ids(["</s>", "<user>"])
+    answers = ended.answer(asks(*["a"] * 20), [1.0] * 20, "test")
+    assert any(not answer.truncated for answer in answers)
+    assert not any("<user>" in answer.text for answer in answers)
+
+
 @pytest.mark.parametrize("adds_its_own", [False, True])
 def test_a_prompt_begins_with_exactly_one_bos(model: Path, adds_its_own: bool) -> None:
     """Whether the template writes none, one or two, and whether the tokenizer would add one."""

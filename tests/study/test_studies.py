@@ -248,6 +248,13 @@ def test_an_extended_study_is_looked_for_next_to_the_study_first(tmp_path: Path)
     assert read_settings([DEFAULT, tmp_path / "mine.yaml", tmp_path / "over.yaml"])["seeds"] == [8]
 
 
+def test_an_architecture_of_another_type_replaces_that_of_the_default() -> None:
+    llama, opt = {"model_type": "llama", "hidden_size": 8}, {"model_type": "opt", "ffn_dim": 64}
+    for above, made in ((opt, opt), ({"intermediate_size": 9}, {**llama, "intermediate_size": 9})):
+        default, given = {"model": {"architecture": llama}}, {"model": {"architecture": above}}
+        assert resolved(default, given)["model"]["architecture"] == made
+
+
 # --- rehearsals -----------------------------------------------------------------------------------
 
 

@@ -62,3 +62,29 @@ def test_fallbacks_of_training_jobs_are_below_the_main_table(tmp_path: Path) -> 
     made.run_script("main_table", study, tmp_path, outputs)
     assert all(f"- {note}\n" in outputs["md"].read_text() for note in notes)
     assert all(f"<li>{note}</li>" in outputs["html"].read_text() for note in notes)
+
+
+def test_what_is_wrong_with_the_data_is_below_the_main_table(tmp_path: Path) -> None:
+    study = made.study(["sft", "dpo"], [0])
+    made.write(
+        tmp_path,
+        {
+            "dpo/seed0/train_metrics.json": made.train(60.0, 1.0),
+            "data/report.json": {
+                "train": {"written": 50, "contradictions": 3},
+                "test": {"written": 9, "contradictions": 0},
+                "leak": {"prompts": 0, "test_pairs": 0},
+            },
+            "tokens/report.json": {
+                "sft": {"read": 100, "response_cut": 9},
+                "train": {"read": 50, "response_cut": 10},
+                "test": {"read": 9, "response_cut": 0},
+            },
+        },
+    )
+    notes = captions.data_notes(tmp_path)
+    assert [note.split(":")[0] for note in notes] == ["Leaks", "Contradictions", "Cut responses"]
+    assert "3 of 50 pairs of train" in notes[1] and "10% of 100 responses of train" in notes[2]
+    outputs = {"md": tmp_path / "main.md"}
+    made.run_script("main_table", study, tmp_path, outputs)
+    assert all(f"- {note}\n" in outputs["md"].read_text() for note in notes)
