@@ -34,8 +34,8 @@ from sams.runtime.files import (
     write_manifest,
 )
 from sams.training.distribution import Workers, local_part, reshard
+from sams.training.memory import MEMORY_SHARE, free_bytes
 from sams.training.sharded import LORA, load_sharded
-from sams.training.tuning import MEMORY_SHARE, free_bytes
 
 if TYPE_CHECKING:
     from sams.scheduling.selectors.base import Selector
