@@ -1,11 +1,11 @@
 """Conversations as token ids: golden ids of each template, one BOS, one EOS, no control token from a message."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-import trl
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -397,7 +397,7 @@ def test_an_answer_ends_where_the_template_ends_the_turn(
     assert stop_ids(tokenizer) == sorted(tokenizer.convert_tokens_to_ids(stops))
 
 
-PUBLISHED = Path(trl.__file__).parent / "chat_templates"
+PUBLISHED = Path(find_spec("trl").origin).parent / "chat_templates"  # type: ignore[union-attr,arg-type]
 NAMES = "cohere cohere2 gemma gemma3 glm4moe gptoss lfm2 llama3 llama3_1 llama3_2 phi3 phi3_5 qwen2_5 qwen3"
 CONVERSATIONS = [
     MESSAGES[:1],
