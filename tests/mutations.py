@@ -590,9 +590,9 @@ FAULTS = [
     ),
     Fault(
         "the number of tokens is compiled into a block",
-        "policy/blocks.py",
-        "functions[kind], dynamic=True, fullgraph",
-        "functions[kind], dynamic=False, fullgraph",
+        "policy/compiling.py",
+        "dynamic=True",
+        "dynamic=False",
         ("policy/test_blocks.py::test_a_block_is_one_graph_for_rows_of_any_length[llama]",),
     ),
     Fault(

@@ -21,6 +21,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from sams.policy.compiling import compiled
 from sams.policy.packing import Branches
 
 SEGMENTS, FLEX, VARLEN = "sams_segments", "sams_flex", "sams_varlen"
@@ -352,11 +353,11 @@ def block_mask(parts: Tensor, window: int | None) -> BlockMask:
 
 def _block_mask(parts: Tensor, window: int | None) -> BlockMask:
     item, completion, position = parts
+    first = torch.zeros_like(position) if window is None else position - (window - 1)
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         own = (completion[key] == 0) | (completion[key] == completion[query])
-        seen = (item[key] == item[query]) & own & (key <= query)
-        return seen if window is None else seen & (position[query] - position[key] < window)
+        return (item[key] == item[query]) & own & (key <= query) & (position[key] >= first[query])
 
     tokens = parts.shape[1]
     return create_block_mask(visible, None, None, tokens, tokens, device=parts.device)
@@ -364,7 +365,7 @@ def _block_mask(parts: Tensor, window: int | None) -> BlockMask:
 
 @cache
 def _compiled(function: Any) -> Any:
-    return torch.compile(function, dynamic=True)
+    return compiled(function)
 
 
 # transformers builds no mask for kernels without a registered mask function.

@@ -11,12 +11,10 @@ import transformers
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from sams.policy import compiling
 from sams.runtime.errors import UserError
 
 Checkpointing = Literal["none", "full", "selective"]
-
-VARIANTS = 64
-"""Most compiled variants of a block: kinds of layers, with and without gradients, checkpointing, frozen inputs."""
 
 
 def blocks(model: transformers.PreTrainedModel) -> nn.ModuleList:
@@ -63,10 +61,7 @@ def prepare_blocks(
             if checkpointing != "none":
                 functions[kind] = partial(_checkpointed, kind.forward, checkpointing)
             if compiled:
-                torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-                functions[kind] = torch.compile(
-                    functions[kind], dynamic=True, fullgraph=fullgraph, backend=backend
-                )
+                functions[kind] = compiling.compiled(functions[kind], fullgraph=fullgraph, backend=backend)
         block.forward = partial(functions[kind], block)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sams.policy import compiling
+
 # Tokens whose float32 logits are in memory at once. A chunk of 512 tokens with a vocabulary of 128,256 takes 263 MB.
 LOGP_CHUNK = 512
 
@@ -83,7 +85,7 @@ def _chunk_logps(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
 
 @cache
 def _compiled_chunk_logps() -> Callable[..., Tensor]:
-    return torch.compile(_chunk_logps, dynamic=True)
+    return compiling.compiled(_chunk_logps)
 
 
 def final_logits(logits: Tensor, cap: float | None) -> Tensor:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sams.policy.attention import SEGMENTS, VARLEN
+from sams.policy import compiling
+from sams.policy.attention import FLEX, SEGMENTS, VARLEN, block_mask
 from sams.policy.blocks import Checkpointing, prepare_blocks
 from sams.policy.policy import Policy
 from sams.policy.rows import Item, pack_rows
@@ -77,12 +79,32 @@ def test_recomputed_blocks_too(checkpointing: Checkpointing, packed: str) -> Non
     assert_compiled_once(policy, plain, checkpointing, "aot_eager")
 
 
+def test_flexible_attention_is_part_of_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With capped scores and windows; torch refuses gradients on CPUs, but has them."""
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    policy, plain = policy_of("gemma2"), policy_of("gemma2")
+    policy.pack(FLEX)
+    plain.pack(SEGMENTS)
+    assert_compiled_once(policy, plain, "none", "eager")
+
+
+def test_block_masks_of_rows_of_any_length_are_compiled_once() -> None:
+    counter = CompileCounterWithBackend("eager")
+    compiled = compiling.compiled(block_mask, fullgraph=True, backend=counter)
+    for count in (20, 12, 30):
+        branches = pack_rows(items_of(count)).branches
+        assert branches is not None
+        found, expected = (make(branches.parts, 8) for make in (compiled, block_mask))
+        assert torch.equal(found.to_dense(), expected.to_dense())
+    assert counter.frame_count == 1
+
+
 @pytest.mark.slow
 def test_kernels_that_inductor_writes_give_the_same() -> None:
-    policy, plain = policy_of("llama"), policy_of("llama")
+    policy, plain = (policy_of("llama", num_hidden_layers=1) for _ in range(2))
     policy.pack(SEGMENTS)
     plain.pack(SEGMENTS)
-    policy.prepare(compiled=True, checkpointing="selective")
+    policy.prepare(compiled=True, checkpointing="none")
     for items in BATCHES[:2]:
         for found, expected in zip(step(policy, items), step(plain, items), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
