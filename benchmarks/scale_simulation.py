@@ -44,7 +44,7 @@ def simulate(
     started = time.monotonic()
     model = Model(path=MODELS[name], precision="bfloat16", activation_checkpointing=True)
     config = config_of(model)
-    passes = Passes(pairs, 2, micro_batches, True, True)
+    passes = Passes(pairs, 2, micro_batches, True, "full")
 
     def step(cut: dict[str, int]) -> tuple[float, Traffic]:
         counted = CountTraffic()

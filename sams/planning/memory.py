@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,12 +22,13 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from sams.planning.models import build
 from sams.policy.attention import SEGMENTS
+from sams.policy.blocks import Checkpointing
 from sams.policy.policy import Policy
 from sams.policy.rows import Item, Rows, pack_rows, pad_rows
-from sams.training.distribution import mesh_of, shard
+from sams.training.distribution import mesh_of, reshard, shard
 
 if TYPE_CHECKING:
-    from sams.study.settings import Model
+    from sams.study.settings import Lora, Model
 
 RESERVE = 2 * 2**30
 """Bytes of GPU memory taken by the CUDA context and NCCL. An assumption."""
@@ -45,14 +45,16 @@ class Passes:
         completions: completions of an item: 2 for a pair, 1 for an example.
         micro_batches: micro-batches whose gradients are accumulated before they are reduced.
         trained: whether gradients are computed.
-        checkpointing: whether activations are recomputed in the backward pass.
+        checkpointing: what the backward pass recomputes of each block.
+        sync_each: whether gradients are exchanged in every micro-batch, not only in the last.
     """
 
     items: int
     completions: int = 2
     micro_batches: int = 1
     trained: bool = True
-    checkpointing: bool = False
+    checkpointing: Checkpointing = "none"
+    sync_each: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Simulation:
         sharded: whether FSDP2 shards the policy; otherwise each process holds all of it.
         max_length: longest prompt with completion, in tokens.
         replicas: replicas of the policy, each sharded over a part of the processes (HSDP).
+        lora: adapters that are trained; None trains all weights.
     """
 
     config: dict[str, Any]
@@ -74,6 +77,7 @@ class Simulation:
     sharded: bool
     max_length: int
     replicas: int = 1
+    lora: Lora | None = None
 
     def peak(self, passes: Passes, watched: contextlib.AbstractContextManager[Any] | None = None) -> int:
         """Run one step of one or two micro-batches, or one scoring pass, and return the peak of one process in bytes.
@@ -85,38 +89,47 @@ class Simulation:
             watched: context manager that is active during the passes, such as `benchmarks.traffic.CountTraffic`.
         """
         rows = longest_rows(passes, self.max_length, packed=self.model.packing)
-        world = self.world if self.sharded else 1
-        with fake_processes(world, self.replicas) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
-            policy = on_cpu(build(self.config, self.model.attention))
+        sharded, low = self.sharded and self.world > 1, self.model.precision == "bfloat16"
+        lora = self.lora if passes.trained else None
+        policy = build(self.config, self.model.attention, lora)
+        for weight in policy.parameters():
+            if low and not (passes.trained and weight.requires_grad):  # no optimiser needs it in float32
+                weight.data = weight.data.to(torch.bfloat16)
+        # FSDP2's tracker, unlike the other, accepts frozen weights; without shards, wrapping float32 adds no memory.
+        wrapped = sharded or (passes.trained and (low or lora is not None))
+        processes = self.world if sharded else 1
+        with fake_processes(processes, self.replicas) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
+            policy = on_cpu(policy)
             policy.pack(SEGMENTS if self.model.packing else None)
-            if passes.checkpointing:
-                policy.prepare(compiled=False, checkpointing="full")
-            if self.sharded and self.world > 1:
+            policy.prepare(compiled=False, checkpointing=passes.checkpointing)
+            if wrapped:
                 shard(policy, mesh, self.model.precision)
-            return self._run(policy, rows, passes, watched or contextlib.nullcontext())
+            return self._run(policy, rows, passes, watched or contextlib.nullcontext(), wrapped=wrapped)
 
     def _run(
-        self, policy: Policy, rows: Rows, passes: Passes, watched: contextlib.AbstractContextManager[Any]
+        self,
+        policy: Policy,
+        rows: Rows,
+        passes: Passes,
+        watched: contextlib.AbstractContextManager[Any],
+        *,
+        wrapped: bool,
     ) -> int:
         optimiser = _with_moments(policy) if passes.trained else None
-        sharded = self.sharded and self.world > 1
-        tracker: Any = FSDPMemTracker(policy, optimiser) if sharded else MemTracker()  # type: ignore[arg-type]
-        if not sharded:
+        tracker: Any = FSDPMemTracker(policy, optimiser) if wrapped else MemTracker()  # type: ignore[arg-type]
+        if not wrapped:
             tracker.track_external(*([policy] if optimiser is None else [policy, optimiser]))
-        compute = partial(
-            torch.autocast, "cpu", torch.bfloat16, enabled=not sharded and self.model.precision == "bfloat16"
-        )
         with tracker, watched, torch.set_grad_enabled(passes.trained):
             # More than two micro-batches take no more memory than two.
             for left in reversed(range(min(2, passes.micro_batches))):
                 tracker.reset_mod_stats()  # the tracker expects one pass
-                if sharded:
-                    policy.set_requires_gradient_sync(left == 0)  # type: ignore[operator]
-                with compute():
-                    logps = policy(rows).logps
+                if wrapped:
+                    policy.set_requires_gradient_sync(passes.sync_each or left == 0)  # type: ignore[operator]
+                logps = policy(rows).logps
                 if optimiser is not None:
                     logps.mean().backward()
             if optimiser is not None:
+                reshard(policy)
                 optimiser.step()
         return max(int(total["Total"]) for total in tracker.get_tracker_snapshot("peak").values())
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
-from sams.policy.model import without_dropout
+from sams.policy.model import add_lora, without_dropout
 from sams.policy.policy import Policy, weights_of
+
+if TYPE_CHECKING:
+    from sams.study.settings import Lora
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,16 @@ class Sizes:
     cache: int
 
 
-def build(config: dict[str, Any], attention: str) -> Policy:
-    """Build a policy of an architecture on the meta device."""
+def build(config: dict[str, Any], attention: str, lora: Lora | None = None) -> Policy:
+    """Build a policy of an architecture, with or without adapters, on the meta device."""
     known = dict(config)
     made = transformers.AutoConfig.for_model(known.pop("model_type"), **known)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
             made, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
         )
+        if lora is not None:
+            add_lora(model, lora)
         return Policy(without_dropout(model))
 
 

@@ -164,7 +164,8 @@ class Planner:
         return [name for name in names if getattr(self.study.benchmarks, name) is not None]
 
     def _stage(self, name: str, jobs: int, work: Work, scheduler: SchedulerCosts | None = None) -> Stage:
-        checkpointing = self.study.model.activation_checkpointing is not False
+        # Selective recomputation repeats no matrix product.
+        checkpointing = self.study.model.activation_checkpointing in (True, "auto")
         hours = None
         if self.timed:
             shared = work.flops(self.sizes, checkpointing=checkpointing) / self.world
@@ -227,7 +228,7 @@ class Planner:
             largest_cache = max(decoding.batch_size * self._positions(decoding) for decoding in decodings)
             weights_and_cache = 2.0 * self.sizes.total + self.sizes.cache * largest_cache
             rows.append(
-                self.peaks.row("generate (one GPU each)", "longest answers", False, weights_and_cache, 0)
+                self.peaks.row("generate (one GPU each)", "longest answers", "none", weights_and_cache, 0)
             )
         return rows
 
@@ -245,14 +246,19 @@ class Planner:
         """Return the files that the study writes."""
         study, sizes = self.study, self.sizes
         files: list[Disk] = []
-        trained = len(study.preference_methods) + (study.sft is not None)
         exported = 2 if study.model.precision == "bfloat16" else 4
-        if trained:
-            files.append(Disk("trained weights, float32", trained * self.seeds, 4.0 * sizes.total))
-        if kept := sum(
-            own.validated * own.evaluations for own in map(study.preference_of, study.preference_methods)
+        trainings = [training for training in (study.sft, *self._preferences) if training is not None]
+        # Adapters are stored without the weights that they change.
+        for what, group in (
+            ("weights", [training for training in trainings if training.lora is None]),
+            ("adapters", [training for training in trainings if training.lora is not None]),
         ):
-            files.append(Disk("weights of evaluations, float32", kept * self.seeds, 4.0 * sizes.total))
+            each = 4.0 * max((self.peaks.trained_weights(training.lora) for training in group), default=0)
+            if group:
+                files.append(Disk(f"trained {what}, float32", len(group) * self.seeds, each))
+            kept = sum(own.validated * own.evaluations for own in self._preferences if own in group)
+            if kept:
+                files.append(Disk(f"{what} of evaluations, float32", kept * self.seeds, each))
         files.append(
             Disk("exported models", len(study.exported_methods) * self.seeds, exported * sizes.total)
         )
@@ -274,8 +280,8 @@ class Planner:
             rounds = count.preference(training, self.facts, settings, packed=self.packed).rounds
             arms = min(settings.replay_rounds, rounds) * training.batch_size * max(training.ratios)
             pool = max(pool, min(settings.replay_bytes, arms * costs.arm_bytes))
-        if trained:
-            each = 12.0 * sizes.total + nets
+        if trainings:
+            each = 12.0 * max(self.peaks.trained_weights(training.lora) for training in trainings) + nets
             files.append(Disk("checkpoints of the job that runs", KEPT + 1, each, stays=False))
         if pool:
             files.append(Disk("replay pool of the job that runs", 1, 3 * pool, stays=False))
@@ -324,7 +330,7 @@ class Planner:
         if any(row.accumulated for row in plan.memory):
             notes.append(
                 f"Gradients of several micro-batches are accumulated unsharded: {4 * sizes.total / GIB:.1f} GiB a "
-                "process. A process with one micro-batch has none."
+                "process. With one micro-batch, or `launch.sync_each_micro_batch`, there are none."
             )
         if self.study.model.activation_checkpointing == "auto":
             notes.append("activation_checkpointing auto: hours include recomputed activations.")
@@ -366,8 +372,8 @@ class Planner:
         host, here = self.host_bytes, psutil.virtual_memory().total
         if self.gpu is not None and here < host:
             warnings.append(
-                f"This machine has {here / 1e9:.0f} GB of memory; {self.world} processes that each load all weights "
-                f"in float32, before they go to the GPUs, take {host / 1e9:.0f} GB."
+                f"This machine has {here / 1e9:.0f} GB of memory; {self.world} processes that each load all weights, "
+                f"before they go to the GPUs, take {host / 1e9:.0f} GB."
             )
         gpus = gpus_here()
         nodes = self.study.launch.nodes
@@ -379,18 +385,23 @@ class Planner:
     def host_bytes(self) -> float:
         """Host memory of a starting job in bytes, without shards, which are read a tensor at a time."""
         study = self.study
-        adapted = any(training.lora is not None for training in [study.sft, *self._preferences] if training)
+        trainings = [training for training in (study.sft, *self._preferences) if training is not None]
         fresh = study.sft is not None and study.model.path is None
-        complete = not self.sharded or adapted or fresh
-        return 4.0 * self.sizes.total * self.world if complete else 0.0
+        # All weights are loaded in the type in which they stay.
+        loaded = [
+            self.peaks.bytes if training.lora is not None else 4
+            for training in trainings
+            if not self.sharded or training.lora is not None or (fresh and training is study.sft)
+        ]
+        return float(max(loaded, default=0) * self.sizes.total * self.world)
 
     def _remedy(self, row: Memory) -> str:
         if not self.sharded and self.world > 1:
             return "launch.strategy: fsdp2"
-        if not row.checkpointing and "scoring" not in row.passes:
-            return "model.activation_checkpointing: true"
         if row.accumulated:
-            return "a larger micro_batch_size, so that there is one micro-batch"
+            return "launch.sync_each_micro_batch: true"
+        if row.checkpointing == "none" and "scoring" not in row.passes:
+            return "model.activation_checkpointing: true"
         return "smaller micro-batches, more GPUs, or a lower data.max_length"
 
 

@@ -71,7 +71,8 @@ def print_plan(plan: Plan, title: str) -> None:
         (
             _short(row.stages),
             row.passes,
-            "yes" if row.checkpointing else "no",
+            {"none": "no", "full": "yes"}.get(row.checkpointing, row.checkpointing),
+            "each" if row.sync_each else "last",
             _amount(row.policy / GIB),
             _amount(row.scheduler / GIB),
             _amount(row.taken / GIB),
@@ -83,6 +84,7 @@ def print_plan(plan: Plan, title: str) -> None:
         "peak memory of a process,_GiB",
         "micro-_batches",
         "recom-_puted",
+        "ex-_change",
         "policy",
         "sche-_duler",
         "taken",

@@ -146,16 +146,23 @@ class Workers:
             backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
 
-    def exchange_gradients(self, policy: nn.Module, exchange: bool) -> None:
+    def exchange_gradients(self, policy: nn.Module, last: bool, *, each: bool = False) -> None:
         """Set, *before* a forward pass, whether its backward pass ends with an exchange of gradients.
 
         DDP prepares the exchange in the forward pass. If set between the two passes, the wrong micro-batch would be
         exchanged, and the replicas would drift apart.
+
+        Args:
+            policy: wrapped by the workers.
+            last: whether this is the last micro-batch before the optimiser's step.
+            each: let FSDP2 exchange in every micro-batch, so that no process keeps unsharded gradients. Nodes that
+                are replicas still exchange in the last one only.
         """
         if isinstance(policy, nn.parallel.DistributedDataParallel):
-            policy.require_backward_grad_sync = exchange
+            policy.require_backward_grad_sync = last
         elif isinstance(policy, FSDPModule):
-            policy.set_requires_gradient_sync(exchange)
+            policy.set_requires_gradient_sync(last or each)
+            policy.set_requires_all_reduce(last)
 
     def refuse_drift(self, policy: nn.Module) -> None:
         """Check that the replicas of a policy are equal.

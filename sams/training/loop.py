@@ -180,6 +180,8 @@ def resume(
             scoring_micro_batch=training.scoring_micro_batch_size,
             items=update.most_items(batches.size, selected),
             scored_items=batches.size,
+            passes=batches.steps,
+            sync_each_micro_batch=job.job.launch.sync_each_micro_batch,
             other_weights=0 if selector is None else selector.trained_weights,
         )
     job.tuning.apply(policy)

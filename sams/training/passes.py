@@ -56,9 +56,15 @@ class Passes:
 
     def gradient(self, task: Task, items: list[int], kl: Tensor | None) -> Items:
         """Add the gradient of the mean loss; see `accumulate_gradient`."""
-        tally = self.costs.tally
         return accumulate_gradient(
-            self.policy, task, items, self.workers, self.tuning.micro_batch, kl=kl, tally=tally
+            self.policy,
+            task,
+            items,
+            self.workers,
+            self.tuning.micro_batch,
+            sync_each=self.tuning.sync_each_micro_batch,
+            kl=kl,
+            tally=self.costs.tally,
         )
 
     def kl(self, task: Scored, items: list[int]) -> Tensor | None:
@@ -125,6 +131,7 @@ def accumulate_gradient(
     workers: Workers,
     micro_batch: int,
     *,
+    sync_each: bool = False,
     kl: Tensor | None = None,
     tally: Tally | None = None,
 ) -> Items:
@@ -136,6 +143,7 @@ def accumulate_gradient(
         items: indices in the task.
         workers: the processes.
         micro_batch: most items of one forward and backward pass.
+        sync_each: exchange gradients in every micro-batch under FSDP2; else in the last.
         kl: KL term of the batch; None estimates it on these items if the task's loss has one.
         tally: counts the tokens.
 
@@ -146,7 +154,8 @@ def accumulate_gradient(
         kl = kl_term(policy, task, items, workers, micro_batch, tally=tally)
     total = sum(task.weights[item] for item in items)
     collected = Collected(len(items))
-    for positions, _, values in _micro_batches(policy, task, items, workers, micro_batch, False, kl, tally):
+    batches = _micro_batches(policy, task, items, workers, micro_batch, False, kl, tally, sync_each)
+    for positions, _, values in batches:
         weights = torch.tensor([task.weights[items[at]] for at in positions] or [0], device=workers.device)
         # The processes' gradients are averaged, and the mean is over all items: hence the factor.
         loss = (values["loss"] * weights).sum() * (workers.world / total)
@@ -183,6 +192,7 @@ def _micro_batches(
     contexts: bool,
     kl: Tensor | None,
     tally: Tally | None,
+    sync_each: bool = False,
 ) -> Iterator[tuple[list[int], Scores, Items]]:
     """Run this process's micro-batches: yields (positions in `items`, scores, the task's values)."""
     packed = bare(policy).packed is not None
@@ -191,7 +201,7 @@ def _micro_batches(
     kind = "training" if torch.is_grad_enabled() else "scoring"
     for number, positions in enumerate(mine, start=1):
         workers.watch.at(f"{kind} pass, micro-batch {number} of {len(mine)}")
-        workers.exchange_gradients(policy, number == len(mine))
+        workers.exchange_gradients(policy, number == len(mine), each=sync_each)
         # An empty micro-batch still takes part in the collective calls: it runs the first item at weight 0.
         run = [items[at] for at in positions] or items[:1]
         sequences = task.sequences(run)

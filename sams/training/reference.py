@@ -41,6 +41,7 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
         threads=launch.threads_per_process,
         shard_over=launch.shard_over,
         timeout_minutes=launch.timeout_minutes,
+        deterministic=launch.deterministic,
     )
     positions = out.with_name(f".{out.name}.positions")
     workers.begin_watch(positions)
@@ -62,6 +63,7 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
                     scoring_micro_batch=settings.micro_batch_size,
                     items=0,
                     scored_items=MOST_ITEMS * workers.world,
+                    passes=len(data["id"]) // (MOST_ITEMS * workers.world),
                 )
             values: Items = {}
             for task in tasks:

@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
-import psutil
 import torch
-from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch import nn
 
 from sams.policy.blocks import Checkpointing, blocks
-from sams.policy.policy import Scores, bare
-from sams.policy.rows import pad_rows
+from sams.policy.policy import bare
 from sams.runtime.errors import UserError
-from sams.training.distribution import Workers, local_part, reshard
+from sams.training.distribution import Workers
 from sams.training.layout import choose_layout, rows_of
+from sams.training.memory import (
+    ADAM_BYTES,
+    MEMORY_SHARE,
+    activation_bytes,
+    clear,
+    free_bytes,
+    is_sharded,
+    items_within,
+    kept_bytes,
+    local_weights,
+    row_tokens,
+    run_pass,
+)
 from sams.training.tasks.base import Scored
 
 if TYPE_CHECKING:
@@ -33,16 +42,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MEMORY_SHARE = 0.8
-"""Share of the free memory that activations may take: the prediction omits fragmentation and temporary tensors."""
-ADAM_BYTES = 12
-"""Bytes per trained weight on the process that holds it: gradient and two moments in float32."""
-WAITING_BYTES = 4
-"""Bytes per trained weight on every process: FSDP2 keeps unsharded float32 gradients until the last micro-batch."""
-COPY_BYTES = 2
-"""Bytes per trained weight of its bfloat16 copy, where FSDP2 has shards of size 1."""
+COMPILED_FROM = 300
+"""Least number of steps, or of micro-batches of a stage that only scores, for which `compile: auto` compiles.
+
+Compiling takes one to two minutes and makes a step 10 to 30 % shorter: at 2 s a step, 300 steps win it back."""
 GOOD_ENOUGH = 1.05
 """A larger micro-batch must be faster by this factor, because timings are noisy and memory is not free."""
+
+
+MODES: dict[bool | str, tuple[Checkpointing, ...]] = {
+    False: ("none",),
+    True: ("full",),
+    "selective": ("selective",),
+    "auto": ("none", "selective", "full"),
+}
+"""Values of `model.activation_checkpointing`, with what is tried, the fastest first."""
 
 
 @dataclass
@@ -54,6 +68,7 @@ class Tuning:
         micro_batch: items of one forward and backward pass, per process.
         scoring_micro_batch: items of one pass without gradients.
         checkpointing: what the backward pass recomputes of each block.
+        sync_each_micro_batch: whether FSDP2 exchanges gradients in every micro-batch, not only in the last of a step.
         compiled: whether blocks and log-probs are compiled.
         fallbacks: a sentence for each setting, layout or kernel that could not be used, with its cause.
     """
@@ -62,6 +77,7 @@ class Tuning:
     micro_batch: int
     scoring_micro_batch: int
     checkpointing: Checkpointing
+    sync_each_micro_batch: bool = False
     compiled: bool = False
     fallbacks: list[str] = field(default_factory=list)
 
@@ -89,6 +105,8 @@ def tune(
     scoring_micro_batch: MicroBatch,
     items: int,
     scored_items: int,
+    passes: int = 0,
+    sync_each_micro_batch: bool | Literal["auto"] = False,
     other_weights: int = 0,
 ) -> Tuning:
     """Tune row layout and sizes of the passes. A collective call, made once the optimiser exists.
@@ -102,23 +120,37 @@ def tune(
         scoring_micro_batch: the same for passes without gradients.
         items: most items of a global batch that are trained on; 0 if the policy is not trained.
         scored_items: items of a global batch that are scored.
+        passes: number of steps of the job, or of micro-batches of a job that only scores.
+        sync_each_micro_batch: whether FSDP2 exchanges gradients in every micro-batch; `auto`: if memory requires it.
         other_weights: number of other weights that are trained on every process.
 
     Raises:
         UserError: when the longest item alone does not fit in memory.
     """
     packed, fallbacks = choose_layout(policy, task, workers, model) if model.packing else (None, [])
-    checkpointing = model.activation_checkpointing
-    tuning = Tuning(
-        packed, 1, 1, "full" if checkpointing is True else "none", model.compile and items > 0, fallbacks
+    modes = MODES[model.activation_checkpointing]
+    syncs = (
+        [sync_each_micro_batch]
+        if sync_each_micro_batch != "auto"
+        else [False, True][: 1 + is_sharded(policy)]
     )
+    compiled = pays_to_compile(model.compile, workers.device, passes)
+    tuning = Tuning(packed, 1, 1, modes[0], syncs[0], compiled, fallbacks)
     tuning.apply(policy)
     shares = [max(1, -(-count // workers.world)) for count in (items, scored_items)]
-    if items and "auto" in (micro_batch, checkpointing):
-        recompute, room = fit(policy, task, workers, checkpointing, other_weights)
-        tuning.checkpointing = "full" if recompute else "none"
+    if items and (micro_batch == "auto" or len(modes) * len(syncs) > 1):
+        least = 1 if micro_batch == "auto" else min(micro_batch, shares[0])
+        room = fit(
+            policy,
+            task,
+            workers,
+            tuning,
+            modes=modes,
+            syncs=syncs,
+            least=least,
+            other_weights=other_weights,
+        )
         shares[0] = min(shares[0], room)
-        tuning.apply(policy)
     if micro_batch != "auto":
         tuning.micro_batch = micro_batch
     elif items:
@@ -127,126 +159,95 @@ def tune(
         tuning.scoring_micro_batch = scoring_micro_batch
     else:
         tuning.scoring_micro_batch = fastest(policy, task, workers, shares[1], gradients=False)
-    tuning.apply(policy)
+    if workers.device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(workers.device)
     log.info(
-        "rows are %s; micro-batches of %d (scoring: %d) per process; activation checkpointing: %s",
+        "rows are %s; micro-batches of %d (scoring: %d) per process; activation checkpointing: %s; gradients are "
+        "exchanged in %s micro-batch; blocks are %s",
         "padded" if packed is None else f"packed ({packed.removeprefix('sams_')})",
         tuning.micro_batch,
         tuning.scoring_micro_batch,
         tuning.checkpointing,
+        "every" if tuning.sync_each_micro_batch else "the last",
+        "compiled" if compiled else "not compiled",
     )
     return tuning
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
-
-def activation_bytes(policy: nn.Module, task: Scored, workers: Workers) -> float:
-    """Return the bytes that a forward pass keeps for the backward pass, per token of a row, padding included.
-
-    Measured as the difference between two items and one, to exclude what does not grow with the tokens.
-    """
-    order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
-    middle = order[len(order) // 2]
-    counted = []
-    for items in ([middle], [middle, middle]):
-        rows = rows_of(policy, task.sequences(items)).to(workers.device)
-        with saved_bytes() as kept:
-            policy(rows)
-        counted.append((sum(kept.values()), rows.input_ids.numel()))
-    reshard(policy)
-    (first, short), (second, long) = counted
-    return (second - first) / (long - short)
-
-
-@contextmanager
-def saved_bytes() -> Iterator[dict[int, int]]:
-    """Count the bytes of every storage that autograd keeps, except weights, by address."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        if not (tensor.is_leaf and tensor.requires_grad):
-            storage = tensor.untyped_storage()
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield kept
 
 
 def fit(
     policy: nn.Module,
     task: Scored,
     workers: Workers,
-    checkpointing: bool | Literal["auto"],
-    other_weights: int,
-) -> tuple[bool, int]:
-    """Return whether activations must be checkpointed, and how many of the longest items then fit in a micro-batch.
+    tuning: Tuning,
+    *,
+    modes: Sequence[Checkpointing],
+    syncs: Sequence[bool],
+    least: int = 1,
+    other_weights: int = 0,
+) -> int:
+    """Set how to save memory, and return how many of the longest items then fit in a micro-batch.
 
-    Memory for gradients and the optimiser's state is reserved. The sizes are predicted and not tried: a process that
-    runs out of memory would leave the others waiting.
+    It is the first combination with which `least` of the longest items fit, else the last one with which one fits.
+    An exchange of gradients in every micro-batch costs less than recomputation, so it is tried first. Memory for
+    gradients and the optimiser's state is reserved. The sizes are predicted and not tried: a process that runs out of
+    memory would leave the others waiting.
+
+    Args:
+        policy: wrapped by the workers.
+        task: task of the items.
+        workers: the processes.
+        tuning: gets the values of `checkpointing` and `sync_each_micro_batch`.
+        modes: values of `checkpointing` to try, the fastest first.
+        syncs: values of `sync_each_micro_batch` to try, the fastest first.
+        least: number of items that should fit.
+        other_weights: number of other weights that are trained on every process.
 
     Raises:
-        UserError: when the longest item does not fit even with checkpointing.
+        UserError: when the longest item does not fit with any combination.
     """
-    bytes_per_token = activation_bytes(policy, task, workers)
-    state = ADAM_BYTES * (local_weights(policy) + other_weights) + waiting_bytes(policy)
-    room = MEMORY_SHARE * (free_bytes(workers.device) - state)
-    # A checkpointed model keeps the inputs of all blocks, and all activations of one block at a time.
+
+    @cache
+    def per_token_of(mode: Checkpointing) -> float:
+        bare(policy).prepare(compiled=tuning.compiled, checkpointing=mode)
+        return activation_bytes(policy, task, workers)
+
+    state = ADAM_BYTES * (local_weights(policy) + other_weights)
+    found: tuple[Checkpointing, bool, int] | None = None
     count = len(blocks(bare(policy).model))
-    inputs = count * bare(policy).model.config.hidden_size * 4
-    for checkpointed in (False, True) if checkpointing == "auto" else (bool(checkpointing),):
-        each = bytes_per_token / count + inputs if checkpointed else bytes_per_token
-        fitting = int(-workers.largest(-items_within(policy, task, room / each)))
-        if fitting:
-            return checkpointed, fitting
-    raise UserError(
-        f"activations of the longest item take {each * row_tokens(policy, task)[0] / 2**30:.1f} GiB, "
-        f"of {room / 2**30:.1f} GiB available",
-        where="model.activation_checkpointing",
-        remedy="set it to auto, shard the policy (launch.strategy: fsdp2), or lower data.max_length",
+    for mode in modes:
+        per_token = per_token_of("none")
+        if mode != "none":  # the backward pass computes all activations of one block at a time
+            kept = per_token_of(mode)
+            per_token = kept + max(0.0, per_token - kept) / count
+        for each in syncs:
+            room = MEMORY_SHARE * (free_bytes(workers.device) - state - kept_bytes(policy, each=each))
+            fitting = int(-workers.largest(-items_within(policy, task, room / per_token)))
+            if fitting:
+                found = mode, each, fitting
+            if fitting >= least:
+                break
+        if found and found[2] >= least:
+            break
+    if found is None:
+        raise UserError(
+            f"activations of the longest item take {per_token * row_tokens(policy, task)[0] / 2**30:.1f} GiB, "
+            f"of {room / 2**30:.1f} GiB available",
+            where="model.activation_checkpointing",
+            remedy="set it to auto, shard the policy (launch.strategy: fsdp2), or lower data.max_length",
+        )
+    tuning.checkpointing, tuning.sync_each_micro_batch, fitting = found
+    tuning.apply(policy)
+    return fitting
+
+
+def pays_to_compile(setting: bool | Literal["auto"], device: torch.device, passes: int) -> bool:
+    """Return whether to compile: `auto` does so on a GPU in a long job, unless its kernels must be deterministic."""
+    if setting != "auto":
+        return setting
+    return (
+        device.type == "cuda" and passes >= COMPILED_FROM and not torch.are_deterministic_algorithms_enabled()
     )
-
-
-def row_tokens(policy: nn.Module, task: Scored) -> list[int]:
-    """Tokens of the items in a row, longest first; in padded rows each item has the length of the longest."""
-    if bare(policy).packed is not None:
-        return sorted(task.packed_lengths, reverse=True)
-    longest = max(range(len(task.ids)), key=lambda item: task.lengths[item])
-    return [pad_rows(task.sequences([longest])).input_ids.numel()] * len(task.ids)
-
-
-def items_within(policy: nn.Module, task: Scored, tokens: float) -> int:
-    """Return the number of the longest items that together have at most this many tokens."""
-    for count, length in enumerate(row_tokens(policy, task)):
-        tokens -= length
-        if tokens < 0:
-            return count
-    return len(task.ids)
-
-
-def local_weights(policy: nn.Module) -> int:
-    """Return the number of trained weights that this process holds."""
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    return sum(local_part(part).numel() for part in trained)
-
-
-def waiting_bytes(policy: nn.Module) -> int:
-    """Return the bytes that FSDP2 keeps between micro-batches, in addition to `ADAM_BYTES`.
-
-    Gradients of unsharded weights, or for shards of size 1 the weights in bfloat16.
-    """
-    if not isinstance(policy, FSDPModule):
-        return 0
-    weights = sum(part.numel() for part in policy.parameters() if part.requires_grad)
-    return (WAITING_BYTES if local_weights(policy) < weights else COPY_BYTES) * weights
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory for this process: of its GPU, or its share of the machine's memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 # --- speed ----------------------------------------------------------------------------------------
@@ -269,7 +270,7 @@ def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gra
             ]
             rows = rows_of(policy, task.sequences(items)).to(workers.device)
             started = time.perf_counter()
-            _pass(policy, rows, workers, gradients=gradients)
+            run_pass(policy, rows, workers, gradients=gradients)
             if workers.device.type == "cuda":
                 torch.cuda.synchronize()
             seconds = (time.perf_counter() - started) / rows.tokens
@@ -277,15 +278,5 @@ def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gra
         if GOOD_ENOUGH * seconds > least:
             break
         chosen, least = size, seconds
+    clear(policy)
     return chosen
-
-
-def _pass(policy: nn.Module, rows: Any, workers: Workers, *, gradients: bool) -> None:
-    """Run a pass over rows, without and with a backward pass; no gradient is left."""
-    workers.exchange_gradients(policy, True)
-    with torch.set_grad_enabled(gradients):
-        scores: Scores = policy(rows)
-    if gradients:
-        workers.accelerator.backward(scores.logps.mean() * 0)
-        reshard(policy)
-        policy.zero_grad()

@@ -38,8 +38,7 @@ if __name__ == "__main__":
         for part in (*policy.parameters(), *policy.buffers()):
             torch.nn.init.uniform_(part, -0.05, 0.05)
         policy.pack(SEGMENTS)
-        if passes.checkpointing:
-            policy.prepare(compiled=False, checkpointing="full")
+        policy.prepare(compiled=False, checkpointing=passes.checkpointing)
         step(policy, longest_rows(passes, 16, packed=True))  # what libraries take once
         rows = longest_rows(passes, int(sys.argv[3]), packed=True)
         Path("/proc/self/clear_refs").write_text("5")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sams.planning.memory import Passes, Simulation
 from sams.planning.models import build, sizes_of
 from sams.policy.blocks import blocks
 from sams.study.architectures import config_of
-from sams.study.settings import Model
+from sams.study.settings import Lora, Model
 from tests.conftest import ROOT
 
 # 5.3 million weights.
@@ -36,7 +37,7 @@ def settings(config: dict[str, object], **others: object) -> Model:
 
 @pytest.mark.slow  # two processes that measure their memory
 def test_the_prediction_is_within_ten_percent_of_the_peak_of_a_real_step() -> None:
-    passes = [Passes(2), Passes(4, checkpointing=True)]
+    passes = [Passes(2), Passes(4, checkpointing="full")]
     done = subprocess.run(
         [
             sys.executable,
@@ -67,6 +68,32 @@ def test_sharded_state_is_a_share_and_added_up_gradients_are_whole() -> None:
     # Those of a micro-batch that is not the last wait in float32, on every process.
     assert four - one == pytest.approx(weights, rel=0.25)
     assert simulation.peak(Passes(1, micro_batches=2)) == four
+    # Exchanged in every micro-batch, a share of them waits.
+    assert simulation.peak(Passes(1, micro_batches=4, sync_each=True)) == pytest.approx(one, rel=0.02)
+
+
+def test_weights_in_bfloat16_are_a_copy_of_masters_unless_they_are_frozen() -> None:
+    low, high = (
+        Simulation(SMALL, settings(SMALL, precision=precision), 1, False, 16)
+        for precision in ("bfloat16", "float32")
+    )
+    weights = sizes_of(SMALL).total
+    one = Passes(1)
+    # The state of a step with hardly any activations: masters, gradient and moments; and the copy.
+    assert high.peak(one) == pytest.approx(16 * weights, rel=0.1)
+    assert 2 * weights < low.peak(one) - high.peak(one) < 4.5 * weights  # and those of a group on their way
+    assert low.peak(Passes(1, trained=False)) == pytest.approx(2 * weights, rel=0.2)
+    adapted = replace(low, lora=Lora(r=2))
+    assert adapted.peak(one) == pytest.approx(2 * weights, rel=0.3)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_more_is_recomputed_the_less_memory_a_step_takes(sharded: bool) -> None:
+    simulation = Simulation(SMALL, settings(SMALL, precision="bfloat16"), 8, sharded, LENGTH)
+    none, selective, full = (
+        simulation.peak(Passes(2, checkpointing=mode)) for mode in ("none", "selective", "full")
+    )
+    assert none > selective > full
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "gpt_neox"])
@@ -85,9 +112,9 @@ def test_llama_8b_takes_on_8_processes_what_it_is_known_to() -> None:
     model = Model(path="meta-llama/Meta-Llama-3-8B-Instruct", precision="bfloat16")
     config = config_of(model)
     simulation = Simulation(config, model, 8, True, 1024)
-    checkpointed = simulation.peak(Passes(1, checkpointing=True)) / 2**30
+    checkpointed = simulation.peak(Passes(1, checkpointing="full")) / 2**30
     assert checkpointed == pytest.approx(20.3, abs=0.2)  # an independent simulation of the same setting
-    added_up = simulation.peak(Passes(1, micro_batches=4, checkpointing=True)) / 2**30
+    added_up = simulation.peak(Passes(1, micro_batches=4, checkpointing="full")) / 2**30
     assert checkpointed + 4 * sizes_of(config).total / 2**30 * 7 / 8 < added_up < 60
 
 
@@ -99,7 +126,7 @@ def test_traffic_of_a_step_is_what_sharding_costs_by_hand(replicas: int) -> None
     inner = sum(weight.numel() for weight in blocks(policy.model).parameters())
     hand = expected(inner, total - inner, processes=8 // replicas, replicas=replicas, compute=torch.bfloat16)
     trained, scored = CountTraffic(), CountTraffic()
-    simulation.peak(Passes(1, checkpointing=True), trained)
+    simulation.peak(Passes(1, checkpointing="full"), trained)
     assert trained.traffic.sent == hand.sent
     simulation.peak(Passes(1, trained=False), scored)
     shards = 8 // replicas

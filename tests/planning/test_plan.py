@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from sams.planning.data import facts_of
-from sams.planning.memory import Passes, Simulation
+from sams.planning.memory import RESERVE, Passes, Simulation
 from sams.planning.plan import GIB, Planner
 from sams.planning.show import print_plan
 from sams.runtime.errors import UserError
 from sams.runtime.gpus import GPUS, Gpu, gpu_named
 from sams.study.files import load_study, read_settings
 from sams.study.study import Study
+from sams.training.memory import MEMORY_SHARE
+from sams.training.tuning import MODES
 from tests.conftest import ROOT
 
 STUDIES = ROOT / "config" / "studies"
@@ -118,6 +120,45 @@ def test_the_judge_is_asked_for_every_question_of_every_model(tmp_path: Path) ->
     assert planner(study(""), tmp_path).judge() == []
 
 
+def test_gradients_are_exchanged_in_every_micro_batch_before_anything_is_recomputed(tmp_path: Path) -> None:
+    own = {"preference": {"micro_batch_size": 1, "scoring_micro_batch_size": 1}, "methods": ["sft", "dpo"]}
+    model = {**SMALL["model"], "activation_checkpointing": "auto"}
+    settings = study("", **{**SMALL, **own, "model": model, "benchmarks": {}})
+    peaks = planner(settings, tmp_path).peaks
+    weights = peaks.sizes.total
+
+    def choice(room: float) -> tuple[str, bool]:
+        """What is chosen if `room` bytes are left for gradients that wait and for activations."""
+        memory = RESERVE + 16 * weights / 8 + room / MEMORY_SHARE
+        tight = planner(settings, tmp_path, Gpu(memory, bandwidth=1e12, peak=1e15, use=0.3)).peaks
+        tight._peaks = peaks._peaks  # simulated once
+        row = tight.trained("dpo", settings.preference_of("dpo"), 64, 2)
+        assert row.passes == "8 x 1" and (row.accumulated == 0) == row.sync_each
+        return row.checkpointing, row.sync_each
+
+    added = {mode: peaks._added(2, mode, None) for mode in MODES["auto"]}
+    waiting = 4 * weights * MEMORY_SHARE
+    assert choice(waiting + 1.01 * added["none"]) == ("none", False)
+    assert choice(1.01 * added["none"]) == ("none", True)
+    assert added["none"] > added["selective"] > added["full"]
+    assert choice(1.01 * added["selective"]) == ("selective", True)
+    assert choice(1.01 * added["full"]) == ("full", True)
+
+
+def test_adapters_take_less_memory_and_disk_than_all_weights(tmp_path: Path) -> None:
+    own = {"methods": ["sft", "dpo"], "benchmarks": {}}
+    full = planner(study("", **{**SMALL, **own}), tmp_path)
+    adapted = planner(study("", **{**SMALL, **own, "preference": {"lora": {"r": 2}}}), tmp_path)
+    files = {part.what: part for part in adapted.disk()}
+    adapters = adapted.peaks.trained_weights(adapted.study.preference_of("dpo").lora)
+    assert 0 < adapters < full.sizes.total / 10
+    assert files["trained adapters, float32"].bytes == len(adapted.study.seeds) * 4 * adapters
+    assert files["trained weights, float32"].bytes == len(adapted.study.seeds) * 4 * full.sizes.total
+    rows = [{row.stages: row for row in made.memory()}["dpo"] for made in (full, adapted)]
+    # Of a sharded policy: a weight in bfloat16, instead of a weight, a gradient and two moments in float32.
+    assert rows[0].policy - rows[1].policy > 10 * full.sizes.total / 8
+
+
 def test_disk_holds_weights_models_and_checkpoints(tmp_path: Path) -> None:
     made = planner(study("table1_llama3_instruct"), tmp_path)
     found = {part.what: part for part in made.disk()}
@@ -160,6 +201,6 @@ def test_the_command_finds_that_llama_8b_fits_8_gpus_of_80_gb() -> None:
 def test_a_deep_model_takes_what_two_shallow_ones_say(tmp_path: Path) -> None:
     deep = {**SMALL, "model": {"precision": "bfloat16", "architecture": {"num_hidden_layers": 10}}}
     peaks = planner(study("", **deep), tmp_path).peaks
-    for passes in (Passes(1, checkpointing=True), Passes(2, trained=False)):
+    for passes in (Passes(1, checkpointing="full"), Passes(2, trained=False)):
         complete = Simulation(peaks.config, peaks.study.model, 8, True, 64).peak(passes)
         assert peaks.peak(passes) == pytest.approx(complete, rel=0.01)

@@ -121,3 +121,15 @@ def test_what_is_written_file_by_file_is_what_transformers_writes(tmp_path: Path
         assert read_json(tmp_path / "ours" / name) == read_json(tmp_path / "whole" / name), name
     theirs, mine = (read_json(tmp_path / made / "model.safetensors.index.json") for made in ("whole", "ours"))
     assert mine["metadata"] == theirs["metadata"] and mine["weight_map"].keys() == theirs["weight_map"].keys()
+
+
+@pytest.mark.parametrize(
+    ("processes", "nodes", "precision"), [(2, 1, "float32"), (2, 1, "bfloat16"), (4, 2, "float32")]
+)
+def test_gradients_exchanged_in_every_micro_batch_are_those_exchanged_in_the_last(
+    processes: int, nodes: int, precision: str
+) -> None:
+    arguments = {"precision": precision, "nodes": nodes}
+    statuses = server().start("tests.training.exchange", arguments, processes=processes)
+    assert statuses == [0] * processes, server().output()
+    assert "difference" in server().output()

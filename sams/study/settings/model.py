@@ -65,13 +65,15 @@ class ModelKeys(ModelSource):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Compute type; master weights and log-prob sums are always float32."
     )
-    activation_checkpointing: bool | Literal["auto"] = Field(
+    activation_checkpointing: bool | Literal["selective", "auto"] = Field(
         False,
-        description="Recompute activations in the backward pass; auto: if they would not fit in memory.",
+        description="Recompute activations in the backward pass; selective: all but matrix products and attention; "
+        "auto: as little as fits in memory.",
     )
-    compile: bool = Field(
-        False,
-        description="Compile norms and MLPs with torch.compile: a minute at the start, faster steps on GPUs.",
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="Compile blocks and log-probs with torch.compile: one to two minutes at the start, faster steps; "
+        "auto: on GPUs, for 300 steps or more, unless launch.deterministic is set.",
     )
     packing: bool = Field(
         True,

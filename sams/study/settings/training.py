@@ -255,6 +255,11 @@ class Launch(Settings):
         description="With fsdp2, the processes that share one policy: all, or those of each node, which are then "
         "replicas of one another (HSDP): more memory, and only gradients cross between nodes.",
     )
+    sync_each_micro_batch: bool | Literal["auto"] = Field(
+        "auto",
+        description="With fsdp2, exchange gradients in every micro-batch, not only in the last of a step: no process "
+        "then keeps unsharded gradients (4 bytes per weight); auto: if they would not fit in memory.",
+    )
     deterministic: bool = Field(
         False, description="Deterministic kernels only, so that a resumed GPU run is bitwise the same."
     )
