@@ -18,6 +18,7 @@ from sams.policy.blocks import Checkpointing, prepare_blocks
 from sams.policy.policy import Policy
 from sams.policy.rows import Item, pack_rows
 from sams.training.distribution import Workers, local_part, reshard
+from tests import tiny
 from tests.policy import kernel  # noqa: F401  registers a CPU kernel
 from tests.policy.models import ARCHITECTURES, items_of, policy_of
 
@@ -56,7 +57,13 @@ def assert_compiled_once(policy: Policy, plain: Policy, checkpointing: Checkpoin
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in tiny.ARCHITECTURES else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in ARCHITECTURES
+    ],
+)
 def test_a_block_is_one_graph_for_rows_of_any_length(kind: str) -> None:
     policy, plain = policy_of(kind), policy_of(kind)
     policy.pack(SEGMENTS)
@@ -90,6 +97,7 @@ def test_flexible_attention_is_part_of_a_block(monkeypatch: pytest.MonkeyPatch) 
     assert_compiled_once(policy, plain, "none", "eager")
 
 
+@pytest.mark.slow
 def test_block_masks_of_rows_of_any_length_are_compiled_once() -> None:
     counter = CompileCounterWithBackend("eager")
     compiled = compiling.compiled(block_mask, fullgraph=True, backend=counter)
