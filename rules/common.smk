@@ -212,6 +212,12 @@ def trained_weights(wildcards):
     return f"{RUN}/trained/manifest.json" if wildcards.method in STUDY.trained_methods else []
 
 
+def base_of_adapters(wildcards):
+    """Model into which a method's adapters are merged; none without adapters, and for `sft`, whose recipe names it."""
+    adapted = wildcards.method in STUDY.preference_methods and STUDY.preference_of(wildcards.method).lora
+    return START if adapted else []
+
+
 def tokens_of_export(wildcards):
     """Token ids, with the tokenizer of a trained or fresh model; none for a finished model, which has its own."""
     is_finished = wildcards.method not in STUDY.trained_methods and STUDY.model_of(wildcards.method).path

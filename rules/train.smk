@@ -142,6 +142,7 @@ rule export_model:
         preflight=ancient(PREFLIGHT),
         tokens=tokens_of_export,
         trained=trained_weights,
+        model=base_of_adapters,
         sources=ancient(JOBS.sources("export_model")),
     output:
         manifest=f"{RUN}/model/manifest.json",
@@ -153,6 +154,6 @@ rule export_model:
         **resources.exporting(STUDY),
     params:
         **JOBS.parameters("export_model"),
-        options=options("tokens", "trained", out="{output.manifest}"),
+        options=options("tokens", "trained", "model", out="{output.manifest}"),
     shell:
         STAGE

@@ -29,6 +29,7 @@ from sams.runtime import stage
 from sams.runtime.errors import UserError
 from sams.runtime.files import restrict_umask, write_json
 from sams.scoring import fetch
+from sams.study.settings import Model
 from sams.tables import render
 from sams.tables.bundle import unpacked
 from sams.tracking import pages as mlflow_pages
@@ -123,18 +124,18 @@ def test_an_export_runs_nothing_that_stands_for_a_weight(tmp_path: Path) -> None
     model.config.save_pretrained(trained)
     state: dict[str, Any] = {f"{KEY}{name}": weight.detach() for name, weight in model.named_parameters()}
     dcp.save(state, checkpoint_id=trained)
-    export_trained(trained, "sdpa", out, torch.float32)
+    export_trained(trained, Model(path=str(trained)), out, torch.float32)
 
     state[f"{KEY}model.norm.weight"] = Trap(str(tmp_path / "sprung"))
     dcp.save(state, checkpoint_id=trained)
     with pytest.raises(UserError, match=r"trained: weight .*model\.norm\.weight is not a tensor"):
-        export_trained(trained, "sdpa", out, torch.float32)
+        export_trained(trained, Model(path=str(trained)), out, torch.float32)
     assert not (tmp_path / "sprung").exists()
 
     state[f"{KEY}model.norm.weight"] = torch.full((8,), torch.nan)
     dcp.save(state, checkpoint_id=trained)
     with pytest.raises(UserError, match=r"model\.norm\.weight holds NaN or infinity"):
-        export_trained(trained, "sdpa", out, torch.float32)
+        export_trained(trained, Model(path=str(trained)), out, torch.float32)
 
 
 # --- no shell is built from what users write ----------------------------------------------------------

@@ -63,12 +63,16 @@ def main(
         run, step = point["run"], point["step"]
         weights = results / run / f"seed{settings.seed}" / evaluated_at(step)
         with tempfile.TemporaryDirectory() as folder:
-            model = Path(folder) / "model"
+            exported = Path(folder) / "model"
             export.main(
-                recipe_json(ExportRecipe(model=settings.model)), model, tokens=tokens, trained=weights
+                recipe_json(ExportRecipe(model=settings.model)),
+                exported,
+                tokens=tokens,
+                trained=weights,
+                model=start if settings.runs[run].lora is not None else None,
             )
-            accuracies = answer_accuracies(model, settings, prompts)
-            accuracies["test_accuracy"] = test_accuracy(model, settings, run, tokens, reference, workers)
+            accuracies = answer_accuracies(exported, settings, prompts)
+            accuracies["test_accuracy"] = test_accuracy(exported, settings, run, tokens, reference, workers)
         figures[name] = accuracies
         log.info("%s: %s", name, accuracies)
     with whole_file(out) as part:

@@ -14,7 +14,7 @@ from sams.study.code import ENTRY_POINTS, code_of_job
 from sams.study.recipes import recipe_json, recipe_of
 from sams.study.settings import Settings
 from sams.study.sources import sources_of
-from sams.study.study import Study
+from sams.study.study import BASE_METHOD, Study
 
 SCORING = ("make_difficulty", "score_alpaca_eval", "score_mt_bench")
 """Stages that share the recipe `score`."""
@@ -66,7 +66,8 @@ class Jobs:
         return lambda wildcards: [path for path in self._sources(stage, wildcards) if "{" not in path]
 
     def _sources(self, stage: str, wildcards: Any) -> list[str]:
-        if stage == "export_model" and wildcards.method in self.study.trained_methods:
+        adapted = wildcards.get("method") == BASE_METHOD and self.study.sft and self.study.sft.lora
+        if stage == "export_model" and wildcards.method in self.study.trained_methods and not adapted:
             return []
         benchmark = "alpaca_eval" if stage == "generate_answers" else ""
         named = [*sources_of(self.recipe(stage, wildcards, benchmark)), *self._more.get(stage, [])]

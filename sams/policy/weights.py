@@ -14,7 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sams.runtime.digests import digest_of_source
 from sams.runtime.errors import UserError, first_line
+from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, sha256_of_text
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,17 @@ def check_weights(folder: Path, *, allow_pickle: bool = False) -> None:
         return
     for file, expected in files.items():
         _check_file(file, expected)
+
+
+def digest_of_model(folder: Path) -> str:
+    """Return a digest of a model's config and weights, sixteen hex digits: its manifest's, if there is one."""
+    if (folder / MANIFEST).is_file():
+        return manifest_digest(folder)
+    files = sorted(
+        file for pattern in ("config.json", "*.safetensors", "*.bin") for file in folder.glob(pattern)
+    )
+    digests = {file.name: digest_of_source(file) for file in files}
+    return sha256_of_text(canonical_json(digests))[:16]
 
 
 def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:

@@ -304,7 +304,8 @@ class Checkpoints:
     ) -> None:
         """Write the trained weights, sharded, and the model's config as the folder `out` with a manifest.
 
-        With `lora`, the adapters' settings, the weights are those of the model with its adapters.
+        With `lora`, the adapters' settings, these are the adapters. Their `base` is the digest of the base model;
+        without one, no file has the base, which is then written too.
         """
         part = out.with_name(f".{out.name}.part")
         if self.workers.is_main:
@@ -313,7 +314,8 @@ class Checkpoints:
         self.workers.barrier()
         reshard(policy)
         self.workers.refuse_drift(policy)
-        dcp.save({"policy": get_model_state_dict(policy)}, storage_writer=ResultWriter(part))
+        options = TRAINED if lora is not None and lora["base"] is not None else None
+        dcp.save({"policy": get_model_state_dict(policy, options=options)}, storage_writer=ResultWriter(part))
         if self.workers.is_main:
             config.save_pretrained(part)
             if lora is not None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 import traceback
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ import torch
 from torch import nn
 
 from sams.policy.policy import bare
+from sams.policy.stored import files_of
+from sams.policy.weights import digest_of_model
 from sams.runtime.code import digest_of_code
 from sams.runtime.errors import UserError
 from sams.runtime.faults import is_out_of_memory
@@ -114,10 +117,20 @@ class TrainingJob:
                 remedy=f"change what it names, or delete {failed} to try once more",
             )
 
+    @cached_property
+    def base(self) -> str | None:
+        """Digest of the model whose weights are frozen next to adapters, on rank 0; None for a fresh model."""
+        if "model" in self.upstream:
+            return self.upstream["model"]
+        model = self.settings.model
+        if model.path is None:
+            return None
+        return digest_of_model(files_of(model.path, model.revision)) if self.workers.is_main else ""
+
     def publish(self, policy: nn.Module, training: Training, name: str = "trained") -> None:
         """Write the trained weights as the folder `name` of the results."""
         self.workers.watch.at("writing the weights")
-        lora = None if training.lora is None else training.lora.model_dump()
+        lora = None if training.lora is None else {**training.lora.model_dump(), "base": self.base}
         self.checkpoints.publish(policy, self.out / name, config=bare(policy).model.config, lora=lora)
 
     def open_run(self, offset: int | None) -> Any:

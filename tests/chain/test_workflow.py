@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -241,6 +242,14 @@ def test_mlflow_holds_a_finished_run_of_every_training_and_scoring_job(miniature
     study = load_study(read_settings([ROOT / "config" / "config.yaml", folder / "miniature.yaml"]))
     rebuilt = main_from_mlflow(study, uri)
     pd.testing.assert_frame_equal(rebuilt.reset_index(drop=True), built, check_dtype=False, rtol=1e-9)
+
+
+def test_adapters_are_merged_into_the_model_that_they_started_from(tmp_path: Path) -> None:
+    printed = snakemake(tmp_path, "-n", "-p", "--config", "preference={lora: {r: 4}}", "sft={lora: {r: 4}}")
+    commands = [line for line in printed.splitlines() if "-m sams.training.export " in line]
+    bases = {re.search(r"results/\S+/(\S+)/seed0/trained", line)[1]: "--model" in line for line in commands}  # type: ignore[index]
+    assert bases.pop("sft") is False and bases and all(bases.values())
+    assert all("/sft/seed0/model" in line for line in commands)
 
 
 def test_nothing_runs_again_and_a_changed_beta_runs_what_depends_on_it(miniature: tuple[Path, str]) -> None:

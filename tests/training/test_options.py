@@ -6,17 +6,21 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from pyarrow import parquet
 from safetensors.torch import load_file
 
 from sams.data.records import is_flipped
 from sams.losses.table import build_loss
+from sams.policy.model import add_lora, build_model, load_model
+from sams.policy.stored import stored_names, without_weights
 from sams.runtime.errors import UserError
-from sams.runtime.files import read_json, write_manifest
+from sams.runtime.files import digest_of, read_json, write_manifest
 from sams.study.recipes import ExportRecipe, ReferenceRecipe, SftRecipe, Watching
-from sams.study.settings import Preference, Scheduler, Sft
+from sams.study.settings import Lora, Model, Preference, Scheduler, Sft
 from sams.training import crossfit, export, preference, reference, sft
 from sams.training.gates import TrainingFailure, refuse_foreign_reference
 from sams.training.tasks.base import Items
@@ -102,8 +106,6 @@ def test_kto_takes_its_kl_term_from_mismatched_completions(tmp_path: Path) -> No
 
 
 def new_model(folder: Path, *, seed: int) -> Path:
-    from sams.policy.model import build_model
-
     build_model(tiny.settings(), tiny.tokenizer(), seed=seed).save_pretrained(folder)
     write_manifest(folder)
     return folder
@@ -141,29 +143,75 @@ def test_adapters_are_trained_alone_and_merged_at_export(
     run(prepared, tmp_path, lora={"r": 4, "alpha": 8.0, "target_modules": targets}, learning_rate=1e-2)
     assert lines(tmp_path)[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
     trained = weights(tmp_path)
-    before = load_file(prepared["model"] / "model.safetensors")
-    base = {name: value for name, value in trained.items() if "lora" not in name}
-    for name, value in base.items():
-        assert torch.equal(value, before[name.removeprefix("policy.model.").replace(".base_layer", "")]), name
+    assert len(trained) == 2 * (14 if targets == "all-linear" else 4)
+    assert all(".lora_" in name for name in trained), "the base is not written again"
 
-    recipe = ExportRecipe(model=tiny.settings())
-    here(export, recipe, tokens=prepared["tokens"], trained=tmp_path / "trained", out=tmp_path / "model")
-    after = load_file(tmp_path / "model" / "model.safetensors")
+    recipe, out = ExportRecipe(model=tiny.settings()), tmp_path / "model"
+    paths = {"tokens": prepared["tokens"], "trained": tmp_path / "trained", "model": prepared["model"]}
+    here(export, recipe, **paths, out=out)
+    before = load_file(prepared["model"] / "model.safetensors")
+    after = load_file(out / "model.safetensors")
     assert after.keys() == before.keys()
-    name = "model.layers.0.self_attn.q_proj.weight"
-    a, b = (
-        trained[
-            f"policy.{name.replace('.weight', '')}.lora_{part}.default.weight".replace(
-                "policy.", "policy.model."
-            )
-        ]
-        for part in "AB"
-    )
-    torch.testing.assert_close(after[name], before[name] + 8.0 / 4 * b @ a)
+    name = "model.layers.0.self_attn.q_proj"
+    a, b = (trained[f"policy.model.{name}.lora_{part}.default.weight"] for part in "AB")
+    torch.testing.assert_close(after[f"{name}.weight"], before[f"{name}.weight"] + 8.0 / 4 * b @ a)
     assert (b @ a).norm() > 0
     changed = {name for name in before if not torch.equal(after[name], before[name])}
     assert "model.embed_tokens.weight" not in changed
     assert len(changed) == (14 if targets == "all-linear" else 4)
+    assert stored_names(without_weights(out, "sdpa"), out) is not None, "not hidden by those of the adapters"
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(prepared["model"])
+    adapted = peft.PeftModel.from_pretrained(base, out / "adapter")
+    merged, ids = transformers.AutoModelForCausalLM.from_pretrained(out), torch.tensor([[1, 5, 6, 7]])
+    torch.testing.assert_close(adapted(ids).logits, merged(ids).logits)
+    here(export, recipe, **paths, out=tmp_path / "again")
+    assert digest_of(tmp_path / "again") == digest_of(out)
+
+
+def test_adapters_are_merged_into_no_other_base(prepared: dict[str, Path], tmp_path: Path) -> None:
+    run(prepared, tmp_path, lora={"r": 4}, max_steps=1)
+    paths = {"tokens": prepared["tokens"], "trained": tmp_path / "trained", "out": tmp_path / "model"}
+    other = new_model(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="other: the adapters were trained on another base model"):
+        here(export, ExportRecipe(model=tiny.settings()), **paths, model=other)
+    with pytest.raises(UserError, match="trained: adapters without their base model"):
+        here(export, ExportRecipe(model=tiny.settings()), **paths)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_adapters_of_sft_find_their_base(tokens: Path, tmp_path: Path, fresh: bool) -> None:
+    """The base is the recipe's model; a fresh one is in no file but that of the adapters."""
+    path = new_model(tmp_path / "start", seed=5)
+    source = {} if fresh else {"path": str(path), "architecture": None, "tokenizer": None}
+    model = Model.model_validate({**tiny.settings().model_dump(), **source})
+    training = Sft.model_validate(TRAINING | {"max_steps": 2, "learning_rate": 1e-2, "lora": {"r": 4}})
+    recipe = SftRecipe(seed=0, model=model, training=training)
+    here(sft, recipe, tokens=tokens, out=tmp_path, checkpoints=tmp_path / "c")
+    paths = {"tokens": tokens, "trained": tmp_path / "trained", "out": tmp_path / "model"}
+    here(export, ExportRecipe(model=model), **paths)
+    after, name = load_file(tmp_path / "model" / "model.safetensors"), "model.embed_tokens.weight"
+    base = build_model(tiny.settings(), tiny.tokenizer(), seed=0 if fresh else 5).state_dict()
+    assert torch.equal(after[name], base[name])
+    changed = [name for name in after if not torch.equal(after[name], base[name])]
+    assert len(changed) == 14
+    assert any(name.endswith("lora_A.default.weight") for name in weights(tmp_path))
+    assert (f"policy.model.{name}" in weights(tmp_path)) == fresh
+    sources = read_json(tmp_path / "model" / "manifest.json")["sources"]
+    assert (str(path / "model.safetensors") in sources) != fresh
+
+
+def test_adapters_are_drawn_from_the_seed(prepared: dict[str, Path], tmp_path: Path) -> None:
+    drawn = []
+    for noise, seed in ((0, 0), (1, 0), (2, 3)):
+        torch.manual_seed(noise)
+        model = load_model(prepared["model"], tiny.settings())
+        add_lora(model, Lora(), seed)
+        drawn.append(
+            torch.cat([weight.flatten() for name, weight in model.named_parameters() if "lora" in name])
+        )
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 def test_a_scheduler_that_watches_learns_and_leaves_sft_bitwise_alone(tokens: Path, tmp_path: Path) -> None:
