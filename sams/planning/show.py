@@ -72,7 +72,7 @@ def print_plan(plan: Plan, title: str) -> None:
             _short(row.stages),
             row.passes,
             {"none": "no", "full": "yes"}.get(row.checkpointing, row.checkpointing),
-            "each" if row.sync_each else "last",
+            MISSING if " x " not in row.passes else "each" if row.sync_each else "last",
             _amount(row.policy / GIB),
             _amount(row.scheduler / GIB),
             _amount(row.taken / GIB),
