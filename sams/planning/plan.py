@@ -332,6 +332,10 @@ class Planner:
                 f"Gradients of several micro-batches are accumulated unsharded: {4 * sizes.total / GIB:.1f} GiB a "
                 "process. With one micro-batch, or `launch.sync_each_micro_batch`, there are none."
             )
+        if any(row.sync_each for row in plan.memory):
+            notes.append(
+                "Micro-batches with `each`: gradients are exchanged in every micro-batch, so none accumulate."
+            )
         if self.study.model.activation_checkpointing == "auto":
             notes.append("activation_checkpointing auto: hours include recomputed activations.")
         if "auto" in self._micro_batches():
