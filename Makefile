@@ -1,7 +1,7 @@
 # Every target uses .venv, which `env` installs from the lock unless it is up to date.
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-slurm demo test test-all test-gpu faults soak test-slurm test-hosts mutations bench bench-scale lint audit mlflow lock
+.PHONY: help env env-slurm demo test test-all test-gpu gpu faults soak test-slurm test-hosts mutations bench bench-scale lint audit mlflow lock
 
 BIN := .venv/bin
 # The first suitable Python that runs; a name on the PATH may not run.
@@ -46,6 +46,9 @@ soak: env ## run 100,000 steps of a very small model, killed once, and check gro
 
 test-gpu: env ## run the tests that need an NVIDIA GPU; without one they are skipped
 	$(BIN)/pytest -m gpu -rs tests/gpu
+
+gpu: env ## measure all that needs one NVIDIA GPU, in six minutes (results/bench/gpu.md)
+	$(BIN)/python -m benchmarks.gpu
 
 mutations: env ## break the code on purpose; each fault must fail a test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations

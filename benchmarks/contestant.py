@@ -45,8 +45,6 @@ class Entry:
         ratio: K / n of `sams`.
         shape: sizes of the model.
         scale: factor of all lengths.
-        device: cpu or cuda.
-        precision: float32 or bfloat16.
         memory: whether to measure memory; the step then has no update.
         gradients_kept: keep the gradients allocated between steps, so that the peak is that of activations alone.
     """
@@ -62,8 +60,6 @@ class Entry:
     ratio: float = 0.5
     shape: Shape = field(default_factory=Shape)
     scale: float = 1.0
-    device: str = "cpu"
-    precision: str = "float32"
     memory: bool = False
     gradients_kept: bool = False
 
@@ -99,16 +95,16 @@ class Ours:
         self.entry = entry
         self.tally = Tally()
         self.workers = Workers(
-            device=entry.device, strategy="ddp", precision=entry.precision, threads=1, timeout_minutes=5
+            device="cpu", strategy="ddp", precision="float32", threads=1, timeout_minutes=5
         )
-        model = build(entry.shape, 0, str(self.workers.device))
+        model = build(entry.shape, 0, "cpu")
         data = draw_pairs(entry.batches, entry.batch, vocabulary=entry.shape.vocabulary, scale=entry.scale)
         loss = build_loss("sigmoid", beta=BETA, settings={}, sft_weight=0.0)
-        settings = settings_of(entry.shape, precision=entry.precision, packing=entry.packing)
+        settings = settings_of(entry.shape, packing=entry.packing)
         settings = settings.model_copy(update={"activation_checkpointing": entry.checkpointing})
         share = entry.micro_batch or -(-entry.batch // self.workers.world)
 
-        reference = self.workers.wrap(_policy(build(entry.shape, 1, str(self.workers.device))), trained=False)
+        reference = self.workers.wrap(_policy(build(entry.shape, 1, "cpu")), trained=False)
         pairs = PairTask(data)
         tuned = tune(
             reference,
@@ -130,9 +126,7 @@ class Ours:
 
         self.task = PreferenceTask(data, loss=loss, reference=cached)
         self.policy = self.workers.wrap(_policy(model))
-        self.optimiser = torch.optim.AdamW(
-            self.policy.parameters(), lr=RATE, fused=self.workers.device.type == "cuda"
-        )
+        self.optimiser = torch.optim.AdamW(self.policy.parameters(), lr=RATE)
         self.tuning = tune(
             self.policy,
             self.task,
@@ -221,45 +215,71 @@ def _policy(model: Any) -> Any:
     return Policy(model)
 
 
-class Trl:
-    """TRL's DPOTrainer with a precomputed reference, as its own training loop calls it."""
+def dpo_trainer(
+    model: Any,
+    reference: Any,
+    data: dict[str, list[Any]],
+    batch: int,
+    vocabulary: int,
+    device: str,
+    precision: str,
+    *,
+    checkpointing: bool = False,
+) -> tuple[Any, list[Any]]:
+    """Return TRL's DPOTrainer for these pairs, ready for `training_step`, and its batches.
 
-    def __init__(self, entry: Entry) -> None:
-        import datasets
-        import trl
+    Args:
+        model: the policy, in float32.
+        reference: the reference, whose log-probs TRL computes once; None for those of a uniform model, without any
+            pass over the pairs.
+        data: pairs from `draw_pairs`.
+        batch: pairs of a batch.
+        vocabulary: number of token ids.
+        device: cpu or cuda.
+        precision: float32, or bfloat16 by autocast with float32 master weights.
+        checkpointing: whether activations are checkpointed.
+    """
+    import math
 
-        os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-        datasets.disable_progress_bars()
+    import datasets
+    import trl
 
-        class Quiet(trl.DPOTrainer):
-            def _send_telemetry(self) -> None:
-                """Send no telemetry."""
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    datasets.disable_progress_bars()
 
-        self.entry = entry
-        words = tokenizer(entry.shape.vocabulary)
-        data = draw_pairs(entry.batches, entry.batch, vocabulary=entry.shape.vocabulary, scale=entry.scale)
-        convert = words.convert_ids_to_tokens
-        texts = {"prompt": [" ".join(convert(ids)) for ids in data["prompt_ids"]]} | {
-            side: ["".join(f" {word}" for word in convert(ids[:-1])) for ids in data[f"{side}_ids"]]
-            for side in ("chosen", "rejected")
-        }
-        device = "cuda" if entry.device == "cuda" else "cpu"
-        self.model = build(entry.shape, 0, device)
-        self.folder = tempfile.TemporaryDirectory()
-        trainer = Quiet(
-            model=self.model,
-            ref_model=build(entry.shape, 1, device),
+    class Quiet(trl.DPOTrainer):
+        def _send_telemetry(self) -> None:
+            """Send no telemetry."""
+
+        def _precompute_ref_logps(self, dataset: Any, *others: Any) -> Any:
+            if reference is not None:
+                return super()._precompute_ref_logps(dataset, *others)
+            for side in ("chosen", "rejected"):
+                logps = [-math.log(vocabulary) * len(ids) for ids in data[f"{side}_ids"]]
+                dataset = dataset.add_column(f"ref_{side}_logps", logps)
+            return dataset
+
+    words = tokenizer(vocabulary)
+    convert = words.convert_ids_to_tokens
+    texts = {"prompt": [" ".join(convert(ids)) for ids in data["prompt_ids"]]} | {
+        side: ["".join(f" {word}" for word in convert(ids[:-1])) for ids in data[f"{side}_ids"]]
+        for side in ("chosen", "rejected")
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        trainer: Any = Quiet(
+            model=model,
+            ref_model=reference,
             args=trl.DPOConfig(
-                output_dir=self.folder.name,
-                per_device_train_batch_size=entry.batch,
+                output_dir=folder,
+                per_device_train_batch_size=batch,
                 train_sampling_strategy="sequential",
                 precompute_ref_log_probs=True,
                 max_length=2048,
                 beta=BETA,
                 use_cpu=device == "cpu",
-                bf16=entry.precision == "bfloat16",
-                gradient_checkpointing=entry.checkpointing,
-                gradient_checkpointing_kwargs={"use_reentrant": False} if entry.checkpointing else None,
+                bf16=precision == "bfloat16",
+                gradient_checkpointing=checkpointing,
+                gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
                 save_strategy="no",
                 logging_strategy="no",
                 report_to="none",
@@ -268,17 +288,37 @@ class Trl:
             train_dataset=datasets.Dataset.from_dict(texts),
             processing_class=words,
         )
-        trainer.ref_model = None
-        self.trainer: Any = trainer
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=RATE, fused=device == "cuda")
-        trainer.model_wrapped = trainer.accelerator.prepare_model(self.model)
-        trainer.model_wrapped.train()
-        if entry.checkpointing:
-            # TRL's training loop does this before the first step.
-            self.model.activation_checkpointing_enable({"use_reentrant": False})
-        trainer.current_gradient_accumulation_steps = 1
-        self.batches = list(trainer.get_train_dataloader())
-        assert all(len(batch["input_ids"]) == 2 * entry.batch for batch in self.batches)
+    trainer.ref_model = None
+    trainer.model_wrapped = trainer.accelerator.prepare_model(model)
+    trainer.model_wrapped.train()
+    if checkpointing:
+        # TRL's training loop does this before the first step; newer releases of transformers have another name.
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    trainer.current_gradient_accumulation_steps = 1
+    batches = list(trainer.get_train_dataloader())
+    assert all(len(each["input_ids"]) == 2 * batch for each in batches)
+    return trainer, batches
+
+
+class Trl:
+    """TRL's DPOTrainer with a precomputed reference, as its own training loop calls it."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        data = draw_pairs(entry.batches, entry.batch, vocabulary=entry.shape.vocabulary, scale=entry.scale)
+        self.model = build(entry.shape, 0, "cpu")
+        self.trainer, self.batches = dpo_trainer(
+            self.model,
+            build(entry.shape, 1, "cpu"),
+            data,
+            entry.batch,
+            entry.shape.vocabulary,
+            "cpu",
+            "float32",
+            checkpointing=entry.checkpointing,
+        )
+        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=RATE)
 
     def step(self, batch: int, update: bool) -> dict[str, float]:
         self.optimiser.zero_grad()
@@ -314,27 +354,21 @@ def resident(key: str) -> int:
 
 
 class Peak:
-    """Peak memory above the level at the start, of the GPU or resident.
+    """Peak of resident memory above the level at the start.
 
-    On a CPU the peak is correct only with MALLOC_MMAP_THRESHOLD_ set, as the benchmark sets it: freed tensors then
-    return to the system at once.
+    It is correct only with MALLOC_MMAP_THRESHOLD_ set, as the benchmark sets it: freed tensors then return to the
+    system at once.
     """
 
-    def __init__(self, device: str) -> None:
-        self.cuda = device == "cuda"
+    def __init__(self) -> None:
         settle()
-        if self.cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self.base = torch.cuda.memory_allocated()
-        else:
-            with open("/proc/self/clear_refs", "w", encoding="utf-8") as peak:
-                peak.write("5")
-            self.base = resident("VmRSS")
+        with open("/proc/self/clear_refs", "w", encoding="utf-8") as peak:
+            peak.write("5")
+        self.base = resident("VmRSS")
 
     def above(self) -> int:
         """Return the peak above the level at the start, in bytes."""
-        return (torch.cuda.max_memory_allocated() if self.cuda else resident("VmHWM")) - self.base
+        return resident("VmHWM") - self.base
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -350,11 +384,9 @@ def main(text: str) -> None:
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         batch = int(line)
-        peak = Peak(entry.device) if entry.memory else None
+        peak = Peak() if entry.memory else None
         cpu, wall = time.process_time(), time.perf_counter()
         figures = trainer.step(batch, not entry.memory)
-        if entry.device == "cuda":
-            torch.cuda.synchronize()
         figures |= {
             "cpu_seconds": time.process_time() - cpu,
             "wall_seconds": time.perf_counter() - wall,

@@ -59,8 +59,10 @@ def settings_of(shape: Shape, *, precision: str = "float32", packing: bool = Tru
     )
 
 
-def build(shape: Shape, seed: int, device: str) -> transformers.PreTrainedModel:
-    """Build the model in float32, with weights drawn from `seed`."""
+def build(
+    shape: Shape, seed: int, device: str, *, dtype: torch.dtype = torch.float32
+) -> transformers.PreTrainedModel:
+    """Build the model with weights drawn from `seed`."""
     config = shape.config()
     kind = config.pop("model_type")
     torch.manual_seed(seed)
@@ -74,7 +76,7 @@ def build(shape: Shape, seed: int, device: str) -> transformers.PreTrainedModel:
                 eos_token_id=EOS,
                 pad_token_id=0,
             ),
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation="sdpa",
         )
     return without_dropout(model)
@@ -93,7 +95,13 @@ def tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
 
 
 def draw_pairs(
-    batches: int, batch: int, *, seed: int = 0, vocabulary: int = VOCABULARY, scale: float = 1.0
+    batches: int,
+    batch: int,
+    *,
+    seed: int = 0,
+    vocabulary: int = VOCABULARY,
+    scale: float = 1.0,
+    jitter: float = 0.0,
 ) -> dict[str, list[Any]]:
     """Return tokenised pairs as columns, enough for `batches` batches.
 
@@ -103,6 +111,8 @@ def draw_pairs(
         seed: seed of lengths and tokens.
         vocabulary: number of token ids.
         scale: factor of all lengths.
+        jitter: a pair's factor is drawn between (1 - jitter) and (1 + jitter) times `scale`, so that no two batches
+            have the same shapes.
     """
     draw = random.Random(seed)
     lengths = json.loads(LENGTHS.read_text(encoding="utf-8"))
@@ -110,7 +120,8 @@ def draw_pairs(
         name: [] for name in ("id", "prompt_ids", "chosen_ids", "rejected_ids", "flipped")
     }
     for number in range(batches * batch):
-        prompt, chosen, rejected = (max(2, round(scale * length)) for length in draw.choice(lengths))
+        factor = scale * draw.uniform(1 - jitter, 1 + jitter) if jitter else scale
+        prompt, chosen, rejected = (max(2, round(factor * length)) for length in draw.choice(lengths))
         data["id"].append(f"{number:016x}")
         data["prompt_ids"].append([BOS, *(draw.randrange(3, vocabulary) for _ in range(prompt - 1))])
         for name, length in (("chosen_ids", chosen), ("rejected_ids", rejected)):

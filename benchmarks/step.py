@@ -3,6 +3,8 @@
 Every contestant runs in its own process. They take their steps in turn, A B C A B C, on the same batches: one to warm
 up, then five that are measured. The results are ratios on the same batch: their median and their spread. Memory is
 measured in separate processes, without an optimiser's step, above that of the loaded model.
+
+On GPUs: `python -m benchmarks.gpu`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contestant import Entry
-from benchmarks.setting import LLAMA_8B, Shape
 
 REPEATS = 5
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,12 +82,9 @@ def contestants_of(base: Entry) -> list[Entry]:
         replace(base, name="trl checkpointed", trainer="trl", checkpointing=True),
         replace(base, name="plain checkpointed", trainer="plain", checkpointing=True),
         replace(base, name="sams checkpointed", trainer="sams", checkpointing=True),
+        replace(base, name="plain, 2 processes", trainer="plain", processes=2),
+        replace(base, name="sams, 2 processes", trainer="sams", processes=2),
     ]
-    if base.device == "cpu":
-        all_entries += [
-            replace(base, name="plain, 2 processes", trainer="plain", processes=2),
-            replace(base, name="sams, 2 processes", trainer="sams", processes=2),
-        ]
     has_trl = importlib.util.find_spec("trl") is not None
     return [entry for entry in all_entries if has_trl or entry.trainer != "trl"]
 
@@ -101,7 +99,7 @@ class Contestant:
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
         }
-        if entry.memory and entry.device == "cpu":
+        if entry.memory:
             # Freed tensors go back to the system at once, so that resident memory is that of live tensors.
             environment |= {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
         if entry.processes > 1:
@@ -192,7 +190,6 @@ def measure(entries: list[Entry], repeats: int = REPEATS) -> dict[str, list[dict
 def measure_all(base: Entry) -> dict[str, list[dict[str, float]]]:
     """Return time and memory of all contestants, by name and repeat."""
     measured = measure(contestants_of(base))
-    # One at a time, because a waiting contestant occupies memory of the GPU.
     for entry in contestants_of(base):
         if entry.processes == 1:
             figures = {"memory_mb": replace(entry, memory=True)}
@@ -230,7 +227,7 @@ def report(base: Entry, measured: dict[str, list[dict[str, float]]]) -> dict[str
         "marks": {key: {"mark": mark, "goal": goal} for key, (*_, mark, goal) in MARKS.items()},
         "contestants": measured,
         "entry": json.loads(base.written()),
-        "device": torch.cuda.get_device_name() if base.device == "cuda" else f"{os.cpu_count()} CPU cores",
+        "device": f"{os.cpu_count()} CPU cores",
         "versions": {
             "torch": torch.__version__,
             "trl": _version("trl"),
@@ -282,16 +279,9 @@ def show(result: dict[str, Any]) -> None:
 
 def main(
     out: Annotated[Path, typer.Option(help="File of the figures.")] = Path("results/bench/step.json"),
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    layers: Annotated[
-        int, typer.Option(help="On a GPU: layers of a Llama-8B-shaped model, as many as fit.")
-    ] = 4,
 ) -> None:
     """Run the benchmark; write and print its figures."""
-    shape = Shape() if device == "cpu" else replace(LLAMA_8B, layers=layers)
-    base = Entry("", "plain", shape=shape, device=device, batches=REPEATS + 1)
-    if device == "cuda":
-        base = replace(base, precision="bfloat16")
+    base = Entry("", "plain", batches=REPEATS + 1)
     result = report(base, measure_all(base))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

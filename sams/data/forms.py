@@ -262,20 +262,19 @@ def _text_side(text: str, prompt_key: str | None, where: str, row: str) -> tuple
 def _examples(
     row: Row, prompt_key: str, response_key: str | None, where: str, turns: Literal["all", "last"]
 ) -> list[Example]:
+    start: list[Message] = []
     response = None
+    answered = f"{where}, key '{response_key}'"
     if response_key is not None and (prompt_key not in CONVERSATIONS or not is_empty(row.get(response_key))):
-        location = f"{where}, key '{response_key}'"
-        value = unpacked(value_of(row, response_key, where), location)
-        response = (
-            _conversation(value, location)[1] if isinstance(value, list | dict) else text_of(value, location)
-        )
+        value = unpacked(value_of(row, response_key, where), answered)
+        if isinstance(value, list | dict):
+            start, response = _conversation(value, answered)
+        else:
+            start, response = _text_side(text_of(value, answered), prompt_key, answered, where)
     if prompt_key not in CONVERSATIONS:
         assert response is not None
         prompt = _checked(_prompt(row, prompt_key, where), where)
-        if is_dialogue(response):
-            start, response = answered_dialogue(response, f"{where}, key '{response_key}'")
-            _refuse_unequal(dialogue(start, where), prompt, f"{where}, key '{response_key}'")
-        refuse_other_dialogue(response, f"{where}, key '{response_key}'")
+        _refuse_other_start(start, prompt, answered)
         _refuse_others(row, prompt, response, where, used=prompt_key)
         return [Example(prompt, response)]
     location = f"{where}, key '{prompt_key}'"
@@ -284,6 +283,7 @@ def _examples(
         messages = [*messages, {"role": "assistant", "content": response}]
     prompt, answer = _conversation(messages, location)
     _checked(prompt, where)
+    _refuse_other_start(start, prompt, answered)
     _refuse_others(row, prompt, answer, where, used=prompt_key)
     if response is not None and response != answer:
         raise UserError(
@@ -398,12 +398,11 @@ def _agrees(text: str, row: Row, prompt: list[Message], where: str) -> bool:
     return text in contents or (isinstance(more, str) and f"{text}\n\n{more.strip()}" in contents)
 
 
-def _refuse_unequal(start: list[Message], prompt: list[Message], where: str) -> None:
-    if start != prompt:
+def _refuse_other_start(start: list[Message], prompt: list[Message], where: str) -> None:
+    """Check that the messages before an answer, if it has any, are its prompt."""
+    if start and start != prompt:
         raise UserError(
-            "is a dialogue that differs from the prompt",
-            where=where,
-            remedy="both must answer the same prompt",
+            "is a conversation that differs from the prompt", where=where, remedy="both must be the same"
         )
 
 

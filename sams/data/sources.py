@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from sams.runtime.digests import digest_of_source
 from sams.runtime.errors import UserError, first_line, nearest
 
 Row = dict[str, Any]
@@ -362,8 +363,14 @@ def _read_hub(source: str, split: str) -> Iterator[Any]:
     import datasets
 
     config, _, named = source.partition(":")[2].rpartition("/")
+    cache = None
+    if Path(name).is_dir():
+        # `datasets` takes a folder for unchanged whose files have the same dates.
+        cache = Path(datasets.config.HF_DATASETS_CACHE) / digest_of_source(Path(name))[:16]
     try:
-        rows = datasets.load_dataset(name, config or None, revision=revision, split=named or split)
+        rows = datasets.load_dataset(
+            name, config or None, revision=revision, split=named or split, cache_dir=cache and str(cache)
+        )
     except Exception as error:  # `datasets` and its dependencies raise errors of any class
         raise UserError(
             f"neither a file nor a data set that can be loaded ({first_line(error)}){similar_data_set(name)}",

@@ -63,7 +63,8 @@ class _TokenLogps(torch.autograd.Function):
         ctx.save_for_backward(logits, targets)
         ctx.cap, ctx.chunk_logps = cap, chunk_logps
         chunks = zip(logits.split(LOGP_CHUNK), targets.split(LOGP_CHUNK), strict=True)
-        return torch.cat([chunk_logps(chunk, target, cap) for chunk, target in chunks])
+        # Detached, a chunk is no view: torch.compile would compile again for another size of the base of a view.
+        return torch.cat([chunk_logps(chunk.detach(), target.detach(), cap) for chunk, target in chunks])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -73,7 +74,7 @@ class _TokenLogps(torch.autograd.Function):
         for out, chunk, target, gradient in zip(found.split(LOGP_CHUNK), *parts, strict=True):
             with torch.enable_grad():
                 own = chunk.detach().requires_grad_()
-                logps = ctx.chunk_logps(own, target, ctx.cap)
+                logps = ctx.chunk_logps(own, target.detach(), ctx.cap)
             out.copy_(torch.autograd.grad(logps, own, gradient)[0])
         return found, None, None, None
 

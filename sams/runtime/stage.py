@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_origin, get_type_hints
 
-import typer
 from pydantic import BaseModel, ValidationError
 
 from sams.runtime.errors import UserError, first_line
@@ -26,6 +25,8 @@ def run(main: Callable[..., Any]) -> NoReturn:
     A `UserError`, a full disk and a lack of memory end the process with one line and status 2, a request to stop with
     status 75, any other error with a traceback and status 1. A worker of torchrun exits without tear-down.
     """
+    import typer  # only the command line needs it: jobs can be started as functions without it
+
     end_with_parent()
     stop_on_signals()
     logging.basicConfig(

@@ -1,7 +1,5 @@
 """Agreement between the scheduler's scores and the rewards that the arms later get."""
 
-import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 
@@ -11,7 +9,12 @@ def rank_correlation(one: Tensor, other: Tensor) -> float:
     Within a round r_B is one number, so Eq. 7 alone orders the rewards: a scheduler that only learns what selector
     `reward` computes has at best correlation 1.
     """
-    ranks = (torch.from_numpy(rankdata(values.double().cpu().numpy())) for values in (one, other))
-    first, second = (values - (len(values) + 1) / 2 for values in ranks)
+    first, second = (ranks(values.double().cpu()) - (len(values) + 1) / 2 for values in (one, other))
     scale = (first.square().sum() * second.square().sum()).sqrt()
     return (first @ second / scale).item() if scale > 0 else 0.0
+
+
+def ranks(values: Tensor) -> Tensor:
+    """Return the ranks of [n] values from 1, in float64; equal values have the mean of their ranks."""
+    _, group, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts - 1) / 2).double()[group]

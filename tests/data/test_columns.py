@@ -278,10 +278,11 @@ def test_examples_hold_all_that_their_rows_say(tmp_path: Path) -> None:
         assert list(read_examples(write(tmp_path, row), "train")) == examples
     for row, message in (
         ({"messages": TURNS, "response": "Trois."}, "key 'response': differs from the last answer"),
+        ({"prompt": "Two?", "completion": TURNS[:2]}, "key 'completion': is a conversation that differs"),
         ({"messages": TURNS, "context": "x"}, "key 'context': unknown column"),
         (
             {"prompt": "Two?", "response": "\n\nHuman: One?\n\nAssistant: Un."},
-            "key 'response': is a dialogue that differs",
+            "key 'response': is a conversation that differs",
         ),
     ):
         with pytest.raises(UserError, match=message):

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import random
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -159,6 +160,15 @@ def test_a_data_set_of_the_hubs_form(hub_folder: Path) -> None:
     assert [row for _, row in numbered_rows(f"{hub_folder}:train[:8]", "test")] == ROWS[:8]
     [*_, (place, _)] = numbered_rows(f"{hub_folder}:test_prefs", "train")
     assert place == f"{hub_folder}:test_prefs, row 3"
+
+
+def test_a_changed_folder_is_read_again_whatever_its_dates(hub_folder: Path) -> None:
+    assert len(list(numbered_rows(f"{hub_folder}:test_prefs", "train"))) == 3
+    file = hub_folder / "main/test_prefs-00000-of-00001.parquet"
+    dates = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    parquet.write_table(pa.Table.from_pylist(ROWS[3:5]), file)
+    os.utime(file, ns=dates)
+    assert [row for _, row in numbered_rows(f"{hub_folder}:test_prefs", "train")] == ROWS[3:5]
 
 
 @pytest.mark.parametrize("part", [":nothing", ":nothing/train"])

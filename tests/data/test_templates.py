@@ -1,5 +1,8 @@
 """Conversations as token ids: golden ids of each template, one BOS, one EOS, no control token from a message."""
 
+import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,10 +11,18 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sams.data.templates import PLAIN_TEMPLATE, CompletionEncoder, encode_prompt, encode_prompts, stop_ids
+from sams.data.templates import (
+    PLAIN_TEMPLATE,
+    CompletionEncoder,
+    _render,
+    encode_prompt,
+    encode_prompts,
+    stop_ids,
+)
 from sams.data.tokeniser import train_tokenizer
 from sams.runtime.errors import UserError
 from sams.study.settings import Model
+from sams.study.settings.model import TEMPLATE_DATE
 
 # The templates of the paper's models, as published with them.
 LLAMA_3 = (
@@ -384,3 +395,36 @@ def test_an_answer_ends_where_the_template_ends_the_turn(
 ) -> None:
     tokenizer = tokenizer_of(template, "<s>", eos, *control)
     assert stop_ids(tokenizer) == sorted(tokenizer.convert_tokens_to_ids(stops))
+
+
+PUBLISHED = Path(find_spec("trl").origin).parent / "chat_templates"  # type: ignore[union-attr,arg-type]
+NAMES = "cohere cohere2 gemma gemma3 glm4moe gptoss lfm2 llama3 llama3_1 llama3_2 phi3 phi3_5 qwen2_5 qwen3"
+CONVERSATIONS = [
+    MESSAGES[:1],
+    MESSAGES,
+    [{"role": "system", "content": "be so"}, *MESSAGES],
+    [MESSAGES[0], {"role": "assistant", "content": "<think>\nhi\n</think>\n\nok"}, MESSAGES[2]],
+]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES.split() if (PUBLISHED / f"{name}.jinja").is_file()])
+def test_published_templates_render_prompt_and_answer(name: str) -> None:
+    template = (PUBLISHED / f"{name}.jinja").read_text()
+    control = set(re.findall(r"<[|][^<>\n'\"{}]*[|]>|<(?:end|start)_of_turn>", template))
+    tokenizer = tokenizer_of(template, "<s>", "<eos>", *control)
+    encode = CompletionEncoder(tokenizer)
+    for messages in CONVERSATIONS:
+        for answer in ("so why", "<think>\nwhy\n</think>\n\nso"):
+            left_out = [encode.left_out([answer])]
+            if name == "gemma" and messages[0]["role"] == "system":
+                with pytest.raises(UserError, match="System role not supported"):
+                    encode_prompts(tokenizer, [messages], left_out=left_out)
+                continue
+            [prompt] = encode_prompts(tokenizer, [messages], left_out=left_out)
+            [response] = encode([answer], left_out)
+            answered = [*messages, {"role": "assistant", "content": answer}]
+            whole = _render(tokenizer, answered, TEMPLATE_DATE, generation=False)
+            own = tokenizer(whole.rstrip(), add_special_tokens=False)["input_ids"]
+            own = [token for token in own if token != tokenizer.bos_token_id]
+            assert [*prompt[1:], *response] in (own, [*own, tokenizer.eos_token_id])
+    assert len(stop_ids(tokenizer)) == (1 if name == "glm4moe" else 2), "the end of the turn, and EOS"

@@ -18,6 +18,7 @@ from sams.runtime.files import manifest_digest, read_json
 from sams.study.settings import Model, World
 from sams.world import examples as world
 from tests import tiny
+from tests.data.test_templates import IN_THE_PROMPT
 
 FRESH: dict[str, Any] = {"architecture": {"model_type": "llama"}}
 WORDS = Model.model_validate({**FRESH, "tokenizer": "words"})
@@ -358,3 +359,19 @@ def test_the_hh_sample(tmp_path: Path, shared_data: Path) -> None:
         "<bos>\n\nHuman: how do you make french onion soup?"
     )
     assert tokenizer.decode(first["chosen_ids"]).startswith(" While the soup itself")
+
+
+def test_thoughts_of_an_answer_stand_in_place_of_the_empty_think_block(tmp_path: Path) -> None:
+    data = own_data(tmp_path, ("q", "<think>\nso\n</think>\n\na", "b"), ("r", "c", "d"))
+    template = tmp_path / "template.jinja"
+    template.write_text(IN_THE_PROMPT)
+    run(data, tmp_path / "out", **FRESH, tokenizer="bpe", vocab_size=300, chat_template=str(template))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out" / "tokenizer")
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids")
+    first, second = (
+        [tokenizer.decode(row[name]) for name in columns] for row in split(tmp_path / "out", "train")
+    )
+    asked, empty, end = "<|im_start|>assistant\n", "<think>\n\n</think>\n\n", "<|im_end|><eos>"
+    assert first[0].endswith(f"q<|im_end|>\n{asked}") and second[0].endswith(f"r<|im_end|>\n{asked}{empty}")
+    assert first[1:] == [f"<think>\nso\n</think>\n\na{end}", f"{empty}b{end}"]
+    assert second[1:] == [f"c{end}", f"d{end}"]

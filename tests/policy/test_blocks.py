@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sams.policy import compiling
+from sams.policy import compiling, logps
 from sams.policy.attention import FLEX, SEGMENTS, VARLEN, block_mask
 from sams.policy.blocks import Checkpointing, prepare_blocks
 from sams.policy.policy import Policy
@@ -157,3 +157,19 @@ def test_a_later_call_replaces_an_earlier_one_and_hooks_stay_outside() -> None:
     for found, expected in zip(step(policy, BATCHES[0]), step(plain, BATCHES[0]), strict=True):
         assert torch.equal(found, expected)
     assert len(calls) == 4
+
+
+def test_log_probs_are_compiled_once_for_any_number_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(logps._chunk_logps, dynamic=True, backend=counter)
+    monkeypatch.setattr(logps, "_compiled_chunk_logps", lambda: compiled)
+    monkeypatch.setattr(logps, "LOGP_CHUNK", 8)
+    counts = []
+    for tokens in (7, 6, 8, 12, 20, 16, 5):
+        states, targets = torch.randn(tokens, 4, requires_grad=True), torch.randint(11, (tokens,))
+        found = logps.token_logps(
+            torch.nn.Linear(4, 11), states, targets, vocabulary=11, cap=None, compiled=True
+        )
+        found.sum().backward()
+        counts.append(counter.frame_count)
+    assert counts == [2] * len(counts), "with and without gradients"

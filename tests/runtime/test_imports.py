@@ -40,6 +40,18 @@ import {", ".join(BARE)}
     )
 
 
+def test_stages_run_without_the_packages_of_data_tables_and_command_lines() -> None:
+    """What `python -m benchmarks.gpu` starts, with pydantic in addition to the three packages above."""
+    blocked = (
+        "datasets pyarrow mlflow snakemake trl typer rich scipy pandas sklearn matplotlib jinja2".split()
+    )
+    modules = [*BARE, "sams.study.recipes", "sams.study.code", "sams.runtime.stage", "sams.tracking.log"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import {', '.join(modules)}"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env={"PATH": "", "HF_HUB_OFFLINE": "1"}
+    )
+
+
 def test_scheduling_knows_neither_transformers_nor_ranks() -> None:
     code = (
         "import sys, sams.scheduling.selectors.sams; "

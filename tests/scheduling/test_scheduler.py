@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
+from sams.scheduling.calibration import ranks
 from sams.scheduling.networks import Exploitation, LayerEncoder, minilm_folder
 from sams.scheduling.pool import Arms, ReplayPool
 from sams.scheduling.scheduler import Scheduler, context_width, merge_contexts
@@ -189,3 +191,8 @@ def test_minilm_weights_load_and_give_what_transformers_gives() -> None:
 def test_sizes_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Settings.model_validate(wrong)
+
+
+def test_equal_values_share_the_mean_of_their_ranks() -> None:
+    values = torch.randint(0, 8, (40,), generator=torch.Generator().manual_seed(0)).double()
+    assert ranks(values).tolist() == rankdata(values.numpy()).tolist()
