@@ -46,14 +46,14 @@ class Section:
         part: part of `benchmarks.gpu_parts`; or `stages` or `tests`.
         seconds: time limit on a GPU.
         given: arguments of the part.
-        package: package without which the section is not run.
+        packages: packages without which the section is not run.
     """
 
     name: str
     part: str
     seconds: float
     given: dict[str, Any] = field(default_factory=dict)
-    package: str = ""
+    packages: tuple[str, ...] = ()
 
 
 def contestant(name: str, trainer: str, size: str, seconds: float, **given: Any) -> Section:
@@ -65,7 +65,7 @@ def contestant(name: str, trainer: str, size: str, seconds: float, **given: Any)
         "size": size,
         "seconds": 20.0,
     }
-    return Section(name, "contestant", seconds, values | given, "trl" if trainer == "trl" else "")
+    return Section(name, "contestant", seconds, values | given, ("trl",) if trainer == "trl" else ())
 
 
 # The most important first: later ones are left out where time is short. Those of a group run at the same time.
@@ -76,18 +76,18 @@ GROUPS: list[list[Section]] = [
     [contestant("trl", "trl", "small", 75.0)],
     [contestant("plain_large", "plain", "large", 90.0, profile=True)],
     [contestant("sams_large", "sams", "large", 90.0)],
-    [Section("lora_8b", "lora", 60.0, {"modes": ["eager"], "seconds": 10.0, "lora": {}}, "peft")],
+    [Section("lora_8b", "lora", 60.0, {"modes": ["eager"], "seconds": 10.0, "lora": {}}, ("peft",))],
     [
         Section(
             "lora_8b_4bit",
             "lora",
             60.0,
             {"modes": ["eager"], "seconds": 10.0, "lora": {"load_in_4bit": True}},
-            "peft",
+            ("peft", "bitsandbytes"),
         )
     ],
     [Section("checks", "checks", 60.0)],
-    [Section("stages", "stages", 150.0), Section("tests", "tests", 150.0, package="pytest")],
+    [Section("stages", "stages", 150.0), Section("tests", "tests", 150.0, packages=("pytest",))],
     [Section("generation", "generation", 45.0)],
 ]
 
@@ -211,9 +211,8 @@ class Process:
 
 def missing(section: Section) -> str:
     """Return why a section cannot run on this machine; empty if it can."""
-    if section.package and importlib.util.find_spec(section.package) is None:
-        return f"{section.package} is not installed"
-    return ""
+    absent = [package for package in section.packages if importlib.util.find_spec(package) is None]
+    return f"{' and '.join(absent)} not installed" if absent else ""
 
 
 def run(section: Section, process: Process, record: Record, seconds: float) -> None:

@@ -162,6 +162,10 @@ class Ours:
         self.task = task_of(batches.data)
         dtype = torch.float32 if lora is None else getattr(torch, precision)
         model = build(size.model, 0, str(self.workers.device), dtype=dtype)
+        if self.training.lora is not None and self.training.lora.load_in_4bit:
+            from sams.policy.quantised import quantise
+
+            quantise(model, self.workers.device)
         self.policy = wrap(model, settings, self.workers, self.training)
         self.update = AdamWStep(self.policy, self.training, self.workers, steps=1000)
         # Layout and kernel are tried on pairs of their own.
@@ -386,7 +390,7 @@ def measured(
 
 
 CLASSES = {
-    "attention": r"flash|fmha|attention|attn|segments",
+    "attention": r"flash|fmha|attention|attn|sdpa|segments",
     "matrix products": r"gemm|cutlass|nvjet|cublas|xmma|wgmma|aten::(mm|addmm|bmm|baddbmm)$|mkl",
     "optimiser": r"adam",
     "clipping": r"norm_?functor|lpnorm|foreach_norm|linalg_vector_norm|binaryopscalar|foreach_mul",

@@ -11,6 +11,7 @@ functions that the stages call. Everything else is the stage's own code in a pro
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import importlib.util
 import json
 import os
@@ -57,6 +58,9 @@ class Tables:
         )
         pyarrow = types.ModuleType("pyarrow")
         pyarrow.__dict__.update(array=lambda values: values.tolist(), table=dict, parquet=parquet)
+        for module in (pyarrow, parquet):
+            # Libraries that ask whether it is installed look at this.
+            module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
         sys.modules |= {"pyarrow": pyarrow, "pyarrow.parquet": parquet}
         base.read_columns = read_columns
 

@@ -520,17 +520,17 @@ FAULTS = [
         (f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",),
     ),
     Fault(
-        "the EOS does not count",
+        "a prompt's last token counts",
         "policy/rows.py",
-        "own.append(torch.arange(end, end + count))",
-        "own.append(torch.arange(end, end + count - 1))",
+        "answers = order[len(order) - int(counts.sum()) :]",
+        "answers = order[len(order) - int(counts.sum()) :] - 1",
         (f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",),
     ),
     Fault(
         "in a packed row a completion's first token is predicted by its sibling's last",
         "policy/rows.py",
-        "previous.append(torch.cat([torch.tensor([before]), own[-1][:-1]]))",
-        "previous.append(own[-1] - 1)",
+        "torch.where(first, last[item[answers]], answers - 1)",
+        "answers - 1",
         (
             f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",
             f"{PACKING}packed_pairs_equal_padded_ones[llama]",
@@ -539,8 +539,8 @@ FAULTS = [
     Fault(
         "in a packed row positions go on after the first completion",
         "policy/packing.py",
-        "parts.append(_parts(item, number + 1, prompt, count))",
-        "parts.append(_parts(item, number + 1, end - start, count))",
+        "position = offset + torch.where(completion > 0, table[item, 0], 0)",
+        "position = torch.arange(len(run)) - starts[item, 0]",
         (f"{PACKING}packed_pairs_equal_padded_ones[llama]",),
     ),
     Fault(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,30 +44,30 @@ class Branches:
     @classmethod
     def of(cls, lengths: Sequence[Sequence[int]]) -> Branches:
         """Compute the layout of items with these lengths: of each item, of its prompt and of its completions."""
-        keys, queries_of, keys_of, parts = [], [], [], []
-        start = 0
-        for item, (prompt, *completions) in enumerate(lengths):
-            stem = torch.arange(start, start + prompt)
-            end = start + prompt
-            parts.append(_parts(item, 0, 0, prompt))
-            for number, count in enumerate(completions):
-                keys += [stem, torch.arange(end, end + count)]
-                queries_of.append(count + (prompt if number == 0 else 0))
-                keys_of.append(prompt + count)
-                parts.append(_parts(item, number + 1, prompt, count))
-                end += count
-            start = end
-        query_ends, key_ends = (
-            torch.tensor([0, *counts]).cumsum(0).to(torch.int32) for counts in (queries_of, keys_of)
-        )
+        table = torch.tensor(lengths)
+        runs, completions = table.flatten(), table.shape[1] - 1
+        starts = (runs.cumsum(0) - runs).view_as(table)
+        run = torch.arange(len(runs)).repeat_interleave(runs)
+        item, completion = run // (completions + 1), run % (completions + 1)
+        offset = torch.arange(len(run)) - starts.flatten()[run]
+        position = offset + torch.where(completion > 0, table[item, 0], 0)
+
+        queries = table[:, 1:].clone()
+        queries[:, 0] += table[:, 0]
+        seen = (table[:, :1] + table[:, 1:]).flatten()
+        segment = torch.arange(len(seen)).repeat_interleave(seen)
+        stem, prompt = (part[:, 0].repeat_interleave(completions)[segment] for part in (starts, table))
+        # Keys of a segment: those of the prompt, then those of its completion.
+        number = torch.arange(len(segment)) - (seen.cumsum(0) - seen)[segment]
+        own = starts[:, 1:].flatten()[segment] + number - prompt
         return cls(
-            torch.tensor(lengths),
-            max(queries_of),
-            max(keys_of),
-            torch.cat(keys),
-            query_ends,
-            key_ends,
-            torch.cat(parts, dim=1),
+            table,
+            int(queries.max()),
+            int(seen.max()),
+            torch.where(number < prompt, stem + number, own),
+            _ends(queries.flatten()),
+            _ends(seen),
+            torch.stack([item, completion, position]).to(torch.int32),
         )
 
     def to(self, device: torch.device) -> Branches:
@@ -83,7 +83,5 @@ class Branches:
         return self._kept[key]
 
 
-def _parts(item: int, completion: int, position: int, count: int) -> Tensor:
-    """Columns of `Branches.parts` for a run of tokens."""
-    positions = torch.arange(position, position + count, dtype=torch.int32)
-    return torch.stack([torch.full_like(positions, item), torch.full_like(positions, completion), positions])
+def _ends(lengths: Tensor) -> Tensor:
+    return nn.functional.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,30 +88,24 @@ def pack_rows(items: Sequence[Item]) -> Rows:
     """Build one row for all items: [prompt | completion | completion | next prompt | ...]."""
     lengths = [[len(prompt), *map(len, completions)] for prompt, completions in items]
     _, *columns = zip(*lengths, strict=True)
-    branches = Branches.of(lengths)
-    row = [token for prompt, completions in items for part in (prompt, *completions) for token in part]
-    answers, predicts = [], []
-    start = 0
-    for prompt, *completions in lengths:
-        before, end = start + prompt - 1, start + prompt
-        own: list[Tensor] = []
-        previous: list[Tensor] = []
-        for count in completions:
-            own.append(torch.arange(end, end + count))
-            # The prompt's last token predicts the first one of every completion.
-            previous.append(torch.cat([torch.tensor([before]), own[-1][:-1]]))
-            end += count
-        answers.append(own)
-        predicts.append(previous)
-        start = end
     counts = torch.tensor([count for column in columns for count in column])
+    branches = Branches.of(lengths)
+    tokens = [token for prompt, completions in items for part in (prompt, *completions) for token in part]
+    item, completion, position = branches.parts.long()
+    sequences = (completion - 1) * len(items) + item
+    # Stable, so that the tokens of a completion stay in order.
+    order = sequences.argsort(stable=True)
+    answers = order[len(order) - int(counts.sum()) :]
+    # The prompt's last token predicts the first one of every completion.
+    last = branches.lengths[:, 0] + branches.lengths.sum(dim=1).cumsum(0) - branches.lengths.sum(dim=1) - 1
+    first = position[answers] == branches.lengths[item[answers], 0]
     return Rows(
-        torch.tensor([row]),
-        torch.arange(len(counts)).repeat_interleave(counts),
-        torch.cat(list(chain.from_iterable(zip(*answers, strict=True)))),
-        torch.cat(list(chain.from_iterable(zip(*predicts, strict=True)))),
+        torch.from_numpy(np.array([tokens], dtype=np.int64)),  # twice as fast as torch.tensor
+        sequences[answers],
+        answers,
+        torch.where(first, last[item[answers]], answers - 1),
         counts,
-        position_ids=branches.parts[2:].long(),
+        position_ids=position[None],
         branches=branches,
     )
 

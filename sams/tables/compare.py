@@ -203,12 +203,20 @@ def _settings(runs: Sequence[Side]) -> render.Readable:
 
 
 def _described(side: Side) -> dict[str, str]:
-    """Return flattened settings of a run; of several seeds those of the first, without seed-dependent settings."""
+    """Return flattened settings of a run, and what its job chose (`tuning`: layout, kernels).
+
+    Of several seeds those of the first, without seed-dependent settings.
+    """
     folder = next(iter(side.folders.values()))
     described: dict[str, str] = {}
     if (folder / "recipe.json").is_file():
         record = read_json(folder / "recipe.json")
-        described |= flatten({**record["recipe"], "code": record["code"], "upstream": record["upstream"]})
+        others = {
+            "tuning": record.get("tuning") or {},
+            "code": record["code"],
+            "upstream": record["upstream"],
+        }
+        described |= flatten({**record["recipe"], **others})
     if (folder / "environment.json").is_file():
         described |= flatten(read_json(folder / "environment.json"))
     if len(side.folders) > 1:

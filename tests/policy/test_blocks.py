@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +17,8 @@ from sams.policy.attention import FLEX, SEGMENTS, VARLEN, block_mask
 from sams.policy.blocks import Checkpointing, prepare_blocks
 from sams.policy.policy import Policy
 from sams.policy.rows import Item, pack_rows
+from sams.training.distribution import Workers, local_part, reshard
+from tests import tiny
 from tests.policy import kernel  # noqa: F401  registers a CPU kernel
 from tests.policy.models import ARCHITECTURES, items_of, policy_of
 
@@ -54,7 +57,13 @@ def assert_compiled_once(policy: Policy, plain: Policy, checkpointing: Checkpoin
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind if kind in tiny.ARCHITECTURES else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in ARCHITECTURES
+    ],
+)
 def test_a_block_is_one_graph_for_rows_of_any_length(kind: str) -> None:
     policy, plain = policy_of(kind), policy_of(kind)
     policy.pack(SEGMENTS)
@@ -88,6 +97,7 @@ def test_flexible_attention_is_part_of_a_block(monkeypatch: pytest.MonkeyPatch) 
     assert_compiled_once(policy, plain, "none", "eager")
 
 
+@pytest.mark.slow
 def test_block_masks_of_rows_of_any_length_are_compiled_once() -> None:
     counter = CompileCounterWithBackend("eager")
     compiled = compiling.compiled(block_mask, fullgraph=True, backend=counter)
@@ -173,3 +183,27 @@ def test_log_probs_are_compiled_once_for_any_number_of_chunks(monkeypatch: pytes
         found.sum().backward()
         counts.append(counter.frame_count)
     assert counts == [2] * len(counts), "with and without gradients"
+
+
+def test_blocks_whose_weights_fsdp2_casts_are_compiled_once() -> None:
+    """As a job in bfloat16 has them: float32 masters, in shards of size 1."""
+    workers = Workers(device="cpu", strategy="ddp", precision="bfloat16", threads=1, timeout_minutes=1)
+    policy, plain = policy_of("llama"), policy_of("llama", torch.bfloat16)
+    assert isinstance(workers.wrap(policy), FSDPModule)
+    for each in (policy, plain):
+        each.pack(SEGMENTS)
+    counter = CompileCounterWithBackend("eager")
+    prepare_blocks(policy.model, compiled=True, checkpointing="full", fullgraph=True, backend=counter)
+    compiled = []
+    for items in BATCHES[:3]:
+        for each in (policy, plain):
+            each.zero_grad()
+            each(pack_rows(items)).logps.mean().backward()
+        reshard(policy)
+        found, expected = (
+            torch.cat([local_part(weight.grad).flatten().float() for weight in each.parameters()])  # type: ignore[arg-type]
+            for each in (policy, plain)
+        )
+        assert (found - expected).norm() < 0.05 * expected.norm()
+        compiled.append(counter.frame_count)
+    assert compiled == [compiled[0]] * 3 and compiled[0] > 0

@@ -18,7 +18,7 @@ from sams.policy.blocks import Checkpointing
 from sams.policy.model import build_model, load_model
 from sams.policy.policy import Policy, Scores, completion_means
 from sams.policy.rows import Item, Rows, pack_rows, pad_rows
-from sams.training.tuning import saved_bytes
+from sams.training.memory import Allocated
 from tests import tiny
 
 KINDS = list(tiny.ARCHITECTURES)
@@ -113,10 +113,10 @@ def test_logits_of_all_tokens_are_kept_in_the_compute_type_within_a_bound(
         policy = Policy(model)
         policy.pack(packed)
         with Largest() as largest:
-            with saved_bytes() as saved:
+            with Allocated(torch.device("cpu")) as allocated:
                 loss = policy(rows).logps.sum()
             loss.backward()
-        kept.append(sum(saved.values()))
+        kept.append(allocated.bytes)
         assert largest.elements[torch.float32] == 8 * vocabulary
         assert largest.elements[torch.bfloat16] == bound * vocabulary
     # The last of four groups is kept.

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from sams.cli import app
 from sams.runtime.errors import UserError
-from sams.runtime.files import write_json
+from sams.runtime.files import read_json, write_json
 from sams.tables.compare import compare, sides, write_curves
 from tests.tables.made import alpaca_eval, train, write
 
@@ -96,6 +96,15 @@ def test_scores_of_other_judges_and_other_data_do_not_compare(root: Path) -> Non
     assert ("t/x/dpo/seed0", "test_accuracy") not in kinds
     assert any("win_rate of s/x/ipo/seed0" in note and "different judges" in note for note in compared.notes)
     assert any("test_accuracy of t/x/dpo/seed0" in note and "other data" in note for note in compared.notes)
+
+
+def test_layouts_that_jobs_chose_are_compared(root: Path) -> None:
+    for seed, kernel in ((0, "sams_varlen"), (1, None)):
+        file = root / f"s/x/dpo/seed{seed}/recipe.json"
+        write_json(file, read_json(file) | {"tuning": {"packed": kernel, "micro_batch": 4}})
+    rows = compare(sides([str(root / f"s/x/dpo/seed{seed}") for seed in (0, 1)], root)).settings.rows
+    assert [("tuning.packed",), ("sams_varlen",), ("null",)] in rows
+    assert "tuning.micro_batch" not in [row[0][0] for row in rows]
 
 
 def test_an_mlflow_run_id_is_found_by_what_it_left(root: Path) -> None:
