@@ -638,6 +638,20 @@ FAULTS = [
         (f"{PRECISION}a_pass_after_a_step_sees_the_new_weights",),
     ),
     Fault(
+        "adapters are merged into any base",
+        "training/export.py",
+        "elif base is None or digest_of_model(base) != digest:",
+        "elif base is None:",
+        ("training/test_options.py::test_adapters_are_merged_into_no_other_base",),
+    ),
+    Fault(
+        "adapters are drawn from the global generator",
+        "policy/model.py",
+        "            torch.manual_seed(seed)\n            return peft",
+        "            return peft",
+        ("training/test_options.py::test_adapters_are_drawn_from_the_seed",),
+    ),
+    Fault(
         "a fused step does not clip",
         "training/distribution.py",
         "((norm + 1e-6) / max_norm).clamp(min=1.0)",
