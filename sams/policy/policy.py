@@ -135,5 +135,8 @@ def weights_of(policy: nn.Module) -> tuple[int, int]:
     head = model.get_output_embeddings().weight.numel()
     looked_up = model.get_input_embeddings().weight
     tied = looked_up is model.get_output_embeddings().weight
-    total = sum(parameter.numel() for parameter in policy.parameters())
+    total = 0
+    for parameter in policy.parameters():
+        packed = getattr(parameter, "quant_state", None)  # 4-bit weights, two in a byte
+        total += parameter.numel() if packed is None else packed.shape.numel()
     return total - head - (0 if tied else looked_up.numel()), head

@@ -96,6 +96,9 @@ class ReferenceRecipe(Settings):
     model: Model
     micro_batch_size: MicroBatch
     mismatched: bool = Field(False, description="Log-probs of the mismatched completions too.")
+    load_in_4bit: bool = Field(
+        False, description="Weights in 4 bits, as the policies have them that start from it."
+    )
 
 
 class PretrainRecipe(Settings):
@@ -213,7 +216,10 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             seed=seed, model=study.model, training=require(study.sft, "sft"), watching=_watching(study)
         ),
         "compute_reference": lambda: ReferenceRecipe(
-            model=study.model, micro_batch_size=_reference_micro_batch(study), mismatched=study.needs_kl
+            model=study.model,
+            micro_batch_size=_reference_micro_batch(study),
+            mismatched=study.needs_kl,
+            load_in_4bit=study.reference_in_4bit,
         ),
         "pretrain_scheduler": lambda: PretrainRecipe(
             seed=seed,

@@ -26,6 +26,7 @@ from sams.study.settings import (
     Scheduler,
     Settings,
     Sft,
+    Training,
 )
 from sams.study.settings.scheduling import PRESETS
 from sams.study.settings.tuning import Chosen, Grid
@@ -129,7 +130,21 @@ class Study(Settings):
                 raise ValueError("`pretrain.policy: moving` is part of SFT: set `sft`, or `policy: frozen`")
             selected(self.sft.batch_size, self.pretrain.ratio)
         self._check_batches()
+        self._check_4bit()
         return self
+
+    def _check_4bit(self) -> None:
+        """Check that 4-bit weights are not to be sharded, and that all methods share a reference."""
+        methods = {name: self.preference_of(name) for name in self.preference_methods}
+        for name, training in ({"sft": self.sft} | methods).items():
+            if _in_4bit(training) and self.launch.strategy == "fsdp2":
+                raise ValueError(
+                    f"`lora.load_in_4bit` of {name}: 4-bit weights cannot be sharded, set `launch.strategy: ddp`"
+                )
+        if len({_in_4bit(training) for training in methods.values() if training.needs_reference}) > 1:
+            raise ValueError(
+                "`lora.load_in_4bit`: methods share their reference log-probs, set it for all of them or for none"
+            )
 
     def _check_grids(self) -> None:
         """Check that every value of a grid is valid for its method, and that the grid contains the method's value."""
@@ -258,6 +273,12 @@ class Study(Settings):
         return any(self.preference_of(method).needs_kl for method in self.preference_methods)
 
     @property
+    def reference_in_4bit(self) -> bool:
+        """Whether the reference has its weights in 4 bits, as the methods that start from it."""
+        methods = [self.preference_of(name) for name in self.preference_methods]
+        return any(_in_4bit(training) for training in methods if training.needs_reference)
+
+    @property
     def results(self) -> Path:
         """Folder of the study's setting, relative to the working directory."""
         return Path("results") / self.study / self.setting
@@ -304,3 +325,7 @@ def with_point(settings: dict[str, Any], point: dict[str, float]) -> dict[str, A
         group, _, name = key.rpartition(".")
         (changed.setdefault(group, {}) if group else changed)[name] = value
     return changed
+
+
+def _in_4bit(training: Training | None) -> bool:
+    return training is not None and training.lora is not None and training.lora.load_in_4bit

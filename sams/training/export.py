@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from sams.policy.model import add_lora, build_model, check_vocabulary, load_model
 from sams.policy.policy import Policy
+from sams.policy.quantised import round_to_4_bits
 from sams.policy.stored import files_of, materialise, names_in_files, stored_names, without_weights, write
 from sams.policy.weights import check_weights, digest_of_model, refuse_not_finite
 from sams.runtime.errors import UserError
@@ -108,7 +110,7 @@ def export_trained(
         write(model, ShardReader(trained), {name: KEY + name for name in names}, out, dtype, trained)
         return
     materialise(model, model, torch.device("cpu"))
-    _fill(Policy(model), trained)
+    fill(Policy(model), trained)
     save(model, out, dtype)
 
 
@@ -140,9 +142,12 @@ def _export_adapted(
             remedy=f"give --model the model with digest {digest}, or train again",
         )
     else:
-        model = load_model(base, settings)
+        model = load_model(base, settings, dtype=dtype)  # the type in which it was frozen
+        if lora["load_in_4bit"]:
+            round_to_4_bits(model)
+        model.float()
     merging = add_lora(model, Lora.model_validate(lora))
-    _fill(Policy(model), trained, frozen=digest is None)
+    fill(Policy(model), trained, frozen=digest is None)
     config: Any = merging.peft_config["default"]
     config.base_model_name_or_path = None if digest is None else str(base)
     config.target_modules = sorted(config.target_modules)  # a set would be written in any order
@@ -150,7 +155,7 @@ def _export_adapted(
     save(merging.merge_and_unload(), out, dtype)
 
 
-def _fill(policy: Policy, trained: Path, *, frozen: bool = True) -> None:
+def fill(policy: nn.Module, trained: Path, *, frozen: bool = True) -> None:
     """Read the weights of a policy that is in memory; without `frozen`, only those that are trained."""
     named = policy.named_parameters()
     kept = set() if frozen else {name for name, weight in named if not weight.requires_grad}

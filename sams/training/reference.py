@@ -46,7 +46,7 @@ def main(recipe: str, tokens: Path, model: Path, out: Path) -> None:
     positions = out.with_name(f".{out.name}.positions")
     workers.begin_watch(positions)
     try:
-        policy = load_policy(model, settings.model, workers)
+        policy = load_policy(model, settings.model, workers, load_in_4bit=settings.load_in_4bit)
         tables, tuning = {}, None
         for split in ("train", "test", *(["validation"] if (tokens / "validation").is_dir() else [])):
             data = read_tokens(tokens, split)

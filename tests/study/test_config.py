@@ -53,6 +53,14 @@ def test_the_paper_settings_launch_eight_processes_and_keep_32_of_64() -> None:
         ({"preference__learning_rate": "5e-7"}, "learning_rate.*valid number, found '5e-7'.*write 5.0e-7"),
         ({"sft__learning_rate": "5e-7"}, "key 'sft.learning_rate'.*write 5.0e-7"),
         ({"preference__beta": 0.0}, "'preference.beta': .*greater than 0, found 0.0"),
+        (
+            {"preference__lora": {"load_in_4bit": True}, "launch__strategy": "fsdp2"},
+            "load_in_4bit` of .*: 4-bit weights cannot be sharded, set `launch.strategy: ddp`",
+        ),
+        (
+            {"method_settings__dpo-random50": {"selector": "random", "lora": {"load_in_4bit": True}}},
+            "methods share their reference log-probs, set it for all of them or for none",
+        ),
         ({"preference__beta": "a"}, "'preference.beta': .*valid number"),
         ({"method_settings__dpo-random50": {"selector": "random", "ratio": 0.0}}, "ratio.*greater than 0"),
         (

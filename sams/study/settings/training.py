@@ -25,6 +25,17 @@ class Lora(Settings):
         "all-linear",
         description="Names of the linear layers with an adapter; all-linear: all but the output layer.",
     )
+    load_in_4bit: bool = Field(
+        False,
+        description="Hold the frozen linear layers of the blocks in 4 bits (QLoRA: nf4, double quantisation). Needs "
+        "the extra `qlora` and launch.strategy ddp; a model built from `architecture` is not rounded.",
+    )
+
+    def bytes_of_base(self, precision: str) -> float:
+        """Bytes in memory of a frozen weight of the blocks' linear layers; the others have the compute type."""
+        if self.load_in_4bit:
+            return 0.5 + 1 / 64 + 4 / (64 * 256)  # codes, scales of 64 weights, scales of 256 scales
+        return 2.0 if precision == "bfloat16" else 4.0
 
 
 class Training(Settings):
