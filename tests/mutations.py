@@ -68,6 +68,7 @@ PACKING = "policy/test_packing.py::test_"
 TUNING = "training/test_tuning.py::test_"
 BATCHES = "training/test_batches.py::test_"
 RUNS = "training/test_runs.py::test_"
+SHARDING = "training/test_sharding.py::test_"
 CHECKPOINTS = "training/test_checkpoints.py::test_"
 OPTIONS = "training/test_options.py::test_"
 LOSSES = "losses/test_losses.py::test_"
@@ -490,15 +491,15 @@ FAULTS = [
         # What it is told before the forward pass is then what it was told for the micro-batch before.
         "DDP is told after the forward pass whether to exchange gradients",
         "training/passes.py",
-        "workers.exchange_gradients(policy, number == len(mine))",
-        "workers.exchange_gradients(policy, number == 1)",
+        "workers.exchange_gradients(policy, number == len(mine), each=sync_each)",
+        "workers.exchange_gradients(policy, number == 1, each=sync_each)",
         (f"{RUNS}two_processes_equal_one[2-ddp]",),
     ),
     Fault(
         "scores come back in the order they were dealt",
         "training/passes.py",
-        "all_values[positions] = values.detach().float()",
-        "all_values[sorted(positions)] = values.detach().float()",
+        "index = torch.tensor(self.positions, dtype",
+        "index = torch.tensor(sorted(self.positions), dtype",
         (f"{PASSES}the_scoring_pass_reports_in_the_order_asked",),
     ),
     Fault(
@@ -746,6 +747,41 @@ FAULTS = [
         "            if problem:\n",
         "            if False:\n",
         (f"{CHECKPOINTS}processes_save_while_they_train_and_all_raise_the_error_of_one",),
+    ),
+    Fault(
+        "gradients wait for the last micro-batch although every one exchanges them",
+        "training/distribution.py",
+        "policy.set_requires_gradient_sync(last or each)",
+        "policy.set_requires_gradient_sync(last)",
+        (f"{SHARDING}gradients_exchanged_in_every_micro_batch_are_those_exchanged_in_the_last[2-1-float32]",),
+    ),
+    Fault(
+        "all is recomputed before less is tried",
+        "training/tuning.py",
+        '"auto": ("none", "selective", "full"),',
+        '"auto": ("none", "full", "selective"),',
+        (f"{TUNING}memory_decides_what_is_recomputed_and_how_large_a_micro_batch_is",),
+    ),
+    Fault(
+        "the activations of the block that is computed again are left out",
+        "training/tuning.py",
+        "per_token = kept + max(0.0, per_token - kept) / count",
+        "per_token = kept",
+        (f"{TUNING}memory_decides_what_is_recomputed_and_how_large_a_micro_batch_is",),
+    ),
+    Fault(
+        "gradients that wait are left out when a micro-batch is sized",
+        "training/memory.py",
+        "return 0 if each else WAITING_BYTES * trained_weights(policy)",
+        "return 0",
+        (f"{TUNING}gradients_that_wait_unsharded_under_fsdp2_are_counted",),
+    ),
+    Fault(
+        "a short job on a GPU compiles",
+        "training/tuning.py",
+        "and passes >= COMPILED_FROM",
+        "and passes >= 0",
+        (f"{TUNING}auto_compiles_long_jobs_on_gpus[auto-cuda-299-False]",),
     ),
     Fault(
         "a larger micro-batch is taken that is no faster",

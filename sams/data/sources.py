@@ -115,7 +115,7 @@ def similar_file(path: str) -> str:
 
 def similar_data_set(name: str) -> str:
     """Return ``; did you mean X?`` for a data set of the shipped studies with a similar name, or an empty text."""
-    return nearest(name, list(KNOWN))
+    return "" if name in KNOWN else nearest(name, list(KNOWN))
 
 
 # --- files ----------------------------------------------------------------------------------------

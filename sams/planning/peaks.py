@@ -105,7 +105,8 @@ class Peaks:
         scoring = training.scoring_micro_batch_size
         most = -(-training.batch_size // self.world)
         scoring_passes = Passes(most if scoring == "auto" else scoring, completions, trained=False)
-        scored = self.peak(scoring_passes) + (ADAM_BYTES * weights + self._masters(weights)) / self.shards
+        scored = self.peak(scoring_passes) - self.in_4_bits(lora)
+        scored += (ADAM_BYTES * weights + self._masters(weights)) / self.shards
         if scored > peak:
             peak, label, accumulated = scored, f"scoring {scoring_passes.items}", 0.0
         # These processes load all weights before they shard them.
@@ -126,6 +127,12 @@ class Peaks:
     def bytes(self) -> int:
         """Bytes of a weight that is not trained."""
         return 2 if self.study.model.precision == "bfloat16" else 4
+
+    def in_4_bits(self, lora: Lora | None) -> float:
+        """Return the bytes that 4-bit weights save: the blocks' linear layers, nearly all that every token passes."""
+        if lora is None:
+            return 0.0
+        return (self.bytes - lora.bytes_of_base(self.study.model.precision)) * self.sizes.body
 
     @property
     def shards(self) -> int:
@@ -156,10 +163,11 @@ class Peaks:
         most: int,
         completions: int,
         scheduler: SchedulerCosts | None = None,
+        lora: Lora | None = None,
     ) -> Memory:
-        """Return the peak of a stage that has scoring passes only."""
+        """Return the peak of a stage that has scoring passes only, with the base of adapters if `lora` is given."""
         items = most if micro_batch == "auto" else micro_batch
-        peak = self.peak(Passes(items, completions, trained=False))
+        peak = self.peak(Passes(items, completions, trained=False)) - self.in_4_bits(lora)
         scheduler_bytes = 0 if scheduler is None else scheduler.bytes
         return self.row(stage, f"scoring {items}", "none", peak, scheduler_bytes)
 
@@ -193,7 +201,8 @@ class Peaks:
 
     def peak(self, passes: Passes, lora: Lora | None = None) -> float:
         """Return the tracked peak of a process in bytes."""
-        return self._extrapolated(lambda depth: self._peak_at(passes, depth, lora))
+        peak = self._extrapolated(lambda depth: self._peak_at(passes, depth, lora))
+        return peak - self.in_4_bits(lora)
 
     def _peak_at(self, passes: Passes, depth: int, lora: Lora | None) -> int:
         """Return the tracked peak with the model cut to `depth` blocks."""
@@ -245,7 +254,9 @@ class Peaks:
         least = 1 if setting == "auto" else min(setting, share)
         lora, weights = training.lora, self.trained_weights(training.lora)
         fixed = scheduler + (RESERVE if self.gpu is not None else 0)
-        state = (4 + ADAM_BYTES) * weights + (0 if lora is None else self.bytes * self.sizes.total)
+        state = (4 + ADAM_BYTES) * weights + (
+            0 if lora is None else self.bytes * self.sizes.total - self.in_4_bits(lora)
+        )
         if self.bytes == 2 and not self.sharded:
             state += COPY_BYTES * weights
         chosen: tuple[Checkpointing, bool, int] | None = None

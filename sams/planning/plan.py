@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
@@ -207,8 +207,11 @@ class Planner:
             costs = self._scheduler("", train_encoder=True) if watching else None
             rows.append(self.peaks.trained("train_sft", study.sft, study.sft.batch_size, 1, costs))
         if self.needs_reference:
-            micro = recipe_of(study, "compute_reference").micro_batch_size  # type: ignore[attr-defined]
-            rows.append(self.peaks.scored("compute_reference", micro, MOST_ITEMS, 2))
+            recipe: Any = recipe_of(study, "compute_reference")
+            lora = next((own.lora for own in self._preferences if recipe.load_in_4bit), None)
+            rows.append(
+                self.peaks.scored("compute_reference", recipe.micro_batch_size, MOST_ITEMS, 2, lora=lora)
+            )
         if self.pretrains:
             assert study.pretrain is not None
             share = -(-study.pretrain.batch_size // self.world)
@@ -331,6 +334,10 @@ class Planner:
             notes.append(
                 f"Gradients of several micro-batches are accumulated unsharded: {4 * sizes.total / GIB:.1f} GiB a "
                 "process. With one micro-batch, or `launch.sync_each_micro_batch`, there are none."
+            )
+        if any(row.sync_each for row in plan.memory):
+            notes.append(
+                "Micro-batches with `each`: gradients are exchanged in every micro-batch, so none accumulate."
             )
         if self.study.model.activation_checkpointing == "auto":
             notes.append("activation_checkpointing auto: hours include recomputed activations.")

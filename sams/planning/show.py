@@ -70,9 +70,8 @@ def print_plan(plan: Plan, title: str) -> None:
     rows = [
         (
             _short(row.stages),
-            row.passes,
+            row.passes + " each" * (row.sync_each and " x " in row.passes),
             {"none": "no", "full": "yes"}.get(row.checkpointing, row.checkpointing),
-            "each" if row.sync_each else "last",
             _amount(row.policy / GIB),
             _amount(row.scheduler / GIB),
             _amount(row.taken / GIB),
@@ -84,7 +83,6 @@ def print_plan(plan: Plan, title: str) -> None:
         "peak memory of a process,_GiB",
         "micro-_batches",
         "recom-_puted",
-        "ex-_change",
         "policy",
         "sche-_duler",
         "taken",

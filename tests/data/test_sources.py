@@ -181,6 +181,9 @@ def test_an_unknown_split_or_config_is_refused(hub_folder: Path, part: str) -> N
 def test_a_hub_that_cannot_be_reached_is_named() -> None:
     with pytest.raises(UserError, match=r"some/data@v1:test: neither a file nor a data set .*network"):
         list(numbered_rows("some/data@v1:test", "train"))
+    with pytest.raises(UserError, match=r"hh-rlhf: neither a file nor a data set .*network") as error:
+        list(numbered_rows("Anthropic/hh-rlhf", "train"))
+    assert "did you mean" not in str(error.value)
 
 
 @pytest.mark.parametrize("part", [1, 2, 3, 5, 64])

@@ -116,6 +116,8 @@ def test_llama_8b_takes_on_8_processes_what_it_is_known_to() -> None:
     assert checkpointed == pytest.approx(20.3, abs=0.2)  # an independent simulation of the same setting
     added_up = simulation.peak(Passes(1, micro_batches=4, checkpointing="full")) / 2**30
     assert checkpointed + 4 * sizes_of(config).total / 2**30 * 7 / 8 < added_up < 60
+    exchanged = simulation.peak(Passes(1, micro_batches=4, checkpointing="full", sync_each=True)) / 2**30
+    assert exchanged == pytest.approx(20.8, abs=0.2)
 
 
 @pytest.mark.parametrize("replicas", [1, 2])

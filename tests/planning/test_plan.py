@@ -15,6 +15,7 @@ from sams.planning.show import print_plan
 from sams.runtime.errors import UserError
 from sams.runtime.gpus import GPUS, Gpu, gpu_named
 from sams.study.files import load_study, read_settings
+from sams.study.settings import Lora
 from sams.study.study import Study
 from sams.training.memory import MEMORY_SHARE
 from sams.training.tuning import MODES
@@ -157,6 +158,12 @@ def test_adapters_take_less_memory_and_disk_than_all_weights(tmp_path: Path) -> 
     rows = [{row.stages: row for row in made.memory()}["dpo"] for made in (full, adapted)]
     # Of a sharded policy: a weight in bfloat16, instead of a weight, a gradient and two moments in float32.
     assert rows[0].policy - rows[1].policy > 10 * full.sizes.total / 8
+
+
+def test_a_base_in_4_bits_takes_half_a_byte_a_weight(tmp_path: Path) -> None:
+    peaks = planner(study("", **{**SMALL, "launch": {"strategy": "ddp"}}), tmp_path).peaks
+    two, four = (peaks.peak(Passes(1), Lora(load_in_4bit=low)) for low in (False, True))
+    assert two - four == pytest.approx(1.484 * peaks.sizes.body, rel=0.01)
 
 
 def test_disk_holds_weights_models_and_checkpoints(tmp_path: Path) -> None:
