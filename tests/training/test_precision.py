@@ -31,7 +31,9 @@ TASK = PreferenceTask(
     reference=None,
 )
 COMBINATIONS = [
-    (strategy, precision) for strategy in ("ddp", "fsdp2") for precision in ("float32", "bfloat16")
+    (strategy, precision, adapted)
+    for strategy in ("ddp", "fsdp2")
+    for precision, adapted in (("float32", False), ("bfloat16", False), ("bfloat16", True))
 ]
 
 
@@ -85,16 +87,18 @@ def attention_types(policy: nn.Module) -> set[torch.dtype]:
     return types
 
 
-def report(strategy: str, precision: str) -> dict[str, Any]:
+def report(strategy: str, precision: str, adapted: bool) -> dict[str, Any]:
     """What attention receives, and the losses before each of four steps."""
     attend = torch.nn.functional.scaled_dot_product_attention
     try:
-        job = Job(strategy, precision, fused=strategy == "fsdp2")
+        job = Job(strategy, precision, lora=Lora() if adapted else None, fused=strategy == "fsdp2")
         types = attention_types(job.policy)
         losses = [job.step() for _ in range(4)]
     finally:
         torch.nn.functional.scaled_dot_product_attention = attend
-    assert all(weight.dtype == torch.float32 for weight in job.masters().values())
+    for name, weight in job.masters().items():
+        frozen = adapted and "lora_" not in name
+        assert weight.dtype == (torch.bfloat16 if frozen else torch.float32), name
     return {"types": sorted(map(str, types)), "losses": losses}
 
 
@@ -108,14 +112,15 @@ def test_attention_receives_the_compute_type_and_two_processes_equal_one() -> No
     statuses = server().start("tests.training.test_precision", {}, processes=2)
     assert statuses == [0, 0], server().output()
     lines = [line for line in server().output().splitlines() if line.startswith("reports: ")]
+    alone = [report(*combination) for combination in COMBINATIONS]
     for line in lines:
-        for combination, two in zip(COMBINATIONS, json.loads(line.removeprefix("reports: ")), strict=True):
-            one = report(*combination)
+        pairs = zip(alone, json.loads(line.removeprefix("reports: ")), strict=True)
+        for combination, (one, two) in zip(COMBINATIONS, pairs, strict=True):
             assert one["types"] == two["types"] == [f"torch.{combination[1]}"], combination
             within = 1e-5 if combination[1] == "float32" else 0.05
             for ours, theirs in zip(one["losses"], two["losses"], strict=True):
                 assert theirs == pytest.approx(ours, abs=within), combination
-            assert sum(one["losses"][3]) < sum(one["losses"][0]) - 1
+            assert sum(one["losses"][3]) < sum(one["losses"][0]) - (0 if combination[2] else 1)
     assert len(lines) == 2
 
 
