@@ -19,7 +19,7 @@ from torch import nn
 
 from sams.policy.blocks import Checkpointing, blocks
 from sams.policy.policy import bare
-from sams.runtime.errors import UserError
+from sams.runtime.errors import UserError, first_line
 from sams.training.distribution import Workers
 from sams.training.layout import choose_layout, rows_of
 from sams.training.memory import (
@@ -125,7 +125,7 @@ def tune(
         other_weights: number of other weights that are trained on every process.
 
     Raises:
-        UserError: when the longest item alone does not fit in memory.
+        UserError: when the longest item alone does not fit in memory, or `model.compile: true` is impossible.
     """
     packed, fallbacks = choose_layout(policy, task, workers, model) if model.packing else (None, [])
     modes = MODES[model.activation_checkpointing]
@@ -137,6 +137,17 @@ def tune(
     compiled = pays_to_compile(model.compile, workers.device, passes)
     tuning = Tuning(packed, 1, 1, modes[0], syncs[0], compiled, fallbacks)
     tuning.apply(policy)
+    if compiled and (cause := compile_error(policy, task, workers, gradients=items > 0)):
+        if model.compile is True:
+            raise UserError(
+                f"the model cannot be compiled: {cause}",
+                where="model.compile",
+                remedy="set it to auto or false, or mend what the message names",
+            )
+        fallbacks.append(f"blocks are not compiled, which is slower ({cause})")
+        log.warning(fallbacks[-1])
+        tuning.compiled = False
+        tuning.apply(policy)
     shares = [max(1, -(-count // workers.world)) for count in (items, scored_items)]
     if items and (micro_batch == "auto" or len(modes) * len(syncs) > 1):
         least = 1 if micro_batch == "auto" else min(micro_batch, shares[0])
@@ -170,7 +181,7 @@ def tune(
         tuning.scoring_micro_batch,
         tuning.checkpointing,
         "every" if tuning.sync_each_micro_batch else "the last",
-        "compiled" if compiled else "not compiled",
+        "compiled" if tuning.compiled else "not compiled",
     )
     return tuning
 
@@ -248,6 +259,24 @@ def pays_to_compile(setting: bool | Literal["auto"], device: torch.device, passe
     return (
         device.type == "cuda" and passes >= COMPILED_FROM and not torch.are_deterministic_algorithms_enabled()
     )
+
+
+def compile_error(policy: nn.Module, task: Scored, workers: Workers, *, gradients: bool) -> str:
+    """Return why a compiled policy cannot compute on one of the processes; empty if it can on all.
+
+    Compilers need more than torch: the GPU's generated kernels are built with a C compiler, which a machine may lack.
+    """
+    cause = ""
+    try:
+        run_pass(
+            policy, rows_of(policy, task.sequences([0])).to(workers.device), workers, gradients=gradients
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # dynamo, inductor and Triton raise any type
+        cause = first_line(error)
+    clear(policy)
+    return next(filter(None, workers.gather(cause)), "")
 
 
 # --- speed ----------------------------------------------------------------------------------------

@@ -268,6 +268,26 @@ def test_auto_compiles_long_jobs_on_gpus(setting: Any, device: str, passes: int,
     assert tuning.pays_to_compile(setting, torch.device(device), passes) is expected
 
 
+@pytest.mark.parametrize("setting", ["auto", True])
+def test_a_machine_without_a_compiler_computes_uncompiled_blocks_with_a_warning(
+    workers: Workers, setting: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tuning, "pays_to_compile", lambda *_: True)
+    torch._dynamo.reset()
+    settings = tiny.settings(compile=setting)
+    with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",)}):
+        if setting is True:
+            with pytest.raises(UserError, match="cannot be compiled"):
+                found(workers, settings, micro_batch=2, scoring_micro_batch=2)
+            return
+        tuned, policy = found(workers, settings, micro_batch=2, scoring_micro_batch=2)
+    assert not tuned.compiled
+    [sentence] = tuned.fallbacks
+    assert sentence.startswith("blocks are not compiled, which is slower (")
+    assert ("tuning", "WARNING", sentence) in [(r.module, r.levelname, r.message) for r in caplog.records]
+    assert policy(pack_rows(TASK.sequences([0, 1]))).logps.isfinite().all()
+
+
 def test_a_found_size_is_kept_in_the_result_and_a_resumed_run_takes_it_over(
     prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
