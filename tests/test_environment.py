@@ -135,8 +135,8 @@ def test_the_project_asks_for_what_it_imports():
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     imported += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    # An optional engine: imported if a study requests it, with an error in one line if it is missing.
-    optional = {"vllm"}
+    # Imported if a study requests them, with an error in one line if they are missing.
+    optional = {"vllm", "bitsandbytes"}
     modules = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"sams"} - optional
     asked_for = {canonicalize_name(needed.name) for needed in RUNTIME}
     distributions = packages_distributions()  # reads the metadata of all packages
