@@ -75,13 +75,13 @@ def _hardware() -> dict[str, Any]:
     }
     try:
         import pynvml
-
+    except ImportError:
+        return hardware
+    with contextlib.suppress(OSError, pynvml.NVMLError):
         pynvml.nvmlInit()
         hardware["driver"] = pynvml.nvmlSystemGetDriverVersion()
         for number in range(pynvml.nvmlDeviceGetCount()):
             device = pynvml.nvmlDeviceGetHandleByIndex(number)
             memory = round(pynvml.nvmlDeviceGetMemoryInfo(device).total / 2**30)
             hardware["gpus"].append(f"{pynvml.nvmlDeviceGetName(device)}, {memory} GiB")
-    except (ImportError, OSError, pynvml.NVMLError):
-        pass
     return hardware
