@@ -14,7 +14,9 @@ from benchmarks.gpu_report import MARKS
 from sams.runtime.files import read_json
 from tests.conftest import ROOT, patience
 
-ABSENT = "datasets pyarrow mlflow snakemake trl typer rich scipy pandas sklearn matplotlib jinja2 tenacity"
+ABSENT = (
+    "datasets pyarrow mlflow snakemake trl typer rich scipy pandas sklearn matplotlib jinja2 tenacity pynvml"
+)
 SECTIONS = [section.name for group in GROUPS for section in group]
 
 
