@@ -535,7 +535,10 @@ def errors(given: dict[str, Any]) -> None:
     device = torch.device(given["device"])
 
     def computed(dtype: torch.dtype, layout: str | None) -> tuple[Tensor, Tensor]:
-        policy = Policy(build(shape, 0, given["device"], dtype=dtype))
+        model = build(shape, 0, given["device"], dtype=dtype)
+        # Weights that are drawn in bfloat16 are other weights.
+        model.load_state_dict(build(shape, 0, given["device"]).state_dict())
+        policy = Policy(model)
         policy.pack(layout)
         scores = policy((pad_rows(items) if layout is None else pack_rows(items)).to(device))
         each = scores.logps / scores.tokens
