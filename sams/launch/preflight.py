@@ -1,5 +1,6 @@
 """Stage `preflight`: check GPUs, disk, judge, data and models before anything is computed."""
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -37,6 +38,7 @@ def main(study: str, out: Path, results: Path = Path("results")) -> None:
 
     settings = read_recipe(study, Study)
     findings: dict[str, Any] = {"gpus": check_gpus(settings), "disk_bytes": check_disk(results)}
+    check_packages(settings)
     check_judge(settings)
     check_sources(settings)
     findings["commits"] = hub_commits(settings)
@@ -72,6 +74,20 @@ def check_gpus(study: Study) -> int:
         key, size = uneven
         raise UserError(f"{size} is not divisible by {world} processes", where=key, remedy=f"or set {where}")
     return gpus
+
+
+def check_packages(study: Study) -> None:
+    """Check that packages of extras are installed that the study needs.
+
+    Raises:
+        UserError: naming the key and the extra.
+    """
+    if study.uses_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            "4-bit weights need the package bitsandbytes",
+            where="lora.load_in_4bit",
+            remedy="install it (extra `qlora` of this package), or set load_in_4bit: false",
+        )
 
 
 def check_disk(results: Path) -> int:

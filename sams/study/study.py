@@ -133,6 +133,11 @@ class Study(Settings):
         self._check_4bit()
         return self
 
+    @property
+    def uses_4bit(self) -> bool:
+        """Whether a stage holds frozen weights in 4 bits."""
+        return any(_in_4bit(stage) for stage in (self.sft, *map(self.preference_of, self.preference_methods)))
+
     def _check_4bit(self) -> None:
         """Check that 4-bit weights are not to be sharded, and that all methods share a reference."""
         methods = {name: self.preference_of(name) for name in self.preference_methods}

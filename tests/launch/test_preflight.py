@@ -1,6 +1,7 @@
 """Stage `preflight`: problems of the machine are reported in one line before anything is computed."""
 
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -110,6 +111,14 @@ def test_a_published_input_is_fetched_and_one_put_there_by_hand_is_checked(
 def test_a_model_that_the_hub_does_not_give(tmp_path: Path) -> None:
     refused(
         tiny_study(model={"path": "nobody/nothing"}), tmp_path, "model.path: nobody/nothing cannot be fetched"
+    )
+
+
+def test_a_package_of_an_extra_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    study = tiny_study(preference__lora={"load_in_4bit": True}, launch__strategy="ddp")
+    refused(
+        study, tmp_path, "lora.load_in_4bit: 4-bit weights need the package bitsandbytes; .*extra `qlora`"
     )
 
 
