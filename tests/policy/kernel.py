@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen
 
+from sams.policy.attention import takes_groups
+
 CALLS: list[torch.dtype] = []
 """The type of the queries of every call."""
 
@@ -106,6 +108,7 @@ def of_torch_2_11(
     window_size: tuple[int, int] = (-1, -1),
 ) -> Any:
     """The function with the arguments that it has in torch 2.11; heads are grouped without being asked to."""
+    grouped = {"enable_gqa": True} if takes_groups(varlen.varlen_attn) else {}
     return varlen.varlen_attn(
-        q, k, v, q_ends, k_ends, most_q, most_k, scale=scale, window_size=window_size, enable_gqa=True
+        q, k, v, q_ends, k_ends, most_q, most_k, scale=scale, window_size=window_size, **grouped
     )

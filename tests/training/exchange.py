@@ -36,7 +36,9 @@ def main(precision: str, nodes: str) -> None:
     def count_waiting(*_: object) -> None:
         """Count the unsharded gradients that wait when a micro-batch begins."""
         states = [module._get_fsdp_state() for module in policy.modules() if isinstance(module, FSDPModule)]
-        parts = [part for state in states for group in state._fsdp_param_groups for part in group.fsdp_params]
+        # torch 2.11 has one group of each state.
+        groups = [getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group] for state in states]
+        parts = [part for own in groups for group in own if group for part in group.fsdp_params]
         # Float32 gradients stay where autograd puts them; others are converted.
         gradients = [getattr(getattr(part, "_unsharded_param", None), "grad", None) for part in parts]
         gradients += [part.unsharded_accumulated_grad for part in parts]
