@@ -176,7 +176,7 @@ def is_dialogue(text: str) -> bool:
 
 
 def refuse_other_dialogue(text: str, where: str) -> None:
-    """Check that a text is not a dialogue whose turns cannot be told apart.
+    """Check that a text is not a dialogue whose turns cannot be separated.
 
     Raises:
         UserError: it begins with a speaker and goes on with another one, in another format than hh-rlhf's.

@@ -44,7 +44,7 @@ HARMLESS = {
 
 
 def takes_groups(function: Callable[..., Any]) -> bool:
-    """Return whether `varlen_attn` must be told of grouped heads; torch 2.11's has no such argument, and groups."""
+    """Return whether `varlen_attn` has an argument for grouped heads; that of torch 2.11 groups without one."""
     return "enable_gqa" in inspect.signature(function).parameters
 
 
@@ -77,7 +77,7 @@ def _check(mask: Tensor | None, dropout: float, others: dict[str, Any]) -> None:
     """Refuse arguments that would change the attention and are not computed here.
 
     Raises:
-        NotImplementedError: naming them.
+        NotImplementedError: with the names of these arguments.
     """
     unknown = [name for name, value in others.items() if value is not None and name not in HARMLESS]
     unknown += ["attention_mask"] * (mask is not None) + ["dropout"] * bool(dropout)

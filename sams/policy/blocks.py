@@ -24,10 +24,8 @@ def blocks(model: transformers.PreTrainedModel) -> nn.ModuleList:
         UserError: when the architecture has no list of blocks.
     """
     parts = [*model.base_model.children()]
-    for module in (
-        *parts,
-        *(inner for part in parts for inner in part.children()),
-    ):  # OPT's are one level below
+    inner = [child for part in parts for child in part.children()]  # OPT's are one level below
+    for module in parts + inner:
         if isinstance(module, nn.ModuleList):
             return module
     raise UserError(f"no list of transformer blocks found in {type(model).__name__}", where="model")
