@@ -251,6 +251,8 @@ def main() -> int:
     device = chosen.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        parser.error("no NVIDIA GPU that torch can use; --device cpu rehearses")
     facts = {
         "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()),
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",

@@ -15,9 +15,16 @@ def first_problem(error: ValidationError, kind: type[BaseModel]) -> tuple[str, s
         error: error of pydantic.
         kind: the validated settings, whose keys are suggested for unknown ones.
     """
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    path, message = first["loc"], first["msg"].removeprefix("Value error, ")
+    # A value of several types, such as a boolean or 'auto', has an error for each, with the type in its location.
+    types = [each for each in errors if each["loc"] and each["loc"][:-1] == path[:-1]]
+    if any(str(each["loc"][-1]).startswith("literal[") for each in types):
+        path = path[:-1]
+        others = [each["msg"].removeprefix("Input should be ") for each in types[1:]]
+        message = " or ".join([message, *others])
+    key = ".".join(str(part) for part in path)
     if first["type"] == "extra_forbidden":
         return key, f"unknown key{nearest(first['loc'][-1], _keys(kind, first['loc'][:-1]))}"
     if first["type"] in ("missing", "value_error"):

@@ -321,3 +321,17 @@ def test_a_study_with_some_methods_says_nothing_of_others() -> None:
     assert pair.methods == ["sft", "dpo"]
     assert set(pair.method_settings) == {"dpo"}
     assert load_study(pair.model_dump(mode="json")) == pair
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.compile", "maybe", "key 'model.compile': .*boolean or 'auto', found 'maybe'"),
+        ("preference.micro_batch_size", 0, "key 'preference.micro_batch_size': .* 1 or 'auto', found 0"),
+    ],
+)
+def test_a_value_of_several_types_is_named_by_its_key_with_all_of_them(
+    key: str, value: object, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        tiny_study(**{key.replace(".", "__"): value})
