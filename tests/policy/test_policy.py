@@ -14,6 +14,7 @@ from sams.policy import logps
 from sams.policy.attention import SEGMENTS
 from sams.policy.blocks import Checkpointing
 from sams.policy.model import build_model
+from sams.policy.output import Final
 from sams.policy.policy import Policy, Scores, completion_means
 from sams.policy.rows import Item, Rows, pack_rows, pad_rows
 from sams.training.memory import Allocated
@@ -135,7 +136,7 @@ def test_log_probs_from_bfloat16_logits_are_those_of_float64(cap: float | None, 
     expected = final.log_softmax(dim=1).gather(1, targets[:, None])[:, 0]
     (expected * weights).sum().backward()
 
-    found = logps.token_logps(lambda _: logits, states, targets, vocabulary=97, cap=cap)
+    found = logps.token_logps(lambda _: logits, states, targets, final=Final(97, cap=cap))
     (found * weights).sum().backward()
     assert found.dtype == torch.float32 and logits.grad is not None and oracle.grad is not None
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
