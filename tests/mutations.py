@@ -292,9 +292,16 @@ FAULTS = [
     Fault(
         "a stale reference is not noticed at step 1",
         "training/preference.py",
-        'if reference is not None and starts_from(reference, job.upstream["model"]):',
-        "if reference is None:",
+        "if is_own:",
+        "if not is_own:",
         (f"{OPTIONS}a_reference_that_is_not_the_policys_own_is_noticed_before_the_first_step",),
+    ),
+    Fault(
+        "reference log-probs of another model are accepted",
+        "training/preference.py",
+        "if not own and not training.other_reference:",
+        "if False:",
+        (f"{OPTIONS}reference_log_probs_of_another_model_are_refused_unless_they_are_meant",),
     ),
     Fault(
         "cached references are taken by position, not by pair id",

@@ -1,6 +1,7 @@
 """What a recipe can ask for besides the plain run: rounds, losses, adapters, watching, cross-fitting, gates."""
 
 import json
+import math
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +27,15 @@ from sams.training.gates import TrainingFailure, refuse_foreign_reference
 from sams.training.tasks.base import Items
 from sams.training.tasks.preference import PreferenceTask, read_reference, read_task
 from tests import tiny
-from tests.training.test_runs import TRAINING, here, preference_recipe, run, shifted_reference, weights
+from tests.training.test_runs import (
+    TRAINING,
+    here,
+    losses,
+    preference_recipe,
+    run,
+    shifted_reference,
+    weights,
+)
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -337,6 +346,23 @@ def test_a_reference_that_is_not_the_policys_own_is_noticed_before_the_first_ste
     marker.unlink()
     with pytest.raises(TrainingFailure):
         run({**prepared, "reference": broken}, tmp_path / "o")
+
+
+def test_reference_log_probs_of_another_model_are_refused_unless_they_are_meant(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    """Log-probs that the stage itself computed, of a fresh model, given by hand to training from the SFT model."""
+    recipe = ExportRecipe(model=tiny.settings())
+    here(export, recipe, tokens=prepared["tokens"], out=tmp_path / "fresh")
+    other = {"tokens": prepared["tokens"], "model": tmp_path / "fresh"}
+    scoring = ReferenceRecipe(model=tiny.settings(), micro_batch_size=16)
+    here(reference, scoring, **other, out=tmp_path / "reference")
+    given = {**prepared, "reference": tmp_path / "reference"}
+    with pytest.raises(UserError, match=r"reference: these reference log-probs are not of the model.*; run"):
+        run(given, tmp_path / "o")
+    for name, loss in (("meant", "sigmoid"), ("no_reference", "simpo")):
+        run(given, tmp_path / name, loss=loss, max_steps=1, other_reference=name == "meant")
+    assert losses(tmp_path / "meant")[0] != pytest.approx(math.log(2), abs=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
