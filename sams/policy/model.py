@@ -209,7 +209,8 @@ def add_lora(model: transformers.PreTrainedModel, settings: Lora, seed: int = 0)
         The wrapper around `model` that can merge the adapters.
 
     Raises:
-        UserError: when the model does not have a target module.
+        UserError: when the model does not have a target module, or a target's weight is tied to another: the merged
+            adapters would change both.
     """
     import peft
 
@@ -224,6 +225,19 @@ def add_lora(model: transformers.PreTrainedModel, settings: Lora, seed: int = 0)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return peft.get_peft_model(model, config)
+            adapted = peft.get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"cannot add adapters: {first_line(error)}", where="lora.target_modules") from error
+        raise UserError(
+            f"cannot add adapters: {first_line(error)}",
+            where="lora.target_modules",
+            remedy="name linear layers of the model, or set all-linear",
+        ) from error
+    tied = {name.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for name in pair}
+    if both := sorted(tied & set(adapted.targeted_module_names)):
+        raise UserError(
+            f"the weight of {both[0]} is tied: output layer and input embedding of this model are one weight, and "
+            "merged adapters would change both",
+            where="lora.target_modules",
+            remedy=f"drop {' and '.join(name.rpartition('.')[2] for name in both)}",
+        )
+    return adapted

@@ -178,6 +178,33 @@ def test_adapters_are_trained_alone_and_merged_at_export(
     assert digest_of(tmp_path / "again") == digest_of(out)
 
 
+def test_adapters_of_the_output_layer_are_exported_right_or_refused(
+    tokens: Path, tmp_path: Path
+) -> None:
+    """Compared with a second base to which peft gives the trained adapters."""
+    lora = {"r": 4, "target_modules": ["lm_head", "embed_tokens", "q_proj"]}
+    training = Sft.model_validate(TRAINING | {"max_steps": 2, "learning_rate": 1e-2, "lora": lora})
+    for tied in (True, False):
+        architecture = {**tiny.settings().architecture, "tie_word_embeddings": tied}  # type: ignore[dict-item]
+        model = tiny.settings(architecture=architecture)
+        recipe, out = SftRecipe(seed=0, model=model, training=training), tmp_path / str(tied)
+        with pytest.raises(UserError, match=r"tied.*; drop lm_head and emb") if tied else nullcontext():
+            here(sft, recipe, tokens=tokens, out=out, checkpoints=out / "c")
+    here(export, ExportRecipe(model=model), tokens=tokens, trained=out / "trained", out=out / "model")
+    ids, state = torch.tensor([[1, 5, 6, 7]]), weights(out)
+    trained = peft.get_peft_model(
+        build_model(model, tiny.tokenizer(), seed=0),
+        peft.LoraConfig(r=4, lora_alpha=32, target_modules=lora["target_modules"]),
+    )
+    before = trained(ids).logits
+    trained.base_model.model.load_state_dict(
+        {name.removeprefix("policy.model."): value for name, value in state.items()}
+    )
+    exported = transformers.AutoModelForCausalLM.from_pretrained(out / "model")
+    torch.testing.assert_close(exported(ids).logits, trained(ids).logits)
+    assert not torch.allclose(before, trained(ids).logits, atol=1e-3)
+
+
 def test_adapters_are_merged_into_no_other_base(prepared: dict[str, Path], tmp_path: Path) -> None:
     run(prepared, tmp_path, lora={"r": 4}, max_steps=1)
     paths = {"tokens": prepared["tokens"], "trained": tmp_path / "trained", "out": tmp_path / "model"}
