@@ -171,9 +171,11 @@ def check_model_source(model: Model, key: str) -> None:
     if model.path is None:
         return
     if Path(model.path).is_dir():
+        from sams.policy.model import load_model
         from sams.policy.weights import check_weights
 
         check_weights(Path(model.path), allow_pickle=model.allow_pickle)
+        load_model(model.path, model, outline=True)
     elif looks_like_file(model.path) or Path(model.path).exists():
         raise UserError(
             f"no such folder: {model.path}{similar_file(model.path)}",

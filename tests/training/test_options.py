@@ -178,9 +178,7 @@ def test_adapters_are_trained_alone_and_merged_at_export(
     assert digest_of(tmp_path / "again") == digest_of(out)
 
 
-def test_adapters_of_the_output_layer_are_exported_right_or_refused(
-    tokens: Path, tmp_path: Path
-) -> None:
+def test_adapters_of_the_output_layer_are_exported_right_or_refused(tokens: Path, tmp_path: Path) -> None:
     """Compared with a second base to which peft gives the trained adapters."""
     lora = {"r": 4, "target_modules": ["lm_head", "embed_tokens", "q_proj"]}
     training = Sft.model_validate(TRAINING | {"max_steps": 2, "learning_rate": 1e-2, "lora": lora})
