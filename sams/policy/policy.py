@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
@@ -51,8 +51,13 @@ class Policy(nn.Module):
         self.packed: str | None = None
         self._compiled = False
         self._final = final_of(model)
-        # Recomputation needs train(); without dropout the two modes are otherwise equal.
-        model.train()
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of this module alone: the model stays in eval(), where nothing in it is random."""
+        super().train(mode)
+        self.model.eval()
+        return self
 
     def pack(self, attention: str | None) -> None:
         """Expect packed rows and use this attention from now on; None expects padded rows."""
