@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from sams.data.templates import stop_ids
 from sams.policy.weights import stored_types
 from sams.runtime.files import read_json
 from sams.study.model_files import LICENCES, TOKENIZER, matching
@@ -92,6 +91,8 @@ def _write_config(out: Path, source: Path, architecture: dict[str, Any], dtype: 
 
 
 def _write_generation_config(out: Path, source: Path, tokenizer: PreTrainedTokenizerBase, date: str) -> None:
+    from sams.data.templates import stop_ids
+
     config = AutoConfig.from_pretrained(out, trust_remote_code=False).get_text_config()
     if (source / GENERATION).is_file():
         settings = read_json(source / GENERATION)
