@@ -7,7 +7,7 @@ import torch
 
 from sams.losses.table import build_loss
 from sams.policy.model import build_model
-from sams.policy.policy import Policy
+from sams.policy.policy import Policy, Scores
 from sams.training.distribution import Workers
 from sams.training.passes import accumulate_gradient, score
 from sams.training.tasks.base import Task
@@ -220,10 +220,23 @@ def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Worker
     task = WatchedTask(tiny.pairs(16, seed=1), response="chosen_ids")
     found, contexts = score(new_policy(), task, list(range(16)), workers, 8, contexts=True)
     view = task.view(list(range(16)), found, contexts)
+    # The more likely a response is per token, the larger is what stands for its margin.
+    counts = torch.tensor([len(ids) for ids in task.responses])
+    torch.testing.assert_close(view.margins, found["logps/chosen"] / counts)
     for uncertainty in ("sum", "mean"):
         assert sample_reward(view.margins, view.confidence(uncertainty), 0.5).std() > 0.01
     assert view.contexts is not None
     assert view.contexts.shape == (16, 1, 2, 32)
+
+
+def test_a_tie_is_not_accurate(workers: Workers) -> None:
+    """As with TRL's `rewards/accuracies`."""
+    task = preference_task(workers)
+    task.reference = torch.full((16, 2), -3.0)
+    # Chosen, then rejected: the rewards of the first pair are equal, then the rejected's is higher, then lower.
+    logps = torch.tensor([-3.0, -3.0, -3.0, -3.0, -2.0, -4.0])
+    scores = Scores(logps=logps, tokens=torch.ones(6, dtype=torch.int64))
+    assert task.items(scores, [0, 1, 2])["rewards/accuracies"].tolist() == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(("loss", "beta"), [("sigmoid", 0.1), ("sigmoid", 0.01), ("ipo", 0.1), ("kto", 0.1)])
