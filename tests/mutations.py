@@ -740,6 +740,13 @@ FAULTS = [
         (f"{PASSES}a_tie_is_not_accurate",),
     ),
     Fault(
+        "the rounding of bfloat16 margins is that of float32",
+        "training/tasks/preference.py",
+        "self.rounding = ROUNDING[precision]",
+        'self.rounding = ROUNDING["float32"]',
+        (f"{PASSES}margins_that_are_rounding_in_bfloat16_do_not_rank_pairs",),
+    ),
+    Fault(
         "the reference is left out of the loss",
         "losses/base.py",
         "chosen, rejected = chosen - logps.reference_chosen, rejected - logps.reference_rejected",
