@@ -64,7 +64,7 @@ def final_of(model: transformers.PreTrainedModel) -> Final:
     """
     name = type(model).__name__
     vocabulary = model.config.get_text_config().vocab_size
-    tried = torch.linspace(-60, 60, vocabulary, dtype=torch.float64)[None, None]
+    tried = torch.linspace(-60, 60, vocabulary, dtype=torch.float64, device="cpu")[None, None]
     near, far = 2.0**-26, 2.0**100  # exact in any type
     try:
         weight = _layer(model).weight
