@@ -336,6 +336,27 @@ FAULTS = [
         (f"{DROPOUT}a_model_in_train_equals_transformers_own_in_eval[phimoe]",),
     ),
     Fault(
+        "adapters on tied weights are accepted",
+        "policy/model.py",
+        "if both := sorted(tied & set(adapted.targeted_module_names)):",
+        "if both := []:",
+        ("training/test_options.py::test_adapters_of_the_output_layer_are_exported_right_or_refused",),
+    ),
+    Fault(
+        "a config ties two different weights of its files",
+        "policy/model.py",
+        "text.tie_word_embeddings = model.config.tie_word_embeddings = False",
+        "pass",
+        ("bad_input/test_start_models.py::test_two_weights_that_the_config_ties_stay_two",),
+    ),
+    Fault(
+        "a masked language model is trained",
+        "policy/model.py",
+        'problem = "is a masked language model"',
+        "problem = None",
+        ("bad_input/test_start_models.py",),
+    ),
+    Fault(
         "a saved config has no dropout",
         "policy/dropout.py",
         "model.user_rates = rates_of(own)",

@@ -60,7 +60,7 @@ def build(config: dict[str, Any], attention: str, lora: Lora | None = None) -> P
         model = from_config(made, attention)
         if lora is not None:
             add_lora(model, lora)
-        return Policy(model)
+    return Policy(model)
 
 
 def sizes_of(config: dict[str, Any]) -> Sizes:

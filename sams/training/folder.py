@@ -65,19 +65,19 @@ def complete(
         settings: settings of the model.
         dtype: type of the weights.
     """
-    _write_config(out, source, settings.architecture or {}, dtype)
+    _write_config(out, source, dtype)
     _write_tokenizer(out, source, tokenizer)
     _write_generation_config(out, source, tokenizer, settings.template_date)
     _copy(source, out, LICENCES)
 
 
-def _write_config(out: Path, source: Path, architecture: dict[str, Any], dtype: torch.dtype) -> None:
+def _write_config(out: Path, source: Path, dtype: torch.dtype) -> None:
     written = read_json(out / CONFIG)
     config = read_json(source / CONFIG) if (source / CONFIG).is_file() else dict(written)
     if config.get("model_type") != written["model_type"]:  # the language model alone of a multimodal one
         config = dict(written)
-    # Rates of dropout that were set to zero for training.
-    config |= {key: value for key, value in architecture.items() if isinstance(value, float)}
+    if written.get("tie_word_embeddings") is False and "tie_word_embeddings" in config:
+        config["tie_word_embeddings"] = False  # its files have two different weights
     config["architectures"] = written["architectures"]
     config.pop("auto_map", None)  # names files with code, which is not run
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
