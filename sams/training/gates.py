@@ -20,8 +20,8 @@ class TrainingFailure(UserError):
 
 # TOLERANCE: largest mean log-ratio per token, due to rounding, between a policy and its own cached log-probs.
 # OUTLIER: factor for a single pair.
-# NOISE: standard deviation of the rounding of a token's log-prob, which differs between layouts of rows and is independent
-# between tokens: measured on SmolLM2-135M (docs/real_model.md). In float32 it is far below the tolerance.
+# NOISE: standard deviation of the rounding of a token's log-prob, which differs between layouts of rows and between
+# tokens: measured on SmolLM2-135M (docs/real_model.md). In float32 it is far below the tolerance.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-3}
 OUTLIER = 20
 NOISE = {"float32": 0.0, "bfloat16": 0.05}
