@@ -850,6 +850,13 @@ FAULTS = [
         (RESUMED,),
     ),
     Fault(
+        "rounding of bfloat16 is allowed per token, however many there are",
+        "training/gates.py",
+        " / math.sqrt(tokens)",
+        "",
+        (f"{OPTIONS}the_gate_bounds_the_mean_and_each_pair[bfloat16]",),
+    ),
+    Fault(
         "the gate of step 1 is asked after a resume too",
         "training/loop.py",
         'if gate is not None and state["step"] == 0:',
