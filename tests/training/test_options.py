@@ -103,7 +103,7 @@ def test_kto_takes_its_kl_term_from_mismatched_completions(tmp_path: Path) -> No
         model = new_model(tmp_path / name, seed=seed)
         here(reference, settings, tokens=tokens, model=model, out=tmp_path / f"{name}_reference")
 
-    recipe = preference_recipe(loss="kto", max_steps=2, selector="all", ratio=1.0)
+    recipe = preference_recipe(loss="kto", max_steps=2, selector="all", ratio=1.0, other_reference=True)
     out = tmp_path / "out"
     here(preference, recipe, **inputs, reference=tmp_path / "same_reference", out=out, checkpoints=out / "c")
     # Policy = reference: all log-ratios and the KL term are 0, and both halves lose 1 - sigmoid(0).
