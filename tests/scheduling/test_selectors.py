@@ -5,7 +5,9 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +21,9 @@ from torch import Tensor
 from sams.runtime.errors import UserError
 from sams.scheduling.rewards import batch_reward, reward, sample_reward
 from sams.scheduling.scheduler import merge_contexts
+from sams.scheduling.selection import Selection
 from sams.scheduling.selectors.all import All
-from sams.scheduling.selectors.base import Selector, View, top_k
+from sams.scheduling.selectors.base import Selector, Setup, View, top_k
 from sams.scheduling.selectors.beta_dpo_filter import BetaDpoFilter
 from sams.scheduling.selectors.low_margin import LowMargin
 from sams.scheduling.selectors.oracle import Oracle
@@ -30,6 +33,7 @@ from sams.scheduling.selectors.sams import Sams
 from sams.scheduling.selectors.table import SELECTORS as TABLE
 from sams.scheduling.selectors.top_loss import TopLoss
 from sams.scheduling.selectors.top_margin import TopMargin
+from sams.study.settings import Scheduler as Settings
 from tests.conftest import ROOT
 from tests.scheduling.test_scheduler import LAYERS, WIDTH, saved, scheduler
 
@@ -245,6 +249,39 @@ def test_reward_takes_the_log_prob_per_token_where_told() -> None:
     seen = View(torch.zeros(2), torch.zeros(2), logps, chosen_tokens=tokens)
     assert Reward(0.5).choose(seen, 2, 1).tolist() == [1]
     assert Reward(0.5, "mean").choose(seen, 2, 1).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand"),
+    [
+        ("random", lambda: Random(3)),
+        ("oracle", lambda: Oracle(3)),
+        ("beta_dpo_filter", lambda: BetaDpoFilter(3)),
+        ("reward", lambda: Reward(0.9, "mean")),
+    ],
+)
+def test_a_selector_is_built_from_seed_and_settings_of_the_run(
+    name: str, by_hand: Callable[[], Selector], tmp_path: Path
+) -> None:
+    seen = replace(view(0, n=64), chosen_tokens=torch.arange(1, 65).float())
+    setup = Setup(
+        seed=3,
+        selection=Selection(64, 1, (0.5,)),
+        scheduler=Settings(delta=0.9, uncertainty="mean"),
+        weights=None,
+        train_encoder=False,
+        layers=LAYERS,
+        width=WIDTH,
+        device=torch.device("cpu"),
+        folder=tmp_path,
+        rank=0,
+        world=1,
+        sum=lambda tensor: tensor,
+    )
+    built, expected = TABLE[name].load().build(setup), by_hand()
+    for selector in (built, expected):
+        selector.observe(seen)
+    assert built.choose(seen, 64, 32).tolist() == expected.choose(seen, 64, 32).tolist()
 
 
 def test_reward_of_equal_pairs_goes_by_index() -> None:
