@@ -16,7 +16,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from sams.policy.model import without_dropout
+from sams.policy.model import from_config
 from sams.study.settings import Model
 
 VOCABULARY = 4096
@@ -67,7 +67,7 @@ def build(
     kind = config.pop("model_type")
     torch.manual_seed(seed)
     with torch.device(device):
-        model = transformers.AutoModelForCausalLM.from_config(
+        return from_config(
             transformers.AutoConfig.for_model(
                 kind,
                 **config,
@@ -76,10 +76,9 @@ def build(
                 eos_token_id=EOS,
                 pad_token_id=0,
             ),
-            dtype=dtype,
-            attn_implementation="sdpa",
+            "sdpa",
+            dtype,
         )
-    return without_dropout(model)
 
 
 def tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:

@@ -62,6 +62,7 @@ PRECISION = "training/test_precision.py::test_"
 SAMS_SETTINGS = "scheduling/test_sams_settings.py::test_"
 ANY_SETTING = f"{SAMS_SETTINGS}every_setting_acts_as_the_equations_say"
 POLICY = "policy/test_policy.py::test_"
+DROPOUT = "policy/test_dropout.py::test_"
 PASSES = "training/test_passes.py::test_"
 ROWS = "policy/test_rows.py::test_"
 PACKING = "policy/test_packing.py::test_"
@@ -315,9 +316,23 @@ FAULTS = [
     Fault(
         "a model's own dropout stays on",
         "policy/model.py",
-        "module.attention_dropout = 0.0\n    return model",
-        "pass\n    return model",
-        (f"{POLICY}dropout_that_a_model_asks_for_is_switched_off",),
+        "config=without_dropout(config)",
+        "config=config",
+        (f"{DROPOUT}a_model_in_train_equals_transformers_own_in_eval[opt]",),
+    ),
+    Fault(
+        "routers sample experts in training",
+        "policy/policy.py",
+        "self.model.eval()",
+        "self.model.train(mode)",
+        (f"{DROPOUT}a_model_in_train_equals_transformers_own_in_eval[phimoe]",),
+    ),
+    Fault(
+        "a saved config has no dropout",
+        "policy/dropout.py",
+        "model.user_rates = rates_of(own)",
+        "model.user_rates = {}",
+        (f"{DROPOUT}a_fresh_model_has_no_dropout_and_keeps_its_rates",),
     ),
     Fault(
         "Adam's moments are reset in each round",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from sams.policy.model import add_lora, without_dropout
+from sams.policy.model import add_lora, from_config
 from sams.policy.policy import Policy, weights_of
 
 if TYPE_CHECKING:
@@ -37,12 +37,10 @@ def build(config: dict[str, Any], attention: str, lora: Lora | None = None) -> P
     known = dict(config)
     made = transformers.AutoConfig.for_model(known.pop("model_type"), **known)
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(
-            made, dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
-        )
+        model = from_config(made, attention)
         if lora is not None:
             add_lora(model, lora)
-        return Policy(without_dropout(model))
+        return Policy(model)
 
 
 def sizes_of(config: dict[str, Any]) -> Sizes:

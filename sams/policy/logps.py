@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from sams.policy import compiling
+from sams.policy.output import Final
 
 # Tokens whose float32 logits are in memory at once. A chunk of 512 tokens with a vocabulary of 128,256 takes 263 MB.
 LOGP_CHUNK = 512
@@ -24,8 +25,7 @@ def token_logps(
     states: Tensor,
     targets: Tensor,
     *,
-    vocabulary: int,
-    cap: float | None,
+    final: Final,
     compiled: bool = False,
 ) -> Tensor:
     """Return the log-prob of each target: [M, width], [M] -> [M] float32.
@@ -34,15 +34,14 @@ def token_logps(
         head: output layer, from states to logits.
         states: hidden states that predict the targets.
         targets: token ids.
-        vocabulary: number of logits of a token.
-        cap: c in c tanh(logit / c) (Gemma 2); None for none.
+        final: what the model makes of the output layer's result.
         compiled: compile what is computed from the logits.
     """
     chunk_logps = _compiled_chunk_logps() if compiled else _chunk_logps
-    size = max(1, LOGITS_BYTES // (vocabulary * states.element_size()))
+    size = max(1, LOGITS_BYTES // (final.width * states.element_size()))
 
     def score(part: Tensor, target: Tensor) -> Tensor:
-        logps: Tensor = _TokenLogps.apply(head(part), target, cap, chunk_logps)
+        logps: Tensor = _TokenLogps.apply(head(part), target, final, chunk_logps)
         return logps
 
     groups = list(zip(states.split(size), targets.split(size), strict=True))
@@ -58,13 +57,13 @@ class _TokenLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, cap: float | None, chunk_logps: Callable[..., Tensor]
+        ctx: Any, logits: Tensor, targets: Tensor, final: Final, chunk_logps: Callable[..., Tensor]
     ) -> Tensor:
         ctx.save_for_backward(logits, targets)
-        ctx.cap, ctx.chunk_logps = cap, chunk_logps
+        ctx.final, ctx.chunk_logps = final, chunk_logps
         chunks = zip(logits.split(LOGP_CHUNK), targets.split(LOGP_CHUNK), strict=True)
         # Detached, a chunk is no view: torch.compile would compile again for another size of the base of a view.
-        return torch.cat([chunk_logps(chunk.detach(), target.detach(), cap) for chunk, target in chunks])
+        return torch.cat([chunk_logps(chunk.detach(), target.detach(), final) for chunk, target in chunks])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -74,21 +73,16 @@ class _TokenLogps(torch.autograd.Function):
         for out, chunk, target, gradient in zip(found.split(LOGP_CHUNK), *parts, strict=True):
             with torch.enable_grad():
                 own = chunk.detach().requires_grad_()
-                logps = ctx.chunk_logps(own, target.detach(), ctx.cap)
+                logps = ctx.chunk_logps(own, target.detach(), ctx.final)
             out.copy_(torch.autograd.grad(logps, own, gradient)[0])
         return found, None, None, None
 
 
-def _chunk_logps(logits: Tensor, targets: Tensor, cap: float | None) -> Tensor:
-    logits = final_logits(logits.float(), cap)
+def _chunk_logps(logits: Tensor, targets: Tensor, final: Final) -> Tensor:
+    logits = final(logits.float())
     return logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
 
 
 @cache
 def _compiled_chunk_logps() -> Callable[..., Tensor]:
     return compiling.compiled(_chunk_logps)
-
-
-def final_logits(logits: Tensor, cap: float | None) -> Tensor:
-    """Return what a model class makes of the output layer's result."""
-    return logits if cap is None else torch.tanh(logits / cap) * cap

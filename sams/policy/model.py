@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from torch import nn
 
+from sams.policy.dropout import keep_rates, without_dropout
 from sams.policy.weights import check_weights, refuse_not_finite
 from sams.runtime.errors import UserError, first_line, nearest
 
@@ -47,8 +47,10 @@ def load_model(
     """
     device: dict[str, Any] = {"device_map": "meta"} if outline else {}
     try:
+        config = transformers.AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
         model, problems = transformers.AutoModelForCausalLM.from_pretrained(
             path,
+            config=without_dropout(config),
             revision=revision,
             dtype=dtype,
             attn_implementation=settings.attention,
@@ -68,7 +70,7 @@ def load_model(
     _refuse_other_weights(problems, str(path))
     if not outline:
         refuse_not_finite(model.named_parameters(), str(path))
-    return without_dropout(model)
+    return keep_rates(model, config)
 
 
 def _refuse_other_weights(problems: dict[str, Any], where: str) -> None:
@@ -172,12 +174,7 @@ def build_model(
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = transformers.AutoModelForCausalLM.from_config(
-                config,
-                dtype=torch.float32,
-                attn_implementation=settings.attention,
-                trust_remote_code=False,
-            )
+            return from_config(config, settings.attention)
     except UserError:
         raise
     except Exception as error:  # configs raise any type
@@ -191,20 +188,16 @@ def build_model(
             where="model.architecture",
             remedy="transformers' documentation of that type has its keys",
         ) from error
-    return without_dropout(model)
 
 
-def without_dropout(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
-    """Switch off all dropout, so that train() and eval() give bitwise equal log-probs."""
-    for key, value in vars(model.config).items():
-        if "dropout" in key and isinstance(value, float):
-            setattr(model.config, key, 0.0)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
-    return model
+def from_config(
+    config: transformers.PreTrainedConfig, attention: str, dtype: torch.dtype = torch.float32
+) -> transformers.PreTrainedModel:
+    """Build the causal language model of a config, without dropout."""
+    model = transformers.AutoModelForCausalLM.from_config(
+        without_dropout(config), dtype=dtype, attn_implementation=attention, trust_remote_code=False
+    )
+    return keep_rates(model, config)
 
 
 def add_lora(model: transformers.PreTrainedModel, settings: Lora, seed: int = 0) -> PeftModel:

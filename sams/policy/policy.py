@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import torch
 import transformers
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from sams.policy.attention import FLEX, block_mask
 from sams.policy.blocks import Checkpointing, blocks, prepare_blocks
 from sams.policy.logps import token_logps
+from sams.policy.output import body_of, final_of, output_layer
 from sams.policy.rows import Rows
 
 
@@ -48,8 +50,14 @@ class Policy(nn.Module):
         self._own_attention = model.config._attn_implementation
         self.packed: str | None = None
         self._compiled = False
-        # Recomputation needs train(); without dropout the two modes are otherwise equal.
-        model.train()
+        self._final = final_of(model)
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of this module alone: the model stays in eval(), where nothing in it is random."""
+        super().train(mode)
+        self.model.eval()
+        return self
 
     def pack(self, attention: str | None) -> None:
         """Expect packed rows and use this attention from now on; None expects padded rows."""
@@ -78,7 +86,7 @@ class Policy(nn.Module):
                 layout["branches"] = replace(rows.branches, block_masks=masks)
         watched: Any = blocks(self.model) if with_contexts else []
         with completion_means(watched, rows) as means:
-            hidden = self.model.base_model(
+            hidden = body_of(self.model)(
                 input_ids=rows.input_ids, use_cache=False, **layout
             ).last_hidden_state
         contexts = torch.stack(means, dim=1) if with_contexts else None
@@ -88,15 +96,8 @@ class Policy(nn.Module):
         """Sum of log-probs per sequence. Logits are computed only at positions that predict a completion token."""
         states = hidden.flatten(0, 1).index_select(0, rows.predicts)
         targets = rows.input_ids.flatten().index_select(0, rows.answers)
-        head = self.model.get_output_embeddings()
-        logps = token_logps(
-            head,
-            states,
-            targets,
-            vocabulary=self.model.config.get_text_config().vocab_size,
-            cap=getattr(self.model.config, "final_logit_softcapping", None),
-            compiled=self._compiled,
-        )
+        head = partial(output_layer, self.model)
+        logps = token_logps(head, states, targets, final=self._final, compiled=self._compiled)
         return logps.new_zeros(len(rows.counts)).index_add(0, rows.sequence, logps)
 
 

@@ -21,7 +21,8 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, StorageReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers.core_model_loading import revert_weight_conversion
 
-from sams.policy.model import without_dropout
+from sams.policy.dropout import save_config
+from sams.policy.model import from_config
 from sams.policy.weights import INDEX, WHOLE, refuse_not_finite
 from sams.runtime.errors import UserError
 from sams.runtime.files import write_json
@@ -63,9 +64,7 @@ def without_weights(
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
-            model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
-            )
+            model = from_config(config, attention, dtype)
         model.tie_weights()  # the meta device has separated tied weights
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
@@ -73,7 +72,7 @@ def without_weights(
             where=str(folder),
             remedy="give a folder with the config.json of a causal language model",
         ) from error
-    return without_dropout(model)
+    return model
 
 
 def names_in_files(model: transformers.PreTrainedModel) -> dict[str, str] | None:
@@ -161,6 +160,7 @@ def write(
     names = names_in_files(model)
     assert names is not None
     model.to(dtype).save_pretrained(out, state_dict={})  # the configs
+    save_config(model, out)
     weights = {names[name]: (keys[name], weight) for name, weight in model.named_parameters()}
     split = split_torch_state_dict_into_shards(
         {name: weight.detach() for name, (_, weight) in weights.items()},

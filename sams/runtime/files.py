@@ -14,12 +14,27 @@ from sams.runtime.errors import UserError
 from sams.runtime.provenance import ENVIRONMENT, made_on
 
 MANIFEST = "manifest.json"
+CARD = "README.md"
+DESCRIBING = (MANIFEST, ENVIRONMENT, CARD)
+"""Files that describe a folder; its manifest does not list them, so that they change no digest."""
 
 
 def restrict_umask() -> None:
     """Withhold write permission for others from the files that this process and its children create."""
-    mask = os.umask(0o077)
-    os.umask(mask | 0o002)
+    os.umask(_umask() | 0o002)
+
+
+def apply_umask(folder: Path) -> None:
+    """Give a folder and all in it the permissions of newly created files: some libraries write for the owner only."""
+    mask = _umask()
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _umask() -> int:
+    """Return this process's umask. It can only be read by setting it; in between, new files are the owner's."""
+    os.umask(mask := os.umask(0o077))
+    return mask
 
 
 def canonical_json(value: Any) -> str:
@@ -56,7 +71,7 @@ def whole_folder(path: Path, **facts: Any) -> Iterator[Path]:
     """Yield a temporary folder; if the block succeeds, write its manifest and rename it to `path`.
 
     An existing folder at `path` is replaced. `facts` are added to the manifest. `environment.json` describes the
-    machine and the libraries; the manifest does not list it.
+    machine and the libraries.
     """
     part = _part_of(path)
     shutil.rmtree(part, ignore_errors=True)
@@ -96,13 +111,17 @@ def _is_alive(process: int) -> bool:
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
-    """Write `manifest.json`, the last file of a folder: the SHA-256 of every file, and `facts`."""
+    """Write `manifest.json`, the last file of a folder: the SHA-256 of every file, and `facts`.
+
+    All files get the permissions of the umask.
+    """
     files = {
         str(path.relative_to(folder)): sha256_of(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in (MANIFEST, ENVIRONMENT)
+        if path.is_file() and path.name not in DESCRIBING
     }
     write_json(folder / MANIFEST, {**facts, "files": files})
+    apply_umask(folder)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from sams.policy.dropout import save_config
 from sams.policy.model import add_lora, build_model, check_vocabulary, load_model
 from sams.policy.policy import Policy
 from sams.policy.quantised import round_to_4_bits
@@ -168,6 +169,7 @@ def save(model: PreTrainedModel, out: Path, dtype: torch.dtype) -> None:
     refuse_not_finite(model.named_parameters(), "the model to export")
     model.config.use_cache = True
     model.to(dtype).save_pretrained(out)
+    save_config(model, out)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import psutil
 import torch
 from torch import nn
 
+from sams.policy.dropout import config_to_save
 from sams.policy.policy import bare
 from sams.policy.stored import files_of
 from sams.policy.weights import digest_of_model
@@ -131,7 +132,9 @@ class TrainingJob:
         """Write the trained weights as the folder `name` of the results."""
         self.workers.watch.at("writing the weights")
         lora = None if training.lora is None else {**training.lora.model_dump(), "base": self.base}
-        self.checkpoints.publish(policy, self.out / name, config=bare(policy).model.config, lora=lora)
+        self.checkpoints.publish(
+            policy, self.out / name, config=config_to_save(bare(policy).model), lora=lora
+        )
 
     def open_run(self, offset: int | None) -> Any:
         """Start or resume the metric log; ranks other than 0 get one that writes nothing."""

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sams.policy import compiling, logps
 from sams.policy.attention import FLEX, SEGMENTS, VARLEN, block_mask
 from sams.policy.blocks import Checkpointing, prepare_blocks
+from sams.policy.output import Final
 from sams.policy.policy import Policy
 from sams.policy.rows import Item, pack_rows
 from sams.training.distribution import Workers, local_part, reshard
@@ -177,9 +178,7 @@ def test_log_probs_are_compiled_once_for_any_number_of_chunks(monkeypatch: pytes
     counts = []
     for tokens in (7, 6, 8, 12, 20, 16, 5):
         states, targets = torch.randn(tokens, 4, requires_grad=True), torch.randint(11, (tokens,))
-        found = logps.token_logps(
-            torch.nn.Linear(4, 11), states, targets, vocabulary=11, cap=None, compiled=True
-        )
+        found = logps.token_logps(torch.nn.Linear(4, 11), states, targets, final=Final(11), compiled=True)
         found.sum().backward()
         counts.append(counter.frame_count)
     assert counts == [2] * len(counts), "with and without gradients"

@@ -1,9 +1,7 @@
 """Log-probs and contexts of the policy against the plain computation, for four architecture classes."""
 
-import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 from sams.policy import logps
 from sams.policy.attention import SEGMENTS
 from sams.policy.blocks import Checkpointing
-from sams.policy.model import build_model, load_model
+from sams.policy.model import build_model
+from sams.policy.output import Final
 from sams.policy.policy import Policy, Scores, completion_means
 from sams.policy.rows import Item, Rows, pack_rows, pad_rows
 from sams.training.memory import Allocated
@@ -137,7 +136,7 @@ def test_log_probs_from_bfloat16_logits_are_those_of_float64(cap: float | None, 
     expected = final.log_softmax(dim=1).gather(1, targets[:, None])[:, 0]
     (expected * weights).sum().backward()
 
-    found = logps.token_logps(lambda _: logits, states, targets, vocabulary=97, cap=cap)
+    found = logps.token_logps(lambda _: logits, states, targets, final=Final(97, cap=cap))
     (found * weights).sum().backward()
     assert found.dtype == torch.float32 and logits.grad is not None and oracle.grad is not None
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-5)
@@ -228,19 +227,3 @@ def test_building_a_model_is_seeded_and_leaves_the_random_state_alone() -> None:
     weights = [next(model.parameters()) for model in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_dropout_that_a_model_asks_for_is_switched_off(kind: str, tmp_path: Path) -> None:
-    config = build_model(tiny.settings(kind), tiny.tokenizer(), seed=0).config
-    names = [name for name in vars(config) if "dropout" in name]
-    assert names
-    asking = tiny.SIZES | tiny.ARCHITECTURES[kind] | dict.fromkeys(names, 0.5)
-    built = build_model(tiny.settings(kind, architecture=asking), tiny.tokenizer(), seed=0)
-    built.save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | dict.fromkeys(names, 0.5)))
-    _, rows = model_and_rows(kind)
-    for model in (built, load_model(tmp_path, tiny.settings(kind))):
-        policy = Policy(model)
-        assert torch.equal(call(policy.train(), rows).logps, call(policy.eval(), rows).logps)

@@ -6,8 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sams.runtime.files import (
+    CARD,
     MANIFEST,
     canonical_json,
     manifest_digest,
@@ -48,6 +51,28 @@ def test_a_manifest_digest_depends_on_content_and_not_on_facts(tmp_path: Path) -
             (part / "x").write_text(text)
         digests.append(manifest_digest(tmp_path / str(index)))
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_folder_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        with whole_folder(tmp_path / "weights") as part:
+            (part / "below").mkdir(mode=0o700)
+            save_file({"a": torch.ones(1)}, part / "below" / "a.safetensors")
+            assert (part / "below" / "a.safetensors").stat().st_mode & 0o777 == 0o600
+        assert os.umask(0o027) == 0o027, "as it was"
+    finally:
+        os.umask(mask)
+    found = {path.stat().st_mode & 0o777 for path in (tmp_path / "weights").rglob("*") if path.is_file()}
+    assert found == {0o640}
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("**/")} - {0o700} == {0o750}
+
+
+def test_a_card_changes_no_digest(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        with whole_folder(tmp_path / text) as part:
+            (part / CARD).write_text(text)
+    assert manifest_digest(tmp_path / "one") == manifest_digest(tmp_path / "two")
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
