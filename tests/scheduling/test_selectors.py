@@ -59,6 +59,25 @@ def with_flips(*flipped: int) -> View:
     return View(zeros, zeros, zeros, flipped=torch.tensor(flipped, dtype=torch.bool))
 
 
+def setup(folder: Path, **changes: Any) -> Setup:
+    """Inputs of a training job, away from the defaults."""
+    given = {
+        "seed": 3,
+        "selection": Selection(64, 5, (0.5, 0.25)),
+        "scheduler": Settings(delta=0.9, uncertainty="mean", gamma=0.2, replay_rounds=3, replay_bytes=10**6),
+        "weights": None,
+        "train_encoder": False,
+        "layers": LAYERS,
+        "width": WIDTH,
+        "device": torch.device("cpu"),
+        "folder": folder,
+        "rank": 1,
+        "world": 2,
+        "sum": lambda tensor: tensor,
+    }
+    return Setup(**given | changes)
+
+
 class PerfectScheduler:
     """Knows what every arm is worth: the first number of its context."""
 
@@ -171,6 +190,46 @@ def test_who_needs_a_view_says_so(name: str) -> None:
     assert SELECTORS[name]().needs_contexts == (name == "sams")
 
 
+# --- built from a run --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand"),
+    [
+        ("random", lambda: Random(3)),
+        ("oracle", lambda: Oracle(3)),
+        ("beta_dpo_filter", lambda: BetaDpoFilter(3)),
+        ("reward", lambda: Reward(0.9, "mean")),
+    ],
+)
+def test_a_selector_is_built_from_seed_and_settings_of_the_run(
+    name: str, by_hand: Callable[[], Selector], tmp_path: Path
+) -> None:
+    seen = replace(view(0, n=64), chosen_tokens=torch.arange(1, 65).float())
+    built, expected = TABLE[name].load().build(setup(tmp_path)), by_hand()
+    for selector in (built, expected):
+        selector.observe(seen)
+    assert built.choose(seen, 64, 32).tolist() == expected.choose(seen, 64, 32).tolist()
+
+
+def test_sams_is_built_with_pool_seeds_and_weights_of_the_run(tmp_path: Path) -> None:
+    given = setup(tmp_path)
+    fresh = Sams.build(given)
+    pool = fresh.scheduler.pool
+    assert (pool.folder, pool.max_arms, pool.max_bytes) == (tmp_path, 3 * 32, 10**6)
+    assert (pool.rank, pool.world, pool.exchange) == (1, 2, given.sum)
+    assert (fresh.gamma, fresh.trained) == (0.2, False)
+    seeded = torch.Generator().manual_seed(3).get_state()
+    assert torch.equal(fresh.generator.get_state(), seeded) and torch.equal(
+        pool.generator.get_state(), seeded
+    )
+    # Fewer rounds than the pool may remember: it has room for those of the run.
+    short = Sams.build(setup(tmp_path, selection=Selection(64, 2, (0.5,))))
+    assert short.scheduler.pool.max_arms == 2 * 32
+    torch.save(fresh.scheduler.weights(), tmp_path / "scheduler.pt")
+    assert Sams.build(setup(tmp_path, weights=tmp_path / "scheduler.pt", seed=4)).trained
+
+
 # --- Top-K ----------------------------------------------------------------------------------------
 
 
@@ -249,39 +308,6 @@ def test_reward_takes_the_log_prob_per_token_where_told() -> None:
     seen = View(torch.zeros(2), torch.zeros(2), logps, chosen_tokens=tokens)
     assert Reward(0.5).choose(seen, 2, 1).tolist() == [1]
     assert Reward(0.5, "mean").choose(seen, 2, 1).tolist() == [0]
-
-
-@pytest.mark.parametrize(
-    ("name", "by_hand"),
-    [
-        ("random", lambda: Random(3)),
-        ("oracle", lambda: Oracle(3)),
-        ("beta_dpo_filter", lambda: BetaDpoFilter(3)),
-        ("reward", lambda: Reward(0.9, "mean")),
-    ],
-)
-def test_a_selector_is_built_from_seed_and_settings_of_the_run(
-    name: str, by_hand: Callable[[], Selector], tmp_path: Path
-) -> None:
-    seen = replace(view(0, n=64), chosen_tokens=torch.arange(1, 65).float())
-    setup = Setup(
-        seed=3,
-        selection=Selection(64, 1, (0.5,)),
-        scheduler=Settings(delta=0.9, uncertainty="mean"),
-        weights=None,
-        train_encoder=False,
-        layers=LAYERS,
-        width=WIDTH,
-        device=torch.device("cpu"),
-        folder=tmp_path,
-        rank=0,
-        world=1,
-        sum=lambda tensor: tensor,
-    )
-    built, expected = TABLE[name].load().build(setup), by_hand()
-    for selector in (built, expected):
-        selector.observe(seen)
-    assert built.choose(seen, 64, 32).tolist() == expected.choose(seen, 64, 32).tolist()
 
 
 def test_reward_of_equal_pairs_goes_by_index() -> None:
