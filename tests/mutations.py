@@ -57,6 +57,7 @@ class Fault:
 REWARDS = "scheduling/test_rewards.py::test_"
 SCHEDULER = "scheduling/test_scheduler.py::test_"
 SELECTORS = "scheduling/test_selectors.py::test_"
+UPDATES = "training/test_updates.py::test_"
 POOL = "scheduling/test_pool.py::test_"
 PRECISION = "training/test_precision.py::test_"
 SAMS_SETTINGS = "scheduling/test_sams_settings.py::test_"
@@ -682,6 +683,69 @@ FAULTS = [
         (f"{PRECISION}weights_are_cast_once_a_step",),
     ),
     # Losses.
+    Fault(
+        "the policy's weight decay is ignored",
+        "training/updates.py",
+        '"weight_decay": weight_decay}',
+        '"weight_decay": 0.0}',
+        (f"{UPDATES}twenty_steps_are_those_of_trl",),
+    ),
+    Fault(
+        "norms and biases decay",
+        "training/updates.py",
+        '"weight_decay": 0.0},',
+        '"weight_decay": weight_decay},',
+        (f"{UPDATES}twenty_steps_are_those_of_trl",),
+    ),
+    Fault(
+        "layers of class LayerNorm decay under names of their own",
+        "training/updates.py",
+        "get_parameter_names(policy, [nn.LayerNorm], NO_DECAY)",
+        "get_parameter_names(policy, [], NO_DECAY)",
+        (f"{UPDATES}weights_decay_as_with_transformers",),
+    ),
+    Fault(
+        "the cosine schedule falls to half and stays there",
+        "training/updates.py",
+        "(1 - math.cos(math.pi * remaining)) / 2",
+        "max(0.5, (1 - math.cos(math.pi * remaining)) / 2)",
+        (f"{UPDATES}rates_are_those_of_transformers",),
+    ),
+    Fault(
+        "the warm-up is a step ahead of transformers'",
+        "training/updates.py",
+        "done, warmup = step - 1, ",
+        "done, warmup = step, ",
+        (f"{UPDATES}rates_are_those_of_transformers", f"{UPDATES}twenty_steps_are_those_of_trl"),
+    ),
+    Fault(
+        "gradients are never clipped",
+        "training/updates.py",
+        "workers.clip(passes.policy, self.training.max_grad_norm, self.optimiser)",
+        "workers.clip(passes.policy, 1e9, self.optimiser)",
+        (f"{UPDATES}twenty_steps_are_those_of_trl",),
+    ),
+    Fault(
+        "pretraining turns the margin round",
+        "training/watching.py",
+        'margins=-values["loss"]',
+        'margins=values["loss"]',
+        (f"{PASSES}the_view_of_a_single_response_still_tells_samples_apart",),
+    ),
+    Fault(
+        "a tie counts as accurate",
+        "training/tasks/preference.py",
+        "(chosen_rewards > rejected_rewards).float()",
+        "(chosen_rewards >= rejected_rewards).float()",
+        (f"{PASSES}a_tie_is_not_accurate",),
+    ),
+    Fault(
+        "the rounding of bfloat16 margins is that of float32",
+        "training/tasks/preference.py",
+        "self.rounding = ROUNDING[precision]",
+        'self.rounding = ROUNDING["float32"]',
+        (f"{PASSES}margins_that_are_rounding_in_bfloat16_do_not_rank_pairs",),
+    ),
     Fault(
         "the reference is left out of the loss",
         "losses/base.py",

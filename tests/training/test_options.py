@@ -276,8 +276,8 @@ def test_flipped_labels_are_those_of_id_and_seed_with_their_reference(
 ) -> None:
     recipe = preference_recipe(flipped_share=0.4, flip_seed=3)
     paths = (prepared["tokens"], prepared["reference"])
-    clean = read_task(*paths, "train", preference_recipe().training)
-    noisy = read_task(*paths, "train", recipe.training)
+    clean = read_task(*paths, "train", preference_recipe().training, precision="float32")
+    noisy = read_task(*paths, "train", recipe.training, precision="float32")
     assert noisy.ids == clean.ids and clean.reference is not None and noisy.reference is not None
     swapped = [is_flipped(pair, 0.4, 3) for pair in clean.ids]
     assert 10 < sum(swapped) < 40
@@ -290,8 +290,10 @@ def test_flipped_labels_are_those_of_id_and_seed_with_their_reference(
         )
         # What the data knew to be flipped, and is drawn again, is clean.
         assert noisy.flipped[index] == (clean.flipped[index] != flip)
-    test = read_task(*paths, "test", recipe.training)
-    assert list(test.chosen) == list(read_task(*paths, "test", preference_recipe().training).chosen)
+    test = read_task(*paths, "test", recipe.training, precision="float32")
+    assert list(test.chosen) == list(
+        read_task(*paths, "test", preference_recipe().training, precision="float32").chosen
+    )
 
     # The first step's gate has held the policy against the swapped reference; the oracle knows the flags.
     run(prepared, tmp_path, selector="oracle", ratio=0.5, flipped_share=0.4, flip_seed=3)
