@@ -13,7 +13,7 @@ from sams.policy.attention import kernels
 from sams.policy.policy import Scores, bare
 from sams.policy.rows import Item, pack_rows, pad_rows
 from sams.training.distribution import Workers
-from sams.training.gates import OUTLIER, TOLERANCE
+from sams.training.gates import OUTLIER, TOLERANCE, allowed
 from sams.training.tasks.base import Scored
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _objection(
         return f"tokens that a sequence does not see change its log-prob by {moved:.1e}"
     difference = float((found.logps - expected.logps).abs().sum() / expected.tokens.sum())
     difference = workers.largest(difference)
-    if not difference <= OUTLIER * TOLERANCE[precision]:
+    if not difference <= allowed(precision, float(found.tokens.max()), outlier=True):
         return f"log-probs differ from those of padded rows by {difference:.1e} per token"
     return None
 

@@ -343,7 +343,7 @@ def test_a_reference_that_is_not_the_policys_own_is_noticed_before_the_first_ste
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_gate_bounds_the_mean_and_each_pair(precision: str) -> None:
-    limit = {"float32": 1e-5, "bfloat16": 1e-3}[precision]
+    bias, noise = {"float32": (1e-5, 0.0), "bfloat16": (1e-3, 6 * 0.05)}[precision]
     data, items = tiny.pairs(8, seed=1), list(range(8))
     loss = build_loss("sigmoid", beta=0.1, settings={}, sft_weight=0.0)
     task = PreferenceTask(data, loss=loss, reference=dict.fromkeys(data["id"], (-2.0, -3.0)))
@@ -362,14 +362,15 @@ def test_the_gate_bounds_the_mean_and_each_pair(precision: str) -> None:
     def gate(found: Items) -> None:
         refuse_foreign_reference(task, items, found, precision=precision)
 
+    limit = bias + noise / float(chosen_tokens.sum() + rejected_tokens.sum()) ** 0.5
     gate(off([0.0] * 8, [0.0] * 8))
     gate(off([0.9 * limit] * 8, [0.9 * limit] * 8))
     with pytest.raises(TrainingFailure, match=r"in the mean \(allowed"):
         gate(off([-1.2 * limit] * 8, [-1.2 * limit] * 8))
     # One pair out of eight, its completions off by as much either way, so that the mean is 0.
     sizes = int(chosen_tokens[3]), int(rejected_tokens[3])
-    for times, refused in ((17, False), (23, True)):
-        most = times * limit * min(sizes)
+    for times, refused in ((0.9, False), (1.1, True)):
+        most = times * min(20 * bias * size + noise * size**0.5 for size in sizes)
         found = off([0.0] * 3 + [most / sizes[0]] + [0.0] * 4, [0.0] * 3 + [-most / sizes[1]] + [0.0] * 4)
         with pytest.raises(TrainingFailure, match=data["id"][3]) if refused else nullcontext():
             gate(found)
