@@ -66,6 +66,41 @@ def data(
 
 
 @app.command()
+def init(
+    out: Annotated[Path, typer.Argument(help="File to write.")] = Path("study.yaml"),
+    model: Annotated[
+        str, typer.Option(prompt="Start model (hub id or folder)", help="Hub id or folder.")
+    ] = "",
+    pairs: Annotated[
+        str,
+        typer.Option("--data", prompt="Preference pairs (file or hub id)", help="Pairs: a file or a hub id."),
+    ] = "",
+    test: Annotated[
+        str | None, typer.Option(help="Test pairs; default: a share of the prompts is held out.")
+    ] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Train adapters.")] = False,
+    qlora: Annotated[bool, typer.Option("--qlora", help="Train adapters on weights in 4 bits.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights.")] = False,
+    gpus: Annotated[int | None, typer.Option(min=0, help="Number of GPUs; default: those here.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="GPU of another machine: H100, H200, B200, A100, L40S or L4.")
+    ] = None,
+) -> None:
+    """Write a study for your model, pairs and GPUs, with rates and lengths that fit them."""
+    from sams.planning.new_study import Machine, new_study, next_commands
+    from sams.runtime.errors import UserError
+
+    asked = [name for name, given in (("full", full), ("lora", lora), ("qlora", qlora)) if given]
+    if len(asked) > 1:
+        raise UserError(f"--{asked[0]} and --{asked[1]} exclude each other", remedy="give one of them")
+    weights = asked[0] if asked else None
+    machine = Machine.described(gpus, gpu)
+    for sentence in new_study(out, model=model, data=pairs, test=test, weights=weights, machine=machine):  # type: ignore[arg-type]
+        typer.echo(f"- {sentence}")
+    typer.echo(next_commands(out))
+
+
+@app.command()
 def grid(
     method: Annotated[list[str] | None, typer.Option(help="Methods; default: all with a grid.")] = None,
     configfile: ConfigFiles = None,

@@ -57,6 +57,7 @@ class Fault:
 REWARDS = "scheduling/test_rewards.py::test_"
 SCHEDULER = "scheduling/test_scheduler.py::test_"
 SELECTORS = "scheduling/test_selectors.py::test_"
+UPDATES = "training/test_updates.py::test_"
 POOL = "scheduling/test_pool.py::test_"
 PRECISION = "training/test_precision.py::test_"
 SAMS_SETTINGS = "scheduling/test_sams_settings.py::test_"
@@ -73,6 +74,7 @@ SHARDING = "training/test_sharding.py::test_"
 CHECKPOINTS = "training/test_checkpoints.py::test_"
 OPTIONS = "training/test_options.py::test_"
 LOSSES = "losses/test_losses.py::test_"
+EXPORT = "training/test_export.py::test_"
 PAPER = "tables/test_paper_table.py"
 VERIFY = "tables/test_verify.py"
 TRAJECTORY = "training/test_trajectory.py::test_fifty_rounds_follow_the_reference_implementation"
@@ -661,6 +663,55 @@ FAULTS = [
         ("training/test_options.py::test_adapters_are_merged_into_no_other_base",),
     ),
     Fault(
+        "the end of a turn is not among the exported stop ids",
+        "training/folder.py",
+        "[*given, *stop_ids(tokenizer, date)]",
+        "given",
+        (f"{EXPORT}settings_of_the_start_model_stay",),
+    ),
+    Fault(
+        "the stop ids of the start model are lost",
+        "training/folder.py",
+        "[*given, *stop_ids(tokenizer, date)]",
+        "stop_ids(tokenizer, date)",
+        (f"{EXPORT}settings_of_the_start_model_stay",),
+    ),
+    Fault(
+        "an exported model generates without a cache",
+        "training/folder.py",
+        'settings["use_cache"] = True',
+        'settings["use_cache"] = False',
+        (f"{EXPORT}settings_of_the_start_model_stay",),
+    ),
+    Fault(
+        "an exported model has the compute type",
+        "training/folder.py",
+        "(named or stored_types(start) or [settings.precision])[0]",
+        "settings.precision",
+        (f"{EXPORT}settings_of_the_start_model_stay",),
+    ),
+    Fault(
+        "an exported tokenizer is saved again",
+        "training/folder.py",
+        "if not same or",
+        "if same or",
+        (f"{EXPORT}tokenizer_templates_and_licence_are_copied_byte_for_byte",),
+    ),
+    Fault(
+        "adapters name the copy of their base in the results",
+        "training/export.py",
+        'if settings.path is None or "trained" in upstream:',
+        "if True:",
+        (f"{EXPORT}adapters_over_a_model_that_was_trained_name_that_model",),
+    ),
+    Fault(
+        "weights are the owner's alone",
+        "runtime/files.py",
+        "    apply_umask(folder)\n",
+        "",
+        ("runtime/test_files.py::test_a_folder_gets_the_permissions_of_the_umask",),
+    ),
+    Fault(
         "adapters are drawn from the global generator",
         "policy/model.py",
         "            torch.manual_seed(seed)\n            return peft",
@@ -682,6 +733,69 @@ FAULTS = [
         (f"{PRECISION}weights_are_cast_once_a_step",),
     ),
     # Losses.
+    Fault(
+        "the policy's weight decay is ignored",
+        "training/updates.py",
+        '"weight_decay": weight_decay}',
+        '"weight_decay": 0.0}',
+        (f"{UPDATES}twenty_steps_are_those_of_trl",),
+    ),
+    Fault(
+        "norms and biases decay",
+        "training/updates.py",
+        '"weight_decay": 0.0},',
+        '"weight_decay": weight_decay},',
+        (f"{UPDATES}twenty_steps_are_those_of_trl",),
+    ),
+    Fault(
+        "layers of class LayerNorm decay under names of their own",
+        "training/updates.py",
+        "get_parameter_names(policy, [nn.LayerNorm], NO_DECAY)",
+        "get_parameter_names(policy, [], NO_DECAY)",
+        (f"{UPDATES}weights_decay_as_with_transformers",),
+    ),
+    Fault(
+        "the cosine schedule falls to half and stays there",
+        "training/updates.py",
+        "(1 - math.cos(math.pi * remaining)) / 2",
+        "max(0.5, (1 - math.cos(math.pi * remaining)) / 2)",
+        (f"{UPDATES}rates_are_those_of_transformers",),
+    ),
+    Fault(
+        "the warm-up is a step ahead of transformers'",
+        "training/updates.py",
+        "done, warmup = step - 1, ",
+        "done, warmup = step, ",
+        (f"{UPDATES}rates_are_those_of_transformers", f"{UPDATES}twenty_steps_are_those_of_trl"),
+    ),
+    Fault(
+        "gradients are never clipped",
+        "training/updates.py",
+        "workers.clip(passes.policy, self.training.max_grad_norm, self.optimiser)",
+        "workers.clip(passes.policy, 1e9, self.optimiser)",
+        (f"{UPDATES}twenty_steps_are_those_of_trl",),
+    ),
+    Fault(
+        "pretraining turns the margin round",
+        "training/watching.py",
+        'margins=-values["loss"]',
+        'margins=values["loss"]',
+        (f"{PASSES}the_view_of_a_single_response_still_tells_samples_apart",),
+    ),
+    Fault(
+        "a tie counts as accurate",
+        "training/tasks/preference.py",
+        "(chosen_rewards > rejected_rewards).float()",
+        "(chosen_rewards >= rejected_rewards).float()",
+        (f"{PASSES}a_tie_is_not_accurate",),
+    ),
+    Fault(
+        "the rounding of bfloat16 margins is that of float32",
+        "training/tasks/preference.py",
+        "self.rounding = ROUNDING[precision]",
+        'self.rounding = ROUNDING["float32"]',
+        (f"{PASSES}margins_that_are_rounding_in_bfloat16_do_not_rank_pairs",),
+    ),
     Fault(
         "the reference is left out of the loss",
         "losses/base.py",
@@ -734,6 +848,13 @@ FAULTS = [
         'log.info("resuming after step %d", loop["step"])',
         "_ = optimiser and optimiser.state.clear()",
         (RESUMED,),
+    ),
+    Fault(
+        "rounding of bfloat16 is allowed per token, however many there are",
+        "training/gates.py",
+        " / math.sqrt(tokens)",
+        "",
+        (f"{OPTIONS}the_gate_bounds_the_mean_and_each_pair[bfloat16]",),
     ),
     Fault(
         "the gate of step 1 is asked after a resume too",

@@ -115,7 +115,8 @@ def test_accuracy(
 ) -> float:
     """Return the percent of the clean test pairs in which the right answer has the larger implicit reward."""
     training = settings.runs[run]
-    task = read_task(tokens, reference if training.needs_reference else None, "test", training)
+    cached = reference if training.needs_reference else None
+    task = read_task(tokens, cached, "test", training, precision=settings.model.precision)
     dtype = getattr(torch, settings.model.precision)
     policy = workers.wrap(Policy(load_model(model, settings.model, dtype=dtype)), trained=False)
     tuning = tune(

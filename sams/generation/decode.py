@@ -15,6 +15,7 @@ from sams.generation.engines import derived_seed, open_engine
 from sams.generation.shards import Shards
 from sams.runtime.errors import UserError, first_line
 from sams.runtime.faults import suggesting
+from sams.runtime.files import read_json
 from sams.runtime.progress import Progress
 from sams.study.settings import Decoding
 from sams.study.settings.model import TEMPLATE_DATE
@@ -77,7 +78,8 @@ class Decoder:
         self._date = date
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            self.stop_ids = sorted({*stop_ids(self.tokenizer, date), *decoding.stop_token_ids})
+            ends = {*stop_ids(self.tokenizer, date), *stop_ids_of(folder)}
+            self.stop_ids = sorted(ends | {*decoding.stop_token_ids})
             if not self.stop_ids:
                 raise UserError(
                     "the tokenizer has no EOS token",
@@ -149,6 +151,13 @@ class Decoder:
         stopped = bool(tokens) and tokens[-1] in self.stop_ids
         text = self.tokenizer.decode(tokens[:-1] if stopped else tokens, skip_special_tokens=True)
         return Answer(text.strip(), tokens=len(tokens), truncated=not stopped)
+
+
+def stop_ids_of(folder: Path) -> list[int]:
+    """Return the stop ids in a model's generation_config.json."""
+    file = folder / "generation_config.json"
+    ids = read_json(file).get("eos_token_id") if file.is_file() else None
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def make_batches(lengths: Sequence[int], temperatures: Sequence[float], size: int) -> list[list[int]]:

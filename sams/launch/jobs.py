@@ -11,6 +11,7 @@ from sams.runtime.digests import digest_of_source
 from sams.runtime.files import MANIFEST
 from sams.scoring.fetch import published
 from sams.study.code import ENTRY_POINTS, code_of_job
+from sams.study.model_files import is_weights
 from sams.study.recipes import recipe_json, recipe_of
 from sams.study.settings import Settings
 from sams.study.sources import sources_of
@@ -66,11 +67,11 @@ class Jobs:
         return lambda wildcards: [path for path in self._sources(stage, wildcards) if "{" not in path]
 
     def _sources(self, stage: str, wildcards: Any) -> list[str]:
-        adapted = wildcards.get("method") == BASE_METHOD and self.study.sft and self.study.sft.lora
-        if stage == "export_model" and wildcards.method in self.study.trained_methods and not adapted:
-            return []
         benchmark = "alpaca_eval" if stage == "generate_answers" else ""
         named = [*sources_of(self.recipe(stage, wildcards, benchmark)), *self._more.get(stage, [])]
+        adapted = wildcards.get("method") == BASE_METHOD and self.study.sft and self.study.sft.lora
+        if stage == "export_model" and wildcards.method in self.study.trained_methods and not adapted:
+            named = [path for path in named if path and not is_weights(path)]
         return [path for path in named if path and (Path(path).exists() or published(path))]
 
 

@@ -26,8 +26,9 @@ from sams.policy.model import from_config
 from sams.policy.weights import INDEX, WHOLE, refuse_not_finite
 from sams.runtime.errors import UserError
 from sams.runtime.files import write_json
+from sams.study.model_files import BESIDE_WEIGHTS
 
-FILES = ["config.json", "generation_config.json", WHOLE, "model-*.safetensors", INDEX]
+FILES = [*BESIDE_WEIGHTS, WHOLE, "model-*.safetensors", INDEX]
 """Files fetched of a hub model: some repositories have the weights a second time, under other names."""
 FILE_SIZE = 2_000_000_000
 """Most bytes of a written file, unless one tensor is larger: a file is in memory before it is on disk."""

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Names of safetensors for the types of weights that can be trained; all other types are quantised.
-FLOATS = {"F64", "F32", "F16", "BF16"}
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FETCH_AGAIN = "fetch the model again"
 
 
@@ -53,6 +53,15 @@ def check_weights(folder: Path, *, allow_pickle: bool = False) -> None:
         return
     for file, expected in files.items():
         _check_file(file, expected)
+
+
+def stored_types(folder: Path) -> list[str]:
+    """Return the types of a model's floating-point tensors in safetensors, in their order."""
+    types = []
+    for file in sorted(_files(folder)):
+        with safe_open(file, framework="pt") as stored:
+            types += [stored.get_slice(name).get_dtype() for name in stored.keys()]  # noqa: SIM118
+    return [FLOATS[kind] for kind in dict.fromkeys(types) if kind in FLOATS]
 
 
 def digest_of_model(folder: Path) -> str:

@@ -18,6 +18,7 @@ from sams.study.settings import (
     Count,
     Data,
     Decoding,
+    Export,
     Judge,
     Launch,
     MicroBatch,
@@ -124,6 +125,9 @@ class ExportRecipe(Settings):
     """Stage `export_model`."""
 
     model: Model
+    export: Export = Export()
+    data: dict[str, str] = Field({}, description="Files and data sets of the training data; for the card.")
+    sft: Sft | None = Field(None, description="Fine-tuning before the preference stage; for the card.")
 
 
 class GenerateRecipe(Settings):
@@ -230,7 +234,12 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         ),
         "train_crossfit": lambda: _crossfit(study, method, seed),
         "train_preference": lambda: _preference(study, method, seed),
-        "export_model": lambda: ExportRecipe(model=study.model_of(method) if method else study.model),
+        "export_model": lambda: ExportRecipe(
+            model=study.model_of(method) if method else study.model,
+            export=study.export,
+            data=study.data.sources if method in study.trained_methods else {},
+            sft=study.sft if method in study.preference_methods else None,
+        ),
         "generate_answers": lambda: GenerateRecipe(
             seed=seed,
             method=method,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sams.runtime.digests import digest_of_source
+from sams.study.model_files import BESIDE_WEIGHTS, TOKENIZER, WEIGHTS, matching
 from sams.study.recipes import (
     DataRecipe,
     ExportRecipe,
@@ -15,9 +16,6 @@ from sams.study.recipes import (
     TokeniseRecipe,
 )
 from sams.study.settings import Settings
-
-TOKENIZER = ("token*", "special_tokens_map.json", "vocab*", "merges.txt", "chat*")
-WEIGHTS = ("config.json", "*.safetensors", "*.bin")
 
 
 def sources_of(recipe: Settings) -> list[str]:
@@ -36,11 +34,11 @@ def sources_of(recipe: Settings) -> list[str]:
         case TokeniseRecipe(model=model):
             given = [model.chat_template, *_files(model.path, "config.json", *TOKENIZER)]
         case SftRecipe(model=model, watching=watching):
-            given = [*_files(model.path, *WEIGHTS), *_encoder(watching and watching.scheduler)]
+            given = [*_files(model.path, "config.json", *WEIGHTS), *_encoder(watching and watching.scheduler)]
         case PretrainRecipe() | PreferenceRecipe():
             given = _encoder(recipe.scheduler)
         case ExportRecipe(model=model):
-            given = _files(model.path, *WEIGHTS, "generation_config.json", *TOKENIZER)
+            given = [model.chat_template, *_files(model.path, *BESIDE_WEIGHTS, *WEIGHTS)]
     return sorted({source for source in given if isinstance(source, str)})
 
 
@@ -61,7 +59,7 @@ def _files(folder: str | None, *patterns: str) -> list[str]:
     """Return the files of a local model; none for a model of the hub."""
     if folder is None or not Path(folder).is_dir():
         return []
-    return [str(file) for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()]
+    return [str(file) for file in matching(Path(folder), patterns)]
 
 
 def _encoder(scheduler: Any) -> list[str]:

@@ -14,6 +14,7 @@ from sams.study.settings import (
     Benchmarks,
     Count,
     Data,
+    Export,
     Launch,
     Method,
     Model,
@@ -91,6 +92,7 @@ class Study(Settings):
         description="Pairs of a model's own answers, for target `on_policy`; null: none.",
     )
     benchmarks: Benchmarks = Field(Benchmarks(), description="Benchmarks and judge.")
+    export: Export = Field(Export(), description="How models are exported.")
     launch: Launch = Field(Launch(), description="How training jobs are started.")
     tracking: Tracking = Field(Tracking(), description="MLflow.")
 

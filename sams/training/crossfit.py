@@ -55,7 +55,10 @@ def main(
     ) as job:
         policy = load_policy(model, settings.model, job.workers, training=training, seed=settings.seed)
         splits = ("train", training.evaluated_split)
-        task, test = (read_task(tokens, reference, split, training) for split in splits)
+        task, test = (
+            read_task(tokens, reference, split, training, precision=settings.model.precision)
+            for split in splits
+        )
         halves = torch.randperm(len(task.ids), generator=seeded("crossfit", settings.seed)).chunk(2)
         mine, others = halves[half].tolist(), halves[1 - half].tolist()
 

@@ -24,7 +24,10 @@ from sams.policy.quantised import round_to_4_bits
 from sams.policy.stored import files_of, materialise, names_in_files, stored_names, without_weights, write
 from sams.policy.weights import check_weights, digest_of_model, refuse_not_finite
 from sams.runtime.errors import UserError
-from sams.runtime.files import digest_of, read_json, whole_folder
+from sams.runtime.files import MANIFEST, digest_of, read_json, read_manifest, whole_folder
+from sams.study.model_files import is_weights
+from sams.training.card import ADAPTER, write_cards
+from sams.training.folder import complete, export_type
 from sams.training.sharded import LORA, ShardReader, load_sharded
 
 if TYPE_CHECKING:
@@ -55,46 +58,48 @@ def main(
     from sams.study.recipes import ExportRecipe
     from sams.study.sources import digests_of_sources
 
-    settings = read_recipe(recipe, ExportRecipe).model
-    dtype = getattr(torch, settings.precision)
+    exported = read_recipe(recipe, ExportRecipe)
+    settings = exported.model
+    start = None if settings.path is None else files_of(settings.path, settings.revision)
+    dtype = export_type(exported.export.dtype, settings, start)
     if tokens is not None:
         tokenizer = AutoTokenizer.from_pretrained(tokens / "tokenizer", trust_remote_code=False)
-    elif trained is None and settings.path is not None:
+    elif trained is None and start is not None:
         from sams.data.tokeniser import build_tokenizer
 
         tokenizer = build_tokenizer(settings, iter(()))
     else:
         raise UserError("a tokenizer is needed", where="--tokens", remedy="give the tokenised data")
-    upstream = {"tokens": digest_of(tokens)} if tokens else {}
-    if trained is not None:
-        upstream |= {"trained": digest_of(trained)}
-    if model is not None:
-        upstream |= {"model": digest_of(model)}
+    given = {"tokens": tokens, "trained": trained, "model": model}
+    upstream = {name: digest_of(folder) for name, folder in given.items() if folder is not None}
     base = model
-    if trained is not None and (trained / LORA).is_file() and base is None and settings.path is not None:
-        base = files_of(settings.path, settings.revision)
-    from_path = trained is None or (base is not None and model is None)
-    sources = digests_of_sources(ExportRecipe(model=settings)) if from_path else {}
+    if trained is not None and (trained / LORA).is_file() and base is None:
+        base = start
+    reads_start = trained is None or (base is not None and model is None)
+    sources = digests_of_sources(exported)
+    if not reads_start:
+        sources = {path: digest for path, digest in sources.items() if not is_weights(path)}
     facts = {"upstream": upstream, "sources": sources, "recipe": settings.model_dump(mode="json")}
     with whole_folder(out, **facts) as part:
         if trained is not None:
             export_trained(trained, settings, part, dtype, base)
-        elif settings.path is not None:
-            folder = files_of(settings.path, settings.revision)
-            check_weights(folder, allow_pickle=settings.allow_pickle)
-            finished = without_weights(folder, settings.attention)
-            check_vocabulary(finished, tokenizer, settings.path)
-            if (folder / "generation_config.json").is_file():
-                finished.generation_config = GenerationConfig.from_pretrained(folder)
-            names = stored_names(finished, folder)
+        elif start is not None:
+            check_weights(start, allow_pickle=settings.allow_pickle)
+            finished = without_weights(start, settings.attention)
+            check_vocabulary(finished, tokenizer, str(settings.path))
+            names = stored_names(finished, start)
             if names is None:
-                save(load_model(settings.path, settings, revision=settings.revision), part, dtype)
+                save(load_model(str(settings.path), settings, revision=settings.revision), part, dtype)
             else:
-                finished.config.use_cache = True
-                write(finished, HuggingFaceStorageReader(str(folder)), names, part, dtype, folder)
+                write(finished, HuggingFaceStorageReader(str(start)), names, part, dtype, start)
         else:
             save(build_model(settings, tokenizer, FRESH_SEED), part, dtype)
-        tokenizer.save_pretrained(part)
+        source = start
+        if source is None:
+            assert tokens is not None
+            source = tokens / "tokenizer"
+        complete(part, source, tokenizer, dtype, settings.template_date)
+        write_cards(part, exported, start, trained)
 
 
 def export_trained(
@@ -107,7 +112,6 @@ def export_trained(
         return
     names = names_in_files(model)
     if names is not None:
-        model.config.use_cache = True
         write(model, ShardReader(trained), {name: KEY + name for name in names}, out, dtype, trained)
         return
     materialise(model, model, torch.device("cpu"))
@@ -143,17 +147,31 @@ def _export_adapted(
             remedy=f"give --model the model with digest {digest}, or train again",
         )
     else:
-        model = load_model(base, settings, dtype=dtype)  # the type in which it was frozen
+        frozen_type = getattr(torch, settings.precision)
+        model = load_model(base, settings, dtype=frozen_type)
         if lora["load_in_4bit"]:
             round_to_4_bits(model)
         model.float()
     merging = add_lora(model, Lora.model_validate(lora))
     fill(Policy(model), trained, frozen=digest is None)
     config: Any = merging.peft_config["default"]
-    config.base_model_name_or_path = None if digest is None else str(base)
+    if digest is not None:
+        assert base is not None
+        config.base_model_name_or_path, config.revision = name_of_base(base, settings)
     config.target_modules = sorted(config.target_modules)  # a set would be written in any order
-    merging.save_pretrained(out / "adapter", save_embedding_layers=False)
+    merging.save_pretrained(out / ADAPTER, save_embedding_layers=False)
     save(merging.merge_and_unload(), out, dtype)
+
+
+def name_of_base(base: Path, settings: Model) -> tuple[str, str | None]:
+    """Return the name by which others load the base of adapters, and its revision.
+
+    A base that was not trained is a copy of the start model, and has that name.
+    """
+    upstream = read_manifest(base).get("upstream", {}) if (base / MANIFEST).is_file() else {}
+    if settings.path is None or "trained" in upstream:
+        return str(base), None
+    return settings.path, settings.revision
 
 
 def fill(policy: nn.Module, trained: Path, *, frozen: bool = True) -> None:
@@ -167,7 +185,9 @@ def fill(policy: nn.Module, trained: Path, *, frozen: bool = True) -> None:
 def save(model: PreTrainedModel, out: Path, dtype: torch.dtype) -> None:
     """Write a model that is in memory."""
     refuse_not_finite(model.named_parameters(), "the model to export")
-    model.config.use_cache = True
+    model.generation_config = (
+        GenerationConfig()
+    )  # its own is checked when it is written; `complete` writes it
     model.to(dtype).save_pretrained(out)
     save_config(model, out)
 

@@ -205,6 +205,8 @@ def select(selecting: Selecting, passes: Passes, step: Step) -> None:
         step.seen, features = passes.score(task, step.batch, contexts=contexts, kl=step.kl)
         refuse_non_finite(step.seen, step.batch, task, step.number)
         view = task.view(step.batch, step.seen, features)
+        if view.margin_rounding:
+            step.metrics["all/rewards/margins_rounding"] = view.rounding_share()
     workers.watch.at("selection")
     step.metrics |= selector.observe(view)
     choice = selector.choose(view, len(step.batch), selecting.selection.size(step.number))

@@ -77,7 +77,10 @@ def main(
     ) as job:
         policy = load_policy(model, settings.model, job.workers, training=training, seed=settings.seed)
         splits = ("train", training.evaluated_split)
-        task, test = (read_task(tokens, reference, split, training) for split in splits)
+        task, test = (
+            read_task(tokens, reference, split, training, precision=settings.model.precision)
+            for split in splits
+        )
         if training.flipped_share and job.workers.is_main:
             write_labels(task, out)
 

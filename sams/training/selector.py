@@ -51,7 +51,7 @@ def build_selector(
         weights=None if pretrained is None else pretrained / WEIGHTS,
         train_encoder=train_encoder,
         layers=len(blocks(model)),
-        width=model.config.hidden_size,
+        width=model.config.get_text_config().hidden_size,
         device=workers.device,
         folder=job.checkpoints.folder / REPLAY,
         rank=workers.rank,

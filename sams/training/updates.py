@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer_pt_utils import get_parameter_names
 
 from sams.training.distribution import Workers, reshard
 from sams.training.gates import refuse_non_finite
@@ -16,6 +17,9 @@ from sams.training.tasks.base import Items, Task
 
 if TYPE_CHECKING:
     from sams.study.settings import Training
+
+# Names of weights that do not decay, as in transformers' `Trainer.get_decay_parameter_names`.
+NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 
 
 @dataclass
@@ -120,16 +124,14 @@ class AdamWStep:
 
 
 def adamw(policy: nn.Module, training: Training, workers: Workers) -> torch.optim.AdamW:
-    """AdamW over the float32 master weights.
+    """AdamW over the float32 master weights; biases and weights of norms do not decay.
 
     A step discards the bfloat16 weights that were made from the old ones, and the scale of the gradients.
     """
     reshard(policy)
-    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     fused = workers.device.type == "cuda"
-    optimiser = torch.optim.AdamW(
-        parameters, lr=training.learning_rate, weight_decay=training.weight_decay, fused=fused
-    )
+    groups = decay_groups(policy, training.weight_decay)
+    optimiser = torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused)
 
     def discard(optimiser: torch.optim.Optimizer, *_: Any) -> None:
         reshard(policy)
@@ -139,12 +141,29 @@ def adamw(policy: nn.Module, training: Training, workers: Workers) -> torch.opti
     return optimiser
 
 
+def decay_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups: trained weights that decay, and those that do not.
+
+    As with transformers' `Trainer`, biases and the weights of normalisation layers do not decay.
+    """
+    decaying = set(get_parameter_names(policy, [nn.LayerNorm], NO_DECAY))
+    trained = [(name, weight) for name, weight in policy.named_parameters() if weight.requires_grad]
+    groups = [
+        {"params": [weight for name, weight in trained if name in decaying], "weight_decay": weight_decay},
+        {"params": [weight for name, weight in trained if name not in decaying], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 def learning_rate(step: int, steps: int, training: Training) -> float:
-    """Learning rate of a step counted from 1: linear warm-up, then constant, linear or cosine to 0."""
-    warmup_steps = math.ceil(training.warmup_ratio * steps)
-    if step <= warmup_steps:
-        return training.learning_rate * step / warmup_steps
-    remaining = (steps - step + 1) / (steps - warmup_steps)
+    """Learning rate of a step counted from 1: linear warm-up from 0, then constant, linear or cosine to 0.
+
+    The rates are those of transformers' `get_scheduler`: the first step of a warm-up has rate 0.
+    """
+    done, warmup = step - 1, math.ceil(training.warmup_ratio * steps)
+    if done < warmup:
+        return training.learning_rate * done / warmup
+    remaining = (steps - done) / max(1, steps - warmup)
     if training.schedule == "linear":
         return training.learning_rate * remaining
     if training.schedule == "cosine":

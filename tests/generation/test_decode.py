@@ -1,3 +1,4 @@
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,16 @@ def test_an_answer_ends_before_the_first_stop_token(model: Path) -> None:
     end = words.index(words[1])
     assert stopped.text == " ".join(words[:end])
     assert (stopped.tokens, stopped.truncated) == (end + 1, False)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(7, [2, 7]), ([2, 9, 7], [2, 7, 9]), (None, [2])])
+def test_stop_ids_of_the_models_own_settings_end_an_answer(tmp_path: Path, given: Any, expected: Any) -> None:
+    made = make_model(tmp_path)
+    settings = json.loads((made / "generation_config.json").read_text()) | {"eos_token_id": given}
+    (made / "generation_config.json").write_text(json.dumps(settings))
+    assert decoder(made).stop_ids == expected
+    (made / "generation_config.json").unlink()
+    assert decoder(made).stop_ids == [2]
 
 
 def test_an_answer_ends_where_the_template_ends_a_turn(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import torch
 
 from sams.losses.table import build_loss
 from sams.policy.model import build_model
-from sams.policy.policy import Policy
+from sams.policy.policy import Policy, Scores
+from sams.scheduling.rewards import sample_reward
 from sams.training.distribution import Workers
 from sams.training.passes import accumulate_gradient, score
 from sams.training.tasks.base import Task
@@ -215,15 +216,26 @@ def test_a_cached_reference_equals_one_computed_on_line_in_any_order_of_the_pair
 
 
 def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Workers) -> None:
-    from sams.scheduling.rewards import sample_reward
-
     task = WatchedTask(tiny.pairs(16, seed=1), response="chosen_ids")
     found, contexts = score(new_policy(), task, list(range(16)), workers, 8, contexts=True)
     view = task.view(list(range(16)), found, contexts)
+    # The more likely a response is per token, the larger is what stands for its margin.
+    counts = torch.tensor([len(ids) for ids in task.responses])
+    torch.testing.assert_close(view.margins, found["logps/chosen"] / counts)
     for uncertainty in ("sum", "mean"):
         assert sample_reward(view.margins, view.confidence(uncertainty), 0.5).std() > 0.01
     assert view.contexts is not None
     assert view.contexts.shape == (16, 1, 2, 32)
+
+
+def test_a_tie_is_not_accurate(workers: Workers) -> None:
+    """As with TRL's `rewards/accuracies`."""
+    task = preference_task(workers)
+    task.reference = torch.full((16, 2), -3.0)
+    # Chosen, then rejected: the rewards of the first pair are equal, then the rejected's is higher, then lower.
+    logps = torch.tensor([-3.0, -3.0, -3.0, -3.0, -2.0, -4.0])
+    scores = Scores(logps=logps, tokens=torch.ones(6, dtype=torch.int64))
+    assert task.items(scores, [0, 1, 2])["rewards/accuracies"].tolist() == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(("loss", "beta"), [("sigmoid", 0.1), ("sigmoid", 0.01), ("ipo", 0.1), ("kto", 0.1)])
@@ -243,5 +255,34 @@ def test_margins_of_an_untrained_policy_differ_by_less_than_their_rounding(
     view = task.view(everything, found, None)
     span = (view.margins.max() - view.margins.min()).item()
     assert 0 < span <= view.margin_rounding
+    assert view.rounding_share() == 1.0
     # And a margin that matters, a hundredth of a nat of log-ratio, is far above it.
     assert view.margin_rounding < 0.01 * beta
+
+
+def test_margins_that_are_rounding_in_bfloat16_do_not_rank_pairs() -> None:
+    """Policy and reference are one model, with two kernels: all margins are rounding."""
+    workers = Workers(device="cpu", strategy="ddp", precision="bfloat16", threads=1, timeout_minutes=1)
+    data, everything = tiny.pairs(64, seed=1), list(range(64))
+    policy, other = (
+        Policy(build_model(tiny.settings(attention=attention), tiny.tokenizer(), seed=0))
+        for attention in ("sdpa", "eager")
+    )
+    for model in (policy, other):
+        for weight in model.parameters():
+            weight.data = 4 * weight.bfloat16()  # as decided as a trained model
+    plain = PairTask(data)
+    cached, _ = score(other, plain, everything, workers, 16)
+    columns = (cached["logps/chosen"].tolist(), cached["logps/rejected"].tolist())
+    loss = build_loss("sigmoid", beta=0.1, settings={}, sft_weight=0.0)
+    reference = dict(zip(plain.ids, zip(*columns, strict=True), strict=True))
+    task = PreferenceTask(data, loss=loss, reference=reference, precision="bfloat16")
+    view = task.view(everything, score(policy, task, everything, workers, 64)[0], None)
+    assert view.margins.std() > 1e-5, "far more than the rounding of float32"
+    assert view.rounding_share() == 1.0
+    # What is left of Eq. 7 is the uncertainty term.
+    rewards = sample_reward(view.margins, view.chosen_logps, 0.5, view.margin_rounding)
+    assert torch.equal(rewards.argsort(), view.chosen_logps.argsort(descending=True))
+    # Once the policy has moved by nats, the margins count.
+    view.margins = view.margins + torch.linspace(0, 1, 64)
+    assert 0 < view.rounding_share() < 0.5

@@ -88,8 +88,8 @@ def expected(
             tmp_path_factory.mktemp("pool"), max_arms=8, max_bytes=10**6, generator=torch.Generator()
         ),
     )
-    # Five warm-up steps, then down to one 45th of the peak in the last of fifty.
-    rates = [1e-3 * (step / 5 if step <= 5 else (ROUNDS - step + 1) / 45) for step in range(1, ROUNDS + 1)]
+    # Five warm-up steps from 0, then down to one 45th of the peak in the last of fifty.
+    rates = [1e-3 * (done / 5 if done < 5 else (ROUNDS - done) / 45) for done in range(ROUNDS)]
     found = reference_sams.run(
         model,
         pairs,

@@ -71,6 +71,11 @@ class View:
     chosen_tokens: Tensor | None = None
     margin_rounding: float = 0.0
 
+    def rounding_share(self) -> Tensor:
+        """Return how much of the span of the margins may be rounding: a scalar between 0 and 1."""
+        span = self.margins.max() - self.margins.min()
+        return self.margin_rounding / span.clamp(min=max(self.margin_rounding, 1e-30))
+
     def confidence(self, uncertainty: str) -> Tensor:
         """Return the chosen log-prob for the uncertainty term (Eq. 7), `sum` or `mean` over tokens: [n]."""
         if uncertainty == "sum" or self.chosen_tokens is None:

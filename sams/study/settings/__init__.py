@@ -13,7 +13,7 @@ from sams.study.settings.benchmarks import (
     WorldAccuracy,
 )
 from sams.study.settings.data import Data, Form, World
-from sams.study.settings.model import MethodModel, Model, ModelSource
+from sams.study.settings.model import Export, MethodModel, Model, ModelSource
 from sams.study.settings.paper import Paper
 from sams.study.settings.scheduling import MethodScheduler, Scheduler
 from sams.study.settings.training import (
@@ -36,6 +36,7 @@ __all__ = [
     "Count",
     "Data",
     "Decoding",
+    "Export",
     "Form",
     "Judge",
     "Launch",

@@ -99,5 +99,14 @@ class Model(ModelKeys):
         return self
 
 
+class Export(Settings):
+    """Exported models: Hugging Face folders with all that the start model has next to its weights."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Type of the weights; auto: that of the start model, or the compute type where there is none.",
+    )
+
+
 class MethodModel(ModelKeys, Overlay):
     """Model of a method that is scored and not trained. Keys that are not given are those of `model`."""

@@ -65,9 +65,12 @@ class Training(Settings):
         "constant", description="Schedule of the learning rate after the warm-up."
     )
     warmup_ratio: Share = Field(
-        0.1, description="Share of the steps in which the learning rate rises linearly."
+        0.1,
+        description="Share of the steps in which the learning rate rises linearly; the first of them has rate 0.",
     )
-    weight_decay: float = Field(0.0, ge=0.0, description="Weight decay of AdamW.")
+    weight_decay: float = Field(
+        0.0, ge=0.0, description="Weight decay of AdamW; biases and weights of norms do not decay."
+    )
     max_grad_norm: Positive = Field(
         10.0, description="Maximum norm of the gradients; larger ones are clipped."
     )
