@@ -74,6 +74,7 @@ SHARDING = "training/test_sharding.py::test_"
 CHECKPOINTS = "training/test_checkpoints.py::test_"
 OPTIONS = "training/test_options.py::test_"
 LOSSES = "losses/test_losses.py::test_"
+EXPORT = "training/test_export.py::test_"
 PAPER = "tables/test_paper_table.py"
 VERIFY = "tables/test_verify.py"
 TRAJECTORY = "training/test_trajectory.py::test_fifty_rounds_follow_the_reference_implementation"
@@ -660,6 +661,55 @@ FAULTS = [
         "elif base is None or digest_of_model(base) != digest:",
         "elif base is None:",
         ("training/test_options.py::test_adapters_are_merged_into_no_other_base",),
+    ),
+    Fault(
+        "the end of a turn is not among the exported stop ids",
+        "training/folder.py",
+        "[*given, *stop_ids(tokenizer, date)]",
+        "given",
+        (f"{EXPORT}settings_of_the_start_model_stay",),
+    ),
+    Fault(
+        "the stop ids of the start model are lost",
+        "training/folder.py",
+        "[*given, *stop_ids(tokenizer, date)]",
+        "stop_ids(tokenizer, date)",
+        (f"{EXPORT}settings_of_the_start_model_stay",),
+    ),
+    Fault(
+        "an exported model generates without a cache",
+        "training/folder.py",
+        'settings["use_cache"] = True',
+        'settings["use_cache"] = False',
+        (f"{EXPORT}settings_of_the_start_model_stay",),
+    ),
+    Fault(
+        "an exported model has the compute type",
+        "training/folder.py",
+        "(named or stored_types(start) or [settings.precision])[0]",
+        "settings.precision",
+        (f"{EXPORT}settings_of_the_start_model_stay",),
+    ),
+    Fault(
+        "an exported tokenizer is saved again",
+        "training/folder.py",
+        "if not same or",
+        "if same or",
+        (f"{EXPORT}tokenizer_templates_and_licence_are_copied_byte_for_byte",),
+    ),
+    Fault(
+        "adapters name the copy of their base in the results",
+        "training/export.py",
+        'if settings.path is None or "trained" in upstream:',
+        "if True:",
+        (f"{EXPORT}adapters_over_a_model_that_was_trained_name_that_model",),
+    ),
+    Fault(
+        "weights are the owner's alone",
+        "runtime/files.py",
+        "    apply_umask(folder)\n",
+        "",
+        ("runtime/test_files.py::test_a_folder_gets_the_permissions_of_the_umask",),
     ),
     Fault(
         "adapters are drawn from the global generator",

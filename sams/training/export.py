@@ -98,7 +98,7 @@ def main(
         if source is None:
             assert tokens is not None
             source = tokens / "tokenizer"
-        complete(part, source, tokenizer, settings, dtype)
+        complete(part, source, tokenizer, dtype, settings.template_date)
         write_cards(part, exported, start, trained)
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-from sams.policy.weights import stored_types
+from sams.policy.weights import FETCH_AGAIN, stored_types
+from sams.runtime.errors import UserError, first_line
 from sams.runtime.files import read_json
 from sams.study.model_files import LICENCES, TOKENIZER, matching
 
@@ -45,7 +46,7 @@ def export_type(requested: str, settings: Model, start: Path | None) -> torch.dt
     elif start is None:
         name = settings.precision
     else:
-        config = read_json(start / CONFIG)
+        config = _read(start / CONFIG)
         parts = (config, config.get("text_config") or {})
         named = [part[key] for part in parts for key in TYPE_KEYS if isinstance(part.get(key), str)]
         name = (named or stored_types(start) or [settings.precision])[0]
@@ -54,7 +55,7 @@ def export_type(requested: str, settings: Model, start: Path | None) -> torch.dt
 
 
 def complete(
-    out: Path, source: Path, tokenizer: PreTrainedTokenizerBase, settings: Model, dtype: torch.dtype
+    out: Path, source: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype, date: str
 ) -> None:
     """Write the files next to the weights, where the configs of transformers are already.
 
@@ -62,22 +63,20 @@ def complete(
         out: the folder.
         source: folder of the start model; for a fresh model, that of its tokenizer.
         tokenizer: tokenizer that the model was trained with.
-        settings: settings of the model.
         dtype: type of the weights.
+        date: the day that the chat template gets for today's.
     """
-    _write_config(out, source, settings.architecture or {}, dtype)
+    _write_config(out, source, dtype)
     _write_tokenizer(out, source, tokenizer)
-    _write_generation_config(out, source, tokenizer, settings.template_date)
+    _write_generation_config(out, source, tokenizer, date)
     _copy(source, out, LICENCES)
 
 
-def _write_config(out: Path, source: Path, architecture: dict[str, Any], dtype: torch.dtype) -> None:
+def _write_config(out: Path, source: Path, dtype: torch.dtype) -> None:
     written = read_json(out / CONFIG)
-    config = read_json(source / CONFIG) if (source / CONFIG).is_file() else dict(written)
+    config = _read(source / CONFIG) if (source / CONFIG).is_file() else dict(written)
     if config.get("model_type") != written["model_type"]:  # the language model alone of a multimodal one
         config = dict(written)
-    # Rates of dropout that were set to zero for training.
-    config |= {key: value for key, value in architecture.items() if isinstance(value, float)}
     config["architectures"] = written["architectures"]
     config.pop("auto_map", None)  # names files with code, which is not run
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
@@ -95,7 +94,7 @@ def _write_generation_config(out: Path, source: Path, tokenizer: PreTrainedToken
 
     config = AutoConfig.from_pretrained(out, trust_remote_code=False).get_text_config()
     if (source / GENERATION).is_file():
-        settings = read_json(source / GENERATION)
+        settings = _read(source / GENERATION)
         settings.pop("_from_model_config", None)
     else:
         settings = GenerationConfig.from_model_config(config).to_diff_dict()
@@ -139,6 +138,18 @@ def _copy(source: Path, out: Path, patterns: tuple[str, ...]) -> None:
         target = out / file.relative_to(source)
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, target)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        read = read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot be read ({first_line(error)})", where=str(file), remedy=FETCH_AGAIN
+        ) from None
+    if not isinstance(read, dict):
+        raise UserError("expected an object with keys", where=str(file), remedy=FETCH_AGAIN)
+    return read
 
 
 def _write(path: Path, value: Any) -> None:

@@ -100,3 +100,26 @@ def test_data_counts_by_content_whatever_its_date_and_name(name: str, tmp_path: 
     assert len(set(seen)) == 4 and str(file) in json.loads(seen[0])["sources"]
     os.utime(file, (9, 9))
     assert parameter() == seen[-1]
+
+
+@pytest.mark.parametrize(("method", "weights"), [("dpo", False), ("sft", False), ("bare", True)])
+def test_an_export_reads_of_the_start_model_what_it_copies(
+    method: str, weights: bool, tmp_path: Path
+) -> None:
+    """Of a trained model's start everything but the weights; of a start without SFT the weights too."""
+    files = {
+        "config.json",
+        "generation_config.json",
+        "LICENSE",
+        "README.md",
+        "model.safetensors",
+        "notes.txt",
+    }
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    study = tiny_study(model={"path": str(tmp_path), "architecture": None, "tokenizer": None})
+    if method == "bare":
+        method, study = "sft", study.model_copy(update={"sft": None})
+    found = Jobs(study).sources("export_model")(Wildcards(fromdict={"method": method, "seed": "0"}))
+    expected = files - {"notes.txt"} - (set() if weights else {"model.safetensors"})
+    assert {Path(path).name for path in found} == expected

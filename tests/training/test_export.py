@@ -15,6 +15,7 @@ import transformers
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from sams.runtime.errors import UserError
 from sams.runtime.files import digest_of, read_json
 from sams.study.model_files import BESIDE_WEIGHTS, TOKENIZER, matching
 from sams.study.recipes import ExportRecipe, PreferenceRecipe, SftRecipe
@@ -197,6 +198,14 @@ def test_generation_settings_that_are_missing_or_wrong(
     assert found == {"eos_token_id": [2, END], "pad_token_id": 2, "use_cache": True}
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.generation_config.eos_token_id == [2, END]
+
+
+def test_generation_settings_that_are_damaged_end_in_one_line(made: dict[str, Path], tmp_path: Path) -> None:
+    start = shutil.copytree(made["start"], tmp_path / "start")
+    (start / "generation_config.json").write_text("{")
+    with pytest.raises(UserError, match=r"start/generation_config.json: cannot be read"):
+        here(export, ExportRecipe(model=settings(start)), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_template_of_the_users_own_replaces_that_of_the_tokenizer(
