@@ -142,6 +142,54 @@ def init(
     typer.echo(next_commands(out))
 
 
+Run = Annotated[
+    Path,
+    typer.Argument(help="Folder of a run, results/<study>/<setting>/<method>/seed<k>, or an exported model."),
+]
+Temperature = Annotated[float, typer.Option(min=0, help="0 decodes greedily.")]
+Longest = Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
+
+
+@app.command()
+def sample(
+    run: Run,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of prompts: one a line (.txt), or rows with a prompt; default: the test pairs'."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 5,
+    temperature: Temperature = 0.0,
+    max_new_tokens: Longest = 256,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the answers to this file, as JSONL.")] = None,
+) -> None:
+    """Print the answers of a run's start model and trained model side by side."""
+    from rich.console import Console
+
+    from sams.generation.talk import prompts_of, prompts_of_study
+    from sams.generation.talk import sample as print_samples
+    from sams.study.settings import Decoding
+
+    decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=8)
+    wanted = prompts_of_study(run) if prompts is None else prompts_of(prompts)
+    print_samples(run, wanted, count=count, decoding=decoding, seed=seed, console=Console(), out=out)
+
+
+@app.command()
+def chat(run: Run, temperature: Temperature = 0.7, max_new_tokens: Longest = 512, seed: Seed = 0) -> None:
+    """Chat with the trained model of a run."""
+    from rich.console import Console
+
+    from sams.generation.talk import chat as talk
+    from sams.study.settings import Decoding
+
+    decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=1)
+    talk(run, decoding=decoding, seed=seed, console=Console())
+
+
 @app.command()
 def grid(
     method: Annotated[list[str] | None, typer.Option(help="Methods; default: all with a grid.")] = None,
