@@ -1,7 +1,7 @@
 # Every target uses .venv, which `env` installs from the lock unless it is up to date.
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-slurm demo test test-all test-gpu gpu faults soak test-slurm test-hosts mutations bench bench-scale lint audit mlflow lock
+.PHONY: help env env-slurm demo test test-all test-real test-gpu gpu faults soak test-slurm test-hosts mutations bench bench-scale lint audit mlflow lock
 
 BIN := .venv/bin
 # The first suitable Python that runs; a name on the PATH may not run.
@@ -28,7 +28,11 @@ test: env ## run the tests
 	$(PYTEST)
 
 test-all: env ## run the tests, including slow ones
-	$(PYTEST) -m "not gpu and not cluster and not faults"
+	$(PYTEST) -m "not gpu and not cluster and not faults and not real"
+
+test-real: env ## train, export and use a real model of 135 M parameters, in 6 minutes (downloads 93 MB once)
+	$(BIN)/python -m tests.real.model
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m real -rs -s tests/real
 
 test-slurm: env env-slurm ## run a study under Slurm, installed and removed again (needs root)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m cluster -rs tests/cluster/test_slurm.py

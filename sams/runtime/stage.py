@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_origin, get_type_hints
@@ -35,6 +36,8 @@ def run(main: Callable[..., Any]) -> NoReturn:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other: the tests show ours
     restrict_umask()
     hints = get_type_hints(main, include_extras=True)
     for name, parameter in inspect.signature(main).parameters.items():

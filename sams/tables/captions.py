@@ -54,14 +54,14 @@ def main_notes(study: Study, cells: Cells) -> list[str]:
         notes.append(judge_note(study, shown))
     else:
         names = " and ".join(benchmark.title for benchmark in BENCHMARKS.values())
-        notes.append(f"{names}: left out by this study, so their columns are empty.")
+        notes.append(f"{names}: left out by this study.")
     for name in scored(study):
         notes += BENCHMARK_NOTES[name](study, shown)
     notes.append(
         "Preferences, on the test pairs: test_accuracy is the percentage of pairs with a larger reward for the "
         "chosen response; chosen_reward is the mean implicit reward of the chosen responses, beta times "
-        "the log-ratio to the reference; chosen_logp is their mean log-prob in nats, summed over tokens. Empty "
-        "for sft, which is the reference."
+        "the log-ratio to the reference; chosen_logp is their mean log-prob in nats, summed over tokens. sft, "
+        "which is the reference, has none."
     )
     notes.append(
         "Cost: train_seconds and peak_memory_mb (of the process with the highest peak) are those of the method's "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sams.runtime.files import whole_file
+from sams.study.study import BASE_METHOD
 from sams.tables.benchmarks import SCORES
 
 if TYPE_CHECKING:
@@ -117,12 +118,18 @@ def write(
 
 
 def readable_main(table: "pd.DataFrame") -> Readable:
-    """Return the main table as text, with each score's errors in its cell."""
-    columns = ["method", "n_seeds", *DECIMALS]
+    """Return the main table as text, with each score's errors in its cell.
+
+    Without columns that no method has a figure for, and without the row of a start model that has none at all.
+    """
+    shown = {column: decimals for column, decimals in DECIMALS.items() if table[column].notna().any()}
+    columns = ["method", "n_seeds", *shown]
     rows = []
     for record in table.to_dict("records"):
+        if record["method"] == BASE_METHOD and not record["n_seeds"]:
+            continue
         row: list[tuple[str, ...]] = [(str(record["method"]),), (str(record["n_seeds"]),)]
-        for column, decimals in DECIMALS.items():
+        for column, decimals in shown.items():
             items, seeds = (record.get(f"{column}_se_{kind}") for kind in ("items", "seeds"))
             row.append(_with_errors(record[column], items, seeds, decimals))
         rows.append(row)

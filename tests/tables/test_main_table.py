@@ -180,9 +180,11 @@ def test_script_writes_four_forms_of_one_table(tmp_path: Path) -> None:
     sft, dpo = csv.DictReader(outputs["csv"].read_text().splitlines())
     assert list(dpo) == COLUMNS and sft["n_seeds"] == "0" and sft["win_rate"] == ""
     assert float(dpo["win_rate"]) == 100 / 3 and dpo["win_rate_se_seeds"] == ""
-    assert "| dpo | 1 | 32.3 ±2.5 | 33.3 ±1.5 | – | 61.2 ±1.5 |" in outputs["md"].read_text()
+    text = outputs["md"].read_text()
+    assert "| dpo | 1 | 32.3 ±2.5 | 33.3 ±1.5 | 61.2 ±1.5 |" in text, "without the empty column mt_bench"
+    assert "| sft |" not in text, "and without the empty row of the reference"
     assert "- Leaks: no prompt of the training pairs is among the test pairs." in outputs["md"].read_text()
-    assert r"33.3 $\pm$1.5 & -- & 61.2 $\pm$1.5" in outputs["tex"].read_text()
+    assert r"33.3 $\pm$1.5 & 61.2 $\pm$1.5" in outputs["tex"].read_text()
     assert "33.3" in outputs["html"].read_text()
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == [
         "main.csv",
