@@ -1,7 +1,7 @@
 # Every target uses .venv, which `env` installs from the lock unless it is up to date.
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-slurm demo test test-all test-real test-gpu gpu faults soak test-slurm test-hosts mutations bench bench-scale lint audit mlflow lock
+.PHONY: help env env-slurm demo test test-all test-real test-gpu gpu faults soak test-slurm test-hosts mutations mutants bench bench-scale lint audit mlflow lock
 
 BIN := .venv/bin
 # The first suitable Python that runs; a name on the PATH may not run.
@@ -56,6 +56,12 @@ gpu: env ## measure all that needs one NVIDIA GPU, in six minutes (results/bench
 
 mutations: env ## break the code on purpose; each fault must fail a test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
+
+# Goes on where it was stopped; without mutants/ it starts afresh.
+mutants: env ## mutate every expression of losses, scheduling, policy and training with mutmut (hours; ROOM=losses)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[mutants]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/mutmut run $(if $(ROOM),"sams.$(ROOM).*")
+	$(BIN)/python -m tests.mutants
 
 bench: env ## compare a training step with TRL's (15 to 23 minutes; needs an idle machine)
 	$(BIN)/python -m benchmarks.step

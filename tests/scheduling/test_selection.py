@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sams.runtime.errors import UserError
+from sams.scheduling.rounds import selection_of
 from sams.scheduling.selection import Selection, selected
+from sams.study.settings import Preference
 
 
 def sizes(**options: Any) -> list[int]:
@@ -77,3 +80,27 @@ def test_a_share_that_is_whole_but_for_rounding_is_taken() -> None:
 def test_what_makes_no_sense_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sizes(**wrong)
+
+
+def method(**settings: Any) -> Preference:
+    return Preference.model_validate({"batch_size": 8, "epochs": 3, **settings})
+
+
+def test_the_selection_of_a_method_has_its_settings() -> None:
+    every = {"ratio": [0.5, 0.25], "warmup_rounds": 1, "full_every": 3, "end_after": 5}
+    assert selection_of(method(selector="random", **every), 20) == Selection(8, 6, (0.5, 0.25), 1, 3, 5)
+    assert selection_of(method(selector="random", max_steps=4), 20) == Selection(8, 4, (1.0,))
+
+
+def test_pairs_chosen_before_the_training_leave_smaller_batches() -> None:
+    # The easiest quarter of each batch's worth of pairs: 2 of 8, in as many rounds.
+    assert selection_of(method(selector="random", easiest=0.25, ratio=0.5), 5) == Selection(2, 6, (0.5,))
+    # A choice by cross-fitted losses is made once: all that is left is trained on.
+    assert selection_of(method(selector="selective", ratio=0.25), 5) == Selection(2, 6, (1.0,))
+
+
+def test_a_run_that_cannot_hold_its_selection_is_refused_by_key() -> None:
+    with pytest.raises(UserError, match=r"^dpo\.batch_size: 7 rows do not fill one global batch of 8"):
+        selection_of(method(), 7, "dpo")
+    with pytest.raises(UserError, match=r"^preference\.ratio: 4 ratios for 3 rounds"):
+        selection_of(method(selector="random", ratio=[0.5] * 4), 8)

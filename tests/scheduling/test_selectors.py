@@ -5,7 +5,9 @@ import re
 import shutil
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +21,9 @@ from torch import Tensor
 from sams.runtime.errors import UserError
 from sams.scheduling.rewards import batch_reward, reward, sample_reward
 from sams.scheduling.scheduler import merge_contexts
+from sams.scheduling.selection import Selection
 from sams.scheduling.selectors.all import All
-from sams.scheduling.selectors.base import Selector, View, top_k
+from sams.scheduling.selectors.base import Selector, Setup, View, top_k
 from sams.scheduling.selectors.beta_dpo_filter import BetaDpoFilter
 from sams.scheduling.selectors.low_margin import LowMargin
 from sams.scheduling.selectors.oracle import Oracle
@@ -30,6 +33,7 @@ from sams.scheduling.selectors.sams import Sams
 from sams.scheduling.selectors.table import SELECTORS as TABLE
 from sams.scheduling.selectors.top_loss import TopLoss
 from sams.scheduling.selectors.top_margin import TopMargin
+from sams.study.settings import Scheduler as Settings
 from tests.conftest import ROOT
 from tests.scheduling.test_scheduler import LAYERS, WIDTH, saved, scheduler
 
@@ -53,6 +57,25 @@ def with_margins(*margins: float) -> View:
 def with_flips(*flipped: int) -> View:
     zeros = torch.zeros(len(flipped))
     return View(zeros, zeros, zeros, flipped=torch.tensor(flipped, dtype=torch.bool))
+
+
+def setup(folder: Path, **changes: Any) -> Setup:
+    """Inputs of a training job, away from the defaults."""
+    given = {
+        "seed": 3,
+        "selection": Selection(64, 5, (0.5, 0.25)),
+        "scheduler": Settings(delta=0.9, uncertainty="mean", gamma=0.2, replay_rounds=3, replay_bytes=10**6),
+        "weights": None,
+        "train_encoder": False,
+        "layers": LAYERS,
+        "width": WIDTH,
+        "device": torch.device("cpu"),
+        "folder": folder,
+        "rank": 1,
+        "world": 2,
+        "sum": lambda tensor: tensor,
+    }
+    return Setup(**given | changes)
 
 
 class PerfectScheduler:
@@ -165,6 +188,46 @@ def test_the_global_random_numbers_are_left_alone(name: str) -> None:
 def test_who_needs_a_view_says_so(name: str) -> None:
     assert SELECTORS[name]().needs_view
     assert SELECTORS[name]().needs_contexts == (name == "sams")
+
+
+# --- built from a run --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "by_hand"),
+    [
+        ("random", lambda: Random(3)),
+        ("oracle", lambda: Oracle(3)),
+        ("beta_dpo_filter", lambda: BetaDpoFilter(3)),
+        ("reward", lambda: Reward(0.9, "mean")),
+    ],
+)
+def test_a_selector_is_built_from_seed_and_settings_of_the_run(
+    name: str, by_hand: Callable[[], Selector], tmp_path: Path
+) -> None:
+    seen = replace(view(0, n=64), chosen_tokens=torch.arange(1, 65).float())
+    built, expected = TABLE[name].load().build(setup(tmp_path)), by_hand()
+    for selector in (built, expected):
+        selector.observe(seen)
+    assert built.choose(seen, 64, 32).tolist() == expected.choose(seen, 64, 32).tolist()
+
+
+def test_sams_is_built_with_pool_seeds_and_weights_of_the_run(tmp_path: Path) -> None:
+    given = setup(tmp_path)
+    fresh = Sams.build(given)
+    pool = fresh.scheduler.pool
+    assert (pool.folder, pool.max_arms, pool.max_bytes) == (tmp_path, 3 * 32, 10**6)
+    assert (pool.rank, pool.world, pool.exchange) == (1, 2, given.sum)
+    assert (fresh.gamma, fresh.trained) == (0.2, False)
+    seeded = torch.Generator().manual_seed(3).get_state()
+    assert torch.equal(fresh.generator.get_state(), seeded) and torch.equal(
+        pool.generator.get_state(), seeded
+    )
+    # Fewer rounds than the pool may remember: it has room for those of the run.
+    short = Sams.build(setup(tmp_path, selection=Selection(64, 2, (0.5,))))
+    assert short.scheduler.pool.max_arms == 2 * 32
+    torch.save(fresh.scheduler.weights(), tmp_path / "scheduler.pt")
+    assert Sams.build(setup(tmp_path, weights=tmp_path / "scheduler.pt", seed=4)).trained
 
 
 # --- Top-K ----------------------------------------------------------------------------------------
