@@ -65,7 +65,7 @@ def without_weights(
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
-            model = from_config(config, attention, dtype)
+            model = from_config(config, attention, dtype, str(folder))
         model.tie_weights()  # the meta device has separated tied weights
     except (OSError, ValueError, KeyError) as error:
         raise UserError(

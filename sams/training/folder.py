@@ -77,6 +77,8 @@ def _write_config(out: Path, source: Path, dtype: torch.dtype) -> None:
     config = _read(source / CONFIG) if (source / CONFIG).is_file() else dict(written)
     if config.get("model_type") != written["model_type"]:  # the language model alone of a multimodal one
         config = dict(written)
+    if written.get("tie_word_embeddings") is False and "tie_word_embeddings" in config:
+        config["tie_word_embeddings"] = False  # its files have two different weights
     config["architectures"] = written["architectures"]
     config.pop("auto_map", None)  # names files with code, which is not run
     name = str(dtype).removeprefix("torch.")
