@@ -242,7 +242,10 @@ class Planner:
         """Return the files that the study writes."""
         study, sizes = self.study, self.sizes
         files: list[Disk] = []
-        exported = 2 if study.model.precision == "bfloat16" else 4
+        dtype = study.export.dtype
+        if dtype == "auto":
+            dtype = self.config.get("dtype") or self.config.get("torch_dtype") or study.model.precision
+        exported = 4 if dtype == "float32" else 2
         trainings = [training for training in (study.sft, *self._preferences) if training is not None]
         # Adapters are stored without the weights that they change.
         for what, group in (
