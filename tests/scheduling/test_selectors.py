@@ -367,7 +367,7 @@ def test_filter_follows_mean_and_deviation_with_momentum() -> None:
     deviation = 0.9 * 0.1 * statistics.pstdev(first) + 0.1 * statistics.pstdev(second)
     assert selector.mean == pytest.approx(mean, abs=1e-12)
     assert selector.deviation == pytest.approx(deviation, abs=1e-12)
-    assert list(metrics.values()) == [selector.mean, selector.deviation]
+    assert metrics == {"selector/margin_mean": selector.mean, "selector/margin_deviation": selector.deviation}
 
 
 def test_filter_draws_one_pair_by_the_density_of_its_margin() -> None:
