@@ -47,6 +47,51 @@ def check(configfile: ConfigFiles = None, rehearse: Rehearse = False, given: Giv
 
 
 @app.command()
+def run(
+    study: Annotated[
+        str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
+    ] = None,
+    given: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...", help="Values of keys: preference.beta=0.3.", show_default=False
+        ),
+    ] = None,
+    configfile: ConfigFiles = None,
+    rehearse: Rehearse = False,
+    cores: Annotated[str, typer.Option(help="Number of cores.")] = "all",
+    results: Annotated[Path, typer.Option(hidden=True)] = Path("results"),
+) -> None:
+    """Run a study and show its progress; go on where an earlier run ended."""
+    from rich.console import Console
+
+    from sams.launch.run import run_study
+    from sams.runtime.processes import EXIT_INTERRUPTED
+    from sams.tables.show import show as show_table
+
+    values = list(given or [])
+    if study is not None and "=" in study:
+        values.insert(0, study)
+        study = None
+    files = [*_files(study), *(configfile or [])]
+    settings = _study(files, rehearse, values)
+    values += ["rehearse=true"] if rehearse else []
+    names = [str(file) for file in files]
+    status = run_study(settings, names, values, cores=cores, console=Console())
+    same = " ".join(["sams run", *([study] if study else []), *values])
+    if status == EXIT_INTERRUPTED:
+        typer.echo(f"Stopped; finished stages and checkpoints are saved. The same command goes on: {same}")
+    elif status:
+        typer.echo(f"Failed. After mending what is named above, the same command goes on: {same}")
+    else:
+        show_table(results, settings)
+        tables = results / settings.study / "tables"
+        options = "".join(f" --configfile {name}" for name in names)
+        typer.echo(f"Open {tables}/main.html · again: sams show{options} · curves: sams mlflow")
+    raise typer.Exit(status)
+
+
+@app.command()
 def data(
     study: Annotated[
         str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
@@ -59,10 +104,7 @@ def data(
     """Print a study's rows as they will be trained on, lengths, and what is cut, repeated or contradictory."""
     from sams.data.show import show as show_data
 
-    files = [] if study is None else [Path(study)]
-    if study is not None and not files[0].is_file() and "/" not in study:
-        files = [SOURCE / "config" / "studies" / f"{study.removesuffix('.yaml')}.yaml"]
-    show_data(_study([*files, *(configfile or [])], rehearse, given), rows)
+    show_data(_study([*_files(study), *(configfile or [])], rehearse, given), rows)
 
 
 @app.command()
@@ -98,6 +140,54 @@ def init(
     for sentence in new_study(out, model=model, data=pairs, test=test, weights=weights, machine=machine):  # type: ignore[arg-type]
         typer.echo(f"- {sentence}")
     typer.echo(next_commands(out))
+
+
+Run = Annotated[
+    Path,
+    typer.Argument(help="Folder of a run, results/<study>/<setting>/<method>/seed<k>, or an exported model."),
+]
+Temperature = Annotated[float, typer.Option(min=0, help="0 decodes greedily.")]
+Longest = Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
+
+
+@app.command()
+def sample(
+    run: Run,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of prompts: one a line (.txt), or rows with a prompt; default: the test pairs'."
+        ),
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 5,
+    temperature: Temperature = 0.0,
+    max_new_tokens: Longest = 256,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Write the answers to this file, as JSONL.")] = None,
+) -> None:
+    """Print the answers of a run's start model and trained model side by side."""
+    from rich.console import Console
+
+    from sams.generation.talk import prompts_of, prompts_of_study
+    from sams.generation.talk import sample as print_samples
+    from sams.study.settings import Decoding
+
+    decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=8)
+    wanted = prompts_of_study(run) if prompts is None else prompts_of(prompts)
+    print_samples(run, wanted, count=count, decoding=decoding, seed=seed, console=Console(), out=out)
+
+
+@app.command()
+def chat(run: Run, temperature: Temperature = 0.7, max_new_tokens: Longest = 512, seed: Seed = 0) -> None:
+    """Chat with the trained model of a run."""
+    from rich.console import Console
+
+    from sams.generation.talk import chat as talk
+    from sams.study.settings import Decoding
+
+    decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=1)
+    talk(run, decoding=decoding, seed=seed, console=Console())
 
 
 @app.command()
@@ -259,6 +349,15 @@ def mlflow(
     from sams.tracking.pages import open_ui
 
     raise typer.Exit(open_ui(results, port=port))
+
+
+def _files(study: str | None) -> list[Path]:
+    """Return the file of a study that is given as a file, or by its name in config/studies."""
+    if study is None:
+        return []
+    if not Path(study).is_file() and "/" not in study:
+        return [SOURCE / "config" / "studies" / f"{study.removesuffix('.yaml')}.yaml"]
+    return [Path(study)]
 
 
 def _study(configfiles: list[Path] | None, rehearse: bool = False, given: list[str] | None = None):  # type: ignore[no-untyped-def]

@@ -294,9 +294,16 @@ FAULTS = [
     Fault(
         "a stale reference is not noticed at step 1",
         "training/preference.py",
-        'if reference is not None and starts_from(reference, job.upstream["model"]):',
-        "if reference is None:",
+        "if is_own:",
+        "if not is_own:",
         (f"{OPTIONS}a_reference_that_is_not_the_policys_own_is_noticed_before_the_first_step",),
+    ),
+    Fault(
+        "reference log-probs of another model are accepted",
+        "training/preference.py",
+        "if not own and not training.other_reference:",
+        "if False:",
+        (f"{OPTIONS}reference_log_probs_of_another_model_are_refused_unless_they_are_meant",),
     ),
     Fault(
         "cached references are taken by position, not by pair id",
@@ -328,6 +335,27 @@ FAULTS = [
         "self.model.eval()",
         "self.model.train(mode)",
         (f"{DROPOUT}a_model_in_train_equals_transformers_own_in_eval[phimoe]",),
+    ),
+    Fault(
+        "adapters on tied weights are accepted",
+        "policy/model.py",
+        "if both := sorted(tied & set(adapted.targeted_module_names)):",
+        "if both := []:",
+        ("training/test_options.py::test_adapters_of_the_output_layer_are_exported_right_or_refused",),
+    ),
+    Fault(
+        "a config ties two different weights of its files",
+        "policy/model.py",
+        "text.tie_word_embeddings = model.config.tie_word_embeddings = False",
+        "pass",
+        ("bad_input/test_start_models.py::test_two_weights_that_the_config_ties_stay_two",),
+    ),
+    Fault(
+        "a masked language model is trained",
+        "policy/model.py",
+        'problem = "is a masked language model"',
+        "problem = None",
+        ("bad_input/test_start_models.py",),
     ),
     Fault(
         "a saved config has no dropout",

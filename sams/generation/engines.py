@@ -63,7 +63,7 @@ def derived_seed(*parts: object) -> int:
 
 
 def _positions(config: Any) -> int:
-    return getattr(config, "max_position_embeddings", None) or sys.maxsize
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 class TransformersEngine:

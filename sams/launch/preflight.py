@@ -41,6 +41,7 @@ def main(study: str, out: Path, results: Path = Path("results")) -> None:
     check_packages(settings)
     check_judge(settings)
     check_sources(settings)
+    check_adapters(settings)
     findings["commits"] = hub_commits(settings)
     if settings.tracking.enabled:
         from sams.tracking.log import prepare_database
@@ -171,9 +172,11 @@ def check_model_source(model: Model, key: str) -> None:
     if model.path is None:
         return
     if Path(model.path).is_dir():
+        from sams.policy.model import load_model
         from sams.policy.weights import check_weights
 
         check_weights(Path(model.path), allow_pickle=model.allow_pickle)
+        load_model(model.path, model, outline=True)
     elif looks_like_file(model.path) or Path(model.path).exists():
         raise UserError(
             f"no such folder: {model.path}{similar_file(model.path)}",
@@ -182,6 +185,29 @@ def check_model_source(model: Model, key: str) -> None:
         )
     else:
         check_hub_model(model, key)
+
+
+def check_adapters(study: Study) -> None:
+    """Check that the start model can get the adapters of each stage.
+
+    Raises:
+        UserError: the model does not have a target module, or its weight is tied to another.
+    """
+    stages = [study.sft, *map(study.preference_of, study.preference_methods)]
+    adapters = {stage.lora.model_dump_json(): stage.lora for stage in stages if stage and stage.lora}
+    if study.model.path is None or not adapters:
+        return
+    import torch
+    from transformers import AutoConfig
+
+    from sams.policy.model import add_lora, from_config
+
+    config = AutoConfig.from_pretrained(
+        study.model.path, revision=study.model.revision, trust_remote_code=False
+    )
+    for lora in adapters.values():
+        with torch.device("meta"):
+            add_lora(from_config(config, study.model.attention), lora)
 
 
 def models(study: Study) -> dict[str, Model]:

@@ -6,6 +6,9 @@ limit saves a checkpoint, is queued again and continues (docs/cluster.md). A pro
 all of them.
 """
 
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 from sams.launch.machine import gpus_wanted, processes
@@ -20,6 +23,11 @@ PROCESS_MB = 2000
 """Memory of a process that has imported torch and transformers, with buffers: 700 MB were measured on CPUs."""
 ASSUMED_WEIGHTS = 8.0e9
 """Number of weights of a model whose architecture is not known."""
+LAYERS = ("n_layer", "num_layers", "n_layers")
+"""Names of the number of blocks in configs that do not call it num_hidden_layers."""
+METADATA = "__metadata__"
+PICKLED_BYTES = 2
+"""Bytes a weight in pickled files, at least."""
 
 TRAINING_BYTES = 16
 """Bytes a weight: float32 weight, gradient and AdamW's two moments."""
@@ -106,19 +114,49 @@ def plain(study: Study, kind: str) -> dict[str, Any]:
 
 
 def weights_of(model: Model) -> float:
-    """Estimate the number of weights of a model from its config."""
+    """Estimate the number of weights of a model, from the files of its folder or else from its config.
+
+    A model whose files and config tell nothing counts as `ASSUMED_WEIGHTS`: an estimate is no reason not to start.
+    """
     try:
-        config = config_of(model)
-    except UserError:
+        counted = _weights_in(Path(model.path)) if model.path is not None else 0.0
+        return counted or _weights_by(config_of(model))
+    except (UserError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return ASSUMED_WEIGHTS
-    width, layers = config["hidden_size"], config["num_hidden_layers"]
-    heads = config["num_attention_heads"]
-    head = config.get("head_dim") or width // heads
-    groups = config.get("num_key_value_heads") or heads
-    matrices = 2 if config["model_type"] == "gpt_neox" else 3
+
+
+def _weights_in(folder: Path) -> float:
+    """Count the weights in the headers of safetensors, or by the bytes of pickled files; 0 without any."""
+    files = [folder / "model.safetensors"]
+    if not files[0].is_file():
+        files = sorted(folder.glob("model-*.safetensors"))
+    counted = 0.0
+    for file in files:
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        counted += sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != METADATA)
+    return counted or sum(file.stat().st_size for file in folder.glob("pytorch_model*.bin")) / PICKLED_BYTES
+
+
+def _weights_by(config: dict[str, Any]) -> float:
+    """Estimate the number of weights from a transformers config, whose keys differ between types."""
+    config = {**config, **(config.get("text_config") or {})}
+
+    def size(*names: str, default: int = 0) -> int:
+        return next((int(config[name]) for name in names if config.get(name)), default)
+
+    width, layers = size("hidden_size", "n_embd", "d_model"), size("num_hidden_layers", *LAYERS)
+    if not width or not layers:
+        return ASSUMED_WEIGHTS
+    heads = size("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads", default=1)
+    head = size("head_dim", default=width // heads)
+    groups = size("num_key_value_heads", "num_kv_heads", default=heads)
+    inner = size("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner", default=4 * width)
+    experts = size("num_local_experts", "num_experts", "n_routed_experts", default=1)
+    gated = experts > 1 or (config.get("intermediate_size") and config["model_type"] != "gpt_neox")
     attention = 2 * width * head * (heads + groups)
-    embeddings = config["vocab_size"] * width * (1 if config.get("tie_word_embeddings") else 2)
-    return float(embeddings + layers * (attention + matrices * width * config["intermediate_size"]))
+    embeddings = size("vocab_size") * width * (1 if config.get("tie_word_embeddings") else 2)
+    return float(embeddings + layers * (attention + experts * (3 if gated else 2) * width * inner))
 
 
 def _gpus(study: Study, number: int) -> dict[str, Any]:

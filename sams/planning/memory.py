@@ -8,6 +8,7 @@ SPARE allow.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ from sams.training.distribution import mesh_of, reshard, shard
 
 if TYPE_CHECKING:
     from sams.study.settings import Lora, Model
+
+log = logging.getLogger(__name__)
 
 RESERVE = 2 * 2**30
 """Bytes of GPU memory taken by the CUDA context and NCCL. An assumption."""
@@ -88,10 +91,22 @@ class Simulation:
             passes: the passes of the step.
             watched: context manager that is active during the passes, such as `benchmarks.traffic.CountTraffic`.
         """
-        rows = longest_rows(passes, self.max_length, packed=self.model.packing)
+        watched = watched or contextlib.nullcontext()
+        if self.model.packing:
+            try:
+                return self._peak(passes, watched, packed=True)
+            except Exception as error:  # models raise any type; such a job pads, too
+                log.info("packed rows: %r", error)
+        return self._peak(passes, watched, packed=False)
+
+    def _peak(self, passes: Passes, watched: contextlib.AbstractContextManager[Any], *, packed: bool) -> int:
+        rows = longest_rows(passes, self.max_length, packed=packed)
         sharded, low = self.sharded and self.world > 1, self.model.precision == "bfloat16"
         lora = self.lora if passes.trained else None
         policy = build(self.config, self.model.attention, lora)
+        policy.model.config.pad_token_id = (
+            None  # some classes look for it among the ids, which have no values
+        )
         for weight in policy.parameters():
             if low and not (passes.trained and weight.requires_grad):  # no optimiser needs it in float32
                 weight.data = weight.data.to(torch.bfloat16)
@@ -100,11 +115,11 @@ class Simulation:
         processes = self.world if sharded else 1
         with fake_processes(processes, self.replicas) as mesh, FakeTensorMode(allow_non_fake_inputs=True):
             policy = on_cpu(policy)
-            policy.pack(SEGMENTS if self.model.packing else None)
+            policy.pack(SEGMENTS if packed else None)
             policy.prepare(compiled=False, checkpointing=passes.checkpointing)
             if wrapped:
                 shard(policy, mesh, self.model.precision)
-            return self._run(policy, rows, passes, watched or contextlib.nullcontext(), wrapped=wrapped)
+            return self._run(policy, rows, passes, watched, wrapped=wrapped)
 
     def _run(
         self,

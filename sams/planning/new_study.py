@@ -283,8 +283,8 @@ def render(
 #
 #   sams data FILE                              rows as they will be trained on: roles, template, mask, lengths
 #   sams plan --configfile FILE                 hours, memory, disk
-#   snakemake --cores all --configfile FILE     trains; the same command goes on after Ctrl-C or a crash
-#   sams show --configfile FILE                 the table
+#   sams run FILE                               trains and prints the table; goes on after Ctrl-C or a crash
+#   sams show --configfile FILE                 the table again
 #
 # docs/settings.md lists all keys; those not named here have the values of config/config.yaml.
 study: {value(name)}
@@ -351,8 +351,7 @@ def next_commands(out: Path) -> str:
     return f"""
 Written: {out}. Read it, then:
   sams data {out}
-  snakemake --cores all --configfile {out}
-  sams show --configfile {out}"""
+  sams run {out}"""
 
 
 def _value(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from sams.planning.memory import RESERVE, SPARE, Passes, Simulation
-from sams.planning.models import Sizes, build
+from sams.planning.models import Sizes, build, cut
 from sams.planning.work import SchedulerCosts
 from sams.policy.blocks import Checkpointing
 from sams.runtime.gpus import Gpu
@@ -213,7 +213,7 @@ class Peaks:
         if key not in self._peaks:
             study = self.study
             simulation = Simulation(
-                self.config | {"num_hidden_layers": depth},
+                cut(self.config, depth),
                 study.model,
                 self.world,
                 self.sharded,
@@ -225,7 +225,7 @@ class Peaks:
 
     def _extrapolated(self, at: Callable[[int], float]) -> float:
         """Extrapolate a value from two depths to the model's depth; shallow models need no extrapolation."""
-        depth, (few, more) = self.config["num_hidden_layers"], DEPTHS
+        depth, (few, more) = self.sizes.layers, DEPTHS
         if depth <= more:
             return at(depth)
         return at(few) + (depth - few) / (more - few) * (at(more) - at(few))

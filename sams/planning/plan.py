@@ -14,7 +14,7 @@ from sams.launch.machine import gpus_here, processes
 from sams.planning import work as count
 from sams.planning.data import Facts
 from sams.planning.memory import RESERVE, SPARE
-from sams.planning.models import Sizes, sizes_of
+from sams.planning.models import Sizes, config_object, sizes_of
 from sams.planning.parts import Disk, Judged, Plan, Stage
 from sams.planning.peaks import Memory, Peaks, together
 from sams.planning.work import SchedulerCosts, Work, scheduler_costs
@@ -177,10 +177,7 @@ class Planner:
         settings = self.study.scheduler_of(method) if method else self.study.scheduler
         key = f"{settings.model_dump_json()} {train_encoder}"
         if key not in self._schedulers:
-            import transformers
-
-            known = dict(self.config)
-            config = transformers.AutoConfig.for_model(known.pop("model_type"), **known)
+            config = config_object(self.config).get_text_config()
             self._schedulers[key] = scheduler_costs(settings, config, train_encoder=train_encoder)
         return self._schedulers[key]
 
@@ -236,12 +233,8 @@ class Planner:
         return rows
 
     def _positions(self, decoding: Decoding) -> int:
-        return int(
-            min(
-                self.study.data.max_prompt_length + decoding.max_new_tokens,
-                self.config["max_position_embeddings"],
-            )
-        )
+        most = self.study.data.max_prompt_length + decoding.max_new_tokens
+        return min(most, self.sizes.positions or most)
 
     # --- disk and judge ---------------------------------------------------------------------------
 
@@ -249,7 +242,10 @@ class Planner:
         """Return the files that the study writes."""
         study, sizes = self.study, self.sizes
         files: list[Disk] = []
-        exported = 2 if study.model.precision == "bfloat16" else 4
+        dtype = study.export.dtype
+        if dtype == "auto":
+            dtype = self.config.get("dtype") or self.config.get("torch_dtype") or study.model.precision
+        exported = 4 if dtype == "float32" else 2
         trainings = [training for training in (study.sft, *self._preferences) if training is not None]
         # Adapters are stored without the weights that they change.
         for what, group in (

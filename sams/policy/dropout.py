@@ -17,6 +17,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 RATE = re.compile("drop|jitter")
 """Rates in configs and modules: hidden_dropout, attn_pdrop, layerdrop, drop_path_rate, router_jitter_noise."""
+RESCALED = "rescale_every"
+"""RWKV's setting that divides weights in place, in eval() only."""
 THRESHOLDS = {"phimoe": {"router_jitter_noise"}}
 """By model type, what has the name of a rate and acts without training too: PhiMoE's leaves out experts by it."""
 
@@ -72,8 +74,9 @@ def rates_of(config: Any) -> dict[str, Any]:
 
 
 def _is_rate(name: Any, value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 < value <= 1 and RATE.search(str(name)) is not None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return (0 < value <= 1 and RATE.search(str(name)) is not None) or (name == RESCALED and value > 0)
 
 
 def _entries(config: Any) -> dict[str, Any]:

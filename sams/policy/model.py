@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from sams.policy.dropout import keep_rates, without_dropout
-from sams.policy.weights import check_weights, refuse_not_finite
+from sams.policy.weights import check_weights, refuse_adapters, refuse_not_finite
 from sams.runtime.errors import UserError, first_line, nearest
 
 if TYPE_CHECKING:
@@ -46,8 +47,11 @@ def load_model(
             when a weight is NaN or infinite.
     """
     device: dict[str, Any] = {"device_map": "meta"} if outline else {}
+    if Path(path).is_dir():
+        refuse_adapters(Path(path))
     try:
         config = transformers.AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        _refuse_other_kinds(config, str(path))
         model, problems = transformers.AutoModelForCausalLM.from_pretrained(
             path,
             config=without_dropout(config),
@@ -61,16 +65,63 @@ def load_model(
             ignore_mismatched_sizes=True,  # refused below, with their names
             **device,
         )
+    except UserError:
+        raise
     except Exception as error:  # transformers and its libraries raise any type
+        if "attn_implementation" in str(error):
+            raise UserError(
+                f"a model of type {config.model_type} has no attention kernel {settings.attention}",
+                where=f"model.attention, {path}",
+                remedy="set it to eager",
+            ) from error
         raise UserError(
             f"cannot load a causal language model: {first_line(error)}",
             where=str(path),
             remedy="give a folder with config.json and safetensors, or a hub id that this machine can reach",
         ) from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(
+            "it has adapters next to its weights", where=str(path), remedy="merge them, and give that model"
+        )
     _refuse_other_weights(problems, str(path))
     if not outline:
         refuse_not_finite(model.named_parameters(), str(path))
+        _name_untied(model)
     return keep_rates(model, config)
+
+
+def _refuse_other_kinds(config: transformers.PreTrainedConfig, where: str) -> None:
+    """Check that a model can be trained, and predicts each token from those before it alone.
+
+    Raises:
+        UserError: it is quantised, has an encoder, or is a masked language model, whose tokens see those after them.
+    """
+    text: Any = config.get_text_config()
+    kind, problem = config.model_type, None
+    is_causal = getattr(text, "is_decoder", False) or getattr(text, "causal", False)
+    if getattr(config, "quantization_config", None):
+        problem = "whose weights are quantised cannot be trained"
+    elif config.is_encoder_decoder:
+        problem = "has an encoder and a decoder"
+    elif kind in {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation"} and not is_causal:
+        problem = "is a masked language model"
+    if problem is not None:
+        raise UserError(
+            f"a model of type {kind} {problem}",
+            where=where,
+            remedy="give a causal language model in bfloat16, float16 or float32",
+        )
+
+
+def _name_untied(model: transformers.PreTrainedModel) -> None:
+    """Correct a config that ties the output layer to the embedding where the files have two different weights.
+
+    transformers loads both of them, so the config of a result must not tie them.
+    """
+    head, text = model.get_output_embeddings(), model.config.get_text_config()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
+    if text.tie_word_embeddings and not tied:
+        text.tie_word_embeddings = model.config.tie_word_embeddings = False
 
 
 def _refuse_other_weights(problems: dict[str, Any], where: str) -> None:
@@ -110,15 +161,17 @@ def check_model(settings: Model, tokenizer: transformers.PreTrainedTokenizerBase
         with torch.device("meta"):
             model = build_model(settings, tokenizer, seed=0)
     else:
-        model = load_model(settings.path, settings, revision=settings.revision, outline=True)
         folder = Path(settings.path)
+        if folder.is_dir():
+            check_weights(folder, allow_pickle=settings.allow_pickle)
+        model = load_model(settings.path, settings, revision=settings.revision, outline=True)
         if not folder.is_dir():
             from huggingface_hub import hf_hub_download
 
             folder = Path(hf_hub_download(settings.path, "config.json", revision=settings.revision)).parent
-        check_weights(folder, allow_pickle=settings.allow_pickle)
+            check_weights(folder, allow_pickle=settings.allow_pickle)
     check_vocabulary(model, tokenizer, str(settings.path or "model.architecture"))
-    positions = getattr(model.config, "max_position_embeddings", None) or max_length
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max_length
     if max_length > positions:
         raise UserError(
             f"{max_length} tokens are more than the {positions} positions of the model",
@@ -174,7 +227,7 @@ def build_model(
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return from_config(config, settings.attention)
+            return from_config(config, settings.attention, where="model.architecture")
     except UserError:
         raise
     except Exception as error:  # configs raise any type
@@ -191,9 +244,17 @@ def build_model(
 
 
 def from_config(
-    config: transformers.PreTrainedConfig, attention: str, dtype: torch.dtype = torch.float32
+    config: transformers.PreTrainedConfig,
+    attention: str,
+    dtype: torch.dtype = torch.float32,
+    where: str = "model",
 ) -> transformers.PreTrainedModel:
-    """Build the causal language model of a config, without dropout."""
+    """Build the causal language model of a config, without dropout.
+
+    Raises:
+        UserError: naming `where` and the problem, if the config is not of a causal language model.
+    """
+    _refuse_other_kinds(config, where)
     model = transformers.AutoModelForCausalLM.from_config(
         without_dropout(config), dtype=dtype, attn_implementation=attention, trust_remote_code=False
     )
@@ -209,7 +270,8 @@ def add_lora(model: transformers.PreTrainedModel, settings: Lora, seed: int = 0)
         The wrapper around `model` that can merge the adapters.
 
     Raises:
-        UserError: when the model does not have a target module.
+        UserError: when the model does not have a target module, or a target's weight is tied to another: the merged
+            adapters would change both.
     """
     import peft
 
@@ -224,6 +286,19 @@ def add_lora(model: transformers.PreTrainedModel, settings: Lora, seed: int = 0)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return peft.get_peft_model(model, config)
+            adapted = peft.get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(f"cannot add adapters: {first_line(error)}", where="lora.target_modules") from error
+        raise UserError(
+            f"cannot add adapters: {first_line(error)}",
+            where="lora.target_modules",
+            remedy="name linear layers of the model, or set all-linear",
+        ) from error
+    tied = {name.removesuffix(".weight") for pair in model.all_tied_weights_keys.items() for name in pair}
+    if both := sorted(tied & set(adapted.targeted_module_names)):
+        raise UserError(
+            f"the weight of {both[0]} is tied: output layer and input embedding of this model are one weight, and "
+            "merged adapters would change both",
+            where="lora.target_modules",
+            remedy=f"drop {' and '.join(name.rpartition('.')[2] for name in both)}",
+        )
+    return adapted

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sams.policy.attention import FLEX, block_mask
 from sams.policy.blocks import Checkpointing, blocks, prepare_blocks
-from sams.policy.logps import token_logps
+from sams.policy.logps import LOGP_CHUNK, token_logps
 from sams.policy.output import body_of, final_of, output_layer
 from sams.policy.rows import Rows
 
@@ -31,6 +31,19 @@ class Scores:
     logps: Tensor
     tokens: Tensor
     contexts: Tensor | None = None
+
+
+@dataclass
+class Own:
+    """Result of the class's own forward pass over one sequence with M completion tokens.
+
+    Attributes:
+        logps: [M] float64, log-prob of each completion token.
+        spread: [M] float64, standard deviation over the vocabulary of the logits that predict it.
+    """
+
+    logps: Tensor
+    spread: Tensor
 
 
 class Policy(nn.Module):
@@ -69,13 +82,16 @@ class Policy(nn.Module):
         prepare_blocks(self.model, compiled=compiled, checkpointing=checkpointing)
         self._compiled = compiled
 
-    def forward(self, rows: Rows, with_contexts: bool = False) -> Scores:
+    def forward(self, rows: Rows, with_contexts: bool = False, own: bool = False) -> Scores | Own:
         """Score completions.
 
         Args:
             rows: token ids, packed if `self.packed` is set, else padded.
             with_contexts: whether to return the scheduler's features too.
+            own: compute the one sequence of `rows` by nothing but the forward pass of the model's class.
         """
+        if own:
+            return self._own(rows)
         assert (rows.branches is None) == (self.packed is None), "rows of the other layout"
         layout: dict[str, Any] = {"attention_mask": rows.attention_mask}
         if rows.branches is not None:
@@ -91,6 +107,16 @@ class Policy(nn.Module):
             ).last_hidden_state
         contexts = torch.stack(means, dim=1) if with_contexts else None
         return Scores(self._completion_logps(hidden, rows), rows.counts, contexts)
+
+    def _own(self, rows: Rows) -> Own:
+        logits = self.model(input_ids=rows.input_ids).logits[0]
+        targets = rows.input_ids[0, rows.answers, None]
+        parts = [
+            (part.log_softmax(dim=1).gather(1, target)[:, 0], part.std(dim=1))
+            for chunk, target in zip(rows.predicts.split(LOGP_CHUNK), targets.split(LOGP_CHUNK), strict=True)
+            for part in [logits[chunk].double()]
+        ]
+        return Own(*map(torch.cat, zip(*parts, strict=True)))
 
     def _completion_logps(self, hidden: Tensor, rows: Rows) -> Tensor:
         """Sum of log-probs per sequence. Logits are computed only at positions that predict a completion token."""

@@ -65,7 +65,7 @@ def without_weights(
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
-            model = from_config(config, attention, dtype)
+            model = from_config(config, attention, dtype, str(folder))
         model.tie_weights()  # the meta device has separated tied weights
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
@@ -84,7 +84,7 @@ def names_in_files(model: transformers.PreTrainedModel) -> dict[str, str] | None
     weights = dict(model.named_parameters())
     if set(model.state_dict()) - {name for name, _ in model.named_parameters(remove_duplicate=False)}:
         return None
-    named: dict[str, Any] = {name: torch.empty(0) for name in weights}
+    named: dict[str, Any] = {name: weight.to("meta", copy=True) for name, weight in weights.items()}
     written = {id(tensor): name for name, tensor in revert_weight_conversion(model, dict(named)).items()}
     if len(written) != len(weights) or not all(id(tensor) in written for tensor in named.values()):
         return None

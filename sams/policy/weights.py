@@ -21,6 +21,7 @@ from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, sha256
 log = logging.getLogger(__name__)
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTERS = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Names of safetensors for the types of weights that can be trained; all other types are quantised.
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -37,12 +38,22 @@ def check_weights(folder: Path, *, allow_pickle: bool = False) -> None:
     Raises:
         UserError: naming the file and the tensor.
     """
+    refuse_adapters(folder)
     _check_config(folder / "config.json")
     files = _files(folder)
     if not files:
-        pickles = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
+        pickles = _pickles(folder)
         if not pickles:
-            raise UserError(f"no weights: neither {WHOLE} nor {INDEX}", where=str(folder), remedy=FETCH_AGAIN)
+            converted = next(folder.glob("*.gguf"), None)
+            raise UserError(
+                f"no weights: neither {WHOLE} nor {INDEX}"
+                + (f", only {converted.name}" if converted else ""),
+                where=str(folder),
+                remedy="give the model that it was converted from, or save it with `from_pretrained(folder, "
+                f"gguf_file='{converted.name}').save_pretrained(...)`"
+                if converted
+                else FETCH_AGAIN,
+            )
         if not allow_pickle:
             raise UserError(
                 f"the weights are pickled only ({pickles[0]})",
@@ -53,6 +64,40 @@ def check_weights(folder: Path, *, allow_pickle: bool = False) -> None:
         return
     for file, expected in files.items():
         _check_file(file, expected)
+
+
+def refuse_adapters(folder: Path) -> None:
+    """Check that a folder has a model without adapters, which transformers would load without being asked to.
+
+    Raises:
+        UserError: it has adapters alone, or a file of adapters next to a model.
+    """
+    file = folder / ADAPTERS
+    if not file.is_file():
+        return
+    base = _read(file).get("base_model_name_or_path")
+    if not (folder / "config.json").is_file() or not (_files(folder) or _pickles(folder)):
+        raise UserError(
+            "the folder has adapters (peft) without their base model",
+            where=str(folder),
+            remedy=f"set the path to their base model{f', {base},' if base else ''} or merge them into it first "
+            "(`merge_and_unload` of peft)",
+        )
+    weights = [found.name for found in sorted(folder.glob("adapter_model*"))]
+    raise UserError(
+        f"adapters next to a model: transformers would add {weights[0]} to it"
+        if weights
+        else "a file of adapters, left over in the folder of a model: transformers would add fresh adapters",
+        where=str(file),
+        remedy=f"move {' and '.join([ADAPTERS, *weights])} to another folder",
+    )
+
+
+def _pickles(folder: Path) -> list[str]:
+    """Return the names of a model's pickled files; trainers leave pickles that are no weights."""
+    names = {file.name for pattern in PICKLES for file in folder.glob(pattern)}
+    others = ("adapter_", "training_args", "optimizer", "scheduler", "rng_state")
+    return sorted(name for name in names if not name.startswith(others))
 
 
 def stored_types(folder: Path) -> list[str]:
@@ -95,7 +140,7 @@ def is_finite(tensor: Tensor) -> bool:
 
 def _check_config(file: Path) -> None:
     config = _read(file)
-    if "quantization_config" in config:
+    if config.get("quantization_config"):
         raise UserError(
             "the weights are quantised, which cannot be trained",
             where=f"{file}, key 'quantization_config'",

@@ -1,6 +1,7 @@
 """Report the progress of a long stage: a bar on a terminal, lines in a log file."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +11,8 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+SECONDS = "SAMS_PROGRESS_SECONDS"
+"""Environment variable: seconds between two lines of a log file."""
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -33,6 +36,7 @@ class Progress:
         self.done = self.first = done
         self.cost = cost
         self.started = self.logged = time.monotonic()
+        self.between = float(os.environ.get(SECONDS, SECONDS_BETWEEN_LINES))
         self.bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -48,7 +52,7 @@ class Progress:
             if cost := self.cost():
                 self.bar.set_postfix_str(cost, refresh=False)
             self.bar.update(count)
-        elif (now := time.monotonic()) - self.logged >= SECONDS_BETWEEN_LINES:
+        elif (now := time.monotonic()) - self.logged >= self.between:
             self.logged = now
             log.info("%s", str(self))
 

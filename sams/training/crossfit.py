@@ -19,7 +19,7 @@ from sams.training.job import TrainingJob
 from sams.training.loading import load_policy
 from sams.training.loop import Reports, Selecting, train
 from sams.training.passes import score
-from sams.training.preference import plan
+from sams.training.preference import plan, starts_from
 from sams.training.selector import build_selector
 from sams.training.tasks.preference import read_task
 from sams.training.updates import AdamWStep
@@ -53,6 +53,7 @@ def main(
         upstream=upstream,
         part=f"half{half}",
     ) as job:
+        starts_from(reference, job.upstream["model"], training)
         policy = load_policy(model, settings.model, job.workers, training=training, seed=settings.seed)
         splits = ("train", training.evaluated_split)
         task, test = (

@@ -77,15 +77,18 @@ def _write_config(out: Path, source: Path, dtype: torch.dtype) -> None:
     config = _read(source / CONFIG) if (source / CONFIG).is_file() else dict(written)
     if config.get("model_type") != written["model_type"]:  # the language model alone of a multimodal one
         config = dict(written)
+    if written.get("tie_word_embeddings") is False and "tie_word_embeddings" in config:
+        config["tie_word_embeddings"] = False  # its files have two different weights
     config["architectures"] = written["architectures"]
     config.pop("auto_map", None)  # names files with code, which is not run
+    name = str(dtype).removeprefix("torch.")
     parts = [config, *(value for value in config.values() if isinstance(value, dict))]
     for part in parts:
-        part |= {key: str(dtype).removeprefix("torch.") for key in TYPE_KEYS if key in part}
+        part |= {key: name for key in TYPE_KEYS if isinstance(part.get(key), str)}
         if part.get("use_cache") is False:
             part["use_cache"] = True
-    if not any(key in config for key in TYPE_KEYS):
-        config["dtype"] = str(dtype).removeprefix("torch.")
+    if not any(isinstance(config.get(key), str) for key in TYPE_KEYS):
+        config["dtype"] = name
     _write(out / CONFIG, config)
 
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from transformers import AttentionInterface
 
-from sams.policy.attention import kernels
-from sams.policy.policy import Scores, bare
-from sams.policy.rows import Item, pack_rows, pad_rows
+from sams.policy.attention import SEGMENTS, kernels, segment_attention
+from sams.policy.policy import bare
+from sams.policy.rows import Item, pack_rows, zip_completions
+from sams.runtime.errors import first_line
+from sams.training.agreement import (
+    Expected,
+    has_experts,
+    logps_of,
+    refuse_changing_positions,
+    refuse_other_logps,
+)
 from sams.training.distribution import Workers
-from sams.training.gates import OUTLIER, TOLERANCE, allowed
 from sams.training.tasks.base import Scored
 
 if TYPE_CHECKING:
@@ -21,34 +30,49 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TRACED = "sams_traced"
+WINDOWS = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size")
+"""Names in configs for the number of keys that a query attends to."""
+
 
 def choose_layout(
     policy: nn.Module, task: Scored, workers: Workers, model: Model
 ) -> tuple[str | None, list[str]]:
     """Choose the fastest attention with which packed rows are right. A collective call; the policy then uses it.
 
-    A model may compute positions, masks or states of its own way, so each kernel is tried on the two longest items:
-    no token may change the log-prob of a sequence that does not see it, and log-probs must be those of padded rows.
+    A model may compute positions, masks or states of its own way, so the two longest items are tried. Nothing but
+    this package's attention may mix tokens, with the windows of the config and the positions that are given; no
+    token may change the log-prob of a sequence that does not see it; and log-probs must be those of the forward pass
+    of the model's own class.
 
     Returns:
         Name of the attention, None for padded rows; and a sentence for each fall-back, with its cause.
+
+    Raises:
+        UserError: log-probs in padded rows are not those of the class; see `refuse_other_logps`.
     """
-    name = type(bare(policy).model).__name__
+    inner = bare(policy)
+    name = type(inner.model).__name__
     order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
+    refuse_changing_positions(inner.model.config, longest_sequence(task, order))
     items = task.sequences((order * 2)[-2:])
-    bare(policy).pack(None)
-    expected = score(policy, items, workers)
-    capped = bool(getattr(bare(policy).model.config, "attn_logit_softcapping", None))
-    causes = []
-    for kernel in kernels(workers.device.type, model.precision, capped=capped):
-        bare(policy).pack(kernel)
-        cause = _objection(policy, items, expected, workers, model.precision)
-        if cause is None:
-            break
-        causes.append(f"{kernel.removeprefix('sams_')}: {cause}")
+    inner.pack(None)
+    expected = refuse_other_logps(policy, items, workers, model.precision)
+    if not model.packing:
+        return None, []
+    capped = bool(getattr(inner.model.config, "attn_logit_softcapping", None))
+    causes, kernel = [], None
+    if cause := _cause(policy, SEGMENTS, partial(_mixing, policy, items, workers)):
+        causes.append(cause)
     else:
-        kernel = None
-        bare(policy).pack(None)
+        for kernel in kernels(workers.device.type, model.precision, capped=capped):
+            cause = _cause(policy, kernel, partial(_objection, policy, items, expected, workers))
+            if cause is None:
+                break
+            causes.append(f"{kernel.removeprefix('sams_')}: {cause}")
+        else:
+            kernel = None
+    inner.pack(kernel)
     layout = "computes padded rows" if kernel is None else f"packs rows with {kernel.removeprefix('sams_')}"
     fallbacks = [f"{name} {layout}, which is slower ({'; '.join(causes)})"] if causes else []
     for sentence in fallbacks:
@@ -56,27 +80,116 @@ def choose_layout(
     return kernel, fallbacks
 
 
-def _objection(
-    policy: nn.Module, items: list[Item], expected: Scores, workers: Workers, precision: str
-) -> str | None:
-    """Return why the policy's layout cannot be used for these two items; None if it can."""
+def longest_sequence(task: Scored, order: Sequence[int]) -> int:
+    """Return the tokens of the longest sequence; `order` has the items by length in a packed row, ascending."""
+    longest = 0
+    for item in reversed(order):
+        if task.packed_lengths[item] <= longest:
+            break
+        [(prompt, completions)] = task.sequences([item])
+        longest = max(longest, len(prompt) + max(map(len, completions)))
+    return longest
+
+
+def _cause(policy: nn.Module, attention: str, objection: Callable[[], str | None]) -> str | None:
+    """Return why packed rows with this attention cannot be used; None if they can."""
     try:
-        found = score(policy, items, workers)
-        moved = max(
-            float((score(policy, changed, workers).logps - found.logps)[unseen].abs().max())
-            for changed, unseen in _changes(items, bare(policy).model.config.get_text_config().vocab_size)
-        )
+        bare(policy).pack(attention)
+        return objection()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # models, kernels and their compilers raise any type
-        return repr(error).splitlines()[0]
-    moved = workers.largest(moved)
-    if moved > _noise(policy, precision) * int(found.tokens.max()):
-        return f"tokens that a sequence does not see change its log-prob by {moved:.1e}"
-    difference = float((found.logps - expected.logps).abs().sum() / expected.tokens.sum())
-    difference = workers.largest(difference)
-    if not difference <= allowed(precision, float(found.tokens.max()), outlier=True):
-        return f"log-probs differ from those of padded rows by {difference:.1e} per token"
+        return first_line(error)
+
+
+# --- does a model mix tokens in its attention only, as its config says ------------------------------
+
+
+def _mixing(policy: nn.Module, items: list[Item], workers: Workers) -> str | None:
+    """Return what else than this package's attention, its positions and its windows mixes tokens; None if nothing.
+
+    Exact in any precision, since it looks at what arrives at the attention, and follows NaN.
+    """
+    config = bare(policy).model.config.get_text_config()
+    calls: list[tuple[int | None, int | None, tuple[float, float]]] = []
+
+    def trace(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **others: Any) -> Any:
+        if "branches" not in others:
+            raise NotImplementedError("its layers do not pass on the layout of packed rows")
+        sums = float(query.double().sum()), float(key.double().sum())
+        calls.append((getattr(module, "layer_idx", None), others.get("sliding_window"), sums))
+        return segment_attention(module, query, key, value, *args, **others)
+
+    AttentionInterface.register(TRACED, trace)
+    bare(policy).pack(TRACED)
+    logps_of(policy, items, workers)
+    if not calls:
+        return "its attention cannot be replaced"
+    for layer, window, _ in calls:
+        if cause := _lost_window(config, layer, window):
+            return cause
+    first = [sums for _, _, sums in calls]
+    calls.clear()
+    position_ids = pack_rows(items).position_ids
+    assert position_ids is not None
+    logps_of(policy, items, workers, position_ids=position_ids.flip(1))
+    if first == [sums for _, _, sums in calls]:
+        return "its positions are not those of the tokens in their own sequences"
+    if not _poisoned(policy, items, workers).isfinite().all():
+        return "something else than its attention mixes tokens"
+    return None
+
+
+def _lost_window(config: Any, layer: int | None, arrived: int | None) -> str | None:
+    """Return the window of a layer's attention in the config, where another one arrives at the attention."""
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[layer] if kinds and layer is not None and layer < len(kinds) else None
+    if kind == "full_attention" or getattr(config, "use_sliding_window", None) is False:
+        window = None
+    elif kind in (None, "sliding_attention"):
+        window = next((size for name in WINDOWS if (size := getattr(config, name, None))), None)
+    else:
+        return f"its config has {kind} in layer {layer}"
+    return None if arrived == window else f"its config has a window of {window}, its attention of {arrived}"
+
+
+def _poisoned(policy: nn.Module, items: list[Item], workers: Workers) -> Tensor:
+    """Return the log-probs of the last of these sequences in a row, with NaN as embedding of all others."""
+    alone = [(prompt, [answer]) for column in zip_completions(items) for prompt, answer in column]
+    branches = pack_rows(alone).branches
+    assert branches is not None
+    unseen = branches.parts[0] < len(alone) - 1
+
+    def poison(_module: nn.Module, _inputs: Any, states: Tensor) -> Tensor:
+        return states.masked_fill(unseen.to(states.device)[None, :, None], torch.nan)
+
+    embeddings = bare(policy).model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Module)
+    handle = embeddings.register_forward_hook(poison)
+    try:
+        return logps_of(policy, alone, workers)[-len(alone[-1][1][0]) :]
+    finally:
+        handle.remove()
+
+
+# --- does a kernel give what the class gives ----------------------------------------------------------
+
+
+def _objection(policy: nn.Module, items: list[Item], expected: Expected, workers: Workers) -> str | None:
+    """Return why a kernel cannot be used for these two items; None if it can."""
+    config = bare(policy).model.config.get_text_config()
+    found = logps_of(policy, items, workers)
+    sequence = pack_rows(items).sequence
+    moved = 0.0
+    for changed, unseen in _changes(items, config.vocab_size):
+        own = torch.isin(sequence, torch.tensor(unseen))
+        change = (logps_of(policy, changed, workers) - found)[own]
+        moved = max(moved, float(change.square().mean().sqrt()))
+    moved, difference = workers.largest(moved), workers.largest(expected.difference(found))
+    if moved > (expected.limit if has_experts(config) else 0):
+        return f"tokens that a sequence does not see change its log-prob by {moved:.1e} nats a token"
+    if not difference <= expected.limit:
+        return f"log-probs differ by {difference:.1e} nats a token from those of the model's own forward pass"
     return None
 
 
@@ -92,22 +205,3 @@ def _changes(items: Sequence[Item], vocabulary: int) -> list[tuple[list[Item], l
     all_first = (other(first[0]), [other(ids) for ids in first[1]])
     chosen = (second[0], [other(second[1][0]), *second[1][1:]])
     return [([all_first, second], [*of_second]), ([first, chosen], [*of_first, *of_second[1:]])]
-
-
-def _noise(policy: nn.Module, precision: str) -> float:
-    """Largest change per token that is rounding: none, except where tokens share the matrices of experts."""
-    config: Any = bare(policy).model.config
-    experts = any("experts" in name and isinstance(value, int) for name, value in vars(config).items())
-    return OUTLIER * TOLERANCE[precision] if experts else 0.0
-
-
-def score(policy: nn.Module, items: list[Item], workers: Workers) -> Scores:
-    """Score items without gradients, in the policy's layout."""
-    with torch.no_grad():
-        scores: Scores = policy(rows_of(policy, items).to(workers.device))
-    return scores
-
-
-def rows_of(policy: nn.Module, items: list[Item]) -> Any:
-    """Build rows of items in the policy's layout."""
-    return pad_rows(items) if bare(policy).packed is None else pack_rows(items)

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 from sams.policy.policy import Scores, bare
 from sams.policy.rows import Rows, pad_rows
+from sams.training.agreement import rows_of
 from sams.training.distribution import Workers, local_part, reshard
-from sams.training.layout import rows_of
 from sams.training.tasks.base import Scored
 
 if TYPE_CHECKING:

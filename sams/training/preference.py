@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.policy.policy import bare
+from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, whole_file
 from sams.scheduling.rounds import selection_of
 from sams.scheduling.selection import Selection
@@ -75,6 +76,7 @@ def main(
         checkpoints=checkpoints,
         upstream=upstream,
     ) as job:
+        is_own = starts_from(reference, job.upstream["model"], training)
         policy = load_policy(model, settings.model, job.workers, training=training, seed=settings.seed)
         splits = ("train", training.evaluated_split)
         task, test = (
@@ -102,7 +104,7 @@ def main(
             if job.workers.is_main and not job.checkpoints.steps():
                 shutil.rmtree(out / EVALUATED, ignore_errors=True)
         gate = None
-        if reference is not None and starts_from(reference, job.upstream["model"]):
+        if is_own:
             gate = partial(refuse_foreign_reference, task, precision=settings.model.precision)
 
         figures, evaluation = train(
@@ -143,9 +145,22 @@ def plan(
     return Batches(items, selection.batch_size, training.epochs, selection.rounds, seed), selection
 
 
-def starts_from(reference: Path, model: str) -> bool:
-    """Return whether the reference is the model that training starts from."""
-    return bool(read_json(reference / "manifest.json").get("upstream", {}).get("model") == model)
+def starts_from(reference: Path | None, model: str, training: Preference) -> bool:
+    """Return whether the loss has a reference, and it is the model with this digest, which training starts from.
+
+    Raises:
+        UserError: it is another model, and the settings do not allow that.
+    """
+    if reference is None or not training.needs_reference:
+        return False
+    own = bool(read_json(reference / "manifest.json").get("upstream", {}).get("model") == model)
+    if not own and not training.other_reference:
+        raise UserError(
+            f"these reference log-probs are not of the model with digest {model}, which training starts from",
+            where=str(reference),
+            remedy="run `compute_reference` with that model; if another one is meant, set other_reference: true",
+        )
+    return own
 
 
 def save_weights(job: TrainingJob, policy: nn.Module, training: Preference, step: int) -> None:

@@ -20,8 +20,9 @@ from torch import nn
 from sams.policy.blocks import Checkpointing, blocks
 from sams.policy.policy import bare
 from sams.runtime.errors import UserError, first_line
+from sams.training.agreement import rows_of
 from sams.training.distribution import Workers
-from sams.training.layout import choose_layout, rows_of
+from sams.training.layout import choose_layout
 from sams.training.memory import (
     ADAM_BYTES,
     MEMORY_SHARE,
@@ -127,7 +128,7 @@ def tune(
     Raises:
         UserError: when the longest item alone does not fit in memory, or `model.compile: true` is impossible.
     """
-    packed, fallbacks = choose_layout(policy, task, workers, model) if model.packing else (None, [])
+    packed, fallbacks = choose_layout(policy, task, workers, model)
     modes = MODES[model.activation_checkpointing]
     syncs = (
         [sync_each_micro_batch]

@@ -122,7 +122,7 @@ TOGETHER: list[Any] = [
     ),
     (
         "another kind of model",
-        in_json(CONFIG, model_type="bert"),
+        in_json(CONFIG, model_type="gpt_neox"),
         "weights are not in its files.*; give weights and config",
     ),
     (

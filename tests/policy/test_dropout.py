@@ -131,3 +131,24 @@ def test_a_fresh_model_has_no_dropout_and_keeps_its_rates(tmp_path: Path) -> Non
     save_config(model, tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert (saved["dropout"], saved["layerdrop"]) == (0.2, 0.5)
+
+
+def test_rwkv_keeps_its_weights_in_a_forward_pass(tmp_path: Path) -> None:
+    """Its class divides them in eval(), for float16."""
+    config = transformers.RwkvConfig(
+        **SIZES, hidden_size=32, num_hidden_layers=3, rescale_every=1, attention_hidden_size=32
+    )
+    own = transformers.AutoModelForCausalLM.from_config(config)
+    own.save_pretrained(tmp_path)
+    policy = Policy(load_model(tmp_path, Model(path=str(tmp_path), attention="eager")))
+    before = {name: weight.clone() for name, weight in policy.model.state_dict().items()}
+    ids = torch.arange(3, 11)[None]
+    with torch.no_grad():
+        logits = policy.model(ids).logits
+        torch.testing.assert_close(logits, own.train()(ids).logits)
+        own.eval()(ids)
+    after = policy.model.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert not all(torch.equal(own.state_dict()[name], weight) for name, weight in before.items())
+    save_config(policy.model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["rescale_every"] == 1

@@ -27,7 +27,6 @@ FINAL = {
     "modernbert-decoder": Final(99),  # has a layer before the output layer
     "nanochat": Final(99, 1.0, 3.0),
     "recurrent_gemma": Final(99, 1.0, 3.0),
-    "xlstm": Final(99, 1.0, 3.0),
 }
 
 

@@ -22,6 +22,7 @@ from sams.study.recipes import ExportRecipe, PreferenceRecipe, SftRecipe
 from sams.study.settings import Model, Preference, Sft
 from sams.training import export, preference, sft
 from tests import hub_like, tiny
+from tests.policy.test_dropout import KINDS, SIZES
 from tests.training.test_runs import TRAINING, here, weights
 
 END = hub_like.SPECIAL.index(hub_like.TURN_END)
@@ -177,6 +178,42 @@ def test_the_type_of_the_weights_can_be_set(made: dict[str, Path], tmp_path: Pat
     trained = weights(made["sft"])
     assert all(torch.equal(tensor, trained[f"policy.model.{name}"]) for name, tensor in exported.items())
     assert read_json(tmp_path / "out" / "config.json")["torch_dtype"] == "float32"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "mixtral", "mpt"])
+def test_every_type_of_model_is_copied_as_it_is(kind: str, tmp_path: Path) -> None:
+    """Weights under other names, tied ones, stacked experts; a config with groups, and without `use_cache`."""
+    config = transformers.AutoConfig.for_model(kind, **SIZES, **KINDS[kind])
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).bfloat16()
+    model.save_pretrained(tmp_path / "start")
+    tiny.tokenizer().save_pretrained(tmp_path / "start")
+    here(export, ExportRecipe(model=settings(tmp_path / "start", attention="eager")), out=tmp_path / "out")
+    copied = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert torch.equal(
+        copied(torch.tensor([[1, 5, 6]])).logits, model.eval()(torch.tensor([[1, 5, 6]])).logits
+    )
+    before, after = (read_json(tmp_path / folder / "config.json") for folder in ("start", "out"))
+    assert after | {"use_cache": True} == before | {"use_cache": True}
+
+
+def test_a_model_of_the_hub_is_named_by_its_id(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "0" * 40
+    repository = tmp_path / "models--someone--start"
+    shutil.copytree(made["start"], repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = settings(Path("someone/start"))
+    here(export, ExportRecipe(model=model), out=tmp_path / "out")
+    for file in (tmp_path / "out").iterdir():
+        if file.name not in ("environment.json", "manifest.json", "README.md"):
+            assert file.is_dir() or file.read_bytes() == (made["baseline"] / file.name).read_bytes()
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.base_model == "someone/start"
+    assert export.name_of_base(tmp_path / "out", model) == ("someone/start", None)
 
 
 @pytest.mark.parametrize("case", ["none", "derived", "no padding"])

@@ -1,6 +1,7 @@
 """What a recipe can ask for besides the plain run: rounds, losses, adapters, watching, cross-fitting, gates."""
 
 import json
+import math
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +27,15 @@ from sams.training.gates import TrainingFailure, refuse_foreign_reference
 from sams.training.tasks.base import Items
 from sams.training.tasks.preference import PreferenceTask, read_reference, read_task
 from tests import tiny
-from tests.training.test_runs import TRAINING, here, preference_recipe, run, shifted_reference, weights
+from tests.training.test_runs import (
+    TRAINING,
+    here,
+    losses,
+    preference_recipe,
+    run,
+    shifted_reference,
+    weights,
+)
 
 
 def lines(out: Path) -> list[dict[str, Any]]:
@@ -94,7 +103,7 @@ def test_kto_takes_its_kl_term_from_mismatched_completions(tmp_path: Path) -> No
         model = new_model(tmp_path / name, seed=seed)
         here(reference, settings, tokens=tokens, model=model, out=tmp_path / f"{name}_reference")
 
-    recipe = preference_recipe(loss="kto", max_steps=2, selector="all", ratio=1.0)
+    recipe = preference_recipe(loss="kto", max_steps=2, selector="all", ratio=1.0, other_reference=True)
     out = tmp_path / "out"
     here(preference, recipe, **inputs, reference=tmp_path / "same_reference", out=out, checkpoints=out / "c")
     # Policy = reference: all log-ratios and the KL term are 0, and both halves lose 1 - sigmoid(0).
@@ -167,6 +176,31 @@ def test_adapters_are_trained_alone_and_merged_at_export(
     torch.testing.assert_close(adapted(ids).logits, merged(ids).logits)
     here(export, recipe, **paths, out=tmp_path / "again")
     assert digest_of(tmp_path / "again") == digest_of(out)
+
+
+def test_adapters_of_the_output_layer_are_exported_right_or_refused(tokens: Path, tmp_path: Path) -> None:
+    """Compared with a second base to which peft gives the trained adapters."""
+    lora = {"r": 4, "target_modules": ["lm_head", "embed_tokens", "q_proj"]}
+    training = Sft.model_validate(TRAINING | {"max_steps": 2, "learning_rate": 1e-2, "lora": lora})
+    for tied in (True, False):
+        architecture = {**tiny.settings().architecture, "tie_word_embeddings": tied}  # type: ignore[dict-item]
+        model = tiny.settings(architecture=architecture)
+        recipe, out = SftRecipe(seed=0, model=model, training=training), tmp_path / str(tied)
+        with pytest.raises(UserError, match=r"tied.*; drop lm_head and emb") if tied else nullcontext():
+            here(sft, recipe, tokens=tokens, out=out, checkpoints=out / "c")
+    here(export, ExportRecipe(model=model), tokens=tokens, trained=out / "trained", out=out / "model")
+    ids, state = torch.tensor([[1, 5, 6, 7]]), weights(out)
+    trained = peft.get_peft_model(
+        build_model(model, tiny.tokenizer(), seed=0),
+        peft.LoraConfig(r=4, lora_alpha=32, target_modules=lora["target_modules"]),
+    )
+    before = trained(ids).logits
+    trained.base_model.model.load_state_dict(
+        {name.removeprefix("policy.model."): value for name, value in state.items()}
+    )
+    exported = transformers.AutoModelForCausalLM.from_pretrained(out / "model")
+    torch.testing.assert_close(exported(ids).logits, trained(ids).logits)
+    assert not torch.allclose(before, trained(ids).logits, atol=1e-3)
 
 
 def test_adapters_are_merged_into_no_other_base(prepared: dict[str, Path], tmp_path: Path) -> None:
@@ -339,6 +373,23 @@ def test_a_reference_that_is_not_the_policys_own_is_noticed_before_the_first_ste
     marker.unlink()
     with pytest.raises(TrainingFailure):
         run({**prepared, "reference": broken}, tmp_path / "o")
+
+
+def test_reference_log_probs_of_another_model_are_refused_unless_they_are_meant(
+    prepared: dict[str, Path], tmp_path: Path
+) -> None:
+    """Log-probs that the stage itself computed, of a fresh model, given by hand to training from the SFT model."""
+    recipe = ExportRecipe(model=tiny.settings())
+    here(export, recipe, tokens=prepared["tokens"], out=tmp_path / "fresh")
+    other = {"tokens": prepared["tokens"], "model": tmp_path / "fresh"}
+    scoring = ReferenceRecipe(model=tiny.settings(), micro_batch_size=16)
+    here(reference, scoring, **other, out=tmp_path / "reference")
+    given = {**prepared, "reference": tmp_path / "reference"}
+    with pytest.raises(UserError, match=r"reference: these reference log-probs are not of the model.*; run"):
+        run(given, tmp_path / "o")
+    for name, loss in (("meant", "sigmoid"), ("no_reference", "simpo")):
+        run(given, tmp_path / name, loss=loss, max_steps=1, other_reference=name == "meant")
+    assert losses(tmp_path / "meant")[0] != pytest.approx(math.log(2), abs=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

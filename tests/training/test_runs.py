@@ -356,7 +356,7 @@ def test_a_loss_that_is_not_finite_stops_all_and_names_the_pair(
         "out": tmp_path / "o",
         "checkpoints": tmp_path / "c",
     }
-    recipe = preference_recipe().model_dump_json()
+    recipe = preference_recipe(other_reference=True).model_dump_json()
     statuses = server().start("sams.training.preference", {"recipe": recipe, **arguments}, processes=2)
     assert statuses == [1, 1]
     assert server().output().count("step 1: the loss of 16 of 16 items is not finite: 0001") == 2

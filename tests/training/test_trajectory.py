@@ -45,7 +45,7 @@ SETTINGS = Settings(learning_rate=1e-3)
 
 
 def recipe() -> PreferenceRecipe:
-    training = Preference.model_validate(TRAINING)
+    training = Preference.model_validate(TRAINING | {"other_reference": True})
     return PreferenceRecipe(seed=SEED, method="test", model=MODEL, training=training, scheduler=SETTINGS)
 
 

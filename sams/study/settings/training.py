@@ -135,6 +135,10 @@ class PreferenceKeys(Training):
     sft_weight: float = Field(
         0.0, ge=0.0, description="Weight of an added SFT term: chosen negative log-prob per token."
     )
+    other_reference: bool = Field(
+        False,
+        description="Accept reference log-probs of another model than the one that training starts from.",
+    )
     selector: SelectorName = Field(
         "all", description="Selector that chooses the pairs to train on (docs/selectors.md)."
     )
