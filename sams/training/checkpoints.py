@@ -58,6 +58,13 @@ def delete(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def drop_frozen(policy: nn.Module, state: dict[str, Any]) -> None:
+    """Delete frozen weights from a state of torch, which leaves the second name of a tied one in it."""
+    for name, weight in policy.named_parameters(remove_duplicate=False):
+        if not weight.requires_grad:
+            state.pop(name.removeprefix("module."), None)  # DDP's
+
+
 class ResultWriter(FileSystemWriter):
     """Writes shards without their path and a random id, so that equal weights are equal files."""
 
@@ -164,6 +171,7 @@ class Checkpoints:
             if optimiser is not None:
                 reshard(policy)
                 model_state, optimiser_state = get_state_dict(policy, optimiser, options=TRAINED)
+                drop_frozen(policy, model_state)
                 state: dict[str, Any] = {"policy": model_state, "optimiser": optimiser_state}
                 load_sharded(state, path)
                 set_state_dict(
@@ -198,6 +206,7 @@ class Checkpoints:
             reshard(policy)
             self.workers.refuse_drift(policy)
             state["policy"], state["optimiser"] = get_state_dict(policy, optimiser, options=TRAINED)
+            drop_frozen(policy, state["policy"])
         if self._group is None and dist.is_initialized():
             # Of its own, because the thread's calls would mix with those of training; the files are on the CPU.
             self._group = dist.new_group(backend="gloo")
@@ -315,7 +324,10 @@ class Checkpoints:
         reshard(policy)
         self.workers.refuse_drift(policy)
         options = TRAINED if lora is not None and lora["base"] is not None else None
-        dcp.save({"policy": get_model_state_dict(policy, options=options)}, storage_writer=ResultWriter(part))
+        state = get_model_state_dict(policy, options=options)
+        if options is not None:
+            drop_frozen(policy, state)
+        dcp.save({"policy": state}, storage_writer=ResultWriter(part))
         if self.workers.is_main:
             config.save_pretrained(part)
             if lora is not None:

@@ -176,7 +176,7 @@ def name_of_base(base: Path, settings: Model) -> tuple[str, str | None]:
 
 def fill(policy: nn.Module, trained: Path, *, frozen: bool = True) -> None:
     """Read the weights of a policy that is in memory; without `frozen`, only those that are trained."""
-    named = policy.named_parameters()
+    named = policy.named_parameters(remove_duplicate=False)
     kept = set() if frozen else {name for name, weight in named if not weight.requires_grad}
     state = {name: tensor for name, tensor in policy.state_dict().items() if name not in kept}
     load_sharded({"policy": state}, trained)  # in place

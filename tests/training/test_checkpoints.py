@@ -126,9 +126,14 @@ def test_without_memory_for_the_copy_training_waits(
     assert "training waits until the checkpoint is written" in caplog.text
 
 
-def test_a_checkpoint_of_adapters_holds_no_frozen_weight(workers: Workers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_checkpoint_of_adapters_holds_no_frozen_weight(
+    workers: Workers, tmp_path: Path, tied: bool
+) -> None:
+    kind = tiny.SIZES | tiny.ARCHITECTURES["llama"] | {"tie_word_embeddings": tied}
+
     def adapted() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        model = build_model(tiny.settings(), tiny.tokenizer(), seed=0)
+        model = build_model(tiny.settings(architecture=kind), tiny.tokenizer(), seed=0)
         add_lora(model, Lora(r=2))
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return model, torch.optim.AdamW(trained)
