@@ -235,7 +235,7 @@ def table(script):
     """Parameters of a script: its name, the study, the folder of its setting, and the digests of its code."""
     return {
         "script": script,
-        "study": STUDY_SETTINGS,
+        "study": lambda wildcards: STUDY_SETTINGS,  # its paths may have braces
         "results": lambda wildcards: RESULTS,  # as text, `snakemake --lint` takes it for a part of a file name
         "code": code(f"workflow.scripts.{script}"),
     }
