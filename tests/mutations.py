@@ -329,7 +329,7 @@ FAULTS = [
         "policy/model.py",
         "config=without_dropout(config)",
         "config=config",
-        (f"{DROPOUT}a_model_in_train_equals_transformers_own_in_eval[opt]",),
+        (f"{DROPOUT}a_model_in_train_equals_transformers_own_in_eval[falcon]",),
     ),
     Fault(
         "routers sample experts in training",
