@@ -41,7 +41,7 @@ pytestmark = [
 ]
 
 STUDY = ROOT / "tests" / "real" / "study.yaml"
-PAIRS, LAYERS, WIDTH, END = 32, 30, 576, 2  # END: <|im_end|>
+PAIRS, LAYERS, WIDTH, END = 48, 30, 576, 2  # END: <|im_end|>
 METHODS = ("dpo", "dpo-sams")
 PROMPTS = [
     "What is the capital of France?",
