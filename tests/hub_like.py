@@ -56,7 +56,10 @@ def write_start(folder: Path) -> Path:
     written |= {"torch_dtype": "bfloat16", "rope_theta": 5e5, "use_cache": False, "authors_note": {"a": 1}}
     _write(folder / "config.json", written)
     _write(folder / "generation_config.json", {**SAMPLING, "eos_token_id": STOP_IDS, "authors_key": 3})
-    _write(folder / "tokenizer_config.json", _read(folder / "tokenizer_config.json") | {"authors_key": 3})
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    named |= {"tokenizer_class": "PreTrainedTokenizerFast"}  # as of transformers 4, which reads no later form
+    more = {"additional_special_tokens": ["<|im_start|>", TURN_END], "authors_key": 3}
+    _write(folder / "tokenizer_config.json", {**named, **more})
     _write(folder / "special_tokens_map.json", {"eos_token": "</s>"})
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     (folder / "additional_chat_templates").mkdir()

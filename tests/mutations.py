@@ -23,7 +23,7 @@ from typing import Any
 
 from tests.conftest import ROOT
 
-COPIED = ("sams", "tests", "config", "workflow", "pyproject.toml")
+COPIED = ("sams", "benchmarks", "tests", "config", "workflow", "pyproject.toml")
 # Imported once, here; every run of tests is a fork. Nothing of the package is among them.
 HEAVY = (
     "accelerate",
@@ -68,6 +68,8 @@ PASSES = "training/test_passes.py::test_"
 ROWS = "policy/test_rows.py::test_"
 PACKING = "policy/test_packing.py::test_"
 TUNING = "training/test_tuning.py::test_"
+OUTPUT = "policy/test_output.py::test_"
+AGREEMENT = "training/test_agreement.py::test_"
 BATCHES = "training/test_batches.py::test_"
 RUNS = "training/test_runs.py::test_"
 SHARDING = "training/test_sharding.py::test_"
@@ -573,6 +575,86 @@ FAULTS = [
         (f"{ROWS}both_layouts_learn_the_same_tokens_from_the_tokens_before_them",),
     ),
     Fault(
+        "what a class does before its output layer is left out",
+        "policy/output.py",
+        "_own_forward(model, states[None], keep)",
+        "keep(states[None])",
+        (f"{OUTPUT}log_probs_and_gradients_are_the_class_s_own[minicpm3]",),
+    ),
+    Fault(
+        "logits are not scaled",
+        "policy/output.py",
+        "logits = logits * self.scale",
+        "logits = logits * 1",
+        (f"{OUTPUT}log_probs_and_gradients_are_the_class_s_own[granite]",),
+    ),
+    Fault(
+        "logits are not capped",
+        "policy/output.py",
+        "return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap",
+        "return logits",
+        (f"{OUTPUT}log_probs_and_gradients_are_the_class_s_own[gemma2]",),
+    ),
+    Fault(
+        "a learnt factor of the logits is taken as fixed",
+        "policy/output.py",
+        "known = not found.requires_grad and",
+        "known =",
+        (f"{OUTPUT}what_is_no_scale_or_cap_is_refused_by_name[Learnt]",),
+    ),
+    Fault(
+        "log-probs are not compared with the class's own before step 1",
+        "training/agreement.py",
+        "if not difference <= LARGEST[precision] * spread:",
+        "if False:",
+        (f"{AGREEMENT}other_logits_and_random_ones_are_refused_by_name",),
+    ),
+    Fault(
+        "a model that is random is trained",
+        "training/agreement.py",
+        "if moved > (0 if exact else expected.limit):",
+        "if False:",
+        (f"{AGREEMENT}other_logits_and_random_ones_are_refused_by_name",),
+    ),
+    Fault(
+        "a model that sees the tokens it predicts is trained",
+        "training/agreement.py",
+        "if moved > (limit if has_experts(config) else 0):",
+        "if False:",
+        (f"{AGREEMENT}a_model_that_sees_the_tokens_it_predicts_is_refused",),
+    ),
+    Fault(
+        "a window that does not arrive at the attention is lost in packed rows",
+        "training/layout.py",
+        "return None if arrived == window else",
+        "return None if True else",
+        (
+            f"{AGREEMENT}a_window_is_lost_where_the_attention_gets_another",
+            f"{AGREEMENT}rows_are_packed_only_where_that_is_right_in_both_precisions[qwen2_moe]",
+        ),
+    ),
+    Fault(
+        "nothing but figures shows that a layer mixes the items of a packed row",
+        "training/layout.py",
+        "if not _poisoned(policy, items, workers).isfinite().all():",
+        "if False:",
+        (f"{AGREEMENT}a_leak_that_bfloat16_rounds_away_in_fresh_weights_is_found",),
+    ),
+    Fault(
+        "a class that ignores the given positions is packed",
+        "training/layout.py",
+        "if first == [sums for _, _, sums in calls]:",
+        "if False:",
+        (f"{AGREEMENT}a_class_with_positions_of_its_own_is_not_packed",),
+    ),
+    Fault(
+        "rotary positions depend on the longest sequence of a batch",
+        "training/agreement.py",
+        "if longest > original:",
+        "if False:",
+        (f"{AGREEMENT}positions_that_depend_on_the_longest_sequence_of_a_batch_are_refused",),
+    ),
+    Fault(
         "in a packed row a completion's first token is predicted by its sibling's last",
         "policy/rows.py",
         "torch.where(first, last[item[answers]], answers - 1)",
@@ -623,8 +705,8 @@ FAULTS = [
     Fault(
         "a leak between the sequences of a packed row is within bfloat16's tolerance",
         "training/layout.py",
-        "    if moved > _noise(policy, precision) * int(found.tokens.max()):\n",
-        "    if moved > OUTLIER * TOLERANCE[precision] * int(found.tokens.max()):\n",
+        "if moved > (expected.limit if has_experts(config) else 0):",
+        "if moved > expected.limit:",
         (f"{TUNING}a_leak_within_the_tolerance_of_bfloat16_is_noticed",),
     ),
     Fault(
@@ -742,8 +824,8 @@ FAULTS = [
     Fault(
         "adapters are drawn from the global generator",
         "policy/model.py",
-        "            torch.manual_seed(seed)\n            return peft",
-        "            return peft",
+        "            torch.manual_seed(seed)\n            adapted = peft",
+        "            adapted = peft",
         ("training/test_options.py::test_adapters_are_drawn_from_the_seed",),
     ),
     Fault(

@@ -28,7 +28,8 @@ def apply_umask(folder: Path) -> None:
     """Give a folder and all in it the permissions of newly created files: some libraries write for the owner only."""
     mask = _umask()
     for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+        if not path.is_symlink():  # its target may be anywhere
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _umask() -> int:

@@ -54,15 +54,20 @@ def test_a_manifest_digest_depends_on_content_and_not_on_facts(tmp_path: Path) -
 
 
 def test_a_folder_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.touch(mode=0o600)
     mask = os.umask(0o027)
     try:
         with whole_folder(tmp_path / "weights") as part:
+            (part / "link").symlink_to(outside)
             (part / "below").mkdir(mode=0o700)
             save_file({"a": torch.ones(1)}, part / "below" / "a.safetensors")
             assert (part / "below" / "a.safetensors").stat().st_mode & 0o777 == 0o600
         assert os.umask(0o027) == 0o027, "as it was"
     finally:
         os.umask(mask)
+    assert outside.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "weights" / "link").unlink()
     found = {path.stat().st_mode & 0o777 for path in (tmp_path / "weights").rglob("*") if path.is_file()}
     assert found == {0o640}
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("**/")} - {0o700} == {0o750}
