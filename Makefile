@@ -30,7 +30,7 @@ test: env ## run the tests
 test-all: env ## run the tests, including slow ones
 	$(PYTEST) -m "not gpu and not cluster and not faults and not real"
 
-test-real: env ## train, export and use a real model of 135 M parameters, in 6 minutes (downloads 93 MB once)
+test-real: env ## train, export and use a real model, in about 10 minutes (downloads 93 MB once)
 	$(BIN)/python -m tests.real.model
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m real -rs -s tests/real
 
@@ -57,7 +57,7 @@ gpu: env ## measure all that needs one NVIDIA GPU, in six minutes (results/bench
 mutations: env ## break the code on purpose; each fault must fail a test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
 
-# Goes on where it was stopped; without mutants/ it starts afresh.
+# A stopped run goes on; with ROOM, or without the folder mutants/, everything is tried again.
 mutants: env ## mutate every expression of losses, scheduling, policy and training with mutmut (hours; ROOM=losses)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[mutants]'
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/mutmut run $(if $(ROOM),"sams.$(ROOM).*")

@@ -202,6 +202,23 @@ MODELS: dict[str, dict[str, Any]] = {
     "starcoder2": WINDOW,
 }
 """Settings by type, beyond the sizes: what a class does besides a Llama is on, and far from its default."""
+VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 28,
+    "patch_size": 14,
+}
+MODELS["gemma3"] = {
+    "text_config": SIZES | MODELS["gemma3_text"],
+    "vision_config": VISION,
+    "mm_tokens_per_image": 4,
+    "boi_token_index": 97,
+    "eoi_token_index": 96,
+    "image_token_index": 98,
+}
+MODELS["gemma4"] = {"text_config": SIZES | MODELS["gemma4_text"]}
 
 
 def model_of(kind: str, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:

@@ -22,7 +22,7 @@ from sams.runtime.files import canonical_json, restrict_umask
 from sams.runtime.code import code_of
 from sams.scoring.fetch import PUBLISHED
 from sams.study.files import DEFAULT, from_command_line, load_study, read_settings
-from sams.study.recipes import recipe_json, scheduler_is_pretrained
+from sams.study.recipes import pretrains, recipe_json, scheduler_is_pretrained
 from sams.study.rounds import required_rows
 from sams.study.settings import Launch
 from sams.tables.benchmarks import judged_files, scored
@@ -185,8 +185,8 @@ def training_figures():
 
 
 def pretrained_schedulers():
-    """Weights of the pretrained scheduler of every seed; none where the study leaves the stage out."""
-    return per_seed("scheduler/seed{seed}/weights/manifest.json") if STUDY.pretrain else []
+    """Weights of the pretrained scheduler of every seed; none where no method starts from them."""
+    return per_seed("scheduler/seed{seed}/weights/manifest.json") if pretrains(STUDY) else []
 
 
 def pretrained_scheduler(wildcards):
@@ -235,7 +235,7 @@ def table(script):
     """Parameters of a script: its name, the study, the folder of its setting, and the digests of its code."""
     return {
         "script": script,
-        "study": STUDY_SETTINGS,
+        "study": lambda wildcards: STUDY_SETTINGS,  # its paths may have braces
         "results": lambda wildcards: RESULTS,  # as text, `snakemake --lint` takes it for a part of a file name
         "code": code(f"workflow.scripts.{script}"),
     }

@@ -1037,6 +1037,13 @@ FAULTS = [
         (f"{TUNING}the_smallest_size_that_is_as_fast_is_chosen_and_no_larger_than_the_next_is_tried",),
     ),
     Fault(
+        "the second name of a frozen tied weight stays in checkpoints of adapters",
+        "training/checkpoints.py",
+        "policy.named_parameters(remove_duplicate=False)",
+        "policy.named_parameters()",
+        ("training/test_checkpoints.py::test_a_checkpoint_of_adapters_holds_no_frozen_weight[True]",),
+    ),
+    Fault(
         "a torn checkpoint is resumed",
         "training/checkpoints.py",
         'int(marker.parent.name.split("-")[1]) for marker in run.glob(f"step-*/{COMPLETE}")',

@@ -32,8 +32,8 @@ class Sizes:
     body: int
     head: int
     cache: int
-    layers: int
-    positions: int | None
+    layers: int = 0
+    positions: int | None = None
 
 
 def config_object(config: dict[str, Any]) -> Any:

@@ -20,7 +20,7 @@ from sams.planning.peaks import Memory, Peaks, together
 from sams.planning.work import SchedulerCosts, Work, scheduler_costs
 from sams.runtime.gpus import Gpu
 from sams.study.architectures import config_of
-from sams.study.recipes import recipe_of, scheduler_is_pretrained
+from sams.study.recipes import pretrains, recipe_of
 from sams.study.study import Study
 from sams.tables.render import number
 from sams.training.checkpoints import KEPT
@@ -152,10 +152,8 @@ class Planner:
     @property
     def pretrains(self) -> bool:
         """Whether a separate job pretrains the scheduler."""
-        frozen = self.study.pretrain is not None and self.study.pretrain.policy == "frozen"
-        return frozen and any(
-            scheduler_is_pretrained(self.study, method) for method in self.study.preference_methods
-        )
+        pretrain = self.study.pretrain
+        return pretrain is not None and pretrain.policy == "frozen" and pretrains(self.study)
 
     @property
     def benchmarks(self) -> list[Literal["alpaca_eval", "mt_bench"]]:

@@ -97,7 +97,7 @@ class Policy(nn.Module):
         if rows.branches is not None:
             layout = {"position_ids": rows.position_ids, "branches": rows.branches}
             if self.packed == FLEX:
-                window = getattr(self.model.config, "sliding_window", None)
+                window = getattr(self.model.config.get_text_config(), "sliding_window", None)
                 masks = {size: block_mask(rows.branches.parts, size) for size in {None, window}}
                 layout["branches"] = replace(rows.branches, block_masks=masks)
         watched: Any = blocks(self.model) if with_contexts else []

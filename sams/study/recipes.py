@@ -358,3 +358,8 @@ def scheduler_is_pretrained(study: Study, method: str) -> bool:
         return False
     own, shared = study.scheduler_of(method), study.scheduler
     return all(getattr(own, key) == getattr(shared, key) for key in NETWORK_KEYS)
+
+
+def pretrains(study: Study) -> bool:
+    """Return whether a method starts from the pretrained scheduler; without one, it is not trained."""
+    return any(scheduler_is_pretrained(study, method) for method in study.preference_methods)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sams.runtime.errors import UserError
 from sams.scheduling.selection import selected
+from sams.study.recipes import pretrains
 
 if TYPE_CHECKING:
     from sams.study.study import Study
@@ -27,7 +28,7 @@ def required_rows(study: Study) -> Required:
 
     if study.sft is not None:
         require("sft", study.sft.batch_size, "sft.batch_size")
-    if study.pretrain is not None and study.pretrain.policy == "frozen":
+    if pretrains(study) and study.pretrain is not None and study.pretrain.policy == "frozen":
         require("train", study.pretrain.batch_size, "pretrain.batch_size")
     for method in study.preference_methods:
         training = study.preference_of(method)

@@ -60,7 +60,7 @@ def choose_layout(
     expected = refuse_other_logps(policy, items, workers, model.precision)
     if not model.packing:
         return None, []
-    capped = bool(getattr(inner.model.config, "attn_logit_softcapping", None))
+    capped = bool(getattr(inner.model.config.get_text_config(), "attn_logit_softcapping", None))
     causes, kernel = [], None
     if cause := _cause(policy, SEGMENTS, partial(_mixing, policy, items, workers)):
         causes.append(cause)

@@ -42,7 +42,12 @@ def own_logps(model: transformers.PreTrainedModel, items: list[Item]) -> torch.T
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "inkling_text" else kind for kind in FINAL]
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow) if kind == "inkling_text" else kind
+        for kind in FINAL
+        if kind in transformers.CONFIG_MAPPING  # an older release of transformers has fewer
+    ],
 )
 def test_log_probs_and_gradients_are_the_class_s_own(kind: str) -> None:
     model = model_of(kind)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -224,6 +225,16 @@ def test_the_bound_is_kept_and_told_once(
 def test_a_bound_below_one_arm_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="replay_bytes"):
         pool_in(tmp_path, max_bytes=SIZE - 1).add(arms(0))
+
+
+def test_a_disk_without_room_is_refused_and_files_of_the_pool_count_as_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=(3 * CAPACITY - 1) * SIZE))
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path / 'new'))}: .*make room"):
+        pool_in(tmp_path / "new").add(arms(0))
+    (tmp_path / "shard-0000.0000").write_bytes(bytes(SIZE))
+    pool_in(tmp_path).add(arms(0))
 
 
 @pytest.mark.parametrize("shards", [1, 3])

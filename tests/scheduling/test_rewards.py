@@ -32,6 +32,12 @@ def test_min_max_of_equal_values_is_a_half() -> None:
     assert min_max(torch.zeros(4)).tolist() == [0.5] * 4
 
 
+def test_values_are_scaled_whatever_their_range() -> None:
+    assert min_max(torch.tensor([0.5, 0.25, 0.375])).tolist() == [1.0, 0.0, 0.5]
+    narrow = torch.tensor([0.0, 0.25, 0.5])
+    assert sample_reward(narrow, -narrow, delta=0.25).tolist() == pytest.approx([0.0, 0.5, 1.0])
+
+
 def test_sample_reward_by_hand() -> None:
     found = sample_reward(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([-10.0, -30.0, -20.0]), delta=0.25)
     expected = [0.25 * 0 + 0.75 * 0, 0.25 / 3 + 0.75 * 1, 0.25 * 1 + 0.75 * 0.5]
@@ -59,5 +65,5 @@ def test_one_sigmoid_each() -> None:
 
 def test_gamma_weighs_batch_against_sample() -> None:
     samples = torch.tensor([0.0, 1.0])
-    assert reward(1.0, samples, gamma=1.0).unique().numel() == 1
+    assert reward(math.log(3), samples, gamma=1.0).tolist() == pytest.approx([0.75, 0.75])
     assert reward(1.0, samples, gamma=0.0).tolist() == reward(-1.0, samples, gamma=0.0).tolist()

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import rankdata
+from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
-from sams.scheduling.calibration import ranks
+from sams.scheduling.calibration import rank_correlation, ranks
 from sams.scheduling.networks import Exploitation, LayerEncoder, minilm_folder
 from sams.scheduling.pool import Arms, ReplayPool
 from sams.scheduling.scheduler import Scheduler, context_width, merge_contexts
@@ -196,3 +196,12 @@ def test_sizes_that_do_not_fit_are_refused(wrong: dict[str, Any]) -> None:
 def test_equal_values_share_the_mean_of_their_ranks() -> None:
     values = torch.randint(0, 8, (40,), generator=torch.Generator().manual_seed(0)).double()
     assert ranks(values).tolist() == rankdata(values.numpy()).tolist()
+
+
+def test_rank_correlation_is_scipys_whatever_the_scale_and_0_without_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for n in (2, 7, 40):
+        one = torch.randint(0, 6, (n,), generator=generator).float() * 1e-3
+        other = torch.randn(n, generator=generator).round(decimals=1)
+        assert rank_correlation(one, other) == pytest.approx(spearmanr(one, other).statistic, abs=1e-12)
+    assert rank_correlation(torch.ones(5), torch.arange(5.0)) == 0.0

@@ -41,10 +41,12 @@ def test_warm_up_and_every_third_round_are_full() -> None:
     assert sizes(full_every=3) == [4, 4, 8, 4, 4, 8, 4, 4]
     assert sizes(warmup_rounds=2, full_every=3) == [8, 8, 8, 4, 4, 8, 4, 4]
     assert sizes(warmup_rounds=99) == [8] * 8
+    assert sizes(full_every=2) == [4, 8] * 4
 
 
 def test_after_its_end_the_run_is_plain_training() -> None:
     assert sizes(end_after=3) == [4, 4, 4, 8, 8, 8, 8, 8]
+    assert sizes(end_after=1) == [4, 8, 8, 8, 8, 8, 8, 8]
     # The parts of the ratios are those of the run, not of its scheduled rounds.
     assert sizes(ratios=(0.5, 0.25), end_after=5) == [4, 4, 4, 4, 2, 8, 8, 8]
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare
+from scipy.stats import chisquare, spearmanr
 from torch import Tensor
 
 from sams.runtime.errors import UserError
@@ -367,7 +367,7 @@ def test_filter_follows_mean_and_deviation_with_momentum() -> None:
     deviation = 0.9 * 0.1 * statistics.pstdev(first) + 0.1 * statistics.pstdev(second)
     assert selector.mean == pytest.approx(mean, abs=1e-12)
     assert selector.deviation == pytest.approx(deviation, abs=1e-12)
-    assert list(metrics.values()) == [selector.mean, selector.deviation]
+    assert metrics == {"selector/margin_mean": selector.mean, "selector/margin_deviation": selector.deviation}
 
 
 def test_filter_draws_one_pair_by_the_density_of_its_margin() -> None:
@@ -455,6 +455,27 @@ def test_rewards_are_those_of_the_previous_round() -> None:
     )
     assert metrics["scheduler/batch_reward"] == pytest.approx(batch_reward(0.7, 0.6), abs=1e-6)
     torch.testing.assert_close(kept.rewards.sort().values, expected.float().sort().values, rtol=0, atol=1e-3)
+
+
+def test_a_round_reports_how_well_the_last_scores_agree_with_the_rewards() -> None:
+    selector = Sams(scheduler(exploration=3.0), gamma=0.25, seed=0, trained=True)
+    first, second = view(1), view(2)
+    assert first.contexts is not None
+    scores, values, _ = selector.scheduler.score(merge_contexts(first.contexts, "concat"))
+    chosen = choose(selector, first, 16, 8)
+    metrics = selector.observe(second)
+    samples = sample_reward(first.margins, first.chosen_logps, 0.5)
+    r_b = batch_reward(first.losses.mean().item(), second.losses.mean().item())
+    rewards = reward(r_b, samples[chosen], gamma=0.25)
+    expected = {
+        "reward": rewards.mean().item(),
+        "estimate_error": (values[chosen] - rewards).abs().mean().item(),
+        "estimate_bias": (scores[chosen] - rewards).mean().item(),
+        "rank_correlation": spearmanr(scores[chosen], rewards).statistic,
+        "rank_correlation_all": spearmanr(scores, samples).statistic,
+    }
+    found = {name: float(metrics[f"scheduler/{name}"]) for name in expected}
+    assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_there_is_one_batch_reward_per_round() -> None:

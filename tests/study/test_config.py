@@ -12,6 +12,7 @@ from sams.runtime.errors import UserError
 from sams.study.files import DEFAULT, from_command_line, from_options, load_study, read_settings
 from sams.study.recipes import recipe_json, recipe_of, scheduler_is_pretrained
 from sams.study.reference import SHARED, groups, schema_text, settings_page
+from sams.study.rounds import required_rows
 from sams.study.settings.base import Overlay
 from sams.study.study import Study
 from tests.conftest import ROOT
@@ -28,6 +29,16 @@ def tiny_study(**overlay: Any) -> Study:
             place = place[group]
         place[key] = value
     return load_study(settings)
+
+
+def test_a_study_without_its_start_is_refused_and_settings_of_no_job_require_nothing() -> None:
+    with pytest.raises(
+        UserError, match=r"key 'methods': dpo starts from `sft`.*; set it to \['sft', 'dpo'\]"
+    ):
+        tiny_study(methods=["dpo"])
+    sizes = {"pretrain__batch_size": 640, "preference__batch_size": 32}
+    assert required_rows(tiny_study(methods=["sft", "dpo-sams"], **sizes))["train"][0] == 640
+    assert required_rows(tiny_study(methods=["sft", "dpo"], **sizes))["train"][0] == 32
 
 
 @pytest.mark.parametrize("overlay", [None, *STUDIES], ids=lambda path: path.stem if path else "default")
