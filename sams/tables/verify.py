@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from sams.runtime.digests import digest_of_source
 from sams.runtime.errors import UserError
-from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, read_json, sha256_of
+from sams.runtime.files import DESCRIBING, MANIFEST, canonical_json, manifest_digest, read_json, sha256_of
 from sams.runtime.mappings import flatten
-from sams.runtime.provenance import ENVIRONMENT
 from sams.study.recipes import recipe_of
 from sams.study.study import BASE_METHOD, Study
 from sams.tables.benchmarks import METRICS
@@ -98,13 +97,13 @@ def _sealed(root: Path) -> Iterator[Finding]:
             continue
         folder, manifest = path.parent, read_json(path)
         expected = manifest["files"]
-        present_names = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
-        present_names -= {MANIFEST, ENVIRONMENT}
+        present = [file for file in folder.rglob("*") if file.is_file() and file.name not in DESCRIBING]
+        present_names = {str(file.relative_to(folder)) for file in present}
         problems = _differences(folder, expected, present_names, may_lack=bundled)
-        present = len(present_names & expected.keys())
-        left_out = f", {len(expected) - present} not in the bundle" if present < len(expected) else ""
+        found = len(present_names & expected.keys())
+        left_out = f", {len(expected) - found} not in the bundle" if found < len(expected) else ""
         yield Finding(
-            "files", str(relative.parent), not problems, summary(problems, f"{present} files{left_out}")
+            "files", str(relative.parent), not problems, summary(problems, f"{found} files{left_out}")
         )
         yield from _sources(root, folder, manifest)
         if manifest.get("upstream"):

@@ -41,7 +41,7 @@ pytestmark = [
 ]
 
 STUDY = ROOT / "tests" / "real" / "study.yaml"
-PAIRS, LAYERS, WIDTH, END = 32, 30, 576, 2  # END: <|im_end|>
+PAIRS, LAYERS, WIDTH, END = 48, 30, 576, 2  # END: <|im_end|>
 METHODS = ("dpo", "dpo-sams")
 PROMPTS = [
     "What is the capital of France?",
@@ -58,7 +58,8 @@ found = {}
 for folder in sys.argv[2:]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    model.to("cpu")
+    dtype = str(model.dtype)
+    model.float()  # the start's first token is .1 nats before the next one: a tie in bfloat16
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": sys.argv[1]}], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
@@ -67,7 +68,7 @@ for folder in sys.argv[2:]:
     found[folder] = {
         "text": tokenizer.decode(out[0, ids["input_ids"].shape[1]:]),
         "seconds": time.perf_counter() - started,
-        "dtype": str(model.dtype),
+        "dtype": dtype,
         "generation": model.generation_config.to_diff_dict(),
         "use_cache": model.config.use_cache,
     }

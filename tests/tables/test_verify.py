@@ -61,7 +61,8 @@ def results(tmp_path: Path) -> Path:
     for seed in (0, 1):
         sft = setting / f"sft/seed{seed}"
         weights = seal(sft / "trained", weights=f"sft {seed}")
-        model = seal(sft / "model", {"trained": weights, "tokens": tokens}, weights=f"model {seed}")
+        files = {"weights": f"model {seed}", "README.md": "the model card"}
+        model = seal(sft / "model", {"trained": weights, "tokens": tokens}, **files)
         reference = seal(
             setting / f"reference/seed{seed}", {"tokens": tokens, "model": model}, logps=f"{seed}"
         )
