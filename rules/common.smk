@@ -68,7 +68,8 @@ TRAINING = resources.training(STUDY, GPUS_HERE)
 # Commands of a stage with one process, and of a stage with several processes.
 ARGUMENTS = "-m {params.module} --recipe {params.recipe:q} {params.options} > {log:q} 2>&1"
 STAGE = f"python {ARGUMENTS}"
-WARNING_STAGE = f"{STAGE} && sed -n 's/.*: warning: /warning: /p' {{log:q}} >&2"  # on the terminal too
+SHOW_WARNINGS = "sed -n 's/.*: warning: /warning: /p' {log:q} >&2"  # on the terminal too
+WARNING_STAGE = f"{STAGE} && {SHOW_WARNINGS}"
 DISTRIBUTED_STAGE = (
     "exec python -m sams.launch.nodes"
     " --nodes {resources.nodes} --processes {resources.processes} --cpus {threads} "

@@ -17,6 +17,7 @@ rule preflight:
         study=lambda wildcards, output: recipe_json(STUDY),
     shell:
         "python -m sams.launch.preflight --study {params.study:q} --out {output.findings:q} > {log:q} 2>&1"
+        f" && {SHOW_WARNINGS}"
 
 
 # Reads and checks every example and pair, and gives each an id.

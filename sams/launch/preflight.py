@@ -21,6 +21,7 @@ from sams.launch.machine import gpus_here, processes
 from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.files import write_json
 from sams.scoring.fetch import FOLDER, PUBLISHED, check, published
+from sams.study.rates import rates_to_check
 from sams.study.settings import Model
 from sams.study.study import Study
 
@@ -42,6 +43,8 @@ def main(study: str, out: Path, results: Path = Path("results")) -> None:
     check_judge(settings)
     check_sources(settings)
     check_adapters(settings)
+    for sentence in rates_to_check(settings):
+        log.warning("warning: %s", sentence)
     findings["commits"] = hub_commits(settings)
     if settings.tracking.enabled:
         from sams.tracking.log import prepare_database

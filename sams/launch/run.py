@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sams.runtime.processes import EXIT_INTERRUPTED
 from sams.runtime.progress import SECONDS, duration
 from sams.study.files import SOURCE
+from sams.study.rates import rates_to_check
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -204,6 +205,8 @@ def run_study(study: Study, files: list[str], given: list[str], *, cores: str, c
     path = os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "SAMS_EVENTS": str(events.resolve()), SECONDS: "2"}
     view, title = View(), f"{study.study}, {study.setting}"
+    for sentence in rates_to_check(study):
+        console.print(f"warning: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
     # Ctrl-C reaches Snakemake too, which saves and ends; this process waits for it.
     def stop(*_: Any) -> None:
