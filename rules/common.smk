@@ -118,7 +118,7 @@ def one_of(names):
 
 
 wildcard_constraints:
-    method=one_of(STUDY.methods),
+    method=one_of(STUDY.started_methods),
     base=one_of(STUDY.methods),
     seed=one_of(STUDY.seeds),
     published=one_of(PUBLISHED),

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.problems import first_problem
-from sams.study.study import BASE_METHOD, Study
+from sams.study.study import Study
 
 if TYPE_CHECKING:
     import yaml
@@ -32,18 +32,11 @@ def load_study(settings: dict[str, Any], *, where: str = "config") -> Study:
         UserError: the first mistake, naming its key.
     """
     try:
-        study = Study.model_validate(settings)
+        return Study.model_validate(settings)
     except ValidationError as error:
         key, problem = first_problem(error, Study)
         where = f"{where}: key '{key}'" if key else where
         raise UserError(problem, where=where, remedy="docs/settings.md lists every key") from None
-    if study.preference_methods and BASE_METHOD not in study.methods:
-        raise UserError(
-            f"{study.preference_methods[0]} starts from `{BASE_METHOD}`, which is not among the methods",
-            where=f"{where}: key 'methods'",
-            remedy=f"set it to {[BASE_METHOD, *study.methods]}; with `sft: null` that row is the start model",
-        )
-    return study
 
 
 def read_settings(files: list[Path], more: dict[str, Any] | None = None) -> dict[str, Any]:

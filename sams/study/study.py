@@ -64,7 +64,7 @@ class Study(Settings):
     )
     methods: list[Name] = Field(
         min_length=1,
-        description="Methods in the order of the main table; all others start from `sft`.",
+        description="Methods in the order of the main table. All others start from `sft`, which is made in any case.",
     )
     paper: Paper | None = Field(None, description="Table of the paper that the study reproduces; null: none.")
     model: Model = Field(description="The policy.")
@@ -252,9 +252,15 @@ class Study(Settings):
         ]
 
     @property
+    def started_methods(self) -> list[str]:
+        """The methods, and `sft` where others start from it, whether the tables show it or not."""
+        start = [BASE_METHOD] if self.preference_methods and BASE_METHOD not in self.methods else []
+        return [*start, *self.methods]
+
+    @property
     def trained_methods(self) -> list[str]:
         """Methods with a training job: no finished models, and no `sft` in a study without SFT."""
-        start = [BASE_METHOD] if self.sft is not None and BASE_METHOD in self.methods else []
+        start = [BASE_METHOD] if self.sft is not None and BASE_METHOD in self.started_methods else []
         return [*start, *self.preference_methods]
 
     @property
