@@ -200,7 +200,9 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
     """
     if method and method not in study.started_methods:
         raise UserError(
-            f"no method '{method}'", where="--method", remedy=f"the study has {', '.join(study.started_methods)}"
+            f"no method '{method}'",
+            where="--method",
+            remedy=f"the study has {', '.join(study.started_methods)}",
         )
     stages: dict[str, Callable[[], Settings]] = {
         "job": lambda: job_of(study),
