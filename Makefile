@@ -30,7 +30,7 @@ test: env ## run the tests
 test-all: env ## run the tests, including slow ones
 	$(PYTEST) -m "not gpu and not cluster and not faults and not real"
 
-test-real: env ## train, export and use a real model, in about 10 minutes (downloads 93 MB once)
+test-real: env ## train, export and use a real model, in 11 minutes (downloads 93 MB once)
 	$(BIN)/python -m tests.real.model
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m real -rs -s tests/real
 
