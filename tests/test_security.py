@@ -170,7 +170,7 @@ def test_names_are_plain_words(name: str) -> None:
 def test_rules_quote_what_they_put_into_a_shell() -> None:
     # Modules of the package, options that are quoted (below), and numbers.
     own = {"params.module", "params.options", "resources.nodes", "resources.processes", "threads"}
-    own |= {"params.trained", "params.difficulty", "wildcards.half", "ARGUMENTS"}
+    own |= {"params.trained", "params.difficulty", "wildcards.half", "ARGUMENTS", "SHOW_WARNINGS"}
     shells = 0
     commands = []
     for file in RULES:
@@ -179,7 +179,9 @@ def test_rules_quote_what_they_put_into_a_shell() -> None:
         shells += len(blocks)
         assert len(blocks) == text.count("shell:\n"), file.name
         commands += [block for block in blocks if block.strip() not in ("STAGE", "DISTRIBUTED_STAGE")]
-        commands += re.findall(r"\n(?:ARGUMENTS|STAGE|DISTRIBUTED_STAGE) = (.+\n(?:(?:    |\)).*\n)*)", text)
+        commands += re.findall(
+            r"\n(?:ARGUMENTS|SHOW_WARNINGS|STAGE|DISTRIBUTED_STAGE) = (.+\n(?:(?:    |\)).*\n)*)", text
+        )
     assert shells >= 8 and sum("python" in command for command in commands) >= 2
     for command in commands:
         for name in re.findall(r"\{([^}]+)\}", command):

@@ -310,6 +310,26 @@ def test_reward_takes_the_log_prob_per_token_where_told() -> None:
     assert Reward(0.5, "mean").choose(seen, 2, 1).tolist() == [0]
 
 
+def test_reward_does_not_rank_by_margins_that_are_rounding() -> None:
+    logps = torch.tensor([-10.0, -20.0, -30.0])
+    seen = View(torch.zeros(3), torch.tensor([0.02, 0.01, 0.0]), logps, margin_rounding=0.05)
+    # Only the uncertainty is left: the least likely first.
+    assert Reward(0.9).choose(seen, 3, 1).tolist() == [2]
+    seen.margin_rounding = 0.01
+    assert Reward(0.9).choose(seen, 3, 1).tolist() == [0]
+
+
+def test_the_share_of_the_margins_that_is_rounding_by_hand() -> None:
+    def share(rounding: float, *margins: float) -> float:
+        seen = View(torch.zeros(len(margins)), torch.tensor(margins), torch.zeros(len(margins)))
+        seen.margin_rounding = rounding
+        return float(seen.rounding_share())
+
+    assert share(0.5, -1.0, 3.0, 0.0) == 0.125
+    assert share(8.0, -1.0, 3.0) == share(0.5, 2.0, 2.0) == 1.0
+    assert share(0.0, -1.0, 3.0) == share(0.0, 2.0, 2.0) == 0.0
+
+
 def test_reward_of_equal_pairs_goes_by_index() -> None:
     # Round 1: all margins are 0, and here the log-probs are equal too.
     assert Reward(0.5).choose(with_margins(0.0, 0.0, 0.0, 0.0), 4, 2).tolist() == [0, 1]
@@ -505,6 +525,13 @@ def test_sams_continues_from_its_state_bit_by_bit() -> None:
     for seed in range(3, 8):
         assert first.observe(view(seed)) == second.observe(view(seed))
         assert torch.equal(choose(first, view(seed), 16, 8), choose(second, view(seed), 16, 8))
+
+
+def test_sams_that_has_not_chosen_yet_can_be_saved_and_restored() -> None:
+    state = saved(Sams(scheduler(), gamma=0.5, seed=0, trained=False).state_dict())
+    second = Sams(scheduler(), gamma=0.5, seed=0, trained=False)
+    second.load_state_dict(state)
+    assert second.pending is None and second.observe(view(0)) == {}
 
 
 def test_sams_learns_from_the_arms_that_all_processes_agreed_on() -> None:
