@@ -57,7 +57,7 @@ gpu: env ## measure all that needs one NVIDIA GPU, in six minutes (results/bench
 mutations: env ## break the code on purpose; each fault must fail a test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
 
-# A stopped run goes on; with ROOM, or without the folder mutants/, everything is tried again.
+# A stopped run goes on; without the folder mutants/, everything is tried again.
 mutants: env ## mutate every expression of losses and scheduling with mutmut (ROOM=losses: 4 minutes)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[mutants]'
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/mutmut run $(if $(ROOM),"sams.$(ROOM).*")

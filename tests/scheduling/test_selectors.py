@@ -319,6 +319,17 @@ def test_reward_does_not_rank_by_margins_that_are_rounding() -> None:
     assert Reward(0.9).choose(seen, 3, 1).tolist() == [0]
 
 
+def test_sams_is_not_rewarded_for_margins_that_are_rounding() -> None:
+    seen = view(0)
+    seen.margin_rounding = 2 * float(seen.margins.max() - seen.margins.min())
+    selector = Sams(scheduler(), gamma=0.5, seed=0, trained=False)
+    selector.choose(seen, 16, 8)
+    assert selector.scored is not None
+    delta = selector.scheduler.settings.delta
+    expected = sample_reward(torch.zeros(16), seen.chosen_logps, delta)
+    torch.testing.assert_close(selector.scored.samples, expected.to(selector.scored.samples.dtype))
+
+
 def test_the_share_of_the_margins_that_is_rounding_by_hand() -> None:
     def share(rounding: float, *margins: float) -> float:
         seen = View(torch.zeros(len(margins)), torch.tensor(margins), torch.zeros(len(margins)))
