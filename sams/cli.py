@@ -60,9 +60,10 @@ def run(
     configfile: ConfigFiles = None,
     rehearse: Rehearse = False,
     cores: Annotated[str, typer.Option(help="Number of cores.")] = "all",
-    results: Annotated[Path, typer.Option(hidden=True)] = Path("results"),
 ) -> None:
     """Run a study and show its progress; go on where an earlier run ended."""
+    import shlex
+
     from rich.console import Console
 
     from sams.launch.run import run_study
@@ -75,19 +76,20 @@ def run(
         study = None
     files = [*_files(study), *(configfile or [])]
     settings = _study(files, rehearse, values)
-    values += ["rehearse=true"] if rehearse else []
     names = [str(file) for file in files]
+    shown = [word for name in names for word in ("--configfile", name)]
+    shown += [word for value in values for word in ("--set", value)] + ["--rehearse"] * rehearse
+    values += ["rehearse=true"] * rehearse
     status = run_study(settings, names, values, cores=cores, console=Console())
-    same = " ".join(["sams run", *([study] if study else []), *values])
+    same = shlex.join(["sams", *sys.argv[1:]])
     if status == EXIT_INTERRUPTED:
         typer.echo(f"Stopped; finished stages and checkpoints are saved. The same command goes on: {same}")
     elif status:
-        typer.echo(f"Failed. After mending what is named above, the same command goes on: {same}")
+        typer.echo(f"Failed. Correct what is named above; the same command goes on: {same}")
     else:
-        show_table(results, settings)
-        tables = results / settings.study / "tables"
-        options = "".join(f" --configfile {name}" for name in names)
-        typer.echo(f"Open {tables}/main.html · again: sams show{options} · curves: sams mlflow")
+        show_table(Path("results"), settings)
+        again = shlex.join(["sams", "show", *shown])
+        typer.echo(f"Open results/{settings.study}/tables/main.html · again: {again} · curves: sams mlflow")
     raise typer.Exit(status)
 
 
@@ -129,15 +131,16 @@ def init(
     ] = None,
 ) -> None:
     """Write a study for your model, pairs and GPUs, with rates and lengths that fit them."""
-    from sams.planning.new_study import Machine, new_study, next_commands
+    from sams.planning.new_study import Machine, Weights, new_study, next_commands
     from sams.runtime.errors import UserError
 
-    asked = [name for name, given in (("full", full), ("lora", lora), ("qlora", qlora)) if given]
+    flags: dict[Weights, bool] = {"full": full, "lora": lora, "qlora": qlora}
+    asked = [name for name, given in flags.items() if given]
     if len(asked) > 1:
         raise UserError(f"--{asked[0]} and --{asked[1]} exclude each other", remedy="give one of them")
     weights = asked[0] if asked else None
     machine = Machine.described(gpus, gpu)
-    for sentence in new_study(out, model=model, data=pairs, test=test, weights=weights, machine=machine):  # type: ignore[arg-type]
+    for sentence in new_study(out, model=model, data=pairs, test=test, weights=weights, machine=machine):
         typer.echo(f"- {sentence}")
     typer.echo(next_commands(out))
 

@@ -57,7 +57,10 @@ def prompts_of_study(run: Path) -> Iterator[Conversation]:
     """
     from pyarrow import parquet
 
-    file = run.resolve().parent.parent / "data" / "test.parquet"
+    data = run.resolve().parent.parent / "data"
+    file = data / run.resolve().name / "test.parquet"  # of a study whose seeds have data of their own
+    if not file.is_file():
+        file = data / "test.parquet"
     if not file.is_file():
         raise UserError("no test pairs beside the run", where=str(file), remedy="give --prompts FILE")
     yield from parquet.read_table(file, columns=["prompt"])["prompt"].to_pylist()

@@ -124,16 +124,15 @@ class View:
         if kind == "run_info":
             self.waiting = Counter(event["stats"] or {})
             self.total = self.waiting.pop("total", sum(self.waiting.values()))
-            self.waiting.pop("all", None)
+            self.total -= self.waiting.pop("all", 0)  # the target, which is no work
         elif kind == "job_info" and event["rule_name"] != "all":
             job = self.running[event["jobid"]] = Job.of(event)
             self.waiting[job.rule] = max(0, self.waiting[job.rule] - 1)
             return [f"start   {_named(job)}"]
-        elif kind == "job_finished":
+        elif kind == "job_finished" and (ended := self.running.pop(event["job_id"], None)):
             self.done += 1
-            if ended := self.running.pop(event["job_id"], None):
-                took = duration(time.monotonic() - ended.started)
-                return [f"done    {_named(ended)} in {took} ({self.done} of {self.total})"]
+            took = duration(time.monotonic() - ended.started)
+            return [f"done    {_named(ended)} in {took} ({self.done} of {self.total})"]
         elif kind == "job_error" and (stopped := self.running.pop(event["jobid"], None)):
             if self.stopping:
                 return []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import shlex
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -35,10 +36,9 @@ Weights = Literal["full", "lora", "qlora"]
 # Bytes a weight: float32 masters, gradients and AdamW's moments with a bfloat16 copy; a frozen bfloat16 weight; one
 # in four bits, with the layers that stay in bfloat16 (an 8 B model takes 5.7 GB).
 BYTES: dict[Weights, float] = {"full": 18.0, "lora": 2.0, "qlora": 0.8}
+ON_CPUS: dict[Weights, float] = {"full": 16.0, "lora": 4.0}  # all in float32
 ROOM = 0.75
 """Share of the memory that weights and optimiser may take; activations and logits need the rest."""
-FLOAT32 = 2.0
-"""Factor on CPUs, which compute in float32."""
 
 # Full training of instruct models by DPO: 5e-7 for 7 to 8 B (SamS; SimPO, arXiv 2405.14734), small models bear more.
 # Adapters want ten times the rate of full training (Schulman et al. 2025, "LoRA Without Regret").
@@ -119,6 +119,8 @@ def new_study(
     Raises:
         UserError: the model or the data cannot be read, or nothing fits into the memory.
     """
+    if not out.parent.is_dir():
+        raise UserError("no such folder", where=str(out.parent), remedy="create it, or give another name")
     if out.exists():
         raise UserError(
             "there is a file already", where=str(out), remedy="give another name, or move it away"
@@ -129,7 +131,7 @@ def new_study(
         "setting": setting_of(model),
         "methods": ["sft", "dpo", "dpo-random50", "dpo-sams"],
         "model": {"path": model, "architecture": None, "tokenizer": None},
-        "data": {"world": None, "train": data, "test": test or 0.1, "sft": None},
+        "data": {"world": None, "train": data, "test": _share(test), "sft": None},
         "sft": None,
         "pretrain": None,
         "benchmarks": {"alpaca_eval": None, "mt_bench": None},
@@ -139,7 +141,7 @@ def new_study(
     positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20)
     lengths, notes = measure(draft, positions)
     chosen, why = choose_weights(weights, sizes, machine)
-    text = render(draft, chosen, lengths, sizes, machine, share=test is None)
+    text = render(draft, out, chosen, lengths, sizes, machine, share=test is None)
     _study(yaml.safe_load(text))
     out.write_text(text, encoding="utf-8")
     return [
@@ -215,15 +217,16 @@ def choose_weights(asked: Weights | None, sizes: Sizes, machine: Machine) -> tup
         UserError: it does not fit into the memory.
     """
     whole = max(1, machine.gpus) * machine.memory * ROOM
-    factor = 1.0 if machine.gpus else FLOAT32
+    sizes_of_weights = BYTES if machine.gpus else ON_CPUS
 
     def needed(weights: Weights) -> float:
         # Adapters are trained by DDP, with the frozen weights in every process; FSDP2 shards full training.
         copies = 1 if weights == "full" else max(1, machine.gpus)
-        return BYTES[weights] * factor * copies * sizes.total
+        return sizes_of_weights[weights] * copies * sizes.total
 
-    order: list[Weights] = ["full", "lora", *(["qlora"] if machine.gpus else [])]  # type: ignore[list-item]
-    possible = [asked] if asked else order
+    if asked is not None and asked not in sizes_of_weights:
+        raise UserError("4-bit weights need a GPU", where="--qlora", remedy="take --lora")
+    possible = [asked] if asked else list(sizes_of_weights)
     fitting = next((weights for weights in possible if needed(weights) <= whole), None)
     room = f"{machine.memory / GIB:.0f} GiB" + (
         f" on each of {machine.gpus} GPUs" if machine.gpus > 1 else ""
@@ -246,8 +249,17 @@ def choose_weights(asked: Weights | None, sizes: Sizes, machine: Machine) -> tup
     return fitting, f"{what[fitting]} ({taken})"
 
 
+def _share(test: str | None) -> float | str:
+    """Return the share of test prompts that is given as a number, or the source of test pairs."""
+    try:
+        return 0.1 if test is None else float(test)
+    except ValueError:
+        return str(test)
+
+
 def render(
     draft: dict[str, Any],
+    out: Path,
     weights: Weights,
     lengths: Lengths,
     sizes: Sizes,
@@ -261,6 +273,15 @@ def render(
     if weights != "full":
         rate *= ADAPTER_FACTOR
     batch = next((size for size in BATCHES if lengths.pairs >= size * LEAST_STEPS), BATCHES[-1])
+    unit = 2 * max(1, machine.gpus)  # every process takes part, and half of the batch is whole
+    batch = max(unit, batch // unit * unit)
+    if lengths.pairs < batch:
+        raise UserError(
+            f"{lengths.pairs} training pairs are fewer than a batch of {batch}",
+            where=f"--data {draft['data']['train']}",
+            remedy="give more",
+        )
+    file = shlex.quote(str(out))
     test: Any = draft["data"]["test"]
     if share:
         test = min(0.1, max(0.02, round(TEST_PAIRS / max(1, lengths.pairs / 0.9), 2)))
@@ -281,10 +302,10 @@ def render(
 # DPO, DPO on a random half, and DPO with SamS, on {value(data_set_name(draft["data"]["train"])[0])}.
 # Written by `sams init` for {on}: {sizes.total / 1e9:.3g} B weights, {lengths.pairs:,} pairs.
 #
-#   sams data FILE                              rows as they will be trained on: roles, template, mask, lengths
-#   sams plan --configfile FILE                 hours, memory, disk
-#   sams run FILE                               trains and prints the table; goes on after Ctrl-C or a crash
-#   sams show --configfile FILE                 the table again
+#   sams data {file}                              rows as they will be trained on: roles, template, mask, lengths
+#   sams plan --configfile {file}                 hours, memory, disk
+#   sams run {file}                               trains and prints the table; goes on after Ctrl-C or a crash
+#   sams show --configfile {file}                 the table again
 #
 # docs/settings.md lists all keys; those not named here have the values of config/config.yaml.
 study: {value(name)}
@@ -333,7 +354,7 @@ preference:
 benchmarks: {{alpaca_eval: null, mt_bench: null}}
 
 {launch}
-""".replace("FILE", name + ".yaml")
+"""
 
 
 def _gpus_here() -> list[tuple[str, float]]:
@@ -348,10 +369,11 @@ def _gpus_here() -> list[tuple[str, float]]:
 
 def next_commands(out: Path) -> str:
     """Return the commands that follow."""
+    file = shlex.quote(str(out))
     return f"""
 Written: {out}. Read it, then:
-  sams data {out}
-  sams run {out}"""
+  sams data {file}
+  sams run {file}"""
 
 
 def _value(value: Any) -> str:

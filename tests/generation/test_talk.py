@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = setting / method / "seed0" / "model"
         model = build_model(tiny.settings(), tiny.tokenizer(), seed=seed)
         for weight in model.parameters():
-            weight.data *= 8  # decided models: greedy answers do not hang on rounding
+            weight.data *= 8  # decided models: greedy answers do not depend on rounding
         model.save_pretrained(folder)
         tokenizer = tiny.tokenizer()
         tokenizer.chat_template = TEMPLATE

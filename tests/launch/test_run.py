@@ -53,7 +53,7 @@ def test_jobs_start_end_and_fail_with_the_line_that_says_why(
     view = View()
     lines = [line for event in events for line in view.take(event)]
     assert "start   train_preference run" in lines
-    assert any(line.startswith("done    train_preference run in ") and "of 3" in line for line in lines)
+    assert any(line.startswith("done    train_preference run in ") and "1 of 2" in line for line in lines)
     assert "FAILED  fails: row 7 has no prompt (log: fails.log)" in lines
     assert not view.running and [job.rule for job in view.failed] == ["fails"]
 
@@ -87,7 +87,7 @@ def test_the_view_shows_what_a_running_job_writes(
     expected = "step 3/40 · loss 0.671 · margin 0.052 · accuracy 56% · 16 pairs/s · 1 min 14 s left · 2.0 GB"
     assert expected in " ".join(text.replace("\n", " ").split())
     assert max(map(len, text.splitlines())) <= 80
-    assert "next: fails" in text and "0 of 3 jobs" in text and "results/mine/run.log" in text
+    assert "next: fails" in text and "0 of 2 jobs" in text and "results/mine/run.log" in text
     # Off a terminal, a line from time to time.
     assert list(view.lines()) == []
     later = time.monotonic() + 2 * LINES_EVERY

@@ -95,6 +95,15 @@ def test_adapters_are_trained_where_all_weights_do_not_fit(
     assert choose_weights(asked, sizes, machine)[0] == expected
 
 
+def test_batches_divide_among_gpus_and_a_share_is_a_number(start: Path, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "FILE of mine.yaml"
+    machine = Machine(3, "H100", GPUS["H100"].memory)
+    new_study(out, model=str(start), data=str(pairs), test="0.2", weights=None, machine=machine)
+    study = load_study(read_settings([DEFAULT, out]))
+    assert study.undivided(3) is None and study.preference.batch_size == 6 and study.data.test == 0.2
+    assert f"sams run '{out}' " in out.read_text(), "the commands name the file that was written"
+
+
 def test_what_does_not_fit_is_refused_with_the_way_out() -> None:
     sizes = Sizes(int(8e9), int(8e9), 0, 0)
     with pytest.raises(
@@ -138,6 +147,11 @@ def test_rates_and_batches_follow_weights_and_pairs(
         (["--model", "MODEL", "--data", "nothing.jsonl"], r"nothing\.jsonl"),
         (["--model", "MODEL", "--data", "DATA", "--full", "--lora"], "exclude each other"),
         (["--model", "MODEL", "--data", "DATA", "--gpu", "H1OO"], "no GPU 'H1OO'"),
+        (["--model", "MODEL", "--data", "DATA", "--gpus", "0", "--qlora"], "4-bit weights need a GPU"),
+        (
+            ["--model", "MODEL", "--data", "DATA", "--gpu", "B200", "--gpus", "200"],
+            "fewer than a batch of 400",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(

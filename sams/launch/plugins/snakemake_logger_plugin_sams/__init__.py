@@ -16,7 +16,6 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "job_info": ("jobid", "rule_name", "wildcards", "output", "log", "shellcmd"),
     "job_finished": ("job_id",),
     "job_error": ("jobid",),
-    "progress": ("done", "total"),
 }
 
 
