@@ -95,8 +95,8 @@ def sample(
     out: Path | None = None,
 ) -> None:
     """Print, and with `out` write as JSONL, the answers of start and trained model to the first `count` prompts."""
-    wanted = list(itertools.islice(prompts, count))
     models = {"start": start_of(run), "trained": model_of(run)}
+    wanted = list(itertools.islice(prompts, count))
     answers: dict[str, list[Answer]] = {}
     for name, folder in models.items():
         if folder is not None:
