@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -352,6 +352,20 @@ def mlflow(
     from sams.tracking.pages import open_ui
 
     raise typer.Exit(open_ui(results, port=port))
+
+
+@app.command()
+def mirror(
+    tracker: Annotated[Literal["wandb", "trackio"], typer.Argument(help="Package, which must be installed.")],
+    results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
+    follow: Annotated[
+        float | None, typer.Option(min=1, help="Look again after so many seconds, until interrupted.")
+    ] = None,
+) -> None:
+    """Copy the curves of all training runs to Weights & Biases or trackio, also while they train."""
+    from sams.tracking.other import mirror as send
+
+    typer.echo(f"{send(tracker, results, follow)} runs sent")
 
 
 def _files(study: str | None) -> list[Path]:

@@ -78,7 +78,8 @@ def start(
         sidecar: text file for the MLflow run id, in the folder of the checkpoints or of the result.
         study: experiment `sams-<study>`.
         setting: short name of model and data.
-        name: results path of the job, `<setting>/<method>/seed<k>`; the run is named `<name>/<stage>`.
+        name: results path of the job, `<setting>/<method>/seed<k>`; the run is named `<method>/seed<k>/<stage>`:
+            what differs between the runs of a study comes first, since pages cut long names.
         stage: name of the rule.
         recipe: the stage's recipe, logged as flattened params and as the artifact recipe.json.
         tags: base_model, dataset, rule, code_sha, upstream_run_id, mlflow.note.content. Study, setting,
@@ -106,6 +107,8 @@ def start(
             **_method_and_seed(name),
             "recipe_sha": hashlib.sha256(canonical_json(recipe).encode()).hexdigest()[:12],
             **_machine(),
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": os.path.relpath(sys.argv[0]),
             "mlflow.note.content": f"Stage {stage} of {name}, study {study}. Settings: recipe.json.",
             **{key: value for key, value in tags.items() if value},
         }
@@ -113,7 +116,7 @@ def start(
             described["resumed_at_step"] = str(json.loads(lines[-1])["step"])
         params = {**flatten(recipe), **flatten(derived or {})}
         mirror = Mirror(
-            Identity(f"sams-{study}", f"{name}/{stage}", described, params, recipe),
+            Identity(f"sams-{study}", f"{name.partition('/')[2] or name}/{stage}", described, params, recipe),
             sidecar,
             jsonl,
             lines=len(lines),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from sams.runtime.files import whole_file, write_json
 from sams.runtime.mappings import numbers
 from sams.runtime.provenance import commit
+from sams.tracking.columns import log_dataset, log_model, log_scored_model
 from sams.tracking.server import RESULTS, connect, database, import_mlflow
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 FLUSH_SECONDS = 5.0  # between two batches; doubled after each failure, up to 16 times
 FINISH_SECONDS = 30.0  # longest wait at the end of a job for the lines that MLflow does not have yet
 MAX_METRICS, MAX_PARAMS, MAX_VALUE = 900, 100, 6000  # within the limits of one log_batch
+KIND = {
+    "mlflow.experimentKind": "custom_model_development"
+}  # without it, the pages ask for it or show traces
 MIRRORED = "mirrored_lines"  # tag: lines of the metric log that MLflow has
 UNSENT = "mlflow_unsent"  # folder of the markers
 
@@ -156,7 +160,10 @@ class Mirror:
 
     def _marker(self) -> Path:
         """Return the path of this job's marker, the same in each start."""
-        text = f"{self._identity.experiment}/{self._identity.name}/{self._identity.tags.get('part', '')}"
+        tags = self._identity.tags
+        text = "/".join(
+            [self._identity.experiment, tags.get("setting", ""), self._identity.name, tags.get("part", "")]
+        )
         return RESULTS / UNSENT / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
     def _write_marker(self, ending: Ending) -> None:
@@ -241,7 +248,7 @@ class Mirror:
             folder = RESULTS.resolve() / "mlartifacts" / self._identity.experiment
             location = folder.as_uri() if database() else None
             try:
-                client.create_experiment(self._identity.experiment, location)
+                client.create_experiment(self._identity.experiment, location, KIND)
             except MlflowException:  # another job has created it; otherwise the next line raises
                 logger.debug("experiment exists", exc_info=True)
             experiment = client.get_experiment_by_name(self._identity.experiment)
@@ -284,6 +291,11 @@ class Mirror:
         params = [Param(key, value[:MAX_VALUE]) for key, value in self._identity.params.items()]
         for first in range(0, len(params), MAX_PARAMS):
             client.log_batch(self._run_id, params=params[first : first + MAX_PARAMS])
+        stage, digest = tags.get("stage", ""), self._identity.params.get("upstream.tokens")
+        if digest:
+            log_dataset(client, self._run_id, tags["dataset"], digest, "training")
+        if stage.startswith("score_") and "upstream_run_id" in tags:
+            log_scored_model(client, self._run_id, tags["upstream_run_id"])
         self._described = True
 
     def _send_lines(self, client: "MlflowClient", jsonl: Path) -> None:
@@ -320,6 +332,9 @@ class Mirror:
 
         final = [Metric(key, value, ending.when, self._pairs_seen) for key, value in ending.final.items()]
         client.log_batch(self._run_id, metrics=final)
+        tags = self._identity.tags
+        if ending.status == "FINISHED" and tags.get("stage") in ("train_sft", "train_preference"):
+            log_model(client, self._run_id, f"{tags['method']}-seed{tags['seed']}", self._pairs_seen)
         client.set_terminated(self._run_id, ending.status, ending.when)
         self._artifacts += ending.artifacts
 

@@ -156,7 +156,7 @@ class TrainingJob:
                 "rule": self.stage,
                 "method": method,
                 "part": self.part,
-                "dataset": f"{self.job.study}/{self.job.setting}, tokens {self.upstream['tokens']}",
+                "dataset": f"{self.job.study}/{self.job.setting}",
                 "seed": str(self.recipe["seed"]),
                 "base_model": str(
                     self.recipe["model"]["path"] or self.recipe["model"]["architecture"]["model_type"]

@@ -183,8 +183,10 @@ def test_run_carries_settings_curves_and_final_metrics(workplace: Path) -> None:
     assert run_id
     found = client().get_run(run_id)
     assert found.info.status == "FINISHED"
-    assert found.info.run_name == "world/dpo/seed3/train_preference"
-    assert client().get_experiment(found.info.experiment_id).name == "sams-tiny"
+    assert found.info.run_name == "dpo/seed3/train_preference", "what differs between runs comes first"
+    experiment = client().get_experiment(found.info.experiment_id)
+    assert experiment.name == "sams-tiny"
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     curve = [(point.step, point.value) for point in client().get_metric_history(run_id, "loss")]
     assert curve == [(64, 0.5), (128, 0.25)], "the x-axis is pairs seen"
     assert steps(run_id) == [1, 2]
@@ -198,6 +200,50 @@ def test_run_carries_settings_curves_and_final_metrics(workplace: Path) -> None:
     assert {"recipe_sha", "world_size", "gpu_model", "mlflow.note.content"} <= set(found.data.tags)
     assert {item.path for item in client().list_artifacts(run_id)} == {"recipe.json", "extra.txt"}
     assert (workplace / "results/mlartifacts").is_dir() and not (workplace / "mlruns").exists()
+
+
+def test_columns_of_dataset_source_and_model_are_filled(workplace: Path) -> None:
+    tags = {"dataset": "tiny/world"}
+    with start(workplace, tags=tags, derived={"upstream.tokens": "0123456789abcdef"}):
+        pass
+    trained = tracking.run_id(workplace / "mlflow_run_id")
+    found = client().get_run(trained)
+    (data,) = found.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("tiny/world", "0123456789abcdef")
+    assert found.data.tags["mlflow.source.name"] == os.path.relpath(sys.argv[0])
+    (output,) = found.outputs.model_outputs
+    model = client().get_logged_model(output.model_id)
+    assert (model.name, str(model.status), model.source_run_id) == ("dpo-seed3", "READY", trained)
+
+    with start(workplace, stage="score_alpaca_eval", tags={"upstream_run_id": trained}):
+        pass
+    scored = client().get_run(tracking.run_id(workplace / "mlflow_run_id"))
+    assert [model.model_id for model in scored.inputs.model_inputs] == [output.model_id]
+
+    links = mlflow_pages.links_to_runs(workplace / "results", "http://127.0.0.1:5000")
+    number = found.info.experiment_id
+    assert list(links) == ["tiny"]
+    assert links["tiny"].startswith(
+        f"http://127.0.0.1:5000/#/experiments/{number}/runs?workflowType=machine_learning&searchFilter=tags.stage"
+    )
+
+
+def test_a_server_without_these_columns_gets_the_run(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise MlflowException("API not found")
+
+    for name in ("log_inputs", "log_outputs", "create_logged_model"):
+        monkeypatch.setattr(MlflowClient, name, unknown)
+    with start(workplace, tags={"dataset": "tiny/world"}, derived={"upstream.tokens": "01"}) as run:
+        run.log({"loss": 1.0}, step=1, pairs_seen=1)
+    run_id = tracking.run_id(workplace / "mlflow_run_id")
+    assert run_id and steps(run_id) == [1]
+    assert client().get_run(run_id).info.status == "FINISHED"
 
 
 def test_resumed_run_keeps_its_id_and_repeats_no_point(workplace: Path) -> None:
@@ -359,3 +405,29 @@ def test_user_interface_without_runs_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="MLFLOW_TRACKING_URI: the runs are on a server"):
         mlflow_pages.open_ui(tmp_path)
+
+
+@pytest.mark.slow
+def test_pages_answer_and_the_link_names_the_runs(workplace: Path) -> None:
+    from urllib.request import urlopen
+
+    start(workplace).finish()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from sams.cli import main; main()", "mlflow", "--port", str(port)]
+    pages = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert pages.stdout
+        assert pages.stdout.readline() == "MLflow starts, in some 20 seconds\n"
+        study, _, link = pages.stdout.readline().strip().partition(": ")
+        assert (study, link.split("#")[0]) == ("tiny", f"http://127.0.0.1:{port}/")
+        assert b"MLflow" in urlopen(link.split("#")[0], timeout=60).read()
+        assert pages.stdout.readline() == "Ctrl-C ends the server\n"
+        servers = Path(f"/proc/{pages.pid}/task/{pages.pid}/children").read_text().split()
+        surroundings = Path(f"/proc/{servers[0]}/environ").read_bytes().split(b"\0")
+        assert b"MLFLOW_DISABLE_TELEMETRY=true" in surroundings
+    finally:
+        pages.send_signal(signal.SIGINT)
+        said, _ = pages.communicate(timeout=60)
+    assert said == "", "the server prints nothing of its own"
