@@ -16,7 +16,8 @@ def log_dataset(client: "MlflowClient", run_id: str, name: str, digest: str, con
     """Fill the column Dataset. A server older than MLflow 2.4 has none."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    dataset = Dataset(name, digest, source_type="local", source=json.dumps({"tokens": digest}))
+    # The page has no room for all sixteen digits.
+    dataset = Dataset(name, digest[:8], source_type="local", source=json.dumps({"tokens": digest}))
     _try(
         lambda: client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", context)])])
     )

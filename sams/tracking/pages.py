@@ -14,6 +14,7 @@ from sams.tracking.mirror import KIND, UNSENT, send_unsent
 from sams.tracking.server import RESULTS, connect, database, tracking_uri
 
 LONGEST_START = 120.0  # seconds
+LOG = "mlflow_server.log"  # what the server prints, in the results folder
 
 
 def open_ui(results: Path = RESULTS, port: int = 5000) -> int:
@@ -41,13 +42,19 @@ def open_ui(results: Path = RESULTS, port: int = 5000) -> int:
     arguments += ["--host", "127.0.0.1"]
     arguments += ["--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
     print("MLflow starts, in some 20 seconds", flush=True)
-    server = start_child(arguments)
+    log = results / LOG
     with contextlib.ExitStack() as stack:
+        server = start_child(arguments, stdout=stack.enter_context(log.open("wb")), stderr=subprocess.STDOUT)
         stack.callback(end_child, server)
-        if answers(f"http://127.0.0.1:{port}/health", server):
-            for study, link in links.items():
-                print(f"{study}: {link}")
-            print("Ctrl-C ends the server", flush=True)
+        if not answers(f"http://127.0.0.1:{port}/health", server):
+            raise UserError(
+                f"MLflow does not answer on port {port}: {last_line(log)}",
+                where=str(log),
+                remedy="give another port with --port",
+            )
+        for study, link in links.items():
+            print(f"{study}: {link}")
+        print("Ctrl-C ends the server", flush=True)
         return server.wait()
 
 
@@ -72,6 +79,11 @@ def links_to_runs(results: Path, address: str) -> dict[str, str]:
             f"{address}/#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning{only}"
         )
     return links
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log."""
+    return (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"])[-1]
 
 
 def answers(address: str, server: "subprocess.Popen[bytes]") -> bool:
