@@ -65,9 +65,9 @@ def main_notes(study: Study, cells: Cells) -> list[str]:
         notes += BENCHMARK_NOTES[name](study, shown)
     notes.append(
         "Preferences, on the test pairs: test accuracy is the percentage of pairs with a larger reward for the "
-        "chosen response; chosen reward is the mean implicit reward of the chosen responses, beta times "
-        "the log-ratio to the reference; chosen log-prob is their mean log-prob in nats, summed over tokens. sft, "
-        "which is the reference, has none."
+        "chosen response, a tie counting one half; chosen reward is the mean implicit reward of the chosen "
+        "responses, beta times the log-ratio to the reference; chosen log-prob is their mean log-prob in nats, "
+        "summed over tokens. sft, which is the reference, has none."
     )
     notes.append(
         "Cost: training time and peak memory (of the process with the highest peak) are those of the method's "

@@ -79,9 +79,9 @@ def compare(runs: Sequence[Side]) -> Compared:
     notes = list(dict.fromkeys(notes))
     if len(table):
         notes.append(
-            "difference is from the first run, with its 95 % interval; * marks those that exclude 0. paired: bootstrap over the same items, "
-            f"{RESAMPLES} resamples; unpaired: from both standard errors over items. They cover the sampling of "
-            "items, not the variation of training runs."
+            "difference is from the first run, with its 95 % interval; * marks intervals that exclude 0. paired: "
+            f"bootstrap over the same items, {RESAMPLES} resamples; unpaired: from both standard errors over items. "
+            "They cover the sampling of items, not the variation of training runs."
         )
     repeated = table.loc[table["interval"] == "over seeds", "n_seeds"]
     notes += [repeats_note(int(count)) for count in sorted(set(repeated))]
