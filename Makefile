@@ -1,7 +1,7 @@
 # Every target uses .venv, which `env` installs from the lock unless it is up to date.
 
 .DEFAULT_GOAL := help
-.PHONY: help env env-slurm demo test test-all test-real test-gpu gpu faults soak test-slurm test-hosts mutations mutants bench bench-scale documents lint audit mlflow lock
+.PHONY: help env env-slurm demo test test-all test-real test-gpu gpu faults soak test-slurm test-hosts mutations mutants bench bench-scale readme documents lint audit mlflow lock
 
 BIN := .venv/bin
 # The first suitable Python that runs; a name on the PATH may not run.
@@ -68,6 +68,9 @@ bench: env ## compare a training step with TRL's (15 to 23 minutes; needs an idl
 
 bench-scale: env ## measure a step by pairs, tokens, layers, vocabulary and processes
 	$(BIN)/python -m benchmarks.scale
+
+readme: env ## run the default study with three seeds and write its figures into README.md (20 minutes)
+	$(BIN)/python -m benchmarks.readme --measure
 
 documents: env ## run the commands of README and docs (needs the results of `make demo`)
 	$(BIN)/python -m tests.documents

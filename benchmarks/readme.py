@@ -59,7 +59,9 @@ def measure() -> dict[str, Any]:
         if len(rows := frame[frame["method"] == method])
     }
     with (ROOT / "results/tiny/tables/comparisons.csv").open(encoding="utf-8") as stream:
-        differences = [row for row in csv.DictReader(stream) if row["benchmark"] in COMPARED and row["base"] == "dpo"]
+        differences = [
+            row for row in csv.DictReader(stream) if row["benchmark"] in COMPARED and row["base"] == "dpo"
+        ]
     made = made_on()
     return {
         "machine": f"{made['cpu']}, {made['cores']} cores",
@@ -87,7 +89,9 @@ def block(records: list[dict[str, Any]]) -> str:
             else:
                 cells.append("–")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    machines = "; ".join(f"{record['machine']}, {record['date']}, torch {record['torch']}" for record in records)
+    machines = "; ".join(
+        f"{record['machine']}, {record['date']}, torch {record['torch']}" for record in records
+    )
     seeds = len(SEEDS)
     lines += ["", f"Mean (lowest to highest) over {seeds} seeds on {len(records)} machine(s): {machines}."]
     for row in newest["differences"]:

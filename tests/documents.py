@@ -76,16 +76,18 @@ def with_values(shown: str) -> str:
 
 
 ELSEWHERE = [
-    (r"make (demo|test|test-all|lint)\b", "continuous integration, and each release by hand"),
-    (r"make (test-real|test-gpu|test-slurm|test-hosts|gpu|faults|soak|bench|bench-scale|mutations|mutants)\b", "by hand"),
-    (r"make (audit|env-slurm)\b", "by hand: needs a network"),
-    (r"make (env|mlflow|lock)\b|make \w+ ROOM=|sams mlflow", "tests/tracking, continuous integration"),
+    (r"make (demo|test|lint|env|mlflow)\b|sams mlflow", "continuous integration and tests/tracking"),
+    (
+        r"make (test-slurm|test-hosts|env-slurm|audit|gpu|test-gpu)\b",
+        "by hand: needs root, a network or a GPU",
+    ),
+    (r"make ", "by hand: minutes to hours"),
     (r"\.venv-slurm|squeue|srun|--nodes 2|--nnodes 2|sams.launch.nodes|nproc-per-node 8", "tests/cluster"),
-    (r"table(1|2)_\w+\.yaml$", "needs a hub or a key; tests/chain rehearses it"),
-    (r"docker|apptainer|rsync|tmux|--sdm|EDITOR|pip install|http://|HuggingFaceTB", "needs another program or a network"),
+    (r"configfile \S*table[12]_\w+\.yaml( grid\.yaml)?$", "needs a hub or a key; tests/chain rehearses it"),
+    (r"docker|apptainer|rsync|tmux|--sdm|EDITOR|pip install|http://", "needs another program or a network"),
     (r"benchmarks\.", "by hand: minutes"),
-    (r"sams (chat|run|init)\b|sams mirror", "tests/generation, tests/launch, tests/planning, tests/tracking"),
-    (r"0123456789abcdef", "tests/tables"),
+    (r"sams (chat|run|init|mirror)\b|my\.yaml", "tests/real, tests/generation, tests/launch, tests/tracking"),
+    (r"0123456789abcdef|--dry-run$", "tests/tables, tests/scoring"),
 ]
 """Commands that are not run here: pattern, and where they are run or why they are not."""
 
@@ -113,7 +115,12 @@ def execute(text: str) -> tuple[int, str]:
     """Run one command in a shell; return its exit status and its last line."""
     environment = os.environ | {"PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        ["bash", "-c", text], cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        ["bash", "-c", text],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     said = (done.stdout + done.stderr).strip().splitlines() or [""]
     return done.returncode, said[-1]

@@ -4,6 +4,7 @@
 """
 
 import inspect
+import json
 import re
 import subprocess
 from functools import cache
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from benchmarks import readme
 from sams.cli import app
 from tests.conftest import ROOT
 from tests.documents import PAGES, Command, commands
@@ -34,7 +36,9 @@ def targets() -> set[str]:
 def rules() -> set[str]:
     """Return the rules of the workflow."""
     texts = [path.read_text() for path in (ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk"))]
-    return {name for text in texts for name in re.findall(r"rule (\w+):|as (\w+) with:", text) for name in name}
+    return {
+        name for text in texts for name in re.findall(r"rule (\w+):|as (\w+) with:", text) for name in name
+    }
 
 
 def test_pages_show_commands() -> None:
@@ -118,6 +122,13 @@ def test_python_blocks_compile() -> None:
         for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
             entry = ": Entry(" in block  # of a table
             compile(f"{{\n{block}}}" if entry else block, page.name, "exec")
+
+
+def test_the_demos_figures_are_the_recorded_ones_of_todays_settings() -> None:
+    records = json.loads(readme.RECORD.read_text())
+    text = readme.README.read_text()
+    assert readme.rendered(text, records) == text, "run `make readme`"
+    assert {record["settings"] for record in records} == {readme.settings_digest()}, "run `make readme`"
 
 
 def test_makefile_runs_the_commands() -> None:
