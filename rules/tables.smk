@@ -86,11 +86,7 @@ use rule main_table as draw_figures with:
         curves=training_figures(),
     output:
         png=expand(f"{TABLES}/{{figure}}.png", figure=FIGURES),
-        learning_curves=figure("learning_curves", "learning curves"),
-        selection=figure("selection", "selection"),
-        difficulty=figure("difficulty", "drift of difficulty"),
-        noise=figure("noise", "accuracy under noise"),
-        cost=figure("cost", "cost"),
+        svg=figures(),
     log:
         f"{LOGS}/draw_figures.log",
     params:
