@@ -164,7 +164,6 @@ def selection(logs: Logs) -> "Figure":
         if CHOSEN[plot] == "flips":
             share = sum(shares) / len(shares)
             axis.axhline(share, color="#666666", linewidth=1)
-            axis.text(1.01, share, "all pairs", transform=axis.get_yaxis_transform(), va="center")
         elif CHOSEN[plot] != "scheduler/estimate_error":
             axis.axhline(0, color="#666666", linewidth=1)
     return figure
@@ -172,13 +171,11 @@ def selection(logs: Logs) -> "Figure":
 
 # Plots of `selection`, and the metrics that they show.
 CHOSEN = {
-    Plot("Flipped labels among the chosen pairs", "share of the chosen pairs"): "flips",
-    Plot("Flipped pairs kept, compared with all pairs", "share kept − share of all pairs kept"): "kept",
-    Plot("Margin of the chosen pairs, compared with the batch", "difference of rewards (β × nats)"): "margin",
-    Plot("Length of the chosen pairs, compared with the batch", "difference (tokens)"): "length",
-    Plot(
-        "Scheduler: do its scores rank later rewards?", "rank correlation (1: same order)"
-    ): "scheduler/rank_correlation",
+    Plot("Flipped labels among the chosen pairs (grey: all)", "share of pairs"): "flips",
+    Plot("Flipped pairs kept − all pairs kept", "difference of shares"): "kept",
+    Plot("Margin of the chosen pairs − of the batch", "reward (β × nats)"): "margin",
+    Plot("Length of the chosen pairs − of the batch", "tokens"): "length",
+    Plot("Scheduler: do its scores rank later rewards?", "rank correlation"): "scheduler/rank_correlation",
     Plot("Scheduler: error of its estimates", "mean absolute error (reward)"): "scheduler/estimate_error",
 }
 
@@ -218,7 +215,7 @@ def difficulty(logs: Logs) -> "Figure":
         order = losses.iloc[0].argsort().argsort()
         correlation = losses.iloc[0].corr(losses.iloc[-1], method="spearman")
         axis.set_title(
-            f"{method}: first and last rank-correlate by {correlation:.2f}", fontsize=11, loc="left"
+            f"{method}: rank correlation of first and last {correlation:.2f}", fontsize=11, loc="left"
         )
         for index, name in enumerate(losses):
             depth = order.iloc[index] / max(1, len(order) - 1)
@@ -256,7 +253,7 @@ def cost(cells: Cells, methods: Sequence[str], seeds: Sequence[int]) -> "Figure"
             mean = sum(values) / len(values)
             style: dict[str, Any] = {"edgecolor": "#000000", "linewidth": 0.8, "height": 0.6}
             colour = "#BBBBBB" if method == BASE_METHOD else COLOURS[trained.index(method) % len(COLOURS)]
-            axis.barh(row, mean, color=colour, alpha=0.6, **style)
+            axis.barh(row, mean, color=colour, **style)
             label = f"{mean:,.0f}"
             prepared = sum(figures.get("preparation_seconds", 0.0) for figures in runs) / len(runs)
             if key == "train_seconds" and prepared:
@@ -264,18 +261,19 @@ def cost(cells: Cells, methods: Sequence[str], seeds: Sequence[int]) -> "Figure"
                 label += f" + {prepared:,.0f} prepared"
             axis.annotate(
                 label,
-                (0, row),
+                (mean + prepared, row),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
-                bbox={"facecolor": "#FFFFFF", "edgecolor": "none", "alpha": 0.75, "pad": 1.0},
             )
             if len(values) > 1:
-                axis.plot(values, [row] * len(values), "o", color="#000000", markersize=3)
+                axis.plot(
+                    values, [row] * len(values), "o", color="#000000", markerfacecolor="white", markersize=4
+                )
         axis.set_yticks(range(len(methods)), methods)
         axis.set_ylim(len(methods) - 0.5, -0.5)
         axis.locator_params(axis="x", nbins=5)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.grid(visible=False, axis="y")
-        axis.set_xlim(left=0)
+        axis.set_xlim(0, 1.35 * axis.get_xlim()[1])  # room for the labels
     return figure

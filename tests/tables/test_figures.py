@@ -113,7 +113,7 @@ def test_difficulty_follows_the_pairs_of_the_first_seed(setting: Path) -> None:
     lightness = [sum(line.get_color()[:3]) for line in of_dpo.lines]
     assert lightness == sorted(lightness), "from easy to hard at first, dark to light"
     # Ranks 1 2 3 become 2 3 1: Spearman's correlation is 1 - 6 (1 + 1 + 4) / 24.
-    assert of_dpo.get_title(loc="left") == "dpo: first and last rank-correlate by -0.50"
+    assert of_dpo.get_title(loc="left") == "dpo: rank correlation of first and last -0.50"
     assert of_sams.get_title(loc="left").startswith("dpo-sams")
 
 
