@@ -74,8 +74,8 @@ ul { color: #333; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }
 <tbody>
 {% for row in table.rows %}
 <tr>{% for cell in row[: table.names] %}<th scope="row" class="name">{{ cell[0] }}</th>{% endfor %}
-{%- for cell in row[table.names :] %}<td>{{ cell[0] }}{% for error in cell[1:] %}<span class="error">{{ error }}</span>
-{%- endfor %}</td>{% endfor %}</tr>
+{%- for cell in row[table.names :] %}<td>{{ cell[0] }}
+{%- for error in cell[1:] %}<span class="error">{{ error }}</span>{% endfor %}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody>
 </table>
