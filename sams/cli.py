@@ -27,7 +27,7 @@ Given = Annotated[
 Named = Annotated[
     str | None,
     typer.Argument(
-        metavar="[STUDY]", help="File of a study, or its name in config/studies.", show_default=False
+        metavar="STUDY", help="File of a study, or its name in config/studies.", show_default=False
     ),
 ]
 SOURCE = Path(__file__).resolve().parent.parent
@@ -68,9 +68,7 @@ def run(
     study: Named = None,
     given: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Values of keys: preference.beta=0.3.", show_default=False
-        ),
+        typer.Argument(metavar="KEY=VALUE", help="Values of keys: preference.beta=0.3.", show_default=False),
     ] = None,
     configfile: ConfigFiles = None,
     rehearse: Rehearse = False,
