@@ -185,6 +185,11 @@ def training_figures():
     return per_run("{method}/seed{seed}/train_metrics.json", STUDY.trained_methods)
 
 
+def pair_records():
+    """Records of the pairs of every run of a preference method."""
+    return per_run("{method}/seed{seed}/pairs.parquet", STUDY.preference_methods)
+
+
 def pretrained_schedulers():
     """Weights of the pretrained scheduler of every seed; none where no method starts from them."""
     return per_seed("scheduler/seed{seed}/weights/manifest.json") if pretrains(STUDY) else []

@@ -44,6 +44,7 @@ use rule main_table as compare_methods with:
     input:
         curves=training_figures(),
         scores=scores(),
+        pairs=pair_records(),
     output:
         csv=f"{TABLES}/comparisons.csv",
         md=report(

@@ -77,9 +77,9 @@ def compare(runs: Sequence[Side]) -> Compared:
     notes = list(dict.fromkeys(notes))
     if len(table):
         notes.append(
-            "difference is from the first run. Intervals are 95 %: paired, bootstrap over the same items, "
-            f"{RESAMPLES} resamples; unpaired, from both standard errors over items. They cover the sampling of "
-            "items, not the variation of training runs."
+            "difference is from the first run. Intervals are 95 %: paired, bootstrap over the same items "
+            f"(instructions, questions, test pairs), {RESAMPLES} resamples; unpaired, from both standard errors over "
+            "items. They cover the sampling of items, not the variation of training runs."
         )
     repeated = table.loc[table["interval"] == "over seeds", "n_seeds"]
     notes += [repeats_note(int(count)) for count in sorted(set(repeated))]
