@@ -1,6 +1,6 @@
 """The record of a run's pairs as data frames: a row each time that the policy saw a pair, or a row for each pair."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,37 +62,31 @@ def by_pair(frames: "Sequence[pd.DataFrame]") -> "pd.DataFrame":
         frames: records of the runs, as `read_pairs` returns them.
 
     Returns:
-        By id: first and last, the margins when the pair was first and last seen, means over the runs that saw it;
-        step, that of the last time (mean); seen and selected, how often in all runs together; flipped.
+        By id, from the smallest `last` to the largest: first and last, the margins when a pair was first and last
+        seen, means over the runs that saw it; seen and selected, how often, in all runs together; flipped; tokens of
+        both responses.
     """
     import pandas as pd
 
     runs = []
     for frame in frames:
         train = frame[frame["split"] == "train"]
-        groups = train.groupby("id", sort=False, observed=True)
-        runs.append(
-            pd.DataFrame(
-                {
-                    "first": groups["margin"].first(),
-                    "last": groups["margin"].last(),
-                    "step": groups["step"].last(),
-                    "seen": groups.size(),
-                    "selected": groups["selected"].sum(),
-                    "flipped": groups["flipped"].last(),
-                }
-            )
-        )
-    pairs = pd.concat(runs).groupby(level="id", sort=False)
+        found = train.drop_duplicates("id", keep="last").set_index("id")
+        groups = train.groupby("id", sort=False)
+        found["first"], found["last"] = groups["margin"].first(), found["margin"]
+        found["seen"], found["selected"] = groups.size(), groups["selected"].sum()
+        found["tokens"] = found["chosen_tokens"] + found["rejected_tokens"]
+        runs.append(found)
     how = {
         "first": "mean",
         "last": "mean",
-        "step": "mean",
         "seen": "sum",
         "selected": "sum",
         "flipped": "last",
+        "tokens": "mean",
     }
-    return pairs.agg(how).astype({"seen": int, "selected": int})
+    pairs = pd.concat(runs).groupby(level="id", sort=False).agg(how)
+    return pairs.astype({"seen": int, "selected": int}).sort_values("last", kind="stable")
 
 
 def accuracies(run: Path) -> Items:
@@ -105,18 +99,36 @@ def accuracies(run: Path) -> Items:
     return dict(zip(last["id"], values, strict=True))
 
 
-def texts(data: Path, ids: Collection[str]) -> dict[str, dict[str, Any]]:
-    """Return prompt (messages), chosen, rejected and flipped of training pairs by id, from the study's prepared data.
+def texts(run: Path, pairs: "pd.DataFrame") -> dict[str, dict[str, Any]]:
+    """Return prompt (messages), chosen and rejected response of pairs by id, as a run was trained on them.
 
     Args:
-        data: folder of the data.
-        ids: ids of the pairs; the file is not read whole.
-    """
-    import pyarrow as pa
-    from pyarrow import dataset
+        run: folder of the run, next to the prepared data of its study.
+        pairs: pairs as `by_pair` returns them; of the data only their rows are kept.
 
-    file = data / "train.parquet"
+    Raises:
+        UserError: the data is not there.
+    """
+    import pandas as pd
+    from pyarrow import array, dataset
+
+    data = run.resolve().parent.parent / "data"
+    file = data / run.resolve().name / "train.parquet"  # of a study whose seeds have data of their own
     if not file.is_file():
-        return {}
-    rows = dataset.dataset(file).to_table(filter=dataset.field("id").isin(pa.array(sorted(ids), pa.string())))
-    return {row["id"]: row for row in rows.to_pylist()}
+        file = data / "train.parquet"
+    if not file.is_file():
+        raise UserError(
+            "no training pairs beside the run", where=str(file), remedy="restore them, or use `read_pairs`"
+        )
+    rows = (
+        dataset.dataset(file)
+        .to_table(filter=dataset.field("id").isin(array(pairs.index, "string")))
+        .to_pylist()
+    )
+    found = {}
+    for row in rows:
+        flipped = pairs["flipped"][row["id"]]
+        if not pd.isna(flipped) and bool(flipped) != bool(row["flipped"]):  # swapped by `flipped_share`
+            row["chosen"], row["rejected"] = row["rejected"], row["chosen"]
+        found[row["id"]] = row
+    return found
