@@ -1,7 +1,7 @@
 """Figure of the pairs: how margins spread during a run, and which margins a selector takes."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sams.tables.panels import COLOURS, LINES, MARKERS, panels
 
@@ -14,7 +14,8 @@ READ = ["split", "step", "margin", "selected", "flipped"]
 """Columns of the records that the figure needs."""
 MOST = 11
 """Methods whose margins fit on a page."""
-BINS = 60
+TAIL = 0.002
+"""Share of the pairs at each end that is cut off."""
 PART = 0.1
 """Share of the run's rounds that a distribution covers, so that pairs seen once can be compared."""
 
@@ -32,9 +33,7 @@ def pair_margins(records: "Mapping[str, Sequence[pd.DataFrame]]") -> "Figure":
     selecting = {method: shares for method, frames in records.items() if (shares := _selected(frames))}
     drawn = list(records)[:MOST]
     headings = [f"{method}: margins of training pairs" for method in drawn]
-    figure, axes = panels(
-        [*headings, *["Share selected, by margin in the round"] * bool(selecting)], height=2.8
-    )
+    figure, axes = panels([*headings, *["Share selected, by margin"] * bool(selecting)], height=2.8)
     for method, axis in zip(drawn, axes, strict=False):
         _margins(axis, records[method])
     if selecting:
@@ -45,7 +44,7 @@ def pair_margins(records: "Mapping[str, Sequence[pd.DataFrame]]") -> "Figure":
 
 
 def _margins(axis: "Axes", frames: "Sequence[pd.DataFrame]") -> None:
-    """Draw the distributions of one method's margins."""
+    """Draw the cumulative distributions of one method's margins."""
     import numpy as np
     import pandas as pd
 
@@ -62,21 +61,18 @@ def _margins(axis: "Axes", frames: "Sequence[pd.DataFrame]") -> None:
         )
         if swapped.any():
             parts.setdefault("at the end, labels swapped", []).append(last["margin"][swapped])
-    margins = {name: pd.concat(part).to_numpy() for name, part in parts.items()}
-    together = np.concatenate(list(margins.values()))
-    low, high = np.quantile(together, [0.002, 0.998])
-    edges = np.linspace(min(low, -1e-3), max(high, 1e-3), BINS + 1)
-    for index, (name, values) in enumerate(margins.items()):
-        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
-        style: dict[str, Any] = (
-            {"color": "#BBBBBB", "fill": True} if not index else {"color": COLOURS[index], "linewidth": 1.6}
-        )
-        axis.stairs(100 * counts / max(1, counts.sum()), edges, label=name, **style)
+    margins = {name: np.sort(pd.concat(part)) for name, part in parts.items()}
+    styles = [("#999999", "-"), (COLOURS[1], "-"), (COLOURS[2], "--")]
+    for (name, values), (colour, line) in zip(margins.items(), styles, strict=False):
+        shares = np.arange(1, len(values) + 1) / len(values)
+        axis.step(values, shares, where="post", label=name, color=colour, linestyle=line, linewidth=1.8)
+    low, high = np.quantile(np.concatenate(list(margins.values())), [TAIL, 1 - TAIL])
+    axis.set_xlim(min(low, -1e-3), max(high, 1e-3))
+    axis.set_ylim(0, 1)
     axis.axvline(0, color="#666666", linewidth=0.8)
-    axis.set_yscale("log")
-    axis.set_ylabel("% of pairs")
+    axis.set_ylabel("share with a smaller margin")
     axis.set_xlabel("margin")
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=9, loc="upper left")
 
 
 def _selected(frames: "Sequence[pd.DataFrame]") -> "list[pd.Series[float]]":
@@ -110,8 +106,12 @@ def _shares(axis: "Axes", selecting: "Mapping[str, list[pd.Series[float]]]", met
             marker=MARKERS[index % len(MARKERS)],
             markerfacecolor="white",
         )
+    ratio = sum(shares.mean() for seeds in selecting.values() for shares in seeds) / sum(
+        map(len, selecting.values())
+    )
+    axis.axhline(ratio, color="#666666", linewidth=0.8)
     axis.set_ylim(0, 1)
     axis.set_xticks(range(1, 11))
-    axis.set_xlabel("tenth of the round's pairs, from the smallest margins to the largest")
+    axis.set_xlabel("tenth of the round by margin (1: smallest)")
     axis.set_ylabel("share selected")
     axis.legend(frameon=False, fontsize=8)
