@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file
+from sams.runtime.terminal import Readable, print_table
 from sams.study.study import Study
 from sams.tables import captions
 from sams.tables.pairs import by_pair, read_pairs, texts
@@ -84,10 +85,10 @@ def summary(pairs: "pd.DataFrame") -> list[list[str]]:
     """Return a table of all pairs and of the tenths with the smallest and the largest margins, with its heading."""
     tenth = max(1, len(pairs) // 10)
     parts = {"all": pairs, "least trusted tenth": pairs[:tenth], "most trusted tenth": pairs[-tenth:]}
-    rows = [["", "pairs", "margin", "rejected\npreferred", "trained\non", "tokens"]]
+    rows = [["", "pairs", "margin", "rejected preferred", "trained on", "tokens"]]
     known = bool(pairs["flipped"].notna().all())
     if known:
-        rows[0].append("labels\nswapped")
+        rows[0].append("labels swapped")
     for name, part in parts.items():
         preferred = 100 * (part["last"] < 0).mean()
         trained = 100 * part["selected"].sum() / part["seen"].sum()
@@ -126,20 +127,13 @@ def show(run: Path, console: "Console", *, count: int, out: Path | None = None) 
     Raises:
         UserError: there is no record, or `out` has another suffix.
     """
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise UserError("expected a name that ends in .csv or .parquet", where=str(out))
     pairs = by_pair([read_pairs(run, COLUMNS, split="train")])
     heads, *rows = summary(pairs)
-    table = Table(*heads, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    print_table("", Readable(heads, [[(cell,) for cell in row] for row in rows]), console=console)
     least, most = ends(pairs, count)
     found = texts(run, pairs.loc[[*least, *most]])
     for title, ids in (("Least trusted", least), ("Most trusted", most)):
