@@ -101,7 +101,8 @@ def summary(pairs: "pd.DataFrame") -> list[list[str]]:
 def _shown(pairs: "pd.DataFrame", found: dict[str, Any], pair: str) -> Shown:
     import pandas as pd
 
-    row, text = pairs.loc[pair], found[pair]
+    row: dict[str, Any] = pairs.loc[[pair]].to_dict("records")[0]
+    text = found[pair]
     return Shown(
         id=pair,
         last=number(float(row["last"]), 3),
