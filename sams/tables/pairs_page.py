@@ -101,7 +101,7 @@ def summary(pairs: "pd.DataFrame") -> list[list[str]]:
 def _shown(pairs: "pd.DataFrame", found: dict[str, Any], pair: str) -> Shown:
     import pandas as pd
 
-    row: dict[str, Any] = pairs.loc[[pair]].to_dict("records")[0]
+    row = pairs.loc[[pair]].to_dict("records")[0]
     text = found[pair]
     return Shown(
         id=pair,
