@@ -46,13 +46,7 @@ use rule main_table as compare_methods with:
         scores=scores(),
         pairs=pair_records(),
     output:
-        csv=f"{TABLES}/comparisons.csv",
-        md=report(
-            f"{TABLES}/comparisons.md",
-            caption="../workflow/report/comparisons.rst",
-            category="Tables",
-            labels={"table": "comparisons"},
-        ),
+        **forms("comparisons", "comparisons", "comparisons"),
     log:
         f"{LOGS}/compare_methods.log",
     params:
@@ -120,11 +114,7 @@ use rule main_table as draw_figures with:
         curves=training_figures(),
     output:
         png=expand(f"{TABLES}/{{figure}}.png", figure=FIGURES),
-        learning_curves=figure("learning_curves", "learning curves"),
-        selection=figure("selection", "selection"),
-        difficulty=figure("difficulty", "drift of difficulty"),
-        noise=figure("noise", "accuracy under noise"),
-        cost=figure("cost", "cost"),
+        svg=[figure(name) for name in FIGURES],
     log:
         f"{LOGS}/draw_figures.log",
     params:

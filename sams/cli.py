@@ -25,7 +25,10 @@ Given = Annotated[
     ),
 ]
 Named = Annotated[
-    str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
+    str | None,
+    typer.Argument(
+        metavar="STUDY", help="File of a study, or its name in config/studies.", show_default=False
+    ),
 ]
 SOURCE = Path(__file__).resolve().parent.parent
 
@@ -65,9 +68,7 @@ def run(
     study: Named = None,
     given: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Values of keys: preference.beta=0.3.", show_default=False
-        ),
+        typer.Argument(metavar="KEY=VALUE", help="Values of keys: preference.beta=0.3.", show_default=False),
     ] = None,
     configfile: ConfigFiles = None,
     rehearse: Rehearse = False,
@@ -234,9 +235,10 @@ def grid(
 
 @app.command()
 def plan(
+    named: Named = None,
     configfile: ConfigFiles = None,
     study: Annotated[
-        str | None, typer.Option(help="Name of a study in config/studies, instead of --configfile.")
+        str | None, typer.Option(help="File of a study, or its name in config/studies; as the argument.")
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="H100 (default), H200, B200, A100, L40S or L4.")] = None,
     gpus: Annotated[
@@ -261,19 +263,24 @@ def plan(
     given: Given = None,
 ) -> None:
     """Print an estimate of jobs, hours, memory, disk and judge calls of a study. Needs no GPU and no hub."""
-    from sams.planning.show import show as show_plan
+    from rich.console import Console
 
-    named = [] if study is None else [SOURCE / "config" / "studies" / f"{study}.yaml"]
-    show_plan(
-        _study([*named, *(configfile or [])], given=given),
-        results,
-        gpu=gpu,
-        gpus=gpus,
-        mfu=mfu,
-        pairs=pairs,
-        prompt_tokens=prompt_tokens,
-        response_tokens=response_tokens,
-    )
+    settings = _study([*_files(named), *_files(study), *(configfile or [])], given=given)
+    # On stderr, and on a terminal only.
+    with Console(stderr=True).status("Simulating a step of each stage; large models take a minute or two"):
+        from sams.planning.show import plan_study, print_plan
+
+        planned = plan_study(
+            settings,
+            results,
+            gpu=gpu,
+            gpus=gpus,
+            mfu=mfu,
+            pairs=pairs,
+            prompt_tokens=prompt_tokens,
+            response_tokens=response_tokens,
+        )
+    print_plan(*planned)
 
 
 @app.command()

@@ -76,10 +76,9 @@ def _parts(table: Readable, width: int) -> Iterator[Table]:
     for chosen in parts:
         widths = dict(zip(chosen, (least[index] for index in chosen), strict=True))
         spare = width - _width(widths.values())
-        for index in chosen:
-            more = min(spare, natural[index] - widths[index])
-            widths[index] += more
-            spare -= more
+        while spare > 0 and (short := [index for index in chosen if widths[index] < natural[index]]):
+            widths[min(short, key=lambda index: widths[index])] += 1
+            spare -= 1
         yield _part([columns[index] for index in chosen], list(widths.values()), natural, chosen)
 
 
