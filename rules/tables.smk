@@ -101,7 +101,7 @@ use rule main_table as draw_pairs with:
         pairs=pair_records(),
     output:
         png=f"{TABLES}/pair_margins.png",
-        svg=figure("pair_margins", "margins of the pairs"),
+        svg=figure("pair_margins"),
     log:
         f"{LOGS}/draw_pairs.log",
     params:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sams.tables.panels import COLOURS, LINES, MARKERS, panels
+from sams.tables.panels import COLOURS, LINES, MARKERS, Plot, panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +32,9 @@ def pair_margins(records: "Mapping[str, Sequence[pd.DataFrame]]") -> "Figure":
     """
     selecting = {method: shares for method, frames in records.items() if (shares := _selected(frames))}
     drawn = list(records)[:MOST]
-    headings = [f"{method}: margins of training pairs" for method in drawn]
-    figure, axes = panels([*headings, *["Share selected, by margin"] * bool(selecting)], height=2.8)
+    plots = [Plot(f"{method}: margins of training pairs", "share with a smaller margin") for method in drawn]
+    plots += [Plot("Share selected, by margin (grey: all)", "share selected")] * bool(selecting)
+    figure, axes = panels(plots, height=2.8)
     for method, axis in zip(drawn, axes, strict=False):
         _margins(axis, records[method])
     if selecting:
@@ -70,7 +71,6 @@ def _margins(axis: "Axes", frames: "Sequence[pd.DataFrame]") -> None:
     axis.set_xlim(min(low, -1e-3), max(high, 1e-3))
     axis.set_ylim(0, 1)
     axis.axvline(0, color="#666666", linewidth=0.8)
-    axis.set_ylabel("share with a smaller margin")
     axis.set_xlabel("margin")
     axis.legend(frameon=False, fontsize=9, loc="upper left")
 
@@ -113,5 +113,4 @@ def _shares(axis: "Axes", selecting: "Mapping[str, list[pd.Series[float]]]", met
     axis.set_ylim(0, 1)
     axis.set_xticks(range(1, 11))
     axis.set_xlabel("tenth of the round by margin (1: smallest)")
-    axis.set_ylabel("share selected")
     axis.legend(frameon=False, fontsize=8)
