@@ -211,6 +211,22 @@ def chat(run: Run, temperature: Temperature = 0.7, max_new_tokens: Longest = 512
 
 
 @app.command()
+def pairs(
+    run: Run,
+    count: Annotated[int, typer.Option(min=1, help="Number of pairs of each end.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all pairs with their texts to this file: .csv or .parquet.")
+    ] = None,
+) -> None:
+    """Print the training pairs that a run's policy trusts least and most."""
+    from rich.console import Console
+
+    from sams.tables.pairs_page import show as show_pairs
+
+    show_pairs(run, Console(), count=count, out=out)
+
+
+@app.command()
 def grid(
     method: Annotated[list[str] | None, typer.Option(help="Methods; default: all with a grid.")] = None,
     configfile: ConfigFiles = None,

@@ -86,6 +86,41 @@ DATA = "data/test_"
 
 FAULTS = [
     Fault(
+        "a tie counts as an error",
+        "training/tasks/preference.py",
+        "(chosen >= rejected)",
+        "(chosen > rejected)",
+        ("training/test_passes.py::test_a_tie_counts_one_half",),
+    ),
+    Fault(
+        "all pairs are recorded as selected",
+        "training/pairs.py",
+        "selected[step.chosen] = 1",
+        "selected[:] = 1",
+        ("training/test_pairs.py",),
+    ),
+    Fault(
+        "a resumed run keeps the rows after its checkpoint",
+        "training/pairs.py",
+        "self._file.truncate(rows * ROW.itemsize)",
+        "pass",
+        ("training/test_pairs.py",),
+    ),
+    Fault(
+        "test accuracies are of the first evaluation",
+        "tables/pairs.py",
+        'test["step"].max()',
+        'test["step"].min()',
+        ("tables/test_comparisons.py",),
+    ),
+    Fault(
+        "a page shows data as it was before labels were flipped",
+        "tables/pairs.py",
+        'bool(flipped) != bool(row["flipped"])',
+        "False",
+        ("tables/test_pairs.py",),
+    ),
+    Fault(
         "rows: unknown columns are harmless",
         "data/columns.py",
         "        if key in ignored or is_empty(value)",
