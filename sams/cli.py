@@ -41,9 +41,21 @@ def show(
 
 
 @app.command()
-def check(configfile: ConfigFiles = None, rehearse: Rehearse = False, given: Given = None) -> None:
-    """Validate the settings of a study and print them as JSON, with defaults."""
-    typer.echo(_study(configfile, rehearse, given).model_dump_json(indent=2))
+def check(
+    study: Annotated[
+        str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
+    ] = None,
+    configfile: ConfigFiles = None,
+    rehearse: Rehearse = False,
+    given: Given = None,
+) -> None:
+    """Validate a study, ask Snakemake whether the rules can make it, and print its settings as JSON, with defaults."""
+    from sams.launch.run import check_workflow
+
+    files = [*_files(study), *(configfile or [])]
+    settings = _study(files, rehearse, given)
+    check_workflow([str(file) for file in files], [*(given or []), *["rehearse=true"] * rehearse])
+    typer.echo(settings.model_dump_json(indent=2))
 
 
 @app.command()

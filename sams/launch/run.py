@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from sams.runtime.errors import UserError
 from sams.runtime.processes import EXIT_INTERRUPTED
 from sams.runtime.progress import SECONDS, duration
-from sams.study.files import SOURCE
+from sams.study.files import SOURCE, from_options
 from sams.study.rates import rates_to_check
 
 if TYPE_CHECKING:
@@ -191,16 +193,7 @@ def run_study(study: Study, files: list[str], given: list[str], *, cores: str, c
     folder.mkdir(parents=True, exist_ok=True)
     log, events = folder / "run.log", folder / "events.jsonl"
     events.write_text("", encoding="utf-8")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SOURCE / "Snakefile"), "--cores", cores]
-    command += ["--logger", "sams"]
-    if files:
-        command += ["--configfile", *files]
-    if given:
-        # Snakemake takes no points in names.
-        command += [
-            "--config",
-            *(f"{key.replace('.', '__')}={value}" for key, _, value in map(_halves, given)),
-        ]
+    command = [*_snakemake(files, given, folder), "--cores", cores, "--logger", "sams"]
     path = os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "SAMS_EVENTS": str(events.resolve()), SECONDS: "2"}
     view, title = View(), f"{study.study}, {study.setting}"
@@ -224,6 +217,38 @@ def run_study(study: Study, files: list[str], given: list[str], *, cores: str, c
     if process.returncode not in (0, EXIT_INTERRUPTED) and not view.failed:
         console.print(_problem(log), markup=False, highlight=False, soft_wrap=True)
     return process.returncode
+
+
+def check_workflow(files: list[str], given: list[str]) -> None:
+    """Check that the rules can make a study, from nothing.
+
+    Raises:
+        UserError: they cannot; the message is Snakemake's.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = _snakemake([str(Path(file).resolve()) for file in files], given, Path(folder))
+        command += ["--cores", "1", "--directory", folder, "--dry-run", "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [" ".join(line.split()) for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        start = next((at for at, line in enumerate(lines) if re.match(r"\w+(Exception|Error)\b", line)), 0)
+        raise UserError(
+            " ".join(lines[start : start + 6]).replace(f"{folder}/", ""),
+            where="the rules cannot make this study",
+            remedy="see `sams check` for its settings with defaults",
+        )
+
+
+def _snakemake(files: list[str], given: list[str], folder: Path) -> list[str]:
+    """Return Snakemake's command for a study; given values become a file in `folder`, the last overlay."""
+    import yaml
+
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SOURCE / "Snakefile")]
+    if given:
+        file = folder / "given.yaml"
+        file.write_text(yaml.safe_dump(from_options(given)), encoding="utf-8")
+        files = [*files, str(file)]
+    return [*command, "--configfile", *files] if files else command
 
 
 def _follow(
@@ -262,10 +287,6 @@ def _whole_lines(stream: TextIO) -> Iterator[str]:
             stream.seek(start)
             return
         yield line
-
-
-def _halves(entry: str) -> tuple[str, str, str]:
-    return entry.partition("=")
 
 
 def _named(job: Job) -> str:
