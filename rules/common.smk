@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from sams.launch import resources
+from sams.launch.brief import shorten_log
 from sams.launch.changes import code_text
 from sams.launch.jobs import Jobs, literal, options
 from sams.launch.machine import gpus_here, job_environment
@@ -79,6 +80,7 @@ DISTRIBUTED_STAGE = (
 shell.prefix(job_environment(STUDY, workflow.basedir).replace("{", "{{").replace("}", "}}"))
 remember(Path(".snakemake") / "sams" / "digests.json")
 name_changes()
+shorten_log(workflow)
 stop_jobs_on_signals()
 if workflow.is_main_process:
     forget_unfinished(Path(PREFLIGHT))
@@ -134,7 +136,9 @@ def without(section):
     """Input of a target that the study makes nothing for: an error where the target is requested."""
 
     def say(wildcards):
-        raise WorkflowError(f"the study makes nothing for this target: see section `{section}` of docs/settings.md")
+        raise WorkflowError(
+            f"the study makes nothing for this target: see section `{section}` of docs/settings.md"
+        )
 
     return say
 

@@ -1,6 +1,8 @@
 """The command `sams`. Each command imports what it needs, so that others start fast."""
 
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +51,7 @@ def check(
     rehearse: Rehearse = False,
     given: Given = None,
 ) -> None:
-    """Validate a study, ask Snakemake whether the rules can make it, and print its settings as JSON, with defaults."""
+    """Validate a study, ask Snakemake whether the rules can make it, and print its settings with defaults."""
     from sams.launch.run import check_workflow
 
     files = [*_files(study), *(configfile or [])]
@@ -143,8 +145,15 @@ def init(
     ] = None,
 ) -> None:
     """Write a study for your model, pairs and GPUs, with rates and lengths that fit them."""
-    from sams.planning.new_study import Machine, Weights, new_study, next_commands
     from sams.runtime.errors import UserError
+
+    if not out.parent.is_dir():
+        raise UserError("no such folder", where=str(out.parent), remedy="create it, or give another name")
+    if out.exists():
+        raise UserError(
+            "there is a file already", where=str(out), remedy="give another name, or move it away"
+        )
+    from sams.planning.new_study import Machine, Weights, new_study, next_commands
 
     flags: dict[Weights, bool] = {"full": full, "lora": lora, "qlora": qlora}
     asked = [name for name, given in flags.items() if given]
@@ -391,6 +400,9 @@ def main() -> None:
     from sams.runtime.files import restrict_umask
 
     restrict_umask()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
     try:
         app()
     except UserError as error:

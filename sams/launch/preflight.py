@@ -163,7 +163,8 @@ def check_sources(study: Study) -> None:
         for method in study.preference_methods
         if SELECTORS[study.preference_of(method).selector].reads_scheduler
     }
-    for key, scheduler in ({"scheduler": study.scheduler} if study.pretrains else {} | schedulers).items():
+    shared = {"scheduler": study.scheduler} if study.pretrains else {}
+    for key, scheduler in (shared | schedulers).items():
         encoder = scheduler.encoder
         if encoder not in ENCODERS and not Path(encoder).is_dir():
             raise UserError(

@@ -30,11 +30,16 @@ if TYPE_CHECKING:
 PLUGINS = Path(__file__).resolve().parent / "plugins"
 REFRESH = 0.5
 """Seconds between two looks at the files of the jobs."""
-LINES_EVERY = 30.0
-"""Seconds between two lines about a running job, off a terminal."""
+FIRST_LINE, LAST_LINE = 5.0, 600.0
+"""Seconds until the first line about a running job, off a terminal; each wait is twice the last, up to LAST_LINE."""
+EVENTS = "SAMS_EVENTS"
+"""Environment variable: file to which Snakemake's logger plugin writes events."""
+LOG_LINES = 15
+"""Last lines of a failed job's log that are shown."""
 TAIL = 1 << 14
 """Bytes of the end of a file that are read."""
 PROGRESS = re.compile(r"(\d+) of (\d+) ([a-z]+) \(\d+ %\), (.*)$", re.M)
+DOING = re.compile(r": ([^:\n]+) \.\.\.$", re.M)
 CHECKPOINTS = re.compile(r"--checkpoints (\S+)")
 
 
@@ -49,6 +54,8 @@ class Job:
         curve: its metric log; None for a job that trains nothing.
         costs: its cost log.
         started: time at which it started.
+        due: time of the next line about it.
+        wait: seconds from then to the line after it.
     """
 
     rule: str
@@ -57,7 +64,8 @@ class Job:
     curve: Path | None
     costs: Path | None
     started: float = field(default_factory=time.monotonic)
-    shown: float = field(default_factory=time.monotonic)
+    due: float = field(default_factory=lambda: time.monotonic() + FIRST_LINE)
+    wait: float = 2 * FIRST_LINE
 
     @classmethod
     def of(cls, event: dict[str, Any]) -> Job:
@@ -81,10 +89,13 @@ class Job:
         """Return what the job's files say: step, loss, margin, accuracy, rate, time left, memory."""
         parts: list[str] = []
         left = ""
-        if found := PROGRESS.findall(_tail(self.log)):
+        tail = _tail(self.log)
+        if found := PROGRESS.findall(tail):
             done, total, unit, rest = found[-1]
             parts.append(f"{unit.removesuffix('s')} {done}/{total}")
             left = rest.rpartition(", ")[2] if " left" in rest else ""
+        elif doing := DOING.findall(tail):
+            parts.append(doing[-1])
         line, costs = _last(self.curve), _last(self.costs)
         for name, key in (("loss", "loss"), ("margin", "rewards/margins")):
             if key in line:
@@ -144,10 +155,10 @@ class View:
 
     def lines(self) -> Iterator[str]:
         """Yield a line about each running job that none was printed about for a while."""
-        for job in self.running.values():
-            if time.monotonic() - job.shown >= LINES_EVERY:
-                job.shown = time.monotonic()
-                figures = ", ".join(job.figures()) or f"for {duration(job.shown - job.started)}"
+        for job in list(self.running.values()):
+            if (now := time.monotonic()) >= job.due:
+                job.due, job.wait = now + job.wait, min(2 * job.wait, LAST_LINE)
+                figures = ", ".join(job.figures()) or f"for {duration(now - job.started)}"
                 yield f"running {_named(job)}: {figures}"
 
     def table(self, title: str, log: Path) -> RenderableType:
@@ -195,7 +206,7 @@ def run_study(study: Study, files: list[str], given: list[str], *, cores: str, c
     events.write_text("", encoding="utf-8")
     command = [*_snakemake(files, given, folder), "--cores", cores, "--logger", "sams"]
     path = os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "SAMS_EVENTS": str(events.resolve()), SECONDS: "2"}
+    environment = os.environ | {"PYTHONPATH": path, EVENTS: str(events.resolve()), SECONDS: "2"}
     view, title = View(), f"{study.study}, {study.setting}"
     for sentence in rates_to_check(study):
         console.print(f"warning: {sentence}", markup=False, highlight=False, soft_wrap=True)
@@ -300,6 +311,11 @@ def _tail(file: Path | None) -> str:
     with file.open("rb") as stream:
         stream.seek(max(0, file.stat().st_size - TAIL))
         return stream.read().decode(errors="replace")
+
+
+def last_lines(file: Path | None) -> str:
+    """Return the last lines of a job's log, indented; empty where there is none."""
+    return "\n".join(f"    {line}" for line in _tail(file).splitlines()[-LOG_LINES:])
 
 
 def _last(file: Path | None) -> dict[str, Any]:

@@ -138,9 +138,10 @@ def _values_loader() -> type["yaml.SafeLoader"]:
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
-    Loader.add_constructor(
-        "tag:yaml.org,2002:str", lambda _, node: node.value if node.style else _typed(node.value)
-    )
+    def text(_: Loader, node: Any) -> Any:
+        return node.value if node.style else _typed(node.value)
+
+    Loader.add_constructor("tag:yaml.org,2002:str", text)
     return Loader
 
 

@@ -53,7 +53,7 @@ def written_out(study: Study, methods: list[str] | None = None) -> dict[str, Any
     """Return an overlay in which every point is a method with its values in its name: `dpo-lr1e-06-beta0.1`.
 
     The study's own point keeps the name of the method. The runs share the study's folder, and so its data, SFT model,
-    reference and finished runs, unless these methods alone would change one of them: the study is `<study>-grid` then.
+    reference and runs, unless these methods alone would change one of them: the study is `<study>-grid` then.
     The overlay scores nothing: compare its runs by test accuracy, or score them in a study that names them.
 
     Raises:
@@ -88,7 +88,7 @@ def _name(method: str, point: Point, own: Point) -> str:
 
 
 def _shares(study: Study, methods: list[str]) -> bool:
-    """Return whether some of a study's methods have the same data, SFT model, reference and scheduler as all of them."""
+    """Return whether some of a study's methods have the same data, SFT model and reference as all of them."""
     part = study.model_copy(update={"methods": methods})
     stages = ["prepare_data", "tokenise", "compute_reference"]
     stages += ["train_sft"] if study.sft else []

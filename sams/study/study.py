@@ -186,7 +186,10 @@ class Study(Settings):
         runs = self.chosen_runs
         for run in runs:
             if run not in validated:
-                raise ValueError(f"`chosen.runs` names '{run}', which is not a `validated` method")
+                raise ValueError(
+                    f"`chosen.runs` names '{run}', which is not a `validated` method: add it to `methods`, or set "
+                    "`chosen: null`"
+                )
         if len({(own.evaluations, own.epochs) for own in map(self.preference_of, runs)}) > 1:
             raise ValueError(
                 "`chosen.runs` need the same `epochs` and `evaluations`, or the choice is unfair"
@@ -222,7 +225,9 @@ class Study(Settings):
     def batch_sizes(self) -> dict[str, int]:
         """Global batch of every training stage, by config key."""
         sizes = {
-            "sft.batch_size" if name == BASE_METHOD else f"method_settings.{name}.batch_size": training.batch_size
+            "sft.batch_size"
+            if name == BASE_METHOD
+            else f"method_settings.{name}.batch_size": training.batch_size
             for name, training in self.trainings.items()
         }
         if self.pretrains and self.pretrain is not None and self.pretrain.policy == "frozen":

@@ -14,7 +14,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from sams.cli import app
-from sams.launch.run import LINES_EVERY, PLUGINS, View
+from sams.launch.run import FIRST_LINE, PLUGINS, View
 from tests.conftest import ROOT
 
 SNAKEFILE = """
@@ -90,7 +90,7 @@ def test_the_view_shows_what_a_running_job_writes(
     assert "next: fails" in text and "0 of 2 jobs" in text and "results/mine/run.log" in text
     # Off a terminal, a line from time to time.
     assert list(view.lines()) == []
-    later = time.monotonic() + 2 * LINES_EVERY
+    later = time.monotonic() + 2 * FIRST_LINE
     monkeypatch.setattr(time, "monotonic", lambda: later)
     (line,) = view.lines()
     assert line.startswith("running train_preference run: step 3/40, loss 0.671")

@@ -166,7 +166,9 @@ def test_grids_that_make_no_sense_are_refused(grid: dict[str, dict[str, list[flo
 def test_a_grid_without_the_methods_own_value_is_refused_where_it_is_read() -> None:
     grid = {"default": "ours", "axes": {"learning_rate": {"source": "ours", "values": [1e-6]}}}
     made = load_study(read_settings([DEFAULT], {"grids": {"dpo": grid}}))
-    with pytest.raises(UserError, match=r"grids\.dpo\.axes\.learning_rate: the method's own value 0\.0001 is not in"):
+    with pytest.raises(
+        UserError, match=r"grids\.dpo\.axes\.learning_rate: the method's own value 0\.0001 is not in"
+    ):
         written_out(made)
 
 
