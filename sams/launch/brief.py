@@ -15,8 +15,8 @@ OTHER_LINES = 5.0
 """Seconds between two looks at running jobs."""
 KEPT = ("Complete log", "Nothing to be done")
 """Beginnings of Snakemake's own messages that are shown."""
-REPEATS = ("RuleException", "Error in rule", "Exiting because a job execution failed", "[")
-"""Beginnings of messages about a job that has been reported as failed."""
+REPEATS = ("RuleException:\nCalledProcessError", "Exiting because a job execution failed")
+"""Beginnings of messages about a job whose failure is reported by its event."""
 
 
 def shorten_log(workflow: Any) -> None:
@@ -47,7 +47,6 @@ class BriefHandler(logging.Handler):
         """Print what is worth a line of a message; after a request to stop, nothing: jobs end as requested."""
         if stopped():
             return
-        self.view.stopping = False
         failed = len(self.view.failed)
         event = vars(record) | {"event": str(getattr(record, "event", None))}
         for line in self.view.take(event):
@@ -58,7 +57,7 @@ class BriefHandler(logging.Handler):
         if event["event"] != "None" and record.levelno < logging.WARNING:
             return
         text = self.format(record)
-        repeated = event["event"] == "job_error" or (self.view.failed and text.startswith(REPEATS))
+        repeated = event["event"] == "job_error" or text.startswith(REPEATS)
         if text.startswith(KEPT) or (record.levelno >= logging.WARNING and not repeated):
             self._print(text)
 
