@@ -26,30 +26,36 @@ Given = Annotated[
         "--set", metavar="KEY=VALUE", help="Value of one key, over the overlays: preference.beta=0.3."
     ),
 ]
+Named = Annotated[
+    str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
+]
 SOURCE = Path(__file__).resolve().parent.parent
 
 
 @app.command()
 def show(
+    study: Named = None,
     configfile: ConfigFiles = None,
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
     rehearse: Rehearse = False,
     given: Given = None,
+    notes: Annotated[bool, typer.Option("--notes", help="Print all notes on the scores.")] = False,
 ) -> None:
     """Print the main table of a study and the differences between its methods."""
+    import shlex
+
     from sams.tables.show import show as show_table
 
-    show_table(results, _study(configfile, rehearse, given))
+    files = [*_files(study), *(configfile or [])]
+    words = ["sams", "run", *([] if study is None else [study])]
+    words += [word for file in configfile or [] for word in ("--configfile", str(file))]
+    words += [*(given or []), *["--rehearse"] * rehearse]
+    show_table(results, _study(files, rehearse, given), notes=notes, run=shlex.join(words))
 
 
 @app.command()
 def check(
-    study: Annotated[
-        str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
-    ] = None,
-    configfile: ConfigFiles = None,
-    rehearse: Rehearse = False,
-    given: Given = None,
+    study: Named = None, configfile: ConfigFiles = None, rehearse: Rehearse = False, given: Given = None
 ) -> None:
     """Validate a study, ask Snakemake whether the rules can make it, and print its settings with defaults."""
     from sams.launch.run import check_workflow
@@ -62,9 +68,7 @@ def check(
 
 @app.command()
 def run(
-    study: Annotated[
-        str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
-    ] = None,
+    study: Named = None,
     given: Annotated[
         list[str] | None,
         typer.Argument(
@@ -109,9 +113,7 @@ def run(
 
 @app.command()
 def data(
-    study: Annotated[
-        str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
-    ] = None,
+    study: Named = None,
     configfile: ConfigFiles = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of each training split to print.")] = 2,
     rehearse: Rehearse = False,

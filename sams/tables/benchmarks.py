@@ -24,6 +24,7 @@ class Score(NamedTuple):
         se_key: key of its standard error over items.
         decimals: decimals shown, as many as the standard error justifies.
         label: name of the score in the paper's tables.
+        unit: its unit, for headings.
     """
 
     column: str
@@ -32,6 +33,7 @@ class Score(NamedTuple):
     se_key: str
     decimals: int
     label: str
+    unit: str = ""
 
 
 class Benchmark(NamedTuple):
@@ -110,12 +112,13 @@ SCORES = [
         "lc_standard_error",
         1,
         "LC win rate",
+        "%",
     ),
-    Score("win_rate", "alpaca_eval", "win_rate", "standard_error", 1, "win rate"),
-    Score("mt_bench", "mt_bench", "average", "average_standard_error", 2, "MT-Bench"),
-    Score("test_accuracy", "train", "test_accuracy", "test_accuracy_se_items", 1, "test accuracy"),
+    Score("win_rate", "alpaca_eval", "win_rate", "standard_error", 1, "win rate", "%"),
+    Score("mt_bench", "mt_bench", "average", "average_standard_error", 2, "MT-Bench", "1–10"),
+    Score("test_accuracy", "train", "test_accuracy", "test_accuracy_se_items", 1, "test accuracy", "%"),
     Score("chosen_reward", "train", "chosen_reward", "chosen_reward_se_items", 3, "chosen reward"),
-    Score("chosen_logp", "train", "chosen_logp", "chosen_logp_se_items", 1, "chosen log-prob"),
+    Score("chosen_logp", "train", "chosen_logp", "chosen_logp_se_items", 1, "chosen log-prob", "nats"),
 ]
 SCORE = {score.column: score for score in SCORES}
 # Metrics files; `train` is the training job's.

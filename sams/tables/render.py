@@ -1,11 +1,12 @@
-"""Tables as files and in the terminal: CSV with all figures in full; Markdown, LaTeX and HTML for reading."""
+"""Tables as files: CSV with all figures in full; Markdown, LaTeX and HTML for reading."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from sams.runtime.files import whole_file
+from sams.runtime.terminal import Readable
 from sams.study.study import BASE_METHOD
 from sams.tables.benchmarks import SCORES
 
@@ -17,16 +18,10 @@ MISSING = "–"
 # Decimals shown in each column.
 DECIMALS = {score.column: score.decimals for score in SCORES} | {"train_seconds": 0, "peak_memory_mb": 0}
 LABELS = {score.column: score.label for score in SCORES} | {"hours": "hours"}
-
-# Names that are too long for a terminal of 80 characters.
-SHORT = {
-    "length_controlled_winrate": "LC win\nrate",
-    "test_accuracy": "test\nacc.",
-    "train_seconds": "train\ns",
-    "peak_memory_mb": "peak\nMB",
-    "difference": "diff.",
-    "excludes 0": "excl.\n0",
-}
+# Headings of the main table, with units.
+HEADINGS = {
+    score.column: f"{score.label} ({score.unit})" if score.unit else score.label for score in SCORES
+} | {"n_seeds": "seeds", "train_seconds": "training time (s)", "peak_memory_mb": "peak memory (MB)"}
 
 TEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -89,13 +84,6 @@ ul { color: #333; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }
 """
 
 
-class Readable(NamedTuple):
-    """A table of text: each cell is a number, followed by its errors if it has any."""
-
-    columns: list[str]
-    rows: list[list[tuple[str, ...]]]
-
-
 def write(
     outputs: Mapping[str, str], table: "pd.DataFrame", title: str, readable: Readable, notes: Sequence[str]
 ) -> None:
@@ -117,21 +105,22 @@ def write(
                 part.write_text(forms[form](title, readable, notes), encoding="utf-8")
 
 
-def readable_main(table: "pd.DataFrame") -> Readable:
+def readable_main(table: "pd.DataFrame", seeds: int) -> Readable:
     """Return the main table as text, with each score's errors in its cell.
 
-    Without columns that no method has a figure for, and without the row of a start model that has none at all.
+    Without columns that no method has a figure for, without the row of a start model that has none at all, and
+    without the number of seeds if every row has all `seeds`.
     """
+    table = table.loc[(table["method"] != BASE_METHOD) | (table["n_seeds"] > 0)]
+    counted = ["n_seeds"] * bool((table["n_seeds"] != seeds).any())
     shown = {column: decimals for column, decimals in DECIMALS.items() if table[column].notna().any()}
-    columns = ["method", "n_seeds", *shown]
+    columns = ["method", *(HEADINGS[column] for column in (*counted, *shown))]
     rows = []
     for record in table.to_dict("records"):
-        if record["method"] == BASE_METHOD and not record["n_seeds"]:
-            continue
-        row: list[tuple[str, ...]] = [(str(record["method"]),), (str(record["n_seeds"]),)]
+        row: list[tuple[str, ...]] = [(str(record[key]),) for key in ("method", *counted)]
         for column, decimals in shown.items():
-            items, seeds = (record.get(f"{column}_se_{kind}") for kind in ("items", "seeds"))
-            row.append(_with_errors(record[column], items, seeds, decimals))
+            items, over_seeds = (record.get(f"{column}_se_{kind}") for kind in ("items", "seeds"))
+            row.append(_with_errors(record[column], items, over_seeds, decimals))
         rows.append(row)
     return Readable(columns, rows)
 
@@ -140,7 +129,7 @@ def readable_comparisons(table: "pd.DataFrame") -> Readable:
     """Return the comparisons as text, with each interval in one cell."""
     import pandas as pd
 
-    columns = ["benchmark", "methods", "difference", "95 % interval", "excludes 0", "items"]
+    columns = ["methods", "score", "difference", "95 % interval", "", "over"]
     rows: list[list[tuple[str, ...]]] = []
     for record in table.to_dict("records"):
         decimals = DECIMALS[record["benchmark"]] + 1
@@ -153,15 +142,15 @@ def readable_comparisons(table: "pd.DataFrame") -> Readable:
                 f"{record['n_seeds']} seeds, p {record['p_t']:.2g} (t), {record['p_sign_flip']:.2g} (flips)"
             )
         texts = (
-            record["benchmark"],
             f"{record['method']} − {record['base']}",
+            LABELS[record["benchmark"]],
             number(record["difference"], decimals),
             f"{low} to {high}",
-            "yes" if record["excludes_zero"] else "no",
+            "*" if record["excludes_zero"] else "",
             items,
         )
         rows.append([(text,) for text in texts])
-    return Readable(columns, rows)
+    return Readable(columns, rows, names=2)
 
 
 def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
@@ -249,28 +238,3 @@ def latex(title: str, table: Readable, notes: Sequence[str]) -> str:
 def _tex(text: str) -> str:
     """Text with LaTeX's special characters escaped."""
     return "".join(TEX.get(letter, letter) for letter in text)
-
-
-def terminal(title: str, table: Readable, notes: Sequence[str]) -> None:
-    """Print the table, followed by its notes."""
-    from rich import box
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for index, column in enumerate(table.columns):
-        head = SHORT.get(column, column.replace("_", "\n"))
-        justify: Literal["right", "left"] = "right" if index else "left"
-        # Names of runs are folded, so that numbers are not cut off.
-        shown.add_column(
-            Text(head), justify=justify, no_wrap=column != "methods", overflow="fold", vertical="top"
-        )
-    for first, *others in table.rows:
-        name = SHORT.get(first[0], first[0]).replace("\n", " ")
-        shown.add_row(Text(name), *(Text("\n".join(cell)) for cell in others))
-    console = Console()
-    console.print(shown)
-    for note in notes:
-        console.print(Padding(Text(f"- {note}"), (0, 0, 0, 1)))

@@ -100,11 +100,13 @@ CASES = [
 
 @dataclass
 class Steps:
-    """What one side did: in each step the sequences, the loss and the gradient; the update of all of them."""
+    """What one side did: in each step the sequences, the loss, the gradient and the reward accuracy where TRL has
+    it; the update of all of them."""
 
     sequences: list[list[Sequence]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
+    accuracies: list[float] = field(default_factory=list)
     update: Tensor = field(default_factory=lambda: torch.empty(0))
 
 
@@ -207,6 +209,8 @@ def trl_steps(case: Case, data: Columns) -> Steps:
             done.sequences.append(trl_sequences(inputs))
             done.losses.append(loss.item())
             done.gradients.append(gradient(model))
+            if case.trainer == "DPOTrainer":
+                done.accuracies.append(self._metrics["train"]["rewards/accuracies"][-1])
             return loss
 
         def _send_telemetry(self) -> None:
@@ -290,6 +294,8 @@ def our_steps(case: Case, data: Columns, packed: str | None) -> Steps:
         done.sequences.append([sequence for part in items for sequence in our_sequences(part)])
         done.losses.append(found["loss"].mean().item())
         done.gradients.append(gradient(policy))
+        if case.trainer == "DPOTrainer":
+            done.accuracies.append(found["rewards/accuracies"].mean().item())
         optimiser.step()
     done.update = weights(policy) - before
     return done
@@ -342,6 +348,8 @@ def compare(case: Case, packed: str | None = SEGMENTS) -> Differences:
     data = draw_pairs(case)
     theirs, ours = trl_steps(case, data), our_steps(case, data, packed)
     assert theirs.sequences == ours.sequences, "both sides are to see the same token ids"
+    if case.loss != "ipo":  # TRL's rewards of it are sums over tokens, ours are means, as its loss
+        assert theirs.accuracies == pytest.approx(ours.accuracies, abs=1e-6), "no rewards are tied here"
     gradients = zip(ours.gradients, theirs.gradients, strict=True)
     moved = theirs.update.norm()
     return Differences(

@@ -228,14 +228,14 @@ def test_the_view_of_a_single_response_still_tells_samples_apart(workers: Worker
     assert view.contexts.shape == (16, 1, 2, 32)
 
 
-def test_a_tie_is_not_accurate(workers: Workers) -> None:
-    """As with TRL's `rewards/accuracies`."""
+def test_a_tie_counts_one_half(workers: Workers) -> None:
+    """Where TRL's `rewards/accuracies` counts an error."""
     task = preference_task(workers)
     task.reference = torch.full((16, 2), -3.0)
     # Chosen, then rejected: the rewards of the first pair are equal, then the rejected's is higher, then lower.
     logps = torch.tensor([-3.0, -3.0, -3.0, -3.0, -2.0, -4.0])
     scores = Scores(logps=logps, tokens=torch.ones(6, dtype=torch.int64))
-    assert task.items(scores, [0, 1, 2])["rewards/accuracies"].tolist() == [0.0, 0.0, 1.0]
+    assert task.items(scores, [0, 1, 2])["rewards/accuracies"].tolist() == [0.5, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(("loss", "beta"), [("sigmoid", 0.1), ("sigmoid", 0.01), ("ipo", 0.1), ("kto", 0.1)])

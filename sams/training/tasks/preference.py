@@ -80,7 +80,7 @@ class PreferenceTask(PairTask, Selectable):
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
             "rewards/margins": chosen_rewards - rejected_rewards,
-            "rewards/accuracies": (chosen_rewards > rejected_rewards).float(),
+            "rewards/accuracies": accuracies(chosen_rewards, rejected_rewards),
             "logps/chosen": chosen.detach(),
             "logps/rejected": rejected.detach(),
             "nll_loss": -chosen.detach() / chosen_tokens,
@@ -113,6 +113,14 @@ class PreferenceTask(PairTask, Selectable):
             )
         )
         return (chosen.abs() + rejected.abs()).max().item()
+
+
+def accuracies(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """Return 1 where the chosen reward is larger, 0 where it is smaller, and a half for a tie: [n] float32.
+
+    TRL counts a tie as an error, and thus starts from 0 where policy and reference are the same model.
+    """
+    return ((chosen > rejected).float() + (chosen >= rejected).float()) / 2
 
 
 def read_task(
