@@ -248,6 +248,38 @@ def test_values_of_the_command_line_are_typed_and_those_of_files_are_not() -> No
         load_study(read_settings([DEFAULT], {"preference": {"beta": "0.3"}}))
 
 
+def test_options_have_every_type_of_a_setting() -> None:
+    given = [
+        'study="2024"',
+        "seeds=[0,1]",
+        "sft=null",
+        "preference={beta: 0.3, learning_rate: 5e-7}",
+        "data.train=a b.csv",
+    ]
+    assert from_options([*given, "method_settings.dpo-sams.ratio=[0.5, 1]", "tracking.enabled=false"]) == {
+        "study": "2024",
+        "seeds": [0, 1],
+        "sft": None,
+        "preference": {"beta": 0.3, "learning_rate": 5e-7},
+        "data": {"train": "a b.csv"},
+        "method_settings": {"dpo-sams": {"ratio": [0.5, 1]}},
+        "tracking": {"enabled": False},
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pretrain": {"batch_size": 62}, "launch": {"nproc_per_node": 4}},
+        {"sft": None, "pretrain": {"policy": "moving"}},
+    ],
+)
+def test_settings_that_no_job_reads_refuse_nothing(settings: dict[str, Any]) -> None:
+    load_study(read_settings([DEFAULT], settings | {"methods": ["sft", "dpo"]}))
+    with pytest.raises(UserError, match="pretrain"):
+        load_study(read_settings([DEFAULT], settings | {"methods": ["dpo-sams"]}))
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
