@@ -27,6 +27,7 @@ from sams.study.recipes import recipe_json
 from sams.study.rounds import required_rows
 from sams.study.settings import Launch
 from sams.tables.benchmarks import judged_files, scored
+from sams.tables.figures import figures_of
 from sams.tables.side_by_side import pairs
 
 try:
@@ -55,7 +56,7 @@ START = f"{RESULTS}/sft/seed{{seed}}/model/manifest.json"
 SCHEDULER = f"{RESULTS}/scheduler/seed{{seed}}/weights/manifest.json"
 RUN = f"{RESULTS}/{{method}}/seed{{seed}}"
 PRETRAINING = STUDY.pretrain.policy if STUDY.pretrains else "none"
-FIGURES = ["learning_curves", "selection", "difficulty", "noise", "cost"]
+FIGURES = figures_of(STUDY)
 BENCHMARKS = scored(STUDY)
 
 # Parameter of the tables, without launch settings, which change no figure.
@@ -198,6 +199,27 @@ def training_figures():
     return per_run("{method}/seed{seed}/train_metrics.json", STUDY.trained_methods)
 
 
+def pair_records():
+    """Records of the pairs of every run of a preference method."""
+    return per_run("{method}/seed{seed}/pairs.parquet", STUDY.preference_methods)
+
+
+def pair_records_of(wildcards):
+    """Records of the pairs of every run of one method."""
+    return [f"{RESULTS}/{wildcards.method}/seed{seed}/pairs.parquet" for seed in STUDY.seeds]
+
+
+def pair_pages():
+    """Pages of the pairs of every preference method, and the figure of their margins."""
+    pages = [f"{TABLES}/pairs/{method}.html" for method in STUDY.preference_methods]
+    return [*pages, f"{TABLES}/pair_margins.svg"] if pages else []
+
+
+def study_of_method(wildcards):
+    """The study with one method only: another method does not change its page."""
+    return recipe_json(TABLED.with_methods(wildcards.method))
+
+
 def pretrained_schedulers():
     """Weights of the pretrained scheduler of every seed; none where no method starts from them."""
     return per_seed("scheduler/seed{seed}/weights/manifest.json") if STUDY.pretrains else []
@@ -266,13 +288,16 @@ def forms(name, caption, label):
     return {"html": page} | {kind: f"{TABLES}/{name}.{kind}" for kind in ("csv", "md", "tex")}
 
 
-def figure(name, label):
+FIGURE_LABELS = {"difficulty": "drift of difficulty", "noise": "accuracy under noise"}
+
+
+def figure(name):
     """Output of a figure."""
     return report(
         f"{TABLES}/{name}.svg",
         caption=f"../workflow/report/{name}.rst",
         category="Figures",
-        labels={"figure": label},
+        labels={"figure": FIGURE_LABELS.get(name, name.replace("_", " "))},
     )
 
 

@@ -44,14 +44,9 @@ use rule main_table as compare_methods with:
     input:
         curves=training_figures(),
         scores=scores(),
+        pairs=pair_records(),
     output:
-        csv=f"{TABLES}/comparisons.csv",
-        md=report(
-            f"{TABLES}/comparisons.md",
-            caption="../workflow/report/comparisons.rst",
-            category="Tables",
-            labels={"table": "comparisons"},
-        ),
+        **forms("comparisons", "comparisons", "comparisons"),
     log:
         f"{LOGS}/compare_methods.log",
     params:
@@ -80,17 +75,46 @@ use rule main_table as show_answers with:
         **{**table("answers_page"), "study": study_of_pair},
 
 
+# The pairs that a method trusts most and least.
+use rule main_table as show_pairs with:
+    input:
+        pairs=pair_records_of,
+        data=per_seed(f"data/{OF_SEED}manifest.json"),
+        template=f"{workflow.basedir}/sams/tables/templates/pairs.html",
+    output:
+        html=report(
+            f"{TABLES}/pairs/{{method}}.html",
+            caption="../workflow/report/pairs.rst",
+            category="Pairs",
+            labels={"method": "{method}"},
+        ),
+    log:
+        f"{LOGS}/show_pairs/{{method}}.log",
+    wildcard_constraints:
+        method=one_of(STUDY.preference_methods),
+    params:
+        **{**table("pairs_page"), "study": study_of_method},
+
+
+use rule main_table as draw_pairs with:
+    input:
+        pairs=pair_records(),
+    output:
+        png=f"{TABLES}/pair_margins.png",
+        svg=figure("pair_margins"),
+    log:
+        f"{LOGS}/draw_pairs.log",
+    params:
+        **table("pairs_figure"),
+
+
 use rule main_table as draw_figures with:
     input:
         data=per_seed(f"data/{OF_SEED}manifest.json"),
         curves=training_figures(),
     output:
         png=expand(f"{TABLES}/{{figure}}.png", figure=FIGURES),
-        learning_curves=figure("learning_curves", "learning curves"),
-        selection=figure("selection", "selection"),
-        difficulty=figure("difficulty", "drift of difficulty"),
-        noise=figure("noise", "accuracy under noise"),
-        cost=figure("cost", "cost"),
+        svg=[figure(name) for name in FIGURES],
     log:
         f"{LOGS}/draw_figures.log",
     params:
@@ -104,4 +128,5 @@ rule tables:
         rules.compare_methods.output,
         f"{TABLES}/chosen.csv" if STUDY.chosen else [],
         answer_pages(),
+        pair_pages(),
         rules.draw_figures.output,

@@ -13,7 +13,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help=__doc__,
+    help="Adaptive sample scheduling for DPO: `sams init` writes a study for your data, `sams run` runs it.",
 )
 
 ConfigFiles = Annotated[
@@ -27,7 +27,10 @@ Given = Annotated[
     ),
 ]
 Named = Annotated[
-    str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
+    str | None,
+    typer.Argument(
+        metavar="STUDY", help="File of a study, or its name in config/studies.", show_default=False
+    ),
 ]
 SOURCE = Path(__file__).resolve().parent.parent
 
@@ -41,7 +44,7 @@ def show(
     given: Given = None,
     notes: Annotated[bool, typer.Option("--notes", help="Print all notes on the scores.")] = False,
 ) -> None:
-    """Print the main table of a study and the differences between its methods."""
+    """Print a study's main table and the methods' differences."""
     import shlex
 
     from sams.tables.show import show as show_table
@@ -57,7 +60,7 @@ def show(
 def check(
     study: Named = None, configfile: ConfigFiles = None, rehearse: Rehearse = False, given: Given = None
 ) -> None:
-    """Validate a study, ask Snakemake whether the rules can make it, and print its settings with defaults."""
+    """Check a study's settings and ask Snakemake whether it can be made; print them as JSON."""
     from sams.launch.run import check_workflow
 
     files = [*_files(study), *(configfile or [])]
@@ -71,15 +74,13 @@ def run(
     study: Named = None,
     given: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Values of keys: preference.beta=0.3.", show_default=False
-        ),
+        typer.Argument(metavar="KEY=VALUE", help="Values of keys: preference.beta=0.3.", show_default=False),
     ] = None,
     configfile: ConfigFiles = None,
     rehearse: Rehearse = False,
     cores: Annotated[str, typer.Option(help="Number of cores.")] = "all",
 ) -> None:
-    """Run a study and show its progress; go on where an earlier run ended."""
+    """Run a study and show its progress; go on where it ended."""
     import shlex
 
     from rich.console import Console
@@ -119,7 +120,10 @@ def data(
     rehearse: Rehearse = False,
     given: Given = None,
 ) -> None:
-    """Print a study's rows as they will be trained on, lengths, and what is cut, repeated or contradictory."""
+    """Print a study's rows as they will be trained on.
+
+    Prints lengths, and what is cut, repeated or contradictory, too.
+    """
     from sams.data.show import show as show_data
 
     show_data(_study([*_files(study), *(configfile or [])], rehearse, given), rows)
@@ -146,7 +150,10 @@ def init(
         str | None, typer.Option(help="GPU of another machine: H100, H200, B200, A100, L40S or L4.")
     ] = None,
 ) -> None:
-    """Write a study for your model, pairs and GPUs, with rates and lengths that fit them."""
+    """Write a study for your model, pairs and GPUs.
+
+    Its rates and lengths fit them.
+    """
     from sams.runtime.errors import UserError
 
     if not out.parent.is_dir():
@@ -192,7 +199,7 @@ def sample(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Write the answers to this file, as JSONL.")] = None,
 ) -> None:
-    """Print the answers of a run's start model and trained model side by side."""
+    """Print answers of start and trained model side by side."""
     from rich.console import Console
 
     from sams.generation.talk import prompts_of, prompts_of_study
@@ -217,11 +224,27 @@ def chat(run: Run, temperature: Temperature = 0.7, max_new_tokens: Longest = 512
 
 
 @app.command()
+def pairs(
+    run: Run,
+    count: Annotated[int, typer.Option(min=1, help="Number of pairs of each end.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all pairs with their texts to this file: .csv or .parquet.")
+    ] = None,
+) -> None:
+    """Print the training pairs that a run's policy trusts least and most."""
+    from rich.console import Console
+
+    from sams.tables.pairs_page import show as show_pairs
+
+    show_pairs(run, Console(), count=count, out=out)
+
+
+@app.command()
 def grid(
     method: Annotated[list[str] | None, typer.Option(help="Methods; default: all with a grid.")] = None,
     configfile: ConfigFiles = None,
 ) -> None:
-    """Print an overlay with one method for each point of a study's tuning grids."""
+    """Print an overlay with a method for each point of the grids."""
     import yaml
 
     from sams.study.grids import written_out
@@ -231,9 +254,10 @@ def grid(
 
 @app.command()
 def plan(
+    named: Named = None,
     configfile: ConfigFiles = None,
     study: Annotated[
-        str | None, typer.Option(help="Name of a study in config/studies, instead of --configfile.")
+        str | None, typer.Option(help="File of a study, or its name in config/studies; as the argument.")
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="H100 (default), H200, B200, A100, L40S or L4.")] = None,
     gpus: Annotated[
@@ -257,20 +281,28 @@ def plan(
     ),
     given: Given = None,
 ) -> None:
-    """Print an estimate of jobs, hours, memory, disk and judge calls of a study. Needs no GPU and no hub."""
-    from sams.planning.show import show as show_plan
+    """Estimate hours, memory, disk and judge calls of a study.
 
-    named = [] if study is None else [SOURCE / "config" / "studies" / f"{study}.yaml"]
-    show_plan(
-        _study([*named, *(configfile or [])], given=given),
-        results,
-        gpu=gpu,
-        gpus=gpus,
-        mfu=mfu,
-        pairs=pairs,
-        prompt_tokens=prompt_tokens,
-        response_tokens=response_tokens,
-    )
+    Needs no GPU and no hub.
+    """
+    from rich.console import Console
+
+    settings = _study([*_files(named), *_files(study), *(configfile or [])], given=given)
+    # On stderr, and on a terminal only.
+    with Console(stderr=True).status("Simulating a step of each stage; large models take a minute or two"):
+        from sams.planning.show import plan_study, print_plan
+
+        planned = plan_study(
+            settings,
+            results,
+            gpu=gpu,
+            gpus=gpus,
+            mfu=mfu,
+            pairs=pairs,
+            prompt_tokens=prompt_tokens,
+            response_tokens=response_tokens,
+        )
+    print_plan(*planned)
 
 
 @app.command()
@@ -305,7 +337,7 @@ def compare(
     ] = None,
     results: Annotated[Path, typer.Option(help="Results folder with the MLflow runs.")] = Path("results"),
 ) -> None:
-    """Compare runs: print the settings that differ, figures, and differences with intervals."""
+    """Compare runs: settings, figures, differences with intervals."""
     from sams.tables.compare import compare as compare_runs
     from sams.tables.compare import show, sides, write_curves
 
@@ -329,7 +361,10 @@ def verify(
         ),
     ] = None,
 ) -> None:
-    """Check results of a study: hashes, recipes, environment, commit, figures. Exit status 1 if a check fails."""
+    """Check results of a study.
+
+    Checks hashes, recipes, environment, commit and figures. Exit status 1 if a check fails.
+    """
     from sams.tables.bundle import check_kind, pack, unpacked
     from sams.tables.findings import print_findings
     from sams.tables.verify import verify as check_results
@@ -351,7 +386,7 @@ def schema(
         bool, typer.Option("--check", help="Only check that the files are up to date.")
     ] = False,
 ) -> None:
-    """Write config/schema.yaml and docs/settings.md from the typed settings."""
+    """Write config/schema.yaml and docs/settings.md."""
     from sams.runtime.errors import UserError
     from sams.study.reference import schema_text, settings_page
 

@@ -1,4 +1,4 @@
-"""Print a plan."""
+"""Plan a study and print it, for `sams plan`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DEFAULT_GPU = "H100"
 
 
-def show(
+def plan_study(
     study: Study,
     results: Path,
     *,
@@ -28,8 +28,8 @@ def show(
     pairs: int | None,
     prompt_tokens: float | None,
     response_tokens: float | None,
-) -> None:
-    """Plan a study and print it.
+) -> tuple[Plan, str]:
+    """Return the plan of a study and its title.
 
     Raises:
         UserError: the model, the number of pairs or the GPU is not known.
@@ -47,7 +47,7 @@ def show(
         results=results,
     )
     machine = f"{planner.world} {'CPU processes' if name is None else name}, {study.launch.strategy}"
-    print_plan(planner.plan(), f"{study.study}, {study.setting}, on {machine}")
+    return planner.plan(), f"{study.study}, {study.setting}, on {machine}"
 
 
 def print_plan(plan: Plan, title: str) -> None:
@@ -68,20 +68,23 @@ def print_plan(plan: Plan, title: str) -> None:
     print_table(title, _readable(["jobs", "number", "rounds of one", "M tokens", "GPU-hours"], rows))
     print()
 
-    rows = [
-        (
-            row.stages,
-            row.passes + " each" * (row.sync_each and " x " in row.passes),
-            {"none": "no", "full": "yes"}.get(row.checkpointing, row.checkpointing),
-            _amount(row.policy / GIB),
-            _amount(row.scheduler / GIB),
-            _amount(row.taken / GIB),
-            "yes" if row.fits else "NO",
-        )
+    again: dict[str, tuple[str, ...]] = {"none": (), "full": ("recomputed",)}
+    cells: list[list[tuple[str, ...]]] = [
+        [
+            (row.stages,),
+            ("yes" if row.fits else "NO",),
+            (_amount(row.taken / GIB),),
+            (_amount(row.policy / GIB),),
+            (_amount(row.scheduler / GIB),),
+            (
+                row.passes + " each" * (row.sync_each and " x " in row.passes),
+                *again.get(row.checkpointing, ("partly recomputed",)),
+            ),
+        ]
         for row in plan.memory
     ]
-    heads = ["micro-batches", "recomputed", "policy", "scheduler", "taken", "fits"]
-    print_table("", _readable(["peak memory of a process, GiB", *heads], rows))
+    heads = ["peak memory of a process, GiB", "fits", "taken", "policy", "scheduler", "micro-batches"]
+    print_table("", Readable(heads, cells))
     print()
 
     rows = [

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 LONG = 28
@@ -29,7 +30,9 @@ class Readable(NamedTuple):
     names: int = 1
 
 
-def print_table(title: str, table: Readable, notes: Sequence[str] = ()) -> None:
+def print_table(
+    title: str, table: Readable, notes: Sequence[str] = (), *, console: Console | None = None
+) -> None:
     """Print a table and its notes; the columns for which a line has no room follow below, after the rows' names.
 
     Without a terminal lines have 80 characters, or `COLUMNS`.
@@ -37,7 +40,7 @@ def print_table(title: str, table: Readable, notes: Sequence[str] = ()) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    console = console or Console()
     if title:
         console.print(Text(title, style="bold"))
     for part in _parts(table, console.width):
@@ -73,10 +76,9 @@ def _parts(table: Readable, width: int) -> Iterator[Table]:
     for chosen in parts:
         widths = dict(zip(chosen, (least[index] for index in chosen), strict=True))
         spare = width - _width(widths.values())
-        for index in chosen:
-            more = min(spare, natural[index] - widths[index])
-            widths[index] += more
-            spare -= more
+        while spare > 0 and (short := [index for index in chosen if widths[index] < natural[index]]):
+            widths[min(short, key=lambda index: widths[index])] += 1
+            spare -= 1
         yield _part([columns[index] for index in chosen], list(widths.values()), natural, chosen)
 
 

@@ -1,18 +1,27 @@
 """Differences between methods with their intervals: each method against the start of all methods and plain DPO."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sams.study.study import BASE_METHOD
-from sams.tables.benchmarks import BENCHMARKS, SCORES, Items
+from sams.tables.benchmarks import BENCHMARKS, SCORES, Benchmark, Items
 from sams.tables.main_table import main_table, seeds_of
+from sams.tables.pairs import accuracies
 from sams.tables.repeats import Repeats, over_repeats
 from sams.tables.results import Cell, Cells
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def _judged_items(benchmark: Benchmark, run: Path) -> Items:
+    """Return the scores of a benchmark's items; none if it was not judged."""
+    file = run / benchmark.judged
+    return benchmark.items(file) if file.is_file() else {}
+
 
 BASES = [BASE_METHOD, "dpo"]
 RESAMPLES = 10_000
@@ -31,11 +40,14 @@ COLUMNS = [
     "p_sign_flip",
 ]
 
-# Scores without a value for each item: length control is one fit over all instructions.
-SUMMARISED = ["length_controlled_winrate", "test_accuracy"]
-COMPARED = [
-    score for score in SCORES if score.column in {*SUMMARISED, *(b.item_score for b in BENCHMARKS.values())}
-]
+# Length control is one fit over all instructions, without a value for each item.
+LENGTH_CONTROLLED, ACCURACY = "length_controlled_winrate", "test_accuracy"
+ITEMS: dict[str, Callable[[Path], Items]] = {
+    **{each.item_score: partial(_judged_items, each) for each in BENCHMARKS.values()},
+    ACCURACY: accuracies,
+}
+"""Scores with a value for each item, and functions that read these from the folder of a run."""
+COMPARED = [score for score in SCORES if score.column in {LENGTH_CONTROLLED, *ITEMS}]
 
 
 class Interval(NamedTuple):
@@ -87,8 +99,9 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
 
 def differences(method: Side, base: Side) -> Iterator[dict[str, Any]]:
     """Yield rows of the scores that both sides have, on the seeds that both have."""
-    yield from _paired(method, base)
-    yield from _unpaired(method, base)
+    paired = list(_paired(method, base))
+    yield from paired
+    yield from _unpaired(method, base, {LENGTH_CONTROLLED, ACCURACY} - {row["benchmark"] for row in paired})
     yield from _over_seeds(method, base)
 
 
@@ -114,25 +127,22 @@ def paired_difference(method: Items, base: Items) -> tuple[float, float, float, 
 
 
 def _paired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
-    """Yield differences over the same items, each item's score being its mean over seeds."""
-    for benchmark in BENCHMARKS.values():
-        files = [
-            (method.folders[seed] / benchmark.judged, base.folders[seed] / benchmark.judged)
-            for seed in method.folders
-            if seed in base.folders
-        ]
-        files = [both for both in files if all(file.is_file() for file in both)]
-        of_method, of_base = (_mean([benchmark.items(both[side]) for both in files]) for side in (0, 1))
-        if of_method.keys() & of_base.keys():
+    """Yield differences over the same items, each item's score being its mean over the seeds of both sides."""
+    shared = [seed for seed in method.folders if seed in base.folders]
+    for score, items_of in ITEMS.items():
+        both = [(items_of(method.folders[seed]), items_of(base.folders[seed])) for seed in shared]
+        both = [sides for sides in both if all(sides)]
+        of_method, of_base = _means(both)
+        if of_method:
             difference, low, high, items = paired_difference(of_method, of_base)
             interval = Interval(difference, low, high)
-            yield _row(benchmark.item_score, method, base, interval, len(files), "paired", items=items)
+            yield _row(score, method, base, interval, len(both), "paired", items=items)
 
 
-def _unpaired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
+def _unpaired(method: Side, base: Side, columns: Collection[str]) -> Iterator[dict[str, Any]]:
     """Yield differences with intervals from both standard errors over items."""
     table, shared = _both(method, base)
-    for column in SUMMARISED:
+    for column in sorted(columns):
         difference = table[column][method.name] - table[column][base.name]
         half = 1.96 * math.hypot(*table[f"{column}_se_items"])
         if not math.isnan(difference + half):
@@ -190,9 +200,12 @@ def _row(
     }
 
 
-def _mean(seeds: list[Items]) -> Items:
-    """Return the mean over seeds of the items that every seed has."""
-    if not seeds:
-        return {}
-    shared = [key for key in seeds[0] if all(key in items for items in seeds)]
-    return {key: sum(items[key] for items in seeds) / len(seeds) for key in shared}
+def _means(seeds: Sequence[tuple[Items, Items]]) -> tuple[Items, Items]:
+    """Return the mean score of each item on both sides, over the seeds in which both sides have it."""
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for method, base in seeds:
+        for key in method:
+            if key in base:
+                scores.setdefault(key, []).append((method[key], base[key]))
+    means = {key: [sum(side) / len(side) for side in zip(*of, strict=True)] for key, of in scores.items()}
+    return {key: of[0] for key, of in means.items()}, {key: of[1] for key, of in means.items()}

@@ -45,15 +45,19 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
+:root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff;
-  margin: 2rem auto; padding: 0 1rem; max-width: 96rem; }
+  margin: 2rem auto; padding: 0 1rem; max-width: 80rem; }
+h1 { font-size: 1.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; border-block: 2px solid #111; }
-th, td { padding: .4rem .6rem; text-align: right; vertical-align: top; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .35rem .5rem; text-align: right; vertical-align: top; white-space: nowrap; }
+th.name { text-align: left; }
+th.name:first-child { position: sticky; left: 0; background: #fff; }
 thead th { border-bottom: 1px solid #111; vertical-align: bottom; white-space: normal; }
 tbody tr + tr > * { border-top: 1px solid #ccc; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 400; }
+tbody th:first-child { font-weight: 600; }
 .error { display: block; color: #444; font-size: .8rem; }
 ul { color: #333; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }
 @page { size: landscape; }
@@ -64,12 +68,14 @@ ul { color: #333; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }
 <h1>{{ title }}</h1>
 <div class="scroll">
 <table>
-<thead><tr>{% for column in table.columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for column in table.columns %}
+<th scope="col"{% if loop.index <= table.names %} class="name"{% endif %}>{{ column }}</th>
+{%- endfor %}</tr></thead>
 <tbody>
 {% for row in table.rows %}
-<tr><th scope="row">{{ row[0][0] }}</th>
-{%- for cell in row[1:] %}<td>{{ cell[0] }}{% for error in cell[1:] %}<span class="error">{{ error }}</span>
-{%- endfor %}</td>{% endfor %}</tr>
+<tr>{% for cell in row[: table.names] %}<th scope="row" class="name">{{ cell[0] }}</th>{% endfor %}
+{%- for cell in row[table.names :] %}<td>{{ cell[0] }}
+{%- for error in cell[1:] %}<span class="error">{{ error }}</span>{% endfor %}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody>
 </table>

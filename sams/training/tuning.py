@@ -50,7 +50,7 @@ Compiling takes one to two minutes and makes a step 10 to 30 % shorter: at 2 s a
 GOOD_ENOUGH = 1.05
 """A larger micro-batch must be faster by this factor, because timings are noisy and memory is not free."""
 LONG = 1.0
-"""Seconds of a pass from which the planning of kernels does not count, so that the first pass is timed."""
+"""Seconds of a pass on CPUs from which the planning of kernels does not count, so that the first pass is timed."""
 
 
 MODES: dict[bool | str, tuple[Checkpointing, ...]] = {
@@ -308,8 +308,8 @@ def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gra
                 torch.cuda.synchronize()
             elapsed = time.perf_counter() - started
             seconds = workers.largest(elapsed / rows.tokens)
-            if workers.largest(elapsed) >= LONG:
-                break
+            if workers.device.type == "cpu" and workers.largest(elapsed) >= LONG:
+                break  # GPUs may compile kernels in the first pass
         if GOOD_ENOUGH * seconds > least:
             break
         chosen, least = size, seconds
