@@ -106,6 +106,7 @@ def test_the_command_prints_both_ends_within_80_columns_and_writes_all_pairs(res
     assert max(map(len, printed.splitlines())) <= 80 and "\x1b" not in printed
     assert printed.index("Prompt 0 ") < printed.index("Prompt 1 ") < printed.index("Prompt 59 ")
     assert "−30.000" in printed and "0/2" in printed
+    assert re.search(r"least trusted tenth +6 +−27\.500 +100\.0 % +0\.0 % +7", printed)
     written = pd.read_csv(results / "out.csv", index_col="id")
     assert len(written) == COUNT and written["chosen"].iloc[-1] == "good 59"
     with pytest.raises(UserError, match=r"out\.txt: expected a name that ends in \.csv or \.parquet"):
