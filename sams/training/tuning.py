@@ -308,8 +308,9 @@ def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gra
                 torch.cuda.synchronize()
             elapsed = time.perf_counter() - started
             seconds = workers.largest(elapsed / rows.tokens)
-            if workers.device.type == "cpu" and workers.largest(elapsed) >= LONG:
-                break  # GPUs may compile kernels in the first pass
+            # The first pass of all allocates memory, and GPUs may compile kernels in the first one of each size.
+            if size > 1 and workers.device.type == "cpu" and workers.largest(elapsed) >= LONG:
+                break
         if GOOD_ENOUGH * seconds > least:
             break
         chosen, least = size, seconds
