@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sams.tables.panels import COLOURS, LINES, MARKERS, Plot, panels
+from sams.tables.panels import COLOURS, LINES, MARKERS, Plot, legend, panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,7 @@ def pair_margins(records: "Mapping[str, Sequence[pd.DataFrame]]") -> "Figure":
     if selecting:
         _shares(axes[-1], selecting, list(records))
     note = "Margins: first and last tenth of the rounds, all seeds."
-    figure.supxlabel(note + (f" The first {MOST} methods." if len(records) > MOST else ""), fontsize=10)
+    legend(figure, axes[: len(drawn)], note + (f" The first {MOST} methods." if len(records) > MOST else ""))
     return figure
 
 
@@ -76,7 +76,6 @@ def _margins(axis: "Axes", frames: "Sequence[pd.DataFrame]") -> None:
     axis.set_ylim(0, 1)
     axis.axvline(0, color="#666666", linewidth=0.8)
     axis.set_xlabel("margin")
-    axis.legend(frameon=False, fontsize=9, loc="lower right")
 
 
 def _selected(frames: "Sequence[pd.DataFrame]") -> "list[pd.Series[float]]":
