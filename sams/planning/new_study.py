@@ -138,8 +138,8 @@ def new_study(
     out.write_text(text, encoding="utf-8")
     return [
         f"{sizes.total / 1e9:.3g} B weights, {positions:,} positions; {why}",
-        f"{lengths.pairs:,} training pairs; {lengths.cut:.1%} of them are longer than {lengths.total} tokens "
-        f"(prompt {lengths.prompt})",
+        f"{lengths.pairs:,} training pairs; {f'{lengths.cut:.1%} of them are' if lengths.cut else 'none is'} longer "
+        f"than {lengths.total} tokens (prompt {lengths.prompt})",
         *notes,
     ]
 

@@ -41,7 +41,8 @@ class Progress:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}")
+            # A bar that is complete within a second would only leave its line.
+            self.bar = tqdm(total=total, initial=done, desc=what, unit=f" {unit}", delay=1.0)
 
     def add(self, count: int = 1, *, kept: bool = False) -> None:
         """Count finished items; `kept` ones are from an earlier start and do not count for the rate."""
