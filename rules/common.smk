@@ -263,6 +263,13 @@ def figure(name, label):
     )
 
 
+def samples():
+    """Answers of the start model and every method to test prompts, for the first seed; none without `samples`."""
+    seed = STUDY.seeds[0]
+    methods = STUDY.sampled_methods if STUDY.samples else []
+    return [f"{RESULTS}/{method}/seed{seed}/samples/answers.jsonl" for method in methods]
+
+
 def answer_pages():
     """Pages of two methods' answers."""
     return [f"{TABLES}/answers/{method}/with_{base}.html" for method, base in pairs(STUDY)]

@@ -262,7 +262,7 @@ def test_templates_escape_by_themselves_and_mark_nothing_safe_but_their_script()
     assert made and all(said(call, "autoescape") == "True" for _, call in made)
     templates = "".join(file.read_text() for file in (ROOT / "sams/tables/templates").glob("*"))
     assert re.findall(r"\{\{[^}]*\|\s*safe[^}]*\}\}", templates) == ["{{ script | safe }}"]
-    script = (ROOT / "sams/tables/templates/side_by_side.js").read_text()
+    script = (ROOT / "sams/tables/templates/page.js").read_text()
     assert "{{" not in script and "innerHTML" not in script
 
 

@@ -48,7 +48,8 @@ class Jobs:
         """
 
         def sources(wildcards: Any) -> str:
-            return sources_text({path: self._digest(path) for path in self._sources(stage, wildcards)})
+            paths = self._sources(stage, wildcards, benchmark)
+            return sources_text({path: self._digest(path) for path in paths})
 
         return {
             "module": ENTRY_POINTS[stage],
@@ -66,8 +67,7 @@ class Jobs:
         # Snakemake takes braces in a path for wildcards. The digest in the parameters stands for these files.
         return lambda wildcards: [path for path in self._sources(stage, wildcards) if "{" not in path]
 
-    def _sources(self, stage: str, wildcards: Any) -> list[str]:
-        benchmark = "alpaca_eval" if stage == "generate_answers" else ""
+    def _sources(self, stage: str, wildcards: Any, benchmark: str = "") -> list[str]:
         named = [*sources_of(self.recipe(stage, wildcards, benchmark)), *self._more.get(stage, [])]
         adapted = wildcards.get("method") == BASE_METHOD and self.study.sft and self.study.sft.lora
         if stage == "export_model" and wildcards.method in self.study.trained_methods and not adapted:

@@ -23,6 +23,7 @@ from sams.study.settings import (
     Launch,
     MicroBatch,
     Model,
+    ModelDecoding,
     ModelSource,
     MtBench,
     Name,
@@ -131,14 +132,15 @@ class ExportRecipe(Settings):
 
 
 class GenerateRecipe(Settings):
-    """Stage `generate_answers` of one benchmark."""
+    """Stage `generate_answers` of one set of questions."""
 
     seed: int
     method: Name
-    benchmark: Literal["alpaca_eval", "mt_bench"]
+    benchmark: Literal["alpaca_eval", "mt_bench", "samples"]
+    prompts: Count | None = Field(None, description="Number of test prompts, for sets of these.")
     precision: Literal["float32", "bfloat16"]
     template_date: Day = TEMPLATE_DATE
-    decoding: Decoding
+    decoding: Decoding | ModelDecoding
 
 
 class OnPolicyRecipe(Settings):
@@ -193,7 +195,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         stage: name of the rule.
         method: method of the job, in stages with one job per method.
         seed: seed of the job, in stages with one job per seed.
-        benchmark: alpaca_eval or mt_bench, in `generate_answers`.
+        benchmark: alpaca_eval, mt_bench or samples, in `generate_answers`.
 
     Raises:
         UserError: the study has no such stage or method.
@@ -242,14 +244,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             data=study.data.sources if method in study.trained_methods else {},
             sft=study.sft if method in study.preference_methods else None,
         ),
-        "generate_answers": lambda: GenerateRecipe(
-            seed=seed,
-            method=method,
-            benchmark=benchmark,
-            precision=study.model.precision,
-            template_date=study.model.template_date,
-            decoding=require(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}").decoding,
-        ),
+        "generate_answers": lambda: _generate(study, method, seed, benchmark),
         "sample_pairs": lambda: OnPolicyRecipe(
             seed=seed,
             precision=study.model.precision,
@@ -302,6 +297,22 @@ def _assess(study: Study, seed: int) -> AssessRecipe:
         world=require(_data(study, seed).world, "data.world"),
         accuracy=chosen.accuracy,
         runs={run: study.preference_of(run) for run in study.chosen_runs},
+    )
+
+
+def _generate(study: Study, method: str, seed: int, benchmark: Any) -> GenerateRecipe:
+    if benchmark == "samples":
+        group: Any = require(study.samples, "samples")
+    else:
+        group = require(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}")
+    return GenerateRecipe(
+        seed=seed,
+        method=method,
+        benchmark=benchmark,
+        prompts=getattr(group, "prompts", None),
+        precision=study.model.precision,
+        template_date=study.model.template_date,
+        decoding=group.decoding,
     )
 
 

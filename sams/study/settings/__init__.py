@@ -7,9 +7,11 @@ from sams.study.settings.benchmarks import (
     Benchmarks,
     Decoding,
     Judge,
+    ModelDecoding,
     MtBench,
     OnPolicy,
     OnPolicyDecoding,
+    Samples,
     WorldAccuracy,
 )
 from sams.study.settings.data import Data, Form, World
@@ -46,6 +48,7 @@ __all__ = [
     "MethodScheduler",
     "MicroBatch",
     "Model",
+    "ModelDecoding",
     "ModelSource",
     "MtBench",
     "Name",
@@ -57,6 +60,7 @@ __all__ = [
     "PreferenceKeys",
     "Pretrain",
     "Ratio",
+    "Samples",
     "Scheduler",
     "Settings",
     "Sft",

@@ -15,6 +15,10 @@ class Decoding(Settings):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="Probability mass of nucleus sampling."
     )
+    top_k: int = Field(0, ge=0, description="Sample from this number of tokens; 0: from all.")
+    repetition_penalty: Positive = Field(
+        1.0, description="Divisor of the logits of tokens that occur already; 1: none."
+    )
     max_new_tokens: Count = Field(1024, description="Maximum length of an answer in tokens.")
     batch_size: Count = Field(64, description="Prompts decoded together.")
     stop_token_ids: list[int] = Field([], description="Token ids that end an answer, besides EOS.")
@@ -27,6 +31,35 @@ class Decoding(Settings):
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="Library that decodes; vllm must be installed separately."
     )
+
+
+class ModelDecoding(Settings):
+    """How answers are decoded by the model's own settings, in its generation_config.json, and what replaces them."""
+
+    temperature: float | None = Field(
+        None, ge=0.0, description="0 decodes greedily; null: the model's, greedy if it says nothing."
+    )
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="Probability mass of nucleus sampling; null: the model's."
+    )
+    top_k: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Sample from this number of tokens, 0: from all; null: the model's."
+    )
+    repetition_penalty: Positive | None = Field(
+        None, description="Divisor of the logits of tokens that occur already; null: the model's."
+    )
+    max_new_tokens: Count = Field(256, description="Maximum length of an answer in tokens.")
+    batch_size: Count = Field(16, description="Prompts decoded together.")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="Library that decodes; vllm must be installed separately."
+    )
+
+
+class Samples(Settings):
+    """Answers of the start model and of each method to test prompts, side by side in the report."""
+
+    prompts: Count = Field(20, description="Number of prompts, the first ones of the test pairs.")
+    decoding: ModelDecoding = Field(ModelDecoding(), description="Decode settings.")
 
 
 class OnPolicyDecoding(Decoding):
