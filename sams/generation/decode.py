@@ -164,24 +164,19 @@ class Decoder:
 def completed(decoding: Decoding | ModelDecoding, folder: Path) -> Decoding:
     """Return decode settings, with the model's own in place of those that are null.
 
-    As in transformers, a model without `do_sample` decodes greedily, and one that samples has a top-k of 50 if its
-    file gives none.
+    As in transformers, a model without `do_sample` decodes greedily, and its top-k is 50 if it gives none.
     """
     if isinstance(decoding, Decoding):
         return decoding
-    own = own_settings(folder)
-    samples = own.get("do_sample", False)
+    own = {key: value for key, value in own_settings(folder).items() if value is not None}
     values = {
-        "temperature": own.get("temperature", 1.0) if samples else 0.0,
+        "temperature": own.get("temperature", 1.0) if own.get("do_sample") else 0.0,
         "top_p": own.get("top_p", 1.0),
-        "top_k": own.get("top_k", 50 if samples else 0),
+        "top_k": own.get("top_k", 50),
         "repetition_penalty": own.get("repetition_penalty", 1.0),
     }
-    defaults = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
-    values = {key: defaults[key] if value is None else value for key, value in values.items()}
-    given = decoding.model_dump(exclude_none=True)
     try:
-        return Decoding.model_validate(values | given, strict=False)
+        return Decoding.model_validate(values | decoding.model_dump(exclude_none=True), strict=False)
     except ValidationError as error:
         key, problem = first_problem(error, Decoding)
         raise UserError(
