@@ -59,9 +59,9 @@ def main_notes(study: Study, cells: Cells) -> list[str]:
         notes += BENCHMARK_NOTES[name](study, shown)
     notes.append(
         "Preferences, on the test pairs: test_accuracy is the percentage of pairs with a larger reward for the "
-        "chosen response, a tie counting one half; chosen_reward is the mean implicit reward of the chosen responses, beta times "
-        "the log-ratio to the reference; chosen_logp is their mean log-prob in nats, summed over tokens. sft, "
-        "which is the reference, has none."
+        "chosen response, a tie counting one half; chosen_reward is the mean implicit reward of the chosen "
+        "responses, beta times the log-ratio to the reference; chosen_logp is their mean log-prob in nats, "
+        "summed over tokens. sft, which is the reference, has none."
     )
     notes.append(
         "Cost: train_seconds and peak_memory_mb (of the process with the highest peak) are those of the method's "

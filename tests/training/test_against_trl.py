@@ -100,7 +100,7 @@ CASES = [
 
 @dataclass
 class Steps:
-    """What one side did: in each step the sequences, the loss and the gradient, and the reward accuracy where TRL logs
+    """What one side did: in each step the sequences, the loss, the gradient and the reward accuracy where TRL has
     it; the update of all of them."""
 
     sequences: list[list[Sequence]] = field(default_factory=list)
