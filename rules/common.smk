@@ -25,6 +25,7 @@ from sams.study.files import DEFAULT, from_command_line, load_study, read_settin
 from sams.study.recipes import pretrains, recipe_json, scheduler_is_pretrained
 from sams.study.rounds import required_rows
 from sams.study.settings import Launch
+from sams.tables.benchmarks import BENCHMARKS as FILES
 from sams.tables.benchmarks import judged_files, scored
 from sams.tables.side_by_side import pairs
 
@@ -172,11 +173,11 @@ def references():
 
 def answers():
     """Answers of every method, seed and benchmark."""
-    files = {"alpaca_eval": "answers.json", "mt_bench": "answers.jsonl"}
     return [
         f
         for name in BENCHMARKS
-        for f in per_run(f"{{method}}/seed{{seed}}/{name}/{files[name]}", STUDY.methods)
+        if (file := FILES[name].answers)
+        for f in per_run(f"{{method}}/seed{{seed}}/{file}", STUDY.methods)
     ]
 
 
@@ -230,6 +231,12 @@ def difficulty_table(wildcards):
     if STUDY.benchmarks.alpaca_eval.difficulty is not None:
         return ancient(JOBS.sources("score_alpaca_eval")(wildcards))
     return f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []
+
+
+def start_rewards(wildcards):
+    """Rewards of the start model's answers; none for the start model, and without one."""
+    has_start = "sft" in STUDY.started_methods and wildcards.method != "sft"
+    return f"{RESULTS}/sft/seed{{seed}}/reward_model/rewards.jsonl" if has_start else []
 
 
 def table(script):

@@ -53,6 +53,18 @@ use rule generate_alpaca_eval as generate_samples with:
         options=options("model", "questions", out="{output.answers}"),
 
 
+use rule generate_samples as generate_reward_model with:
+    output:
+        answers=f"{RUN}/reward_model/answers.jsonl",
+    log:
+        f"{LOGS}/generate_reward_model/{{method}}-seed{{seed}}.log",
+    benchmark:
+        f"{COSTS}/generate_reward_model/{{method}}-seed{{seed}}.tsv"
+    params:
+        **JOBS.parameters("generate_answers", benchmark="reward_model"),
+        options=options("model", "questions", out="{output.answers}"),
+
+
 if STUDY.on_policy:
 
     # Pairs of the best and the worst of several answers to each prompt, by a reward model.

@@ -74,11 +74,9 @@ def test_no_code_that_comes_with_a_model_is_run() -> None:
     assert len(loaders) >= 10
     told = {where: said(call, "trust_remote_code") for where, call in loaders}
     assert set(told.values()) <= {"False", "**"}, told
-    assert not [
-        where for where, value in told.items() if value == "**" and "generation/reward.py" not in where
-    ]
+    assert not [where for where, value in told.items() if value == "**" and "scoring/reward.py" not in where]
     assert 'options: dict[str, Any] = {"revision": revision or None, "trust_remote_code": False}' in (
-        ROOT / "sams/generation/reward.py"
+        ROOT / "sams/scoring/reward.py"
     ).read_text(encoding="utf-8")
 
 

@@ -5,11 +5,12 @@ A further set is a function that reads its rows, one that answers them, and an e
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sams.data.records import Message, prompt_digest
+from sams.data.prompts import TEST_PAIRS, test_prompts
+from sams.data.records import Message
 from sams.generation.facts import sample_label
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json, write_json
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 ALPACA_EVAL_QUESTIONS = "alpaca_eval.json"
 MT_BENCH_QUESTIONS = "mt_bench_questions.jsonl"
-TEST_PAIRS = "test.parquet"
 
 
 # --- AlpacaEval -----------------------------------------------------------------------------------
@@ -135,25 +135,6 @@ def read_test_prompts(folder: Path) -> tuple[list[Row], Path]:
     return list(test_prompts(path, ["id", "prompt"])), path
 
 
-def test_prompts(path: Path, columns: list[str]) -> Iterator[Row]:
-    """Yield the different prompts of a file of prepared pairs, each with these columns of its first pair.
-
-    Raises:
-        UserError: no such file.
-    """
-    from pyarrow import parquet
-
-    if not path.is_file():
-        raise UserError("no test pairs", where=str(path))
-    seen = set()
-    with parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=columns):
-            for row in batch.to_pylist():
-                if (digest := prompt_digest(row["prompt"])) not in seen:
-                    seen.add(digest)
-                    yield row
-
-
 def answer_prompts(
     decoder: "Decoder", rows: Sequence[Row], name: str
 ) -> tuple[list[Row], dict[str, "Answer"]]:
@@ -200,6 +181,7 @@ SETS = {
     "alpaca_eval": QuestionSet(read_instructions, answer_instructions, write_json),
     "mt_bench": QuestionSet(read_questions, answer_questions, write_lines),
     "samples": PROMPTS,
+    "reward_model": PROMPTS,
 }
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from sams.policy.attention import disable_cudnn_attention
+from sams.runtime.progress import quiet_loading
 from sams.study.settings import Decoding
 
 
@@ -49,12 +49,6 @@ def open_engine(folder: Path, precision: str, decoding: Decoding, stop_ids: list
     """
     engine = VllmEngine if decoding.engine == "vllm" else TransformersEngine
     return engine(folder, precision, decoding, stop_ids)
-
-
-def quiet_loading() -> None:
-    """Turn off the progress bars of transformers in a log file."""
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
 
 
 def derived_seed(*parts: object) -> int:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from sams.data.forms import read_prompts
+from sams.data.prompts import test_prompts
 from sams.data.records import Message
-from sams.generation.answers import test_prompts
 from sams.generation.decode import Answer, Conversation, Decoder
-from sams.generation.engines import quiet_loading
 from sams.runtime.errors import UserError
+from sams.runtime.progress import quiet_loading
 from sams.study.settings import Decoding, ModelDecoding
 from sams.study.study import BASE_METHOD
 

@@ -157,6 +157,8 @@ def check_sources(study: Study) -> None:
             )
     for key, model in models(study).items():
         check_model_source(model, key)
+    for key, model in reward_models(study).items():
+        check_reward_source(model, key)
     encoder = study.scheduler.encoder
     if encoder not in ENCODERS and not Path(encoder).is_dir():
         raise UserError(
@@ -190,6 +192,26 @@ def check_model_source(model: Model, key: str) -> None:
         check_hub_model(model, key)
 
 
+def check_reward_source(model: Model, key: str) -> None:
+    """Check that a reward model exists, has one output and a chat template.
+
+    Raises:
+        UserError: it cannot be used; the message names the key.
+    """
+    from sams.scoring.reward import check_reward_model
+
+    path = str(model.path)
+    if not Path(path).is_dir():
+        if looks_like_file(path) or Path(path).exists():
+            raise UserError(
+                f"no such folder: {path}{similar_file(path)}",
+                where=key,
+                remedy="correct it, or give a hub id",
+            )
+        check_hub_model(model, key)
+    check_reward_model(path if model.revision is None else f"{path}@{model.revision}", key)
+
+
 def check_adapters(study: Study) -> None:
     """Check that the start model can get the adapters of each stage.
 
@@ -221,6 +243,20 @@ def models(study: Study) -> dict[str, Model]:
     return {"model.path": study.model} | finished
 
 
+def reward_models(study: Study) -> dict[str, Model]:
+    """Return the reward models of a study, by config key."""
+    given = {}
+    if study.on_policy is not None:
+        given["on_policy.reward_model"] = study.on_policy.reward_model
+    if study.benchmarks.reward_model is not None:
+        given["benchmarks.reward_model.model"] = study.benchmarks.reward_model.model
+    found = {}
+    for key, source in given.items():
+        name, _, revision = (source, "", "") if Path(source).is_dir() else source.partition("@")
+        found[key] = Model(path=name, revision=revision or None)
+    return found
+
+
 def hub_commits(study: Study) -> dict[str, str | None]:
     """Return the commit of each hub id of the study, by `id@revision`; None if the hub does not answer.
 
@@ -234,7 +270,7 @@ def hub_commits(study: Study) -> dict[str, str | None]:
 
     hub_ids = {
         (model.path, model.revision or "main", "model")
-        for model in models(study).values()
+        for model in (*models(study).values(), *reward_models(study).values())
         if model.path is not None and not Path(model.path).exists()
     }
     for source in study.data.sources.values():

@@ -24,6 +24,7 @@ ENTRY_POINTS = {
     "make_difficulty": "sams.scoring.difficulty",
     "score_alpaca_eval": "sams.scoring.alpaca_eval",
     "score_mt_bench": "sams.scoring.mt_bench",
+    "score_reward_model": "sams.scoring.reward_model",
 }
 """Module of each stage, started by `python -m`."""
 

@@ -136,7 +136,7 @@ class GenerateRecipe(Settings):
 
     seed: int
     method: Name
-    benchmark: Literal["alpaca_eval", "mt_bench", "samples"]
+    benchmark: Literal["alpaca_eval", "mt_bench", "samples", "reward_model"]
     prompts: Count | None = Field(None, description="Number of test prompts, for sets of these.")
     precision: Literal["float32", "bfloat16"]
     template_date: Day = TEMPLATE_DATE
@@ -170,6 +170,14 @@ class ScoreRecipe(Settings):
     world: World | None
 
 
+class RewardRecipe(Settings):
+    """Stage `score_reward_model`."""
+
+    model: str
+    precision: Literal["float32", "bfloat16"]
+    batch_size: Count
+
+
 def recipe_json(recipe: Settings) -> str:
     """Return a recipe as canonical JSON: equal settings give equal text."""
     return canonical_json(recipe.model_dump(mode="json"))
@@ -195,7 +203,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         stage: name of the rule.
         method: method of the job, in stages with one job per method.
         seed: seed of the job, in stages with one job per seed.
-        benchmark: alpaca_eval, mt_bench or samples, in `generate_answers`.
+        benchmark: alpaca_eval, mt_bench, samples or reward_model, in `generate_answers`.
 
     Raises:
         UserError: the study has no such stage or method.
@@ -253,6 +261,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             reward_batch_size=require(study.on_policy, "on_policy").reward_batch_size,
         ),
         "assess": lambda: _assess(study, seed),
+        "score_reward_model": lambda: _reward(study),
         "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
     }
     if stage not in stages:
@@ -314,6 +323,11 @@ def _generate(study: Study, method: str, seed: int, benchmark: Any) -> GenerateR
         template_date=study.model.template_date,
         decoding=group.decoding,
     )
+
+
+def _reward(study: Study) -> RewardRecipe:
+    group = require(study.benchmarks.reward_model, "benchmarks.reward_model")
+    return RewardRecipe(model=group.model, precision=study.model.precision, batch_size=group.batch_size)
 
 
 def _reference_micro_batch(study: Study) -> MicroBatch:

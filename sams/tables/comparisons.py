@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sams.scoring.wins import wins
 from sams.study.study import BASE_METHOD
-from sams.tables.benchmarks import BENCHMARKS, SCORES, Items
+from sams.tables.benchmarks import BENCHMARKS, ByColumn, Items, scores_in
 from sams.tables.main_table import main_table, seeds_of
 from sams.tables.repeats import Repeats, over_repeats
 from sams.tables.results import Cell, Cells
@@ -33,9 +34,7 @@ COLUMNS = [
 
 # Scores without a value for each item: length control is one fit over all instructions.
 SUMMARISED = ["length_controlled_winrate", "test_accuracy"]
-COMPARED = [
-    score for score in SCORES if score.column in {*SUMMARISED, *(b.item_score for b in BENCHMARKS.values())}
-]
+NOT_COMPARED = ["chosen_reward", "chosen_logp", *(b.wins for b in BENCHMARKS.values() if b.wins)]
 
 
 class Interval(NamedTuple):
@@ -122,11 +121,21 @@ def _paired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
             if seed in base.folders
         ]
         files = [both for both in files if all(file.is_file() for file in both)]
-        of_method, of_base = (_mean([benchmark.items(both[side]) for both in files]) for side in (0, 1))
-        if of_method.keys() & of_base.keys():
-            difference, low, high, items = paired_difference(of_method, of_base)
-            interval = Interval(difference, low, high)
-            yield _row(benchmark.item_score, method, base, interval, len(files), "paired", items=items)
+        of_method, of_base = ([benchmark.items(both[side]) for both in files] for side in (0, 1))
+        compared = {
+            column: (_mean([seed[column] for seed in of_method]), _mean([seed[column] for seed in of_base]))
+            for column in _shared(of_method + of_base)
+        }
+        if benchmark.wins and compared:
+            [column] = compared
+            won = [wins(one[column], other[column]) for one, other in zip(of_method, of_base, strict=True)]
+            share = _mean(won)
+            compared[benchmark.wins] = share, dict.fromkeys(share, 50.0)
+        for column, (one, other) in compared.items():
+            if one.keys() & other.keys():
+                difference, low, high, items = paired_difference(one, other)
+                interval = Interval(difference, low, high)
+                yield _row(column, method, base, interval, len(files), "paired", items=items)
 
 
 def _unpaired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
@@ -143,7 +152,10 @@ def _unpaired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
 def _over_seeds(method: Side, base: Side) -> Iterator[dict[str, Any]]:
     """Yield differences with seeds as repeats: the difference of each seed counts once."""
     _, shared = _both(method, base)
-    for score in COMPARED if len(shared) > 1 else ():
+    compared = [
+        score for score in scores_in({**base.cells, **method.cells}) if score.column not in NOT_COMPARED
+    ]
+    for score in compared if len(shared) > 1 else ():
         values = [
             [side.cells.get(Cell(side.name, seed, score.benchmark), {}).get(score.key) for seed in shared]
             for side in (method, base)
@@ -188,6 +200,11 @@ def _row(
         "p_t": repeats.p_t if repeats else None,
         "p_sign_flip": repeats.p_sign_flip if repeats else None,
     }
+
+
+def _shared(seeds: list[ByColumn]) -> list[str]:
+    """Return the columns that every seed has."""
+    return [column for column in seeds[0] if all(column in seed for seed in seeds)] if seeds else []
 
 
 def _mean(seeds: list[Items]) -> Items:

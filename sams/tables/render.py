@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from sams.runtime.files import whole_file
 from sams.study.study import BASE_METHOD
-from sams.tables.benchmarks import SCORES
+from sams.tables.benchmarks import SCORES, score_named
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "–"
 
-# Decimals shown in each column.
-DECIMALS = {score.column: score.decimals for score in SCORES} | {"train_seconds": 0, "peak_memory_mb": 0}
 LABELS = {score.column: score.label for score in SCORES} | {"hours": "hours"}
 
 # Names that are too long for a terminal of 80 characters.
@@ -122,7 +120,8 @@ def readable_main(table: "pd.DataFrame") -> Readable:
 
     Without columns that no method has a figure for, and without the row of a start model that has none at all.
     """
-    shown = {column: decimals for column, decimals in DECIMALS.items() if table[column].notna().any()}
+    names = [name for name in table.columns[2:] if not name.endswith(("_se_items", "_se_seeds"))]
+    shown = {name: decimals_of(name) for name in names if table[name].notna().any()}
     columns = ["method", "n_seeds", *shown]
     rows = []
     for record in table.to_dict("records"):
@@ -143,7 +142,7 @@ def readable_comparisons(table: "pd.DataFrame") -> Readable:
     columns = ["benchmark", "methods", "difference", "95 % interval", "excludes 0", "items"]
     rows: list[list[tuple[str, ...]]] = []
     for record in table.to_dict("records"):
-        decimals = DECIMALS[record["benchmark"]] + 1
+        decimals = decimals_of(record["benchmark"]) + 1
         low, high = number(record["ci_low"], decimals), number(record["ci_high"], decimals)
         items = (
             record["interval"] if pd.isna(record["n_items"]) else f"{record['n_items']}, {record['interval']}"
@@ -185,7 +184,7 @@ def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
             (str(max(record["n_seeds"] for record in together)),),
         ]
         for record in together:
-            decimals = DECIMALS.get(record["score"], 2)
+            decimals = decimals_of(record["score"])
             for key, items, seeds in (
                 ("reported", None, None),
                 ("reproduced", record["se_items"], record["se_seeds"]),
@@ -195,6 +194,12 @@ def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
                 cells.append(gap(record[f"{key}_missing"]) if shown[0] == MISSING else shown)
         rows.append(cells)
     return Readable(columns, rows), [f"[{index}] {reason}." for reason, index in reasons.items()]
+
+
+def decimals_of(column: str) -> int:
+    """Return the number of decimals shown in a column."""
+    other = {"train_seconds": 0, "peak_memory_mb": 0, "hours": 2}
+    return other[column] if column in other else score_named(column).decimals
 
 
 def _with_errors(value: object, items: object, seeds: object, decimals: int) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sams.generation.answers import TEST_PAIRS, test_prompts
+from sams.data.prompts import TEST_PAIRS, test_prompts
 from sams.runtime.files import read_json
 from sams.scoring.inputs import Row, meta_path, read_json_lines
 from sams.study.study import BASE_METHOD, Study

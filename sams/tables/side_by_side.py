@@ -13,7 +13,7 @@ from sams.runtime.errors import UserError
 from sams.scoring.inputs import read_json_lines, read_json_rows, some_of
 from sams.study.study import BASE_METHOD, Study
 from sams.tables import captions
-from sams.tables.benchmarks import BENCHMARKS, scored
+from sams.tables.benchmarks import BENCHMARKS, judged
 from sams.tables.comparisons import paired_difference
 from sams.tables.pages import render_page
 from sams.tables.render import number
@@ -63,9 +63,9 @@ class Section(NamedTuple):
 def pairs(study: Study) -> list[tuple[str, str]]:
     """Pairs of methods shown on one page: each method with `sft`, and with the first of the others.
 
-    Empty if the study scores no benchmark.
+    Empty if no benchmark of the study has a judge.
     """
-    if not scored(study):
+    if not judged(study):
         return []
     start = [BASE_METHOD] if BASE_METHOD in study.methods else []
     others = [method for method in study.methods if method != BASE_METHOD]
@@ -89,7 +89,7 @@ def page(study: Study, results: Path, method: str, base: str) -> str:
     cells = read_cells(results)
     shown = {cell: values for cell, values in cells.items() if cell.method in folders and cell.seed == seed}
     sections = []
-    for name in scored(study):
+    for name in judged(study):
         figures = [shown.get(Cell(one, seed, name), {}) for one in folders]
         sections.append(SECTIONS[name](folders, figures, results / "questions"))
     return render_page(
@@ -230,7 +230,7 @@ def _judged(name: str, folders: Mapping[str, Path]) -> tuple[list[Path], list[di
         UserError: the methods were judged on different items.
     """
     files = [folder / BENCHMARKS[name].judged for folder in folders.values()]
-    scores = [BENCHMARKS[name].items(file) for file in files]
+    scores = [items for file in files for items in BENCHMARKS[name].items(file).values()]
     if differing := sorted(scores[0].keys() ^ scores[1].keys()):
         raise UserError(
             f"judged on other questions than {files[0]}: {some_of(differing)}",

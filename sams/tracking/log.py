@@ -50,6 +50,7 @@ Stage = Literal[
     "generate_answers",
     "score_alpaca_eval",
     "score_mt_bench",
+    "score_reward_model",
     "make_difficulty",
 ]
 

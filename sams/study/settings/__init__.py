@@ -11,6 +11,7 @@ from sams.study.settings.benchmarks import (
     MtBench,
     OnPolicy,
     OnPolicyDecoding,
+    RewardScore,
     Samples,
     WorldAccuracy,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "PreferenceKeys",
     "Pretrain",
     "Ratio",
+    "RewardScore",
     "Samples",
     "Scheduler",
     "Settings",

@@ -135,6 +135,15 @@ class MtBench(Settings):
     decoding: MtBenchDecoding = Field(MtBenchDecoding(), description="Decode settings.")
 
 
+class RewardScore(Settings):
+    """Mean reward of answers to test prompts, by a reward model, and the win rate over the start model's answers."""
+
+    model: str = Field(description="Sequence classifier with one output: folder, hub id or id@revision.")
+    prompts: Count = Field(200, description="Number of prompts, the first ones of the test pairs.")
+    decoding: ModelDecoding = Field(ModelDecoding(max_new_tokens=512), description="Decode settings.")
+    batch_size: Count = Field(8, description="Answers that the reward model scores together.")
+
+
 class WorldAccuracy(Settings):
     """Share of correct answers to held-out instructions of the synthetic world, sampled and greedy; no judge."""
 
@@ -208,3 +217,6 @@ class Benchmarks(Settings):
     judge: Judge = Field(Judge(), description="The judge.")
     alpaca_eval: AlpacaEval | None = Field(None, description="AlpacaEval 2; null skips it.")
     mt_bench: MtBench | None = Field(None, description="MT-Bench; null skips it.")
+    reward_model: RewardScore | None = Field(
+        None, description="Rewards of answers to test prompts; null skips them."
+    )
