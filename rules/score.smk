@@ -95,3 +95,28 @@ rule score_reward_model:
         options=options("answers", "data", "start", out="{output.metrics}", rewards_out="{output.rewards}"),
     shell:
         STAGE
+
+
+# Tasks of lm-eval on the exported model.
+rule score_lm_eval:
+    input:
+        model=f"{RUN}/model/manifest.json",
+    output:
+        metrics=f"{RUN}/lm_eval/metrics.json",
+        items=f"{RUN}/lm_eval/items.jsonl",
+        results=f"{RUN}/lm_eval/results.json",
+    log:
+        f"{LOGS}/score_lm_eval/{{method}}-seed{{seed}}.log",
+    benchmark:
+        f"{COSTS}/score_lm_eval/{{method}}-seed{{seed}}.tsv"
+    conda:
+        "../envs/sams.yaml"
+    resources:
+        **resources.generation(STUDY, GPUS_HERE),
+    params:
+        **JOBS.parameters("score_lm_eval"),
+        options=options(
+            "model", out="{output.metrics}", items_out="{output.items}", results_out="{output.results}"
+        ),
+    shell:
+        STAGE

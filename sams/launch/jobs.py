@@ -29,12 +29,13 @@ class Jobs:
         self._recipe = functools.cache(functools.partial(recipe_of, study))
         self._digest = functools.cache(_digest)
         on_policy, alpaca_eval = study.on_policy, study.benchmarks.alpaca_eval
-        rewards = study.benchmarks.reward_model
+        rewards, lm_eval = study.benchmarks.reward_model, study.benchmarks.lm_eval
         # Sources that no recipe names.
         self._more: dict[str, list[str | None]] = {
             "sample_pairs": [on_policy.prompts, on_policy.reward_model] if on_policy else [],
             "score_alpaca_eval": [alpaca_eval.difficulty] if alpaca_eval else [],
             "score_reward_model": [rewards.model] if rewards else [],
+            "score_lm_eval": [lm_eval.include_path] if lm_eval else [],
         }
 
     def recipe(self, stage: str, wildcards: Any, benchmark: str = "") -> Settings:

@@ -40,6 +40,7 @@ def main(study: str, out: Path, results: Path = Path("results")) -> None:
     settings = read_recipe(study, Study)
     findings: dict[str, Any] = {"gpus": check_gpus(settings), "disk_bytes": check_disk(results)}
     check_packages(settings)
+    check_lm_eval(settings)
     check_judge(settings)
     check_sources(settings)
     check_adapters(settings)
@@ -92,6 +93,20 @@ def check_packages(study: Study) -> None:
             where="lora.load_in_4bit",
             remedy="install it (extra `qlora` of this package), or set load_in_4bit: false",
         )
+
+
+def check_lm_eval(study: Study) -> None:
+    """Check that lm-eval is installed and knows the study's tasks, and fetch their data.
+
+    Raises:
+        UserError: naming the package, the task or its data.
+    """
+    if study.benchmarks.lm_eval is not None:
+        from sams.judge.endpoint import key_withheld
+        from sams.scoring.lm_eval import check_tasks
+
+        with key_withheld():  # from the code of tasks
+            check_tasks(study.benchmarks.lm_eval)
 
 
 def check_disk(results: Path) -> int:

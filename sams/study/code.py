@@ -25,6 +25,7 @@ ENTRY_POINTS = {
     "score_alpaca_eval": "sams.scoring.alpaca_eval",
     "score_mt_bench": "sams.scoring.mt_bench",
     "score_reward_model": "sams.scoring.reward_model",
+    "score_lm_eval": "sams.scoring.lm_eval",
 }
 """Module of each stage, started by `python -m`."""
 

@@ -21,6 +21,7 @@ from sams.study.settings import (
     Export,
     Judge,
     Launch,
+    LmEval,
     MicroBatch,
     Model,
     ModelDecoding,
@@ -178,6 +179,13 @@ class RewardRecipe(Settings):
     batch_size: Count
 
 
+class LmEvalRecipe(Settings):
+    """Stage `score_lm_eval`."""
+
+    precision: Literal["float32", "bfloat16"]
+    lm_eval: LmEval
+
+
 def recipe_json(recipe: Settings) -> str:
     """Return a recipe as canonical JSON: equal settings give equal text."""
     return canonical_json(recipe.model_dump(mode="json"))
@@ -262,6 +270,9 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         ),
         "assess": lambda: _assess(study, seed),
         "score_reward_model": lambda: _reward(study),
+        "score_lm_eval": lambda: LmEvalRecipe(
+            precision=study.model.precision, lm_eval=require(study.benchmarks.lm_eval, "benchmarks.lm_eval")
+        ),
         "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
     }
     if stage not in stages:

@@ -98,6 +98,23 @@ REWARDS = [
 ]
 
 
+LM_EVAL = "lm_eval_"
+"""Prefix of the columns of lm-eval's tasks."""
+
+
+def lm_eval_items(path: Path) -> ByColumn:
+    """Return the score of each item of each task."""
+    items: ByColumn = {}
+    for row in read_json_lines(path) if path.stat().st_size else []:
+        items.setdefault(LM_EVAL + row["task"], {})[row["item"]] = row["score"]
+    return items
+
+
+def lm_eval_columns(metrics: Mapping[str, Any]) -> list[Score]:
+    """Return a column for each task."""
+    return [score_named(LM_EVAL + task) for task in metrics.get("tasks", {})]
+
+
 def reward_items(path: Path) -> ByColumn:
     """Return the reward of the answer to each prompt."""
     return {"reward": read_rewards(path)}
@@ -128,6 +145,15 @@ BENCHMARKS = {
         has_judge=False,
         wins="reward_win_rate",
     ),
+    "lm_eval": Benchmark(
+        title="lm-eval",
+        judged="lm_eval/items.jsonl",
+        items=lm_eval_items,
+        answers="",
+        answers_key="",
+        columns=lm_eval_columns,
+        has_judge=False,
+    ),
 }
 SCORES = [
     Score(
@@ -150,6 +176,9 @@ METRICS = {"train": "train_metrics.json"} | {name: f"{name}/metrics.json" for na
 
 def score_named(column: str) -> Score:
     """Return the score of a column of the main table."""
+    if column.startswith(LM_EVAL):
+        task = column.removeprefix(LM_EVAL)
+        return Score(column, "lm_eval", task, f"{task}_se", 1, task)
     return {score.column: score for score in (*SCORES, *REWARDS)}[column]
 
 

@@ -147,7 +147,23 @@ def reward_notes(study: Study, shown: Cells) -> list[str]:
     ]
 
 
+def lm_eval_notes(study: Study, shown: Cells) -> list[str]:
+    """Note on lm-eval: the metric and the number of items of each task."""
+    described = {
+        task: facts
+        for cell, values in shown.items()
+        if cell.benchmark == "lm_eval"
+        for task, facts in values["tasks"].items()
+    }
+    tasks = [
+        f"{task} ({facts['metric'].removesuffix(',none')}" + (f", {facts['n']} items)" if facts["n"] else ")")
+        for task, facts in described.items()
+    ]
+    return [f"lm-eval, in percent, with the chat template: {', '.join(tasks) or 'no results yet'}."]
+
+
 BENCHMARK_NOTES = {
+    "lm_eval": lm_eval_notes,
     "alpaca_eval": alpaca_eval_notes,
     "mt_bench": mt_bench_notes,
     "reward_model": reward_notes,

@@ -51,6 +51,7 @@ Stage = Literal[
     "score_alpaca_eval",
     "score_mt_bench",
     "score_reward_model",
+    "score_lm_eval",
     "make_difficulty",
 ]
 

@@ -144,6 +144,29 @@ class RewardScore(Settings):
     batch_size: Count = Field(8, description="Answers that the reward model scores together.")
 
 
+class LmEval(Settings):
+    """Tasks of EleutherAI's lm-eval: what training costs in other abilities (docs/generation.md)."""
+
+    tasks: list[str] = Field(
+        min_length=1, description="Names of tasks or groups of lm-eval: ifeval, gsm8k, truthfulqa_mc2, ..."
+    )
+    limit: Count | None = Field(None, description="Number of items of each task; null: all.")
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Number of examples in a prompt; null: the task's own."
+    )
+    metrics: dict[str, str] = Field(
+        {},
+        description="Metric and filter by task, such as `exact_match,flexible-extract` for gsm8k; other tasks show "
+        "their first metric.",
+    )
+    batch_size: Count | Literal["auto"] = Field(
+        8, description="Requests computed together; auto: the largest number that fits the GPU."
+    )
+    include_path: str | None = Field(
+        None, description="Folder of own tasks (YAML). They may run code: read them before use."
+    )
+
+
 class WorldAccuracy(Settings):
     """Share of correct answers to held-out instructions of the synthetic world, sampled and greedy; no judge."""
 
@@ -219,4 +242,7 @@ class Benchmarks(Settings):
     mt_bench: MtBench | None = Field(None, description="MT-Bench; null skips it.")
     reward_model: RewardScore | None = Field(
         None, description="Rewards of answers to test prompts; null skips them."
+    )
+    lm_eval: LmEval | None = Field(
+        None, description="Tasks of lm-eval, an extra of this package; null skips them."
     )
