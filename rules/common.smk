@@ -27,6 +27,7 @@ from sams.study.rounds import required_rows
 from sams.study.settings import Launch
 from sams.tables.benchmarks import BENCHMARKS as FILES
 from sams.tables.benchmarks import judged_files, scored
+from sams.tables.figures import figures_of
 from sams.tables.side_by_side import pairs
 
 try:
@@ -55,7 +56,7 @@ START = f"{RESULTS}/sft/seed{{seed}}/model/manifest.json"
 SCHEDULER = f"{RESULTS}/scheduler/seed{{seed}}/weights/manifest.json"
 RUN = f"{RESULTS}/{{method}}/seed{{seed}}"
 PRETRAINING = STUDY.pretrain.policy if STUDY.pretrain else "none"
-FIGURES = ["learning_curves", "selection", "difficulty", "noise", "cost"]
+FIGURES = figures_of(STUDY)
 BENCHMARKS = scored(STUDY)
 
 # Parameter of the tables, without launch settings, which change no figure.
@@ -260,13 +261,16 @@ def forms(name, caption, label):
     return {"html": page} | {kind: f"{TABLES}/{name}.{kind}" for kind in ("csv", "md", "tex")}
 
 
-def figure(name, label):
+FIGURE_LABELS = {"difficulty": "drift of difficulty", "noise": "accuracy under noise"}
+
+
+def figure(name):
     """Output of a figure."""
     return report(
         f"{TABLES}/{name}.svg",
         caption=f"../workflow/report/{name}.rst",
         category="Figures",
-        labels={"figure": label},
+        labels={"figure": FIGURE_LABELS.get(name, name.replace("_", " "))},
     )
 
 

@@ -45,13 +45,7 @@ use rule main_table as compare_methods with:
         curves=training_figures(),
         scores=scores(),
     output:
-        csv=f"{TABLES}/comparisons.csv",
-        md=report(
-            f"{TABLES}/comparisons.md",
-            caption="../workflow/report/comparisons.rst",
-            category="Tables",
-            labels={"table": "comparisons"},
-        ),
+        **forms("comparisons", "comparisons", "comparisons"),
     log:
         f"{LOGS}/compare_methods.log",
     params:
@@ -108,11 +102,7 @@ use rule main_table as draw_figures with:
         curves=training_figures(),
     output:
         png=expand(f"{TABLES}/{{figure}}.png", figure=FIGURES),
-        learning_curves=figure("learning_curves", "learning curves"),
-        selection=figure("selection", "selection"),
-        difficulty=figure("difficulty", "drift of difficulty"),
-        noise=figure("noise", "accuracy under noise"),
-        cost=figure("cost", "cost"),
+        svg=[figure(name) for name in FIGURES],
     log:
         f"{LOGS}/draw_figures.log",
     params:

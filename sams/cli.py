@@ -24,38 +24,51 @@ Given = Annotated[
         "--set", metavar="KEY=VALUE", help="Value of one key, over the overlays: preference.beta=0.3."
     ),
 ]
+Named = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="STUDY", help="File of a study, or its name in config/studies.", show_default=False
+    ),
+]
 SOURCE = Path(__file__).resolve().parent.parent
 
 
 @app.command()
 def show(
+    study: Named = None,
     configfile: ConfigFiles = None,
     results: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
     rehearse: Rehearse = False,
     given: Given = None,
+    notes: Annotated[bool, typer.Option("--notes", help="Print all notes on the scores.")] = False,
 ) -> None:
     """Print the main table of a study and the differences between its methods."""
+    import shlex
+
     from sams.tables.show import show as show_table
 
-    show_table(results, _study(configfile, rehearse, given))
+    files = [*_files(study), *(configfile or [])]
+    words = ["sams", "run", *([] if study is None else [study])]
+    words += [word for file in configfile or [] for word in ("--configfile", str(file))]
+    words += [*(given or []), *["--rehearse"] * rehearse]
+    show_table(results, _study(files, rehearse, given), notes=notes, run=shlex.join(words))
 
 
 @app.command()
-def check(configfile: ConfigFiles = None, rehearse: Rehearse = False, given: Given = None) -> None:
+def check(
+    study: Named = None, configfile: ConfigFiles = None, rehearse: Rehearse = False, given: Given = None
+) -> None:
     """Validate the settings of a study and print them as JSON, with defaults."""
-    typer.echo(_study(configfile, rehearse, given).model_dump_json(indent=2))
+    files = [*_files(study), *(configfile or [])]
+    typer.echo(_study(files, rehearse, given).model_dump_json(indent=2))
 
 
 @app.command()
 def run(
-    study: Annotated[
-        str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
-    ] = None,
+    study: Named = None,
     given: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[KEY=VALUE]...", help="Values of keys: preference.beta=0.3.", show_default=False
-        ),
+        typer.Argument(metavar="KEY=VALUE", help="Values of keys: preference.beta=0.3.", show_default=False),
     ] = None,
     configfile: ConfigFiles = None,
     rehearse: Rehearse = False,
@@ -95,9 +108,7 @@ def run(
 
 @app.command()
 def data(
-    study: Annotated[
-        str | None, typer.Argument(help="File of a study, or its name in config/studies.", show_default=False)
-    ] = None,
+    study: Named = None,
     configfile: ConfigFiles = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of each training split to print.")] = 2,
     rehearse: Rehearse = False,
@@ -211,9 +222,10 @@ def grid(
 
 @app.command()
 def plan(
+    named: Named = None,
     configfile: ConfigFiles = None,
     study: Annotated[
-        str | None, typer.Option(help="Name of a study in config/studies, instead of --configfile.")
+        str | None, typer.Option(help="File of a study, or its name in config/studies; as the argument.")
     ] = None,
     gpu: Annotated[str | None, typer.Option(help="H100 (default), H200, B200, A100, L40S or L4.")] = None,
     gpus: Annotated[
@@ -238,19 +250,24 @@ def plan(
     given: Given = None,
 ) -> None:
     """Print an estimate of jobs, hours, memory, disk and judge calls of a study. Needs no GPU and no hub."""
-    from sams.planning.show import show as show_plan
+    from rich.console import Console
 
-    named = [] if study is None else [SOURCE / "config" / "studies" / f"{study}.yaml"]
-    show_plan(
-        _study([*named, *(configfile or [])], given=given),
-        results,
-        gpu=gpu,
-        gpus=gpus,
-        mfu=mfu,
-        pairs=pairs,
-        prompt_tokens=prompt_tokens,
-        response_tokens=response_tokens,
-    )
+    settings = _study([*_files(named), *_files(study), *(configfile or [])], given=given)
+    # On stderr, and on a terminal only.
+    with Console(stderr=True).status("Simulating a step of each stage; large models take a minute or two"):
+        from sams.planning.show import plan_study, print_plan
+
+        planned = plan_study(
+            settings,
+            results,
+            gpu=gpu,
+            gpus=gpus,
+            mfu=mfu,
+            pairs=pairs,
+            prompt_tokens=prompt_tokens,
+            response_tokens=response_tokens,
+        )
+    print_plan(*planned)
 
 
 @app.command()

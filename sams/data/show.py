@@ -13,6 +13,7 @@ from sams.data import findings, prepare, tokenise
 from sams.data.templates import stop_ids
 from sams.data.tokens import lengths_of, read_columns
 from sams.runtime.files import read_json
+from sams.runtime.terminal import Readable, print_list, print_table
 from sams.study.recipes import recipe_json, recipe_of
 from sams.study.study import Study
 
@@ -24,12 +25,12 @@ QUANTILES = (0.1, 0.5, 0.9, 1.0)
 COUNTS = {
     "read": "read",
     "dropped_repeats": "repeats",
-    "dropped_shared_prompts": "in\ntest",
+    "dropped_shared_prompts": "in test",
     "broken_rows": "broken",
-    "contradictions": "opposite\nlabel",
-    "empty": "empty,\nequal",
-    "prompt_cut": "prompts\ncut",
-    "response_cut": "answers\ncut",
+    "contradictions": "opposite label",
+    "empty": "empty, equal",
+    "prompt_cut": "prompts cut",
+    "response_cut": "answers cut",
     "kept": "kept",
 }
 RARE = ("dropped_shared_prompts", "broken_rows", "empty")
@@ -78,30 +79,20 @@ def print_data(console: "Console", study: Study, data: Path, tokens: Path, rows:
     own = study.model.chat_template or (study.model.path and f"that of {study.model.path}") or "the plain one"
     stops = tokenizer.convert_ids_to_tokens(stop_ids(tokenizer, study.model.template_date))
     console.print(f"  chat template: {own}; an answer ends with {' or '.join(stops)}", markup=False)
-    _print_counts(console, splits, records, encoded)
-    _print_lengths(console, study, columns)
+    console.print()
+    print_table("", _counts(splits, records, encoded))
+    console.print()
+    print_table("", _lengths(study, columns))
+    console.print()
     leak = findings.of_leak(records["leak"]) or ["No prompt of the training pairs is among the test pairs."]
-    for sentence in [*leak, *findings.of_records(records), *findings.of_tokens(encoded)]:
-        console.print(f"- {sentence}", markup=False)
+    print_list([*leak, *findings.of_records(records), *findings.of_tokens(encoded)])
     for split in ("sft", "train"):
         for index, record in enumerate(_first(data / f"{split}.parquet", columns[split]["id"][:rows])):
             _print_row(console, split, index, record, columns[split], tokenizer)
 
 
-def _table(*columns: str) -> Any:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", vertical="top", overflow="fold")
-    return table
-
-
-def _print_counts(
-    console: "Console", splits: Sequence[str], records: Mapping[str, Any], encoded: Mapping[str, Any]
-) -> None:
-    """Print the numbers of rows that are read, left out for each reason, cut and kept."""
+def _counts(splits: Sequence[str], records: Mapping[str, Any], encoded: Mapping[str, Any]) -> Readable:
+    """Return the table of the numbers of rows that are read, left out for each reason, cut and kept."""
     counts = {
         split: {"empty": encoded[split]["dropped_empty"] + encoded[split]["dropped_equal"]}
         | encoded[split]
@@ -109,15 +100,16 @@ def _print_counts(
         for split in splits
     }
     shown = [key for key in COUNTS if key not in RARE or any(own.get(key) for own in counts.values())]
-    table = _table("rows", *(COUNTS[key] for key in shown))
-    for split, own in counts.items():
-        table.add_row(split, *(f"{own[key]:,}" if own.get(key) else "–" for key in shown))
-    console.print(table)
+    rows: list[list[tuple[str, ...]]] = [
+        [(split,), *((f"{own[key]:,}".replace(",", " ") if own.get(key) else "–",) for key in shown)]
+        for split, own in counts.items()
+    ]
+    return Readable(["rows", *(COUNTS[key] for key in shown)], rows)
 
 
-def _print_lengths(console: "Console", study: Study, columns: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print quantiles of the lengths in tokens, after cutting."""
-    table = _table("tokens", *(f"{share:.0%}" if share < 1 else "most" for share in QUANTILES), "limit")
+def _lengths(study: Study, columns: Mapping[str, Mapping[str, Any]]) -> Readable:
+    """Return the table of quantiles of the lengths in tokens, after cutting."""
+    rows: list[list[tuple[str, ...]]] = []
     limits = {"prompt": study.data.max_prompt_length}
     for split in ("sft", "train"):
         for column, values in columns[split].items():
@@ -125,8 +117,10 @@ def _print_lengths(console: "Console", study: Study, columns: Mapping[str, Mappi
             if column.endswith("_ids") and name in STYLES:
                 lengths = np.quantile(lengths_of(values), QUANTILES, method="higher")
                 limit = str(limits[name]) if name in limits else f"{study.data.max_length} with prompt"
-                table.add_row(f"{split}, {name}", *(f"{length:.0f}" for length in lengths), limit)
-    console.print(table)
+                texts = [f"{split}, {name}", *(f"{length:.0f}" for length in lengths), limit]
+                rows.append([(text,) for text in texts])
+    heads = [f"{share:.0%}" if share < 1 else "longest" for share in QUANTILES]
+    return Readable(["tokens", *heads, "limit"], rows)
 
 
 def _first(file: Path, ids: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Print a plan."""
+"""Plan a study and print it, for `sams plan`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from sams.planning.data import facts_of
 from sams.planning.parts import Plan
 from sams.planning.plan import GIB, Planner, on_cpus, world_of
 from sams.runtime.gpus import gpu_named
-from sams.tables.render import MISSING, Readable, number, terminal
+from sams.runtime.terminal import Readable, print_list, print_table
+from sams.tables.render import MISSING, number
 
 if TYPE_CHECKING:
     from sams.study.study import Study
 
 DEFAULT_GPU = "H100"
-WIDTH = 38
 
 
-def show(
+def plan_study(
     study: Study,
     results: Path,
     *,
@@ -28,8 +28,8 @@ def show(
     pairs: int | None,
     prompt_tokens: float | None,
     response_tokens: float | None,
-) -> None:
-    """Plan a study and print it.
+) -> tuple[Plan, str]:
+    """Return the plan of a study and its title.
 
     Raises:
         UserError: the model, the number of pairs or the GPU is not known.
@@ -47,7 +47,7 @@ def show(
         results=results,
     )
     machine = f"{planner.world} {'CPU processes' if name is None else name}, {study.launch.strategy}"
-    print_plan(planner.plan(), f"{study.study}, {study.setting}, on {machine}")
+    return planner.plan(), f"{study.study}, {study.setting}, on {machine}"
 
 
 def print_plan(plan: Plan, title: str) -> None:
@@ -65,37 +65,35 @@ def print_plan(plan: Plan, title: str) -> None:
     ]
     jobs, tokens = sum(stage.jobs for stage in plan.stages), sum(stage.tokens for stage in plan.stages)
     rows.append(("in all", str(jobs), "", number(_millions(tokens), 1), _hours(total or None)))
-    terminal(title, _readable(["jobs", "number", "rounds_of one", "M tokens", "GPU-_hours"], rows), [])
+    print_table(title, _readable(["jobs", "number", "rounds of one", "M tokens", "GPU-hours"], rows))
+    print()
 
-    rows = [
-        (
-            _short(row.stages),
-            row.passes + " each" * (row.sync_each and " x " in row.passes),
-            {"none": "no", "full": "yes"}.get(row.checkpointing, row.checkpointing),
-            _amount(row.policy / GIB),
-            _amount(row.scheduler / GIB),
-            _amount(row.taken / GIB),
-            "yes" if row.fits else "NO",
-        )
+    again: dict[str, tuple[str, ...]] = {"none": (), "full": ("recomputed",)}
+    cells: list[list[tuple[str, ...]]] = [
+        [
+            (row.stages,),
+            ("yes" if row.fits else "NO",),
+            (_amount(row.taken / GIB),),
+            (_amount(row.policy / GIB),),
+            (_amount(row.scheduler / GIB),),
+            (
+                row.passes + " each" * (row.sync_each and " x " in row.passes),
+                *again.get(row.checkpointing, ("partly recomputed",)),
+            ),
+        ]
         for row in plan.memory
     ]
-    heads = [
-        "peak memory of a process,_GiB",
-        "micro-_batches",
-        "recom-_puted",
-        "policy",
-        "sche-_duler",
-        "taken",
-        "fits",
-    ]
-    terminal("", _readable(heads, rows), [])
+    heads = ["peak memory of a process, GiB", "fits", "taken", "policy", "scheduler", "micro-batches"]
+    print_table("", Readable(heads, cells))
+    print()
 
     rows = [
         (part.what, str(part.count), _amount(part.each / 1e9), _amount(part.bytes / 1e9))
         for part in plan.disk
     ]
     rows.append(("in all", "", "", _amount(sum(part.bytes for part in plan.disk) / 1e9)))
-    terminal("", _readable(["disk, GB", "number", "each", "all"], rows), [])
+    print_table("", _readable(["disk, GB", "number", "each", "all"], rows))
+    print()
 
     if plan.judge:
         rows = [
@@ -108,38 +106,14 @@ def print_plan(plan: Plan, title: str) -> None:
             )
             for part in plan.judge
         ]
-        terminal(
-            "",
-            _readable(["judge", "calls", "M prompt_tokens", "M answer_tokens", "dollars"], rows),
-            [],
-        )
-    _print_list(plan.notes)
-    _print_list([f"Warning: {warning}" for warning in plan.warnings])
-
-
-def _print_list(lines: list[str]) -> None:
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.text import Text
-
-    console = Console()
-    for line in lines:
-        console.print(Padding(Text(f"- {line}"), (0, 0, 0, 1)))
+        heads = ["judge", "calls", "M prompt tokens", "M answer tokens", "dollars"]
+        print_table("", _readable(heads, rows))
+        print()
+    print_list([*plan.notes, *(f"Warning: {warning}" for warning in plan.warnings)])
 
 
 def _readable(columns: list[str], rows: list[tuple[str, ...]]) -> Readable:
     return Readable(columns, [[(cell,) for cell in row] for row in rows])
-
-
-def _short(stages: str) -> str:
-    """Shorten a list of stages to the width of its column."""
-    names, kept = stages.split(", "), ""
-    for index, name in enumerate(names):
-        longer = f"{kept}, {name}" if kept else name
-        if index and len(longer) > WIDTH - 4:
-            return f"{kept}, +{len(names) - index}"
-        kept = longer
-    return kept
 
 
 def _millions(count: float) -> float | None:

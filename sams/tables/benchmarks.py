@@ -27,6 +27,7 @@ class Score(NamedTuple):
         se_key: key of its standard error over items.
         decimals: decimals shown, as many as the standard error justifies.
         label: name of the score in the paper's tables.
+        unit: its unit, for headings.
     """
 
     column: str
@@ -35,6 +36,7 @@ class Score(NamedTuple):
     se_key: str
     decimals: int
     label: str
+    unit: str = ""
 
 
 class Benchmark(NamedTuple):
@@ -94,7 +96,7 @@ def mt_bench_items(path: Path) -> ByColumn:
 
 REWARDS = [
     Score("reward", "reward_model", "reward", "reward_se", 3, "reward"),
-    Score("reward_win_rate", "reward_model", "win_rate", "win_rate_se", 1, "reward win rate"),
+    Score("reward_win_rate", "reward_model", "win_rate", "win_rate_se", 1, "reward win rate", "%"),
 ]
 
 
@@ -163,12 +165,13 @@ SCORES = [
         "lc_standard_error",
         1,
         "LC win rate",
+        "%",
     ),
-    Score("win_rate", "alpaca_eval", "win_rate", "standard_error", 1, "win rate"),
-    Score("mt_bench", "mt_bench", "average", "average_standard_error", 2, "MT-Bench"),
-    Score("test_accuracy", "train", "test_accuracy", "test_accuracy_se_items", 1, "test accuracy"),
+    Score("win_rate", "alpaca_eval", "win_rate", "standard_error", 1, "win rate", "%"),
+    Score("mt_bench", "mt_bench", "average", "average_standard_error", 2, "MT-Bench", "1–10"),
+    Score("test_accuracy", "train", "test_accuracy", "test_accuracy_se_items", 1, "test accuracy", "%"),
     Score("chosen_reward", "train", "chosen_reward", "chosen_reward_se_items", 3, "chosen reward"),
-    Score("chosen_logp", "train", "chosen_logp", "chosen_logp_se_items", 1, "chosen log-prob"),
+    Score("chosen_logp", "train", "chosen_logp", "chosen_logp_se_items", 1, "chosen log-prob", "nats"),
 ]
 # Metrics files; `train` is the training job's.
 METRICS = {"train": "train_metrics.json"} | {name: f"{name}/metrics.json" for name in BENCHMARKS}
@@ -178,7 +181,7 @@ def score_named(column: str) -> Score:
     """Return the score of a column of the main table."""
     if column.startswith(LM_EVAL):
         task = column.removeprefix(LM_EVAL)
-        return Score(column, "lm_eval", task, f"{task}_se", 1, task)
+        return Score(column, "lm_eval", task, f"{task}_se", 1, task, "%")
     return {score.column: score for score in (*SCORES, *REWARDS)}[column]
 
 

@@ -46,6 +46,12 @@ def paper_title(study: Study) -> str:
     return f"{_named(study)}: compared with the paper's {_reported(study).title}"
 
 
+def first_notes(study: Study, cells: Cells) -> list[str]:
+    """Return what one needs to read the main table: errors, judge, missing files."""
+    judge = [judge_note(study, _shown(study, cells))] if scored(study) else []
+    return [*rehearsal_note(study), errors_note(study.seeds), *judge, *missing_notes(study, cells)]
+
+
 def main_notes(study: Study, cells: Cells) -> list[str]:
     """Return the notes of the main table."""
     shown = _shown(study, cells)
@@ -58,13 +64,13 @@ def main_notes(study: Study, cells: Cells) -> list[str]:
     for name in scored(study):
         notes += BENCHMARK_NOTES[name](study, shown)
     notes.append(
-        "Preferences, on the test pairs: test_accuracy is the percentage of pairs with a larger reward for the "
-        "chosen response, a tie counting one half; chosen_reward is the mean implicit reward of the chosen "
-        "responses, beta times the log-ratio to the reference; chosen_logp is their mean log-prob in nats, "
+        "Preferences, on the test pairs: test accuracy is the percentage of pairs with a larger reward for the "
+        "chosen response, a tie counting one half; chosen reward is the mean implicit reward of the chosen "
+        "responses, beta times the log-ratio to the reference; chosen log-prob is their mean log-prob in nats, "
         "summed over tokens. sft, which is the reference, has none."
     )
     notes.append(
-        "Cost: train_seconds and peak_memory_mb (of the process with the highest peak) are those of the method's "
+        "Cost: training time and peak memory (of the process with the highest peak) are those of the method's "
         "own training job; SFT, reference log-probs and scheduler pretraining are not included."
     )
     return notes + missing_notes(study, cells)
@@ -207,7 +213,7 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
     for method, score, ids in zip(table["method"], table["score"], table["run_ids"], strict=True):
         if ids:
             short = " ".join(run[: run.index(":") + 9] for run in ids.split())
-            runs.setdefault(f"{method} {short}", []).append(render.LABELS[score])
+            runs.setdefault(f"{method} {short}", []).append(render.label_of(score))
     if runs:
         listed = "; ".join(f"{run} ({', '.join(scores)})" for run, scores in runs.items())
         notes.append(f"MLflow runs, in full in the CSV file: {listed}.")
@@ -254,7 +260,7 @@ def comparison_notes(study: Study, resamples: int) -> list[str]:
         *rehearsal_note(study),
         (
             "difference is the method's score minus the base's, in the units of the main table, with its "
-            "95 % interval (ci_low to ci_high); excludes 0 is yes if the interval does not contain 0."
+            "95 % interval; * marks intervals that exclude 0."
         ),
         (
             "paired: percentile bootstrap over the same instructions or questions, each item's score being its "
@@ -275,6 +281,14 @@ def comparison_notes(study: Study, resamples: int) -> list[str]:
     if judged(study):
         notes.append(judge_note(study, {}))
     return notes
+
+
+def first_comparison_notes() -> list[str]:
+    """Return what one needs to read the comparisons."""
+    return [
+        "Of the 95 % intervals, * marks those that exclude 0. paired: over the same items; unpaired: usually wider. "
+        "These cover the sampling of items, not the variation of training runs. None are corrected for their number."
+    ]
 
 
 def repeats_note(seeds: int) -> str:

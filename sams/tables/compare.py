@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, whole_file
 from sams.runtime.mappings import flatten, numbers
+from sams.runtime.terminal import Readable, print_table
 from sams.tables import comparisons, render
 from sams.tables.benchmarks import score_named
 from sams.tables.captions import repeats_note
 from sams.tables.comparisons import RESAMPLES, Side
 from sams.tables.figures import learning_curves
 from sams.tables.panels import save_as
+from sams.tables.render import number
 from sams.tables.results import Cell, read_log, read_run
 from sams.tracking.log import run_id
 
@@ -32,8 +34,8 @@ ABSENT = "–"
 class Compared(NamedTuple):
     """A comparison: settings and figures with a column for each run, and differences from the first run."""
 
-    settings: render.Readable
-    figures: render.Readable
+    settings: Readable
+    figures: Readable
     differences: "pd.DataFrame"
     notes: list[str]
 
@@ -77,9 +79,9 @@ def compare(runs: Sequence[Side]) -> Compared:
     notes = list(dict.fromkeys(notes))
     if len(table):
         notes.append(
-            "difference is from the first run. Intervals are 95 %: paired, bootstrap over the same items, "
-            f"{RESAMPLES} resamples; unpaired, from both standard errors over items. They cover the sampling of "
-            "items, not the variation of training runs."
+            "difference is from the first run, with its 95 % interval; * marks intervals that exclude 0. paired: "
+            f"bootstrap over the same items, {RESAMPLES} resamples; unpaired: from both standard errors over items. "
+            "They cover the sampling of items, not the variation of training runs."
         )
     repeated = table.loc[table["interval"] == "over seeds", "n_seeds"]
     notes += [repeats_note(int(count)) for count in sorted(set(repeated))]
@@ -89,12 +91,14 @@ def compare(runs: Sequence[Side]) -> Compared:
 def show(compared: Compared) -> None:
     """Print a comparison."""
     if compared.settings.rows:
-        render.terminal("Settings that differ", compared.settings, [])
+        print_table("Settings that differ", compared.settings)
     else:
         print("No setting differs.")
-    render.terminal("Figures", compared.figures, [])
+    print()
+    print_table("Figures", compared.figures)
+    print()
     if len(compared.differences):
-        render.terminal("Differences", render.readable_comparisons(compared.differences), compared.notes)
+        print_table("Differences", render.readable_comparisons(compared.differences), compared.notes)
     else:
         print("\n".join(["No scores in common.", *compared.notes]))
 
@@ -190,7 +194,7 @@ def _renumbered(side: Side) -> Side:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _settings(runs: Sequence[Side]) -> render.Readable:
+def _settings(runs: Sequence[Side]) -> Readable:
     """Return the table of settings, code, upstream, libraries and commit in which runs differ."""
     described = [_described(side) for side in runs]
     keys = sorted({key for settings in described for key in settings})
@@ -199,7 +203,7 @@ def _settings(runs: Sequence[Side]) -> render.Readable:
         for key in keys
         if len({settings.get(key) for settings in described}) > 1
     ]
-    return render.Readable(["setting", *(side.name for side in runs)], rows)
+    return Readable(["setting", *(side.name for side in runs)], rows)
 
 
 def _described(side: Side) -> dict[str, str]:
@@ -227,7 +231,7 @@ def _described(side: Side) -> dict[str, str]:
     return described
 
 
-def _figures(runs: Sequence[Side]) -> render.Readable:
+def _figures(runs: Sequence[Side]) -> Readable:
     """Return the table of all figures; of several seeds the mean over the seeds that have the figure."""
     columns = []
     for side in runs:
@@ -237,12 +241,17 @@ def _figures(runs: Sequence[Side]) -> render.Readable:
                 {k: v for k, v in metrics.items() if k not in ("recipe", "judge_calls")}
             ).items():
                 values.setdefault(f"{cell.benchmark}/{key}", []).append(value)
-        columns.append({key: f"{sum(seeds) / len(seeds):.4g}" for key, seeds in values.items()})
+        columns.append({key: _figure(sum(seeds) / len(seeds)) for key, seeds in values.items()})
     keys = sorted({key for column in columns for key in column})
     rows: list[list[tuple[str, ...]]] = [
         [(key,), *((column.get(key, ABSENT),) for column in columns)] for key in keys
     ]
-    return render.Readable(["figure", *(side.name for side in runs)], rows)
+    return Readable(["figure", *(side.name for side in runs)], rows)
+
+
+def _figure(value: float) -> str:
+    """Return a figure with four significant digits, and without an exponent from 1,000 on."""
+    return number(value, 0) if abs(value) >= 1000 else f"{value:.4g}".replace("-", "−", 1)
 
 
 def _not_comparable(side: Side, base: Side, column: str) -> str:

@@ -1,35 +1,38 @@
 """Figures of a study: learning curves, selection, difficulty, cost; and those of `noise`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sams.study.study import BASE_METHOD, Study
 from sams.tables.noise import label_noise, noise
 from sams.tables.panels import (
-    NOT_LOGGED,
+    COLOURS,
     Logs,
+    Marked,
+    Plot,
     draw,
+    empty,
     evaluations,
     finish,
     label_pairs_seen,
     panels,
     smoothed,
-    write_across,
 )
 from sams.tables.results import Cell, Cells, read_cells, read_log
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MOST_DIFFICULTIES = 12  # plots of `difficulty` that fit on a page
 
 
 class Curve(NamedTuple):
-    """A plot of a metric: its heading, and the metric's names, of which the first logged one is drawn."""
+    """A plot of a metric, and the metric's names, of which the first logged one is drawn."""
 
-    heading: str
+    plot: Plot
     names: tuple[str, ...]
 
     @property
@@ -40,24 +43,49 @@ class Curve(NamedTuple):
 
 # A method that trains on a part of each batch logs the complete batch under `all/`, if it scores it.
 CURVES = [
-    Curve("Loss", ("all/loss", "loss/all", "loss")),
-    Curve("Reward margin (chosen − rejected)", ("all/rewards/margins", "rewards/margins")),
-    Curve("Reward accuracy (share of pairs)", ("all/rewards/accuracies", "rewards/accuracies")),
-    Curve("Log-prob of chosen responses (nats)", ("all/logps/chosen", "logps/chosen")),
+    Curve(Plot("Loss", "loss"), ("all/loss", "loss/all", "loss")),
+    Curve(
+        Plot("Reward margin, chosen − rejected", "reward (β × nats)"),
+        ("all/rewards/margins", "rewards/margins"),
+    ),
+    Curve(
+        Plot("Reward accuracy", "share of pairs ranked as labelled"),
+        ("all/rewards/accuracies", "rewards/accuracies"),
+    ),
+    Curve(
+        Plot("Log-prob of the chosen responses", "nats, summed over tokens"),
+        ("all/logps/chosen", "logps/chosen"),
+    ),
 ]
+
+
+def figures_of(study: Study) -> list[str]:
+    """Return the names of the figures for which a study logs something."""
+    own = [study.preference_of(method) for method in study.preference_methods]
+    world = study.data.world
+    flipped = (world is not None and world.flipped_share > 0) or any(one.flipped_share for one in own)
+    drawn = {
+        "learning_curves": bool(own),
+        "selection": any(one.selector != "all" for one in own),
+        "difficulty": any(one.followed_pairs for one in own),
+        "noise": bool(own) and flipped,
+        "cost": bool(study.trained_methods),
+    }
+    return [name for name, something in drawn.items() if something]
 
 
 def study_figures(study: Study, setting: Path) -> "dict[str, Figure]":
     """Return the figures of a study by name, from the metric logs and metrics files in the folder of its setting."""
     logs = read_logs(setting, study.methods, study.seeds)
     cells = {cell: values for cell, values in read_cells(setting).items() if cell.seed in study.seeds}
-    figures = {
-        "learning_curves": learning_curves(logs),
-        "selection": selection(logs),
-        "difficulty": difficulty(logs),
-        "noise": noise(logs, cells, label_noise(setting, study.preference_methods, study.seeds)),
-        "cost": cost(cells, study.methods, study.seeds),
+    draw_figure: dict[str, Callable[[], Figure]] = {
+        "learning_curves": lambda: learning_curves(logs),
+        "selection": lambda: selection(logs),
+        "difficulty": lambda: difficulty(logs),
+        "noise": lambda: noise(logs, cells, label_noise(setting, study.preference_methods, study.seeds)),
+        "cost": lambda: cost(cells, study.methods, study.seeds),
     }
+    figures = {name: draw_figure[name]() for name in figures_of(study)}
     if study.rehearse:
         for figure in figures.values():
             figure.suptitle("REHEARSAL: tiny model, synthetic data", color="#D55E00")
@@ -81,15 +109,35 @@ def learning_curves(logs: Logs) -> "Figure":
     Lines show training batches, smoothed over a twentieth of the run; markers show the test pairs. With several
     seeds both are means over seeds, and a band covers all seeds.
     """
-    figure, axes = panels([curve.heading for curve in CURVES])
-    for curve, axis in zip(CURVES, axes, strict=True):
+    plots: dict[Plot, list[Series]] = {}
+    for curve in CURVES:
         for index, (method, frames) in enumerate(logs.items()):
             columns = [next((name for name in curve.names if name in frame), None) for frame in frames]
             logged = [smoothed(frame, name) for frame, name in zip(frames, columns, strict=True) if name]
-            draw(axis, index, method, logged)
-            draw(axis, index, method, evaluations(frames, curve.evaluated), marked="only")
-    finish(figure, axes, "Lines: training batches, smoothed. Markers: test pairs.")
-    return figure
+            tested = evaluations(frames, curve.evaluated)
+            series = plots.setdefault(curve.plot, [])
+            series += [(index, method, logged, "no")] * bool(logged)
+            series += [(index, method, tested, "only")] * bool(tested)
+    return _drawn(plots, "Lines: training batches, smoothed. Markers: test pairs.", "Learning curves")[0]
+
+
+Series = tuple[int, str, "list[pd.Series[float]]", Marked]
+"""Index of a method, its name, its values for each seed, and how they are marked."""
+
+
+def _drawn(
+    plots: Mapping[Plot, Sequence[Series]], explained: str, name: str, height: float = 3.4
+) -> "tuple[Figure, dict[Plot, Axes]]":
+    """Draw the plots that have any series, by pairs seen; return the figure and its plots."""
+    full = {plot: series for plot, series in plots.items() if series}
+    if not full:
+        return empty(name), {}
+    figure, axes = panels(list(full), height)
+    for axis, series in zip(axes, full.values(), strict=True):
+        for index, method, seeds, marked in series:
+            draw(axis, index, method, seeds, marked=marked)
+    finish(figure, axes, explained)
+    return figure, dict(zip(full, axes, strict=True))
 
 
 def selection(logs: Logs) -> "Figure":
@@ -99,38 +147,37 @@ def selection(logs: Logs) -> "Figure":
     logged if the data marks flipped labels, margins if the selector scores the whole batch. The scheduler's scores
     are compared with the rewards observed one round later, by rank correlation and by absolute error.
     """
-    headings = [
-        "Flipped labels among the chosen pairs (share)",
-        "Share kept of the flipped pairs − of all pairs",
-        "Margin of the chosen pairs − of the batch",
-        "Length of the chosen pairs − of the batch (tokens)",
-        "Scheduler: rank correlation with later rewards",
-        "Scheduler: mean absolute error of the estimate",
-    ]
-    figure, axes = panels(headings, height=3.0)
-    for index, (method, frames) in enumerate(logs.items()):
-        rounds = [_chosen(frame) for frame in frames]
-        for axis, name in zip(axes, CHOSEN, strict=True):
+    plots: dict[Plot, list[Series]] = {}
+    for plot, name in CHOSEN.items():
+        for index, (method, frames) in enumerate(logs.items()):
+            rounds = [_chosen(frame) for frame in frames]
             logged = [smoothed(frame, name) for frame in rounds if name in frame]
-            draw(axis, index, method, logged, marked="some")
+            plots.setdefault(plot, []).extend([(index, method, logged, "some")] * bool(logged))
+    figure, axes = _drawn(plots, "Smoothed over rounds.", "Selection", 3.0)
     shares = [
         frame["all/flipped_share"].mean()
         for frames in logs.values()
         for frame in frames
         if "all/flipped_share" in frame
     ]
-    if shares:
-        share = sum(shares) / len(shares)
-        axes[0].axhline(share, color="#666666", linewidth=1)
-        axes[0].text(1.01, share, "all pairs", transform=axes[0].get_yaxis_transform(), va="center")
-    for axis in axes[1:5]:
-        axis.axhline(0, color="#666666", linewidth=1)
-    finish(figure, axes, "Smoothed over rounds.")
+    for plot, axis in axes.items():
+        if CHOSEN[plot] == "flips":
+            share = sum(shares) / len(shares)
+            axis.axhline(share, color="#666666", linewidth=1)
+        elif CHOSEN[plot] != "scheduler/estimate_error":
+            axis.axhline(0, color="#666666", linewidth=1)
     return figure
 
 
-# Metrics of `selection`, in the order of its plots.
-CHOSEN = ["flips", "kept", "margin", "length", "scheduler/rank_correlation", "scheduler/estimate_error"]
+# Plots of `selection`, and the metrics that they show.
+CHOSEN = {
+    Plot("Flipped labels among the chosen pairs (grey: all)", "share of pairs"): "flips",
+    Plot("Flipped pairs kept − all pairs kept", "difference of shares"): "kept",
+    Plot("Margin of the chosen pairs − of the batch", "reward (β × nats)"): "margin",
+    Plot("Length of the chosen pairs − of the batch", "tokens"): "length",
+    Plot("Scheduler: do its scores rank later rewards?", "rank correlation"): "scheduler/rank_correlation",
+    Plot("Scheduler: error of its estimates", "mean absolute error (reward)"): "scheduler/estimate_error",
+}
 
 
 def _chosen(frame: "pd.DataFrame") -> "pd.DataFrame":
@@ -161,25 +208,23 @@ def difficulty(logs: Logs) -> "Figure":
         columns = [name for name in frames[0] if str(name).startswith("followed/")]
         if columns and len(followed) < MOST_DIFFICULTIES:
             followed[method] = frames[0].set_index("pairs_seen")[columns].dropna()
-    figure, axes = panels(list(followed) or ["Loss of followed pairs"], height=2.8)
+    if not followed:
+        return empty("Loss of followed pairs")
+    figure, axes = panels([Plot(method, "loss") for method in followed], height=2.8)
     for (method, losses), axis in zip(followed.items(), axes, strict=False):
         order = losses.iloc[0].argsort().argsort()
         correlation = losses.iloc[0].corr(losses.iloc[-1], method="spearman")
         axis.set_title(
-            f"{method}: first and last rank-correlate by {correlation:.2f}", fontsize=11, loc="left"
+            f"{method}: rank correlation of first and last {correlation:.2f}", fontsize=11, loc="left"
         )
         for index, name in enumerate(losses):
             depth = order.iloc[index] / max(1, len(order) - 1)
             axis.plot(losses.index, losses[name], color=_shade(depth), linewidth=1.2, label="_")
-        axis.set_ylabel("loss")
     explained = "Loss of each of the same pairs; dark: easy at first, light: hard at first."
     if len(followed) == MOST_DIFFICULTIES < len(logs):
         explained += f" The first {MOST_DIFFICULTIES} methods."
     label_pairs_seen(axes)
-    if followed:
-        figure.supxlabel(explained, fontsize=10)
-    else:
-        write_across(axes[0], NOT_LOGGED)
+    figure.supxlabel(explained, fontsize=10)
     return figure
 
 
@@ -195,7 +240,9 @@ def cost(cells: Cells, methods: Sequence[str], seeds: Sequence[int]) -> "Figure"
 
     The hatched part of a bar is preparation: scheduler pretraining, cross-fitted models.
     """
-    figure, axes = panels(["Training time (s)", "Peak memory (MB)"], height=max(3.4, 0.32 * len(methods)))
+    plots = [Plot("Training time (s)"), Plot("Peak memory (MB)")]
+    figure, axes = panels(plots, height=max(1.8, 0.6 + 0.32 * len(methods)))
+    trained = [method for method in methods if method != BASE_METHOD]
     for axis, key in zip(axes, ("train_seconds", "peak_memory_mb"), strict=True):
         for row, method in enumerate(methods):
             runs = [cells.get(Cell(method, seed, "train"), {}) for seed in seeds]
@@ -205,7 +252,8 @@ def cost(cells: Cells, methods: Sequence[str], seeds: Sequence[int]) -> "Figure"
             values = [figures[key] for figures in runs]
             mean = sum(values) / len(values)
             style: dict[str, Any] = {"edgecolor": "#000000", "linewidth": 0.8, "height": 0.6}
-            axis.barh(row, mean, color="#BBBBBB", **style)
+            colour = "#BBBBBB" if method == BASE_METHOD else COLOURS[trained.index(method) % len(COLOURS)]
+            axis.barh(row, mean, color=colour, **style)
             label = f"{mean:,.0f}"
             prepared = sum(figures.get("preparation_seconds", 0.0) for figures in runs) / len(runs)
             if key == "train_seconds" and prepared:
@@ -213,18 +261,19 @@ def cost(cells: Cells, methods: Sequence[str], seeds: Sequence[int]) -> "Figure"
                 label += f" + {prepared:,.0f} prepared"
             axis.annotate(
                 label,
-                (0, row),
+                (mean + prepared, row),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
-                bbox={"facecolor": "#FFFFFF", "edgecolor": "none", "alpha": 0.75, "pad": 1.0},
             )
             if len(values) > 1:
-                axis.plot(values, [row] * len(values), "o", color="#000000", markersize=3)
+                axis.plot(
+                    values, [row] * len(values), "o", color="#000000", markerfacecolor="white", markersize=4
+                )
         axis.set_yticks(range(len(methods)), methods)
         axis.set_ylim(len(methods) - 0.5, -0.5)
         axis.locator_params(axis="x", nbins=5)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axis.grid(visible=False, axis="y")
-        axis.set_xlim(left=0)
+        axis.set_xlim(0, 1.35 * axis.get_xlim()[1])  # room for the labels
     return figure

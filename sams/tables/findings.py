@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from sams.runtime.terminal import Readable, print_table
+
 SHOWN = 3  # problems named in one finding
 
 
@@ -22,18 +24,10 @@ def summary(problems: list[str], good: str) -> str:
 
 def print_findings(findings: list[Finding]) -> None:
     """Print the checks, and the number of those that fail."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table("", "check", "where", "result", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for finding in findings:
-        mark = "ok" if finding.holds else "FAILED"
-        shown.add_row(
-            mark, *(Text(text, overflow="fold") for text in (finding.check, finding.where, finding.text))
-        )
-    console = Console()
-    console.print(shown)
+    rows: list[list[tuple[str, ...]]] = [
+        [("ok" if finding.holds else "FAILED",), (finding.check,), (finding.where,), (finding.text,)]
+        for finding in findings
+    ]
+    print_table("", Readable(["", "check", "where", "result"], rows))
     broken = sum(not finding.holds for finding in findings)
-    console.print(f"{len(findings)} checks: {f'{broken} failed' if broken else 'all passed'}")
+    print(f"{len(findings)} checks: {f'{broken} failed' if broken else 'all passed'}")

@@ -11,12 +11,13 @@ from sams.tables.panels import (
     LINES,
     MARKERS,
     Logs,
+    Plot,
     draw,
+    empty,
     evaluations,
     label_pairs_seen,
     legend,
     panels,
-    write_across,
 )
 from sams.tables.results import Cells, reports_of
 
@@ -56,12 +57,12 @@ def noise(logs: Logs, cells: Cells, noise_of: Mapping[str, Noise]) -> "Figure":
     ):
         families.setdefault(noise_of[method].family, []).append(method)
     several = any(len({noise_of[method].share for method in members}) > 1 for members in families.values())
-    by_share = ["Final test accuracy (%)"] if several else []
-    by_seen = [f"Test accuracy (%), {share:.0%} of the training labels flipped" for share in shares]
-    figure, axes = panels([*by_share, *by_seen, "Final test accuracy (%)"], height=3.8)
+    by_share = ["Final accuracy by the noise of the labels"] if several else []
+    by_seen = [f"Accuracy while training on {share:.0%} flipped labels" for share in shares]
+    headings = [*by_share, *by_seen, "Final accuracy by the noise trained on"]
     if not shares:
-        write_across(axes[0], "no labels of this study's data are known to be flipped")
-        return figure
+        return empty("Accuracy under noise")
+    figure, axes = panels([Plot(heading, "test accuracy (%)") for heading in headings], height=3.8)
     index = {method: number for number, method in enumerate(logs)}
     for first, *others in families.values():  # style and name are those of the method with the least noise
         members = [first, *others]

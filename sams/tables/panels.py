@@ -5,7 +5,7 @@ Methods differ in colour (Okabe and Ito's palette), line style and marker, so th
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sams.runtime.files import whole_file
 
@@ -19,10 +19,11 @@ COLOURS = ["#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#5
 LINES: list[str | tuple[int, tuple[int, ...]]] = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "*"]
 SEEN = "Preference pairs seen"
-NOT_LOGGED = "not logged in this study"
+NOT_LOGGED = "nothing of this is logged"
 
 Logs = Mapping[str, Sequence["pd.DataFrame"]]
 """Metric logs by method, one for each seed."""
+Marked = Literal["no", "only", "some"]
 
 
 def save(figure: "Figure", stem: Path) -> None:
@@ -40,22 +41,42 @@ def save_as(figure: "Figure", path: Path) -> None:
         figure.savefig(part, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
-def panels(headings: Sequence[str], height: float = 3.4) -> "tuple[Figure, list[Axes]]":
-    """A figure with a plot for each heading, two to a row, each `height` inches high."""
+class Plot(NamedTuple):
+    """Heading of a plot, and the label of its y axis with the unit."""
+
+    heading: str
+    label: str = ""
+
+
+def panels(plots: Sequence[Plot], height: float = 3.4) -> "tuple[Figure, list[Axes]]":
+    """A figure with some plots, two to a row, each `height` inches high; one plot has a row of its own."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    rows = max(1, (len(headings) + 1) // 2)
-    figure = Figure(figsize=(10, height * rows + 0.8), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
-    axes = list(figure.subplots(rows, 2).flat)
-    for spare in axes[len(headings) :]:
-        spare.set_visible(False)
-    for heading, axis in zip(headings, axes, strict=False):
-        axis.set_title(heading, fontsize=11, loc="left")
+    columns = min(2, len(plots))
+    rows = -(-len(plots) // columns)
+    figure = Figure(
+        figsize=(10 if columns == 2 else 7, height * rows + 0.8),
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12),
+    )
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in axes[len(plots) :]:
+        spare.remove()
+    for plot, axis in zip(plots, axes, strict=False):
+        axis.set_title(plot.heading, fontsize=11, loc="left")
+        axis.set_ylabel(plot.label)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="both", color="#E5E5E5", linewidth=0.6)
         axis.set_axisbelow(True)
-    return figure, axes[: len(headings)]
+    return figure, axes[: len(plots)]
+
+
+def empty(heading: str) -> "Figure":
+    """Return a figure that says that nothing was logged."""
+    figure, [axis] = panels([Plot(heading)])
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, NOT_LOGGED, transform=axis.transAxes, ha="center")
+    return figure
 
 
 def smoothed(frame: "pd.DataFrame", name: str) -> "pd.Series[float]":
@@ -75,7 +96,7 @@ def draw(
     method: str,
     seeds: "Sequence[pd.Series[float]]",
     *,
-    marked: Literal["no", "only", "some"] = "no",
+    marked: Marked = "no",
 ) -> None:
     """Draw one method's mean over seeds, with a band from the lowest to the highest seed.
 
@@ -116,11 +137,6 @@ def label_pairs_seen(axes: "Sequence[Axes]") -> None:
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-def write_across(axis: "Axes", text: str) -> None:
-    """Write a text into the middle of an empty plot."""
-    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center")
-
-
 def finish(figure: "Figure", axes: "Sequence[Axes]", explained: str) -> None:
     """Label the x axes of plots by pairs seen, and add the legend."""
     label_pairs_seen(axes)
@@ -128,12 +144,10 @@ def finish(figure: "Figure", axes: "Sequence[Axes]", explained: str) -> None:
 
 
 def legend(figure: "Figure", axes: "Sequence[Axes]", explained: str) -> None:
-    """Add one legend for all plots below them; mark plots without data as not logged."""
+    """Add one legend for all plots below them."""
     styles: dict[str, list[Any]] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
-        if not labels:
-            write_across(axis, NOT_LOGGED)
         for handle, label in zip(handles, labels, strict=True):
             styles.setdefault(label, []).append(handle)
     if styles:

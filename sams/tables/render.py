@@ -1,30 +1,22 @@
-"""Tables as files and in the terminal: CSV with all figures in full; Markdown, LaTeX and HTML for reading."""
+"""Tables as files: CSV with all figures in full; Markdown, LaTeX and HTML for reading."""
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from sams.runtime.files import whole_file
+from sams.runtime.terminal import Readable
 from sams.study.study import BASE_METHOD
-from sams.tables.benchmarks import SCORES, score_named
+from sams.tables.benchmarks import score_named
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "–"
 
-LABELS = {score.column: score.label for score in SCORES} | {"hours": "hours"}
-
-# Names that are too long for a terminal of 80 characters.
-SHORT = {
-    "length_controlled_winrate": "LC win\nrate",
-    "test_accuracy": "test\nacc.",
-    "train_seconds": "train\ns",
-    "peak_memory_mb": "peak\nMB",
-    "difference": "diff.",
-    "excludes 0": "excl.\n0",
-}
+# Headings of other columns of the main table, with units.
+HEADINGS = {"n_seeds": "seeds", "train_seconds": "training time (s)", "peak_memory_mb": "peak memory (MB)"}
 
 TEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -48,15 +40,19 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <style>
+:root { color-scheme: light; }
 body { font: 15px/1.5 system-ui, sans-serif; color: #111; background: #fff;
-  margin: 2rem auto; padding: 0 1rem; max-width: 96rem; }
+  margin: 2rem auto; padding: 0 1rem; max-width: 80rem; }
+h1 { font-size: 1.5rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; border-block: 2px solid #111; }
-th, td { padding: .4rem .6rem; text-align: right; vertical-align: top; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .35rem .5rem; text-align: right; vertical-align: top; white-space: nowrap; }
+th.name { text-align: left; }
+th.name:first-child { position: sticky; left: 0; background: #fff; }
 thead th { border-bottom: 1px solid #111; vertical-align: bottom; white-space: normal; }
 tbody tr + tr > * { border-top: 1px solid #ccc; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 400; }
+tbody th:first-child { font-weight: 600; }
 .error { display: block; color: #444; font-size: .8rem; }
 ul { color: #333; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }
 @page { size: landscape; }
@@ -67,12 +63,14 @@ ul { color: #333; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }
 <h1>{{ title }}</h1>
 <div class="scroll">
 <table>
-<thead><tr>{% for column in table.columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
+<thead><tr>{% for column in table.columns %}
+<th scope="col"{% if loop.index <= table.names %} class="name"{% endif %}>{{ column }}</th>
+{%- endfor %}</tr></thead>
 <tbody>
 {% for row in table.rows %}
-<tr><th scope="row">{{ row[0][0] }}</th>
-{%- for cell in row[1:] %}<td>{{ cell[0] }}{% for error in cell[1:] %}<span class="error">{{ error }}</span>
-{%- endfor %}</td>{% endfor %}</tr>
+<tr>{% for cell in row[: table.names] %}<th scope="row" class="name">{{ cell[0] }}</th>{% endfor %}
+{%- for cell in row[table.names :] %}<td>{{ cell[0] }}
+{%- for error in cell[1:] %}<span class="error">{{ error }}</span>{% endfor %}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody>
 </table>
@@ -85,13 +83,6 @@ ul { color: #333; font-size: .9rem; padding-left: 1.2rem; max-width: 60rem; }
 </body>
 </html>
 """
-
-
-class Readable(NamedTuple):
-    """A table of text: each cell is a number, followed by its errors if it has any."""
-
-    columns: list[str]
-    rows: list[list[tuple[str, ...]]]
 
 
 def write(
@@ -115,22 +106,23 @@ def write(
                 part.write_text(forms[form](title, readable, notes), encoding="utf-8")
 
 
-def readable_main(table: "pd.DataFrame") -> Readable:
+def readable_main(table: "pd.DataFrame", seeds: int) -> Readable:
     """Return the main table as text, with each score's errors in its cell.
 
-    Without columns that no method has a figure for, and without the row of a start model that has none at all.
+    Without columns that no method has a figure for, without the row of a start model that has none at all, and
+    without the number of seeds if every row has all `seeds`.
     """
+    table = table.loc[(table["method"] != BASE_METHOD) | (table["n_seeds"] > 0)]
+    counted = ["n_seeds"] * bool((table["n_seeds"] != seeds).any())
     names = [name for name in table.columns[2:] if not name.endswith(("_se_items", "_se_seeds"))]
     shown = {name: decimals_of(name) for name in names if table[name].notna().any()}
-    columns = ["method", "n_seeds", *shown]
+    columns = ["method", *map(heading, (*counted, *shown))]
     rows = []
     for record in table.to_dict("records"):
-        if record["method"] == BASE_METHOD and not record["n_seeds"]:
-            continue
-        row: list[tuple[str, ...]] = [(str(record["method"]),), (str(record["n_seeds"]),)]
+        row: list[tuple[str, ...]] = [(str(record[key]),) for key in ("method", *counted)]
         for column, decimals in shown.items():
-            items, seeds = (record.get(f"{column}_se_{kind}") for kind in ("items", "seeds"))
-            row.append(_with_errors(record[column], items, seeds, decimals))
+            items, over_seeds = (record.get(f"{column}_se_{kind}") for kind in ("items", "seeds"))
+            row.append(_with_errors(record[column], items, over_seeds, decimals))
         rows.append(row)
     return Readable(columns, rows)
 
@@ -139,7 +131,7 @@ def readable_comparisons(table: "pd.DataFrame") -> Readable:
     """Return the comparisons as text, with each interval in one cell."""
     import pandas as pd
 
-    columns = ["benchmark", "methods", "difference", "95 % interval", "excludes 0", "items"]
+    columns = ["methods", "score", "difference", "95 % interval", "", "over"]
     rows: list[list[tuple[str, ...]]] = []
     for record in table.to_dict("records"):
         decimals = decimals_of(record["benchmark"]) + 1
@@ -152,15 +144,15 @@ def readable_comparisons(table: "pd.DataFrame") -> Readable:
                 f"{record['n_seeds']} seeds, p {record['p_t']:.2g} (t), {record['p_sign_flip']:.2g} (flips)"
             )
         texts = (
-            record["benchmark"],
             f"{record['method']} − {record['base']}",
+            label_of(record["benchmark"]),
             number(record["difference"], decimals),
             f"{low} to {high}",
-            "yes" if record["excludes_zero"] else "no",
+            "*" if record["excludes_zero"] else "",
             items,
         )
         rows.append([(text,) for text in texts])
-    return Readable(columns, rows)
+    return Readable(columns, rows, names=2)
 
 
 def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
@@ -168,7 +160,7 @@ def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
     scores = list(dict.fromkeys(table["score"]))
     columns = ["method", "n"]
     for score in scores:
-        columns += [f"{LABELS[score]}: reported", "reproduced", "difference"]
+        columns += [f"{label_of(score)}: reported", "reproduced", "difference"]
     reasons: dict[str, int] = {}
 
     def gap(reason: str) -> tuple[str, ...]:
@@ -194,6 +186,19 @@ def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
                 cells.append(gap(record[f"{key}_missing"]) if shown[0] == MISSING else shown)
         rows.append(cells)
     return Readable(columns, rows), [f"[{index}] {reason}." for reason, index in reasons.items()]
+
+
+def label_of(column: str) -> str:
+    """Return the name of a score, or of the hours in the comparison with the paper."""
+    return column if column == "hours" else score_named(column).label
+
+
+def heading(column: str) -> str:
+    """Return the heading of a column of the main table, with its unit."""
+    if column in HEADINGS:
+        return HEADINGS[column]
+    score = score_named(column)
+    return f"{score.label} ({score.unit})" if score.unit else score.label
 
 
 def decimals_of(column: str) -> int:
@@ -254,28 +259,3 @@ def latex(title: str, table: Readable, notes: Sequence[str]) -> str:
 def _tex(text: str) -> str:
     """Text with LaTeX's special characters escaped."""
     return "".join(TEX.get(letter, letter) for letter in text)
-
-
-def terminal(title: str, table: Readable, notes: Sequence[str]) -> None:
-    """Print the table, followed by its notes."""
-    from rich import box
-    from rich.console import Console
-    from rich.padding import Padding
-    from rich.table import Table
-    from rich.text import Text
-
-    shown = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
-    for index, column in enumerate(table.columns):
-        head = SHORT.get(column, column.replace("_", "\n"))
-        justify: Literal["right", "left"] = "right" if index else "left"
-        # Names of runs are folded, so that numbers are not cut off.
-        shown.add_column(
-            Text(head), justify=justify, no_wrap=column != "methods", overflow="fold", vertical="top"
-        )
-    for first, *others in table.rows:
-        name = SHORT.get(first[0], first[0]).replace("\n", " ")
-        shown.add_row(Text(name), *(Text("\n".join(cell)) for cell in others))
-    console = Console()
-    console.print(shown)
-    for note in notes:
-        console.print(Padding(Text(f"- {note}"), (0, 0, 0, 1)))

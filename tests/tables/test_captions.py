@@ -25,7 +25,7 @@ def test_figures_are_marked(tmp_path: Path) -> None:
     study = made.study(["sft", "dpo"], [0], rehearse=True)
     made.write(tmp_path, {"dpo/seed0/train_metrics.json": made.train(60.0, 1.0)})
     drawn = study_figures(study, tmp_path)
-    assert list(drawn) == ["learning_curves", "selection", "difficulty", "noise", "cost"]
+    assert list(drawn) == ["learning_curves", "difficulty", "noise", "cost"]
     assert all("REHEARSAL" in figure.get_suptitle() for figure in drawn.values())
     drawn = study_figures(made.study(["sft", "dpo"], [0]), tmp_path)
     assert not any(figure.get_suptitle() for figure in drawn.values())

@@ -113,7 +113,7 @@ def test_difficulty_follows_the_pairs_of_the_first_seed(setting: Path) -> None:
     lightness = [sum(line.get_color()[:3]) for line in of_dpo.lines]
     assert lightness == sorted(lightness), "from easy to hard at first, dark to light"
     # Ranks 1 2 3 become 2 3 1: Spearman's correlation is 1 - 6 (1 + 1 + 4) / 24.
-    assert of_dpo.get_title(loc="left") == "dpo: first and last rank-correlate by -0.50"
+    assert of_dpo.get_title(loc="left") == "dpo: rank correlation of first and last -0.50"
     assert of_sams.get_title(loc="left").startswith("dpo-sams")
 
 
@@ -134,7 +134,8 @@ def test_noise_of_the_data_is_that_of_all_methods(setting: Path) -> None:
     of = label_noise(setting, ["dpo", "dpo-sams", "kto"], [0, 1])
     assert {method: noisy.share for method, noisy in of.items()} == {"dpo": 0.3, "dpo-sams": 0.3}
     curve, end = noise(logs, read_cells(setting), of).axes[:2]
-    assert curve.get_title(loc="left") == "Test accuracy (%), 30% of the training labels flipped"
+    assert curve.get_title(loc="left") == "Accuracy while training on 30% flipped labels"
+    assert curve.get_ylabel() == "test accuracy (%)"
     assert curves(curve)["dpo", False].get_xydata().tolist() == [[640 * n, 700.0] for n in (1, 2, 3, 4)]
     points = [container.lines[0].get_xydata()[0].tolist() for container in end.containers]
     assert points == [[pytest.approx(0.3), 60.0], [pytest.approx(0.1), 55.0]], "dpo trains on all pairs"
@@ -172,12 +173,35 @@ def test_labels_that_are_flipped_twice_are_as_they_were(setting: Path) -> None:
     assert label_noise(write(setting, files), ["dpo"], [0])["dpo"].share == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize("report", [{"train": {"written": 1000}}, None])
-def test_without_flips_the_figure_of_noise_says_so(report: Any, setting: Path) -> None:
-    write(setting, {"dpo/seed0/recipe.json": recipe()} | ({"data/report.json": report} if report else {}))
-    logs = figures.read_logs(setting, ["dpo", "dpo-sams"], [0, 1])
-    figure = noise(logs, read_cells(setting), label_noise(setting, ["dpo", "dpo-sams"], [0, 1]))
-    assert not figure.axes[0].lines and "known to be flipped" in figure.axes[0].texts[0].get_text()
+@pytest.mark.parametrize(
+    ("changes", "drawn"),
+    [
+        ({}, "learning_curves selection difficulty noise cost"),
+        ({"data": {"world": {"flipped_share": 0.0}}}, "learning_curves selection difficulty cost"),
+        ({"methods": ["sft", "dpo"], "preference": {"followed_pairs": 0}}, "learning_curves noise cost"),
+        ({"methods": ["sft"]}, "cost"),
+        ({"methods": ["sft"], "sft": None, "model": {"path": "m", "tokenizer": None}}, ""),
+    ],
+)
+def test_figures_without_content_are_not_made(changes: dict[str, Any], drawn: str) -> None:
+    settings = {"data": {"world": {}}, "methods": ["sft", "dpo", "dpo-sams"]} | changes
+    settings["data"] |= {"max_length": 64, "max_prompt_length": 32}
+    methods = settings.pop("methods")
+    own = {"dpo": {}, "dpo-sams": {"selector": "sams", "ratio": 0.5}}
+    kept = {method: own[method] for method in methods if method != "sft"}
+    assert figures.figures_of(study(methods, [0], method_settings=kept, **settings)) == drawn.split()
+
+
+def test_plots_without_content_are_not_drawn(setting: Path) -> None:
+    logs = figures.read_logs(setting, ["dpo-sams"], [0])
+    logs = {
+        "dpo-sams": [
+            logs["dpo-sams"][0].drop(columns=["selected/flipped_share", "loss", "all/loss", "eval/loss"])
+        ]
+    }
+    assert "Loss" not in [axis.get_title(loc="left") for axis in figures.learning_curves(logs).axes]
+    shown = figures.selection(logs).axes
+    assert len(shown) == 4 and all(axis.lines for axis in shown)
 
 
 def test_cost_shows_means_over_seeds(setting: Path) -> None:
@@ -191,7 +215,7 @@ def test_cost_shows_means_over_seeds(setting: Path) -> None:
     assert [label.get_text() for label in seconds.get_yticklabels()] == ["sft", "dpo", "dpo-sams"]
 
 
-def test_study_without_selectors_or_logs_still_has_its_figures(tmp_path: Path) -> None:
+def test_figures_without_logs_are_still_files(tmp_path: Path) -> None:
     drawn = [figures.selection({}), figures.learning_curves({}), figures.difficulty({})]
     for figure in (*drawn, noise({}, {}, {}), figures.cost({}, ["dpo"], [0])):
         save_as(figure, tmp_path / "empty.png")
@@ -200,7 +224,8 @@ def test_study_without_selectors_or_logs_still_has_its_figures(tmp_path: Path) -
 
 def test_script_writes_valid_pictures(setting: Path, tmp_path: Path) -> None:
     outputs = {"cost": tmp_path / "first" / "cost.svg"}
-    run_script("figures", study(["sft", "dpo", "dpo-sams"], [0, 1]), setting, outputs)
+    own = {"dpo": {}, "dpo-sams": {"selector": "sams", "ratio": 0.5}}
+    run_script("figures", study(["sft", "dpo", "dpo-sams"], [0, 1], method_settings=own), setting, outputs)
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
     stems = ("cost", "difficulty", "learning_curves", "noise", "selection")
     assert names == [f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")]

@@ -158,7 +158,7 @@ def test_page_escapes_and_needs_no_other_file(tmp_path: Path) -> None:
     cells = read_cells(tmp_path)
     table = main_table.main_table(cells, ["dpo"], [0]).replace({"method": {"dpo": "<script>dpo"}})
     notes = captions.main_notes(study(["dpo"], [0]), cells)
-    text = render.html("<script>title", render.readable_main(table), notes)
+    text = render.html("<script>title", render.readable_main(table, 1), notes)
     page = Page()
     page.feed(text)
     assert "script" not in page.tags and "link" not in page.tags and "img" not in page.tags
@@ -181,7 +181,7 @@ def test_script_writes_four_forms_of_one_table(tmp_path: Path) -> None:
     assert list(dpo) == COLUMNS and sft["n_seeds"] == "0" and sft["win_rate"] == ""
     assert float(dpo["win_rate"]) == 100 / 3 and dpo["win_rate_se_seeds"] == ""
     text = outputs["md"].read_text()
-    assert "| dpo | 1 | 32.3 ±2.5 | 33.3 ±1.5 | 61.2 ±1.5 |" in text, "without the empty column mt_bench"
+    assert "| dpo | 32.3 ±2.5 | 33.3 ±1.5 | 61.2 ±1.5 |" in text, "without the empty column of MT-Bench"
     assert "| sft |" not in text, "and without the empty row of the reference"
     assert "- Leaks: no prompt of the training pairs is among the test pairs." in outputs["md"].read_text()
     assert r"33.3 $\pm$1.5 & 61.2 $\pm$1.5" in outputs["tex"].read_text()

@@ -58,4 +58,4 @@ def test_comparisons_script_writes_its_table(tmp_path: Path) -> None:
     header, unpaired, seeds = outputs["csv"].read_text().splitlines()
     assert header == ",".join(comparisons.COLUMNS)
     assert unpaired.startswith("test_accuracy,kto,dpo,1.5,") and "over seeds" in seeds
-    assert "| test_accuracy | kto − dpo | 1.50 |" in outputs["md"].read_text()
+    assert "| kto − dpo | test accuracy | 1.50 |" in outputs["md"].read_text()

@@ -14,7 +14,7 @@ snakemake: Snakemake
 
 def main() -> None:
     study = Study.model_validate_json(snakemake.params.study)
-    folder = Path(snakemake.output.cost).parent
+    folder = Path(snakemake.output[0]).parent
     for name, figure in study_figures(study, Path(snakemake.params.results)).items():
         save(figure, folder / name)
 

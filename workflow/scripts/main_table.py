@@ -19,8 +19,8 @@ def main() -> None:
     table = main_table(cells, study.methods, study.seeds)
     notes = captions.main_notes(study, cells) + captions.data_notes(results)
     notes += captions.fallback_notes(results, study)
-    outputs = dict(snakemake.output.items())
-    render.write(outputs, table, captions.main_title(study), render.readable_main(table), notes)
+    readable = render.readable_main(table, len(study.seeds))
+    render.write(dict(snakemake.output.items()), table, captions.main_title(study), readable, notes)
 
 
 script(main, snakemake.log[0])
