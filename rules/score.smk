@@ -103,7 +103,7 @@ rule score_lm_eval:
         model=f"{RUN}/model/manifest.json",
     output:
         metrics=f"{RUN}/lm_eval/metrics.json",
-        items=f"{RUN}/lm_eval/items.jsonl",
+        scores=f"{RUN}/lm_eval/items.jsonl",
         results=f"{RUN}/lm_eval/results.json",
     log:
         f"{LOGS}/score_lm_eval/{{method}}-seed{{seed}}.log",
@@ -116,7 +116,7 @@ rule score_lm_eval:
     params:
         **JOBS.parameters("score_lm_eval"),
         options=options(
-            "model", out="{output.metrics}", items_out="{output.items}", results_out="{output.results}"
+            "model", out="{output.metrics}", items_out="{output.scores}", results_out="{output.results}"
         ),
     shell:
         STAGE

@@ -136,7 +136,7 @@ def test_items_of_recorded_annotations_give_the_published_win_rates(
         path.write_bytes(
             gzip.decompress((shared_data / "alpaca_eval/open" / model / "annotations.json.gz").read_bytes())
         )
-        items[model] = alpaca_eval_items(path)
+        items[model] = alpaca_eval_items(path)["win_rate"]
         assert len(items[model]) == 805
         assert statistics.fmean(items[model].values()) == pytest.approx(rate, abs=1e-6)
     difference, low, high, _ = comparisons.paired_difference(
