@@ -187,6 +187,27 @@ def training_figures():
     return per_run("{method}/seed{seed}/train_metrics.json", STUDY.trained_methods)
 
 
+def pair_records():
+    """Records of the pairs of every run of a preference method."""
+    return per_run("{method}/seed{seed}/pairs.parquet", STUDY.preference_methods)
+
+
+def pair_records_of(wildcards):
+    """Records of the pairs of every run of one method."""
+    return [f"{RESULTS}/{wildcards.method}/seed{seed}/pairs.parquet" for seed in STUDY.seeds]
+
+
+def pair_pages():
+    """Pages of the pairs of every preference method, and the figure of their margins."""
+    pages = [f"{TABLES}/pairs/{method}.html" for method in STUDY.preference_methods]
+    return [*pages, f"{TABLES}/pair_margins.svg"] if pages else []
+
+
+def study_of_method(wildcards):
+    """The study with one method only: another method does not change its page."""
+    return recipe_json(TABLED.with_methods(wildcards.method))
+
+
 def pretrained_schedulers():
     """Weights of the pretrained scheduler of every seed; none where no method starts from them."""
     return per_seed("scheduler/seed{seed}/weights/manifest.json") if pretrains(STUDY) else []

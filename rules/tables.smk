@@ -44,6 +44,7 @@ use rule main_table as compare_methods with:
     input:
         curves=training_figures(),
         scores=scores(),
+        pairs=pair_records(),
     output:
         **forms("comparisons", "comparisons", "comparisons"),
     log:
@@ -96,6 +97,39 @@ use rule main_table as show_samples with:
         **table("samples_page"),
 
 
+# The pairs that a method trusts most and least.
+use rule main_table as show_pairs with:
+    input:
+        pairs=pair_records_of,
+        data=per_seed(f"data/{OF_SEED}manifest.json"),
+        template=f"{workflow.basedir}/sams/tables/templates/pairs.html",
+    output:
+        html=report(
+            f"{TABLES}/pairs/{{method}}.html",
+            caption="../workflow/report/pairs.rst",
+            category="Pairs",
+            labels={"method": "{method}"},
+        ),
+    log:
+        f"{LOGS}/show_pairs/{{method}}.log",
+    wildcard_constraints:
+        method=one_of(STUDY.preference_methods),
+    params:
+        **{**table("pairs_page"), "study": study_of_method},
+
+
+use rule main_table as draw_pairs with:
+    input:
+        pairs=pair_records(),
+    output:
+        png=f"{TABLES}/pair_margins.png",
+        svg=figure("pair_margins"),
+    log:
+        f"{LOGS}/draw_pairs.log",
+    params:
+        **table("pairs_figure"),
+
+
 use rule main_table as draw_figures with:
     input:
         data=per_seed(f"data/{OF_SEED}manifest.json"),
@@ -117,4 +151,5 @@ rule tables:
         f"{TABLES}/chosen.csv" if STUDY.chosen else [],
         answer_pages(),
         f"{TABLES}/samples.html" if STUDY.samples else [],
+        pair_pages(),
         rules.draw_figures.output,

@@ -117,6 +117,7 @@ use rule train_sft as train_preference with:
         trained=f"{RUN}/trained/manifest.json",
         metrics=f"{RUN}/train_metrics.json",
         curve=f"{RUN}/train.jsonl",
+        pairs=f"{RUN}/pairs.parquet",
     log:
         f"{LOGS}/train_preference/{{method}}-seed{{seed}}.log",
     benchmark:

@@ -11,7 +11,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help=__doc__,
+    help="Adaptive sample scheduling for DPO: `sams init` writes a study for your data, `sams run` runs it.",
 )
 
 ConfigFiles = Annotated[
@@ -42,7 +42,7 @@ def show(
     given: Given = None,
     notes: Annotated[bool, typer.Option("--notes", help="Print all notes on the scores.")] = False,
 ) -> None:
-    """Print the main table of a study and the differences between its methods."""
+    """Print a study's main table and the methods' differences."""
     import shlex
 
     from sams.tables.show import show as show_table
@@ -58,7 +58,7 @@ def show(
 def check(
     study: Named = None, configfile: ConfigFiles = None, rehearse: Rehearse = False, given: Given = None
 ) -> None:
-    """Validate the settings of a study and print them as JSON, with defaults."""
+    """Check a study's settings; print them with defaults, as JSON."""
     files = [*_files(study), *(configfile or [])]
     typer.echo(_study(files, rehearse, given).model_dump_json(indent=2))
 
@@ -74,7 +74,7 @@ def run(
     rehearse: Rehearse = False,
     cores: Annotated[str, typer.Option(help="Number of cores.")] = "all",
 ) -> None:
-    """Run a study and show its progress; go on where an earlier run ended."""
+    """Run a study and show its progress; go on where it ended."""
     import shlex
 
     from rich.console import Console
@@ -114,7 +114,10 @@ def data(
     rehearse: Rehearse = False,
     given: Given = None,
 ) -> None:
-    """Print a study's rows as they will be trained on, lengths, and what is cut, repeated or contradictory."""
+    """Print a study's rows as they will be trained on.
+
+    Prints lengths, and what is cut, repeated or contradictory, too.
+    """
     from sams.data.show import show as show_data
 
     show_data(_study([*_files(study), *(configfile or [])], rehearse, given), rows)
@@ -141,7 +144,10 @@ def init(
         str | None, typer.Option(help="GPU of another machine: H100, H200, B200, A100, L40S or L4.")
     ] = None,
 ) -> None:
-    """Write a study for your model, pairs and GPUs, with rates and lengths that fit them."""
+    """Write a study for your model, pairs and GPUs.
+
+    Its rates and lengths fit them.
+    """
     from sams.planning.new_study import Machine, Weights, new_study, next_commands
     from sams.runtime.errors import UserError
 
@@ -183,7 +189,7 @@ def sample(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Write the answers to this file, as JSONL.")] = None,
 ) -> None:
-    """Print the answers of a run's start model and trained model side by side."""
+    """Print answers of start and trained model side by side."""
     from rich.console import Console
 
     from sams.generation.talk import prompts_of, prompts_of_study
@@ -208,11 +214,27 @@ def chat(run: Run, temperature: Temperature = None, max_new_tokens: Longest = 51
 
 
 @app.command()
+def pairs(
+    run: Run,
+    count: Annotated[int, typer.Option(min=1, help="Number of pairs of each end.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all pairs with their texts to this file: .csv or .parquet.")
+    ] = None,
+) -> None:
+    """Print the training pairs that a run's policy trusts least and most."""
+    from rich.console import Console
+
+    from sams.tables.pairs_page import show as show_pairs
+
+    show_pairs(run, Console(), count=count, out=out)
+
+
+@app.command()
 def grid(
     method: Annotated[list[str] | None, typer.Option(help="Methods; default: all with a grid.")] = None,
     configfile: ConfigFiles = None,
 ) -> None:
-    """Print an overlay with one method for each point of a study's tuning grids."""
+    """Print an overlay with a method for each point of the grids."""
     import yaml
 
     from sams.study.grids import written_out
@@ -249,7 +271,10 @@ def plan(
     ),
     given: Given = None,
 ) -> None:
-    """Print an estimate of jobs, hours, memory, disk and judge calls of a study. Needs no GPU and no hub."""
+    """Estimate hours, memory, disk and judge calls of a study.
+
+    Needs no GPU and no hub.
+    """
     from rich.console import Console
 
     settings = _study([*_files(named), *_files(study), *(configfile or [])], given=given)
@@ -302,7 +327,7 @@ def compare(
     ] = None,
     results: Annotated[Path, typer.Option(help="Results folder with the MLflow runs.")] = Path("results"),
 ) -> None:
-    """Compare runs: print the settings that differ, figures, and differences with intervals."""
+    """Compare runs: settings, figures, differences with intervals."""
     from sams.tables.compare import compare as compare_runs
     from sams.tables.compare import show, sides, write_curves
 
@@ -326,7 +351,10 @@ def verify(
         ),
     ] = None,
 ) -> None:
-    """Check results of a study: hashes, recipes, environment, commit, figures. Exit status 1 if a check fails."""
+    """Check results of a study.
+
+    Checks hashes, recipes, environment, commit and figures. Exit status 1 if a check fails.
+    """
     from sams.tables.bundle import check_kind, pack, unpacked
     from sams.tables.findings import print_findings
     from sams.tables.verify import verify as check_results
@@ -348,7 +376,7 @@ def schema(
         bool, typer.Option("--check", help="Only check that the files are up to date.")
     ] = False,
 ) -> None:
-    """Write config/schema.yaml and docs/settings.md from the typed settings."""
+    """Write config/schema.yaml and docs/settings.md."""
     from sams.runtime.errors import UserError
     from sams.study.reference import schema_text, settings_page
 

@@ -86,6 +86,41 @@ DATA = "data/test_"
 
 FAULTS = [
     Fault(
+        "a tie counts as an error",
+        "training/tasks/preference.py",
+        "(chosen >= rejected)",
+        "(chosen > rejected)",
+        ("training/test_passes.py::test_a_tie_counts_one_half",),
+    ),
+    Fault(
+        "all pairs are recorded as selected",
+        "training/pairs.py",
+        "selected[step.chosen] = 1",
+        "selected[:] = 1",
+        ("training/test_pairs.py",),
+    ),
+    Fault(
+        "a resumed run keeps the rows after its checkpoint",
+        "training/pairs.py",
+        "self._file.truncate(rows * ROW.itemsize)",
+        "pass",
+        ("training/test_pairs.py",),
+    ),
+    Fault(
+        "test accuracies are of the first evaluation",
+        "tables/pairs.py",
+        'test["step"].max()',
+        'test["step"].min()',
+        ("tables/test_comparisons.py",),
+    ),
+    Fault(
+        "a page shows data as it was before labels were flipped",
+        "tables/pairs.py",
+        'bool(flipped) != bool(row["flipped"])',
+        "False",
+        ("tables/test_pairs.py",),
+    ),
+    Fault(
         "rows: unknown columns are harmless",
         "data/columns.py",
         "        if key in ignored or is_empty(value)",
@@ -1141,6 +1176,34 @@ FAULTS = [
         "float(t.ppf(0.975, count - 1))",
         "1.96",
         ("tables/test_repeats.py", "tables/test_comparisons.py"),
+    ),
+    Fault(
+        "tables in a terminal: columns of numbers are narrowed",
+        "runtime/terminal.py",
+        "wide if wide <= LONG else LEAST for wide",
+        "min(wide, LEAST // 2) for wide",
+        ("runtime/test_terminal.py", "tables/test_printed.py"),
+    ),
+    Fault(
+        "tables in a terminal: no second part",
+        "runtime/terminal.py",
+        "if len(parts[-1]) > names and",
+        "if False and",
+        ("runtime/test_terminal.py", "tables/test_printed.py"),
+    ),
+    Fault(
+        "figures: noise without flipped labels",
+        "tables/figures.py",
+        "bool(own) and flipped",
+        "bool(own)",
+        ("tables/test_figures.py",),
+    ),
+    Fault(
+        "main table: the number of seeds is never shown",
+        "tables/render.py",
+        '(table["n_seeds"] != seeds).any()',
+        "False",
+        ("tables/test_main_table.py",),
     ),
     Fault(
         "compare: scores of different judges are compared",

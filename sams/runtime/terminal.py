@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 LONG = 28
@@ -29,7 +30,9 @@ class Readable(NamedTuple):
     names: int = 1
 
 
-def print_table(title: str, table: Readable, notes: Sequence[str] = ()) -> None:
+def print_table(
+    title: str, table: Readable, notes: Sequence[str] = (), *, console: Console | None = None
+) -> None:
     """Print a table and its notes; the columns for which a line has no room follow below, after the rows' names.
 
     Without a terminal lines have 80 characters, or `COLUMNS`.
@@ -37,7 +40,7 @@ def print_table(title: str, table: Readable, notes: Sequence[str] = ()) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console()
+    console = console or Console()
     if title:
         console.print(Text(title, style="bold"))
     for part in _parts(table, console.width):

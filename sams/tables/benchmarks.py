@@ -50,7 +50,6 @@ class Benchmark(NamedTuple):
         answers_key: key of the SHA-256 of `answers` among the `inputs` of metrics.json.
         columns: columns that a metrics.json adds to those that every main table has.
         has_judge: whether a judge scores the answers, which a page then shows with its verdicts.
-        wins: column that compares a method with a base by the share of items on which it is better.
     """
 
     title: str
@@ -60,7 +59,6 @@ class Benchmark(NamedTuple):
     answers_key: str
     columns: Callable[[Mapping[str, Any]], list[Score]] = lambda _: []
     has_judge: bool = True
-    wins: str | None = None
 
 
 def alpaca_eval_items(path: Path) -> ByColumn:
@@ -98,7 +96,8 @@ REWARDS = [
     Score("reward", "reward_model", "reward", "reward_se", 3, "reward"),
     Score("reward_win_rate", "reward_model", "win_rate", "win_rate_se", 1, "reward win rate", "%"),
 ]
-
+WINS = {"reward": "reward_win_rate"}
+"""Columns with the share of items on which a method is better than a base, by the column that says what is better."""
 
 LM_EVAL = "lm_eval_"
 """Prefix of the columns of lm-eval's tasks."""
@@ -145,7 +144,6 @@ BENCHMARKS = {
         answers_key="answers",
         columns=lambda _: REWARDS,
         has_judge=False,
-        wins="reward_win_rate",
     ),
     "lm_eval": Benchmark(
         title="lm-eval",

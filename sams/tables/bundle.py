@@ -21,7 +21,7 @@ KINDS = (".zip", ".tar.gz")
 TEXTS = {".csv", ".html", ".json", ".jsonl", ".log", ".md", ".png", ".svg", ".tex", ".tsv"}
 # Bundled files of a folder with a manifest, whose other files are weights, token ids or data.
 OF_SEALED = {MANIFEST, "report.json", "source.json"}
-OTHERS = {"mlflow_run_id"}
+OTHERS = {"mlflow_run_id", "pairs.parquet"}
 
 
 def bundled_files(root: Path) -> list[Path]:

@@ -263,9 +263,9 @@ def comparison_notes(study: Study, resamples: int) -> list[str]:
             "95 % interval; * marks intervals that exclude 0."
         ),
         (
-            "paired: percentile bootstrap over the same instructions or questions, each item's score being its "
-            f"mean over seeds; {resamples} resamples. unpaired: from the root of the sum of squares of both "
-            "scores' standard errors over items; usually wider than a paired interval."
+            "paired: percentile bootstrap over the same instructions, questions or test pairs, each item's score "
+            f"being its mean over the seeds of both methods; {resamples} resamples. unpaired: from the root of "
+            "the sum of squares of both scores' standard errors over items; usually wider than a paired interval."
         ),
         (
             "Paired and unpaired intervals cover the sampling of items, not the variation of training runs. None are "

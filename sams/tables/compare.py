@@ -80,8 +80,8 @@ def compare(runs: Sequence[Side]) -> Compared:
     if len(table):
         notes.append(
             "difference is from the first run, with its 95 % interval; * marks intervals that exclude 0. paired: "
-            f"bootstrap over the same items, {RESAMPLES} resamples; unpaired: from both standard errors over items. "
-            "They cover the sampling of items, not the variation of training runs."
+            f"bootstrap over the same instructions, questions or test pairs, {RESAMPLES} resamples; unpaired: from "
+            "both standard errors over items. They cover the sampling of items, not the variation of training runs."
         )
     repeated = table.loc[table["interval"] == "over seeds", "n_seeds"]
     notes += [repeats_note(int(count)) for count in sorted(set(repeated))]

@@ -1,19 +1,21 @@
 """Differences between methods with their intervals: each method against the start of all methods and plain DPO."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sams.scoring.wins import wins
 from sams.study.study import BASE_METHOD
-from sams.tables.benchmarks import BENCHMARKS, ByColumn, Items, scores_in
+from sams.tables.benchmarks import BENCHMARKS, WINS, ByColumn, Items, scores_in
 from sams.tables.main_table import main_table, seeds_of
+from sams.tables.pairs import accuracies
 from sams.tables.repeats import Repeats, over_repeats
 from sams.tables.results import Cell, Cells
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 BASES = [BASE_METHOD, "dpo"]
 RESAMPLES = 10_000
@@ -32,9 +34,10 @@ COLUMNS = [
     "p_sign_flip",
 ]
 
-# Scores without a value for each item: length control is one fit over all instructions.
-SUMMARISED = ["length_controlled_winrate", "test_accuracy"]
-NOT_COMPARED = ["chosen_reward", "chosen_logp", *(b.wins for b in BENCHMARKS.values() if b.wins)]
+# Length control is one fit over all instructions, without a value for each item.
+LENGTH_CONTROLLED, ACCURACY = "length_controlled_winrate", "test_accuracy"
+NOT_COMPARED = {"chosen_reward", "chosen_logp", *WINS.values()}
+"""Columns whose difference between methods over seeds says nothing more."""
 
 
 class Interval(NamedTuple):
@@ -86,8 +89,9 @@ def as_table(rows: Sequence[Mapping[str, Any]]) -> "pd.DataFrame":
 
 def differences(method: Side, base: Side) -> Iterator[dict[str, Any]]:
     """Yield rows of the scores that both sides have, on the seeds that both have."""
-    yield from _paired(method, base)
-    yield from _unpaired(method, base)
+    paired = list(_paired(method, base))
+    yield from paired
+    yield from _unpaired(method, base, {LENGTH_CONTROLLED, ACCURACY} - {row["benchmark"] for row in paired})
     yield from _over_seeds(method, base)
 
 
@@ -112,36 +116,35 @@ def paired_difference(method: Items, base: Items) -> tuple[float, float, float, 
     return float(differences.mean()), float(low), float(high), len(shared)
 
 
+def items_of(run: Path) -> ByColumn:
+    """Return the scores of a run that have a value for each item."""
+    files = {benchmark: run / benchmark.judged for benchmark in BENCHMARKS.values()}
+    items = [benchmark.items(file) for benchmark, file in files.items() if file.is_file()]
+    return {column: scores for of in items for column, scores in of.items()} | {ACCURACY: accuracies(run)}
+
+
 def _paired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
-    """Yield differences over the same items, each item's score being its mean over seeds."""
-    for benchmark in BENCHMARKS.values():
-        files = [
-            (method.folders[seed] / benchmark.judged, base.folders[seed] / benchmark.judged)
-            for seed in method.folders
-            if seed in base.folders
-        ]
-        files = [both for both in files if all(file.is_file() for file in both)]
-        of_method, of_base = ([benchmark.items(both[side]) for both in files] for side in (0, 1))
-        compared = {
-            column: (_mean([seed[column] for seed in of_method]), _mean([seed[column] for seed in of_base]))
-            for column in _shared(of_method + of_base)
-        }
-        if benchmark.wins and compared:
-            [column] = compared
-            won = [wins(one[column], other[column]) for one, other in zip(of_method, of_base, strict=True)]
-            share = _mean(won)
-            compared[benchmark.wins] = share, dict.fromkeys(share, 50.0)
-        for column, (one, other) in compared.items():
-            if one.keys() & other.keys():
-                difference, low, high, items = paired_difference(one, other)
+    """Yield differences over the same items, each item's score being its mean over the seeds of both sides."""
+    shared = [seed for seed in method.folders if seed in base.folders]
+    sides = [(items_of(method.folders[seed]), items_of(base.folders[seed])) for seed in shared]
+    for column in dict.fromkeys(column for one, _ in sides for column in one):
+        both = [(one.get(column, {}), other.get(column, {})) for one, other in sides]
+        both = [items for items in both if all(items)]
+        compared = {column: both}
+        if column in WINS:
+            compared[WINS[column]] = [(wins(one, other), dict.fromkeys(one, 50.0)) for one, other in both]
+        for score, seeds in compared.items():
+            of_method, of_base = _means(seeds)
+            if of_method:
+                difference, low, high, items = paired_difference(of_method, of_base)
                 interval = Interval(difference, low, high)
-                yield _row(column, method, base, interval, len(files), "paired", items=items)
+                yield _row(score, method, base, interval, len(seeds), "paired", items=items)
 
 
-def _unpaired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
+def _unpaired(method: Side, base: Side, columns: Collection[str]) -> Iterator[dict[str, Any]]:
     """Yield differences with intervals from both standard errors over items."""
     table, shared = _both(method, base)
-    for column in SUMMARISED:
+    for column in sorted(columns):
         difference = table[column][method.name] - table[column][base.name]
         half = 1.96 * math.hypot(*table[f"{column}_se_items"])
         if not math.isnan(difference + half):
@@ -152,10 +155,8 @@ def _unpaired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
 def _over_seeds(method: Side, base: Side) -> Iterator[dict[str, Any]]:
     """Yield differences with seeds as repeats: the difference of each seed counts once."""
     _, shared = _both(method, base)
-    compared = [
-        score for score in scores_in({**base.cells, **method.cells}) if score.column not in NOT_COMPARED
-    ]
-    for score in compared if len(shared) > 1 else ():
+    scores = scores_in({**base.cells, **method.cells}) if len(shared) > 1 else []
+    for score in [score for score in scores if score.column not in NOT_COMPARED]:
         values = [
             [side.cells.get(Cell(side.name, seed, score.benchmark), {}).get(score.key) for seed in shared]
             for side in (method, base)
@@ -202,14 +203,12 @@ def _row(
     }
 
 
-def _shared(seeds: list[ByColumn]) -> list[str]:
-    """Return the columns that every seed has."""
-    return [column for column in seeds[0] if all(column in seed for seed in seeds)] if seeds else []
-
-
-def _mean(seeds: list[Items]) -> Items:
-    """Return the mean over seeds of the items that every seed has."""
-    if not seeds:
-        return {}
-    shared = [key for key in seeds[0] if all(key in items for items in seeds)]
-    return {key: sum(items[key] for items in seeds) / len(seeds) for key in shared}
+def _means(seeds: Sequence[tuple[Items, Items]]) -> tuple[Items, Items]:
+    """Return the mean score of each item on both sides, over the seeds in which both sides have it."""
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for method, base in seeds:
+        for key in method:
+            if key in base:
+                scores.setdefault(key, []).append((method[key], base[key]))
+    means = {key: [sum(side) / len(side) for side in zip(*of, strict=True)] for key, of in scores.items()}
+    return {key: of[0] for key, of in means.items()}, {key: of[1] for key, of in means.items()}

@@ -29,6 +29,11 @@ class Batches:
     steps: int
     seed: int
 
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return (self.items if isinstance(self.items, int) else len(self.items)) // self.size
+
     def after(self, step: int) -> Iterator[tuple[int, list[int]]]:
         """Return the batches after a step: (step from 1, item indices)."""
         return islice(rounds(self.items, self.size, self.epochs, self.seed), step, self.steps)

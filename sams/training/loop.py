@@ -29,6 +29,7 @@ from sams.training.updates import Step, Update
 if TYPE_CHECKING:
     from sams.scheduling.selection import Selection
     from sams.scheduling.selectors.base import Selector
+    from sams.training.pairs import PairLog
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +48,19 @@ class Selecting:
 
 @dataclass
 class Reports:
-    """Evaluations during a run, and items whose losses are followed.
+    """Evaluations during a run, items whose losses are followed, and the record of the pairs.
 
     Attributes:
         test: task that is evaluated during the run and at its end; None for no evaluation.
         evaluated: called with the step after each evaluation, to save the weights that were evaluated.
         followed: number of items, drawn once, whose losses are logged through the run.
+        pairs: record of all pairs that the policy sees; None on all processes but one, and in other stages.
     """
 
     test: Task | None = None
     evaluated: Callable[[int], None] | None = None
     followed: int = 0
+    pairs: PairLog | None = None
 
 
 def train(
@@ -93,12 +96,16 @@ def train(
         SystemExit: with status 75 after a request to stop, once a checkpoint is written.
     """
     workers, watch, training = job.workers, job.workers.watch, job.settings.training
+    reports = reports or Reports()
     state = resume(job, policy, task, batches, update, selecting)
+    rows = state.pop("pairs", 0)
+    if reports.pairs is not None:
+        reports.pairs.resume(rows)
     run = job.open_run(state["log_offset"])
     costs = Costs(job.checkpoints.folder / COSTS, workers, *weights_of(policy))
     assert job.tuning is not None
     passes = Passes(policy, workers, job.tuning, costs)
-    measures = Measures(passes, task, reports or Reports(), batches.steps, job)
+    measures = Measures(passes, task, reports, batches.steps, job)
     stop_requested = note_stop_requests()
 
     if gate is not None and state["step"] == 0:
@@ -114,6 +121,8 @@ def train(
         if selecting is not None and selecting.selection.scheduled(number):
             select(selecting, passes, step)
         items = update(passes, task, step)
+        if reports.pairs is not None:
+            reports.pairs.trained(step, items)
 
         state["step"] = number
         state["pairs_trained"] += len(step.trained)
@@ -138,7 +147,8 @@ def train(
             watch.at("writing a checkpoint")
             state["log_offset"] = run.offset
             selector = {} if selecting is None else selecting.selector.state_dict()
-            parts = {"selector": selector, "tuning": vars(job.tuning)}
+            pairs = 0 if reports.pairs is None else reports.pairs.sync()
+            parts = {"selector": selector, "tuning": vars(job.tuning), "pairs": pairs}
             job.checkpoints.save(policy, update.optimiser, state | parts)
         if stopping:
             job.checkpoints.wait()
@@ -248,6 +258,8 @@ class Measures:
         if test is not None and step.number in self.evaluate_at:
             self.evaluation, _ = self.passes.score(test, list(range(len(test.ids))), what="evaluation")
             metrics |= {f"eval/{name}": value for name, value in means(self.evaluation).items()}
+            if self.reports.pairs is not None:
+                self.reports.pairs.evaluated(step.number, self.evaluation)
             if self.reports.evaluated is not None:
                 self.reports.evaluated(step.number)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from sams.policy.policy import bare
 from sams.runtime.errors import UserError
-from sams.runtime.files import read_json, whole_file
+from sams.runtime.files import read_json
 from sams.scheduling.rounds import selection_of
 from sams.scheduling.selection import Selection
 from sams.training.batches import Batches
@@ -27,6 +27,7 @@ from sams.training.gates import refuse_foreign_reference
 from sams.training.job import METRICS, TrainingJob, mean_and_error
 from sams.training.loading import load_policy
 from sams.training.loop import Reports, Selecting, train
+from sams.training.pairs import PairLog
 from sams.training.results import EVALUATED, evaluated_at
 from sams.training.selector import build_selector
 from sams.training.tasks.base import Items
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from sams.study.settings import Preference
-
-LABELS = "labels.parquet"
 
 
 def main(
@@ -51,10 +50,9 @@ def main(
     scheduler: Path | None = None,
     crossfit: list[Path] | None = None,
 ) -> None:
-    """Train one method with one seed; write trained/, train.jsonl and train_metrics.json to `out`.
+    """Train one method with one seed; write trained/, train.jsonl, pairs.parquet and train_metrics.json to `out`.
 
-    Under controlled noise (`flipped_share`) also write labels.parquet, and with `validated` the weights of each
-    evaluation to evaluated/.
+    With `validated` also write the weights of each evaluation to evaluated/.
     """
     from sams.runtime.stage import read_recipe
     from sams.study.recipes import PreferenceRecipe, current_job
@@ -83,8 +81,6 @@ def main(
             read_task(tokens, reference, split, training, precision=settings.model.precision)
             for split in splits
         )
-        if training.flipped_share and job.workers.is_main:
-            write_labels(task, out)
 
         order = None
         if training.preselected is not None:
@@ -99,6 +95,14 @@ def main(
             pretrained=scheduler,
         )
         reports = Reports(test, followed=training.followed_pairs)
+        if job.workers.is_main:
+            reports.pairs = PairLog(
+                job.checkpoints.folder,
+                task,
+                test,
+                test_split=training.evaluated_split,
+                epoch=batches.per_epoch,
+            )
         if training.validated:
             reports.evaluated = partial(save_weights, job, policy, training)
             if job.workers.is_main and not job.checkpoints.steps():
@@ -117,19 +121,12 @@ def main(
             reports=reports,
             gate=gate,
         )
+        if reports.pairs is not None:
+            reports.pairs.write(out)
         job.publish(policy, training)
         prepared = [*(crossfit or []), *([] if scheduler is None else [scheduler])]
         figures["preparation_seconds"] = sum(seconds_of(folder) for folder in prepared)
         job.finish(figures | final_figures(evaluation, training.evaluated_split))
-
-
-def write_labels(task: PreferenceTask, out: Path) -> None:
-    """Write labels.parquet: whether the labels of each training pair are flipped."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    with whole_file(out / LABELS) as part:
-        parquet.write_table(pa.table({"id": task.ids, "flipped": task.flipped}), part)
 
 
 def plan(

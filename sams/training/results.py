@@ -1,6 +1,7 @@
 """Names of the files and folders in the results of a training run."""
 
 EVALUATED = "evaluated"
+PAIRS = "pairs.parquet"
 
 
 def evaluated_at(step: int) -> str:

@@ -6,7 +6,9 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import ttest_rel
 
 from sams.runtime.errors import UserError
 from sams.tables import comparisons
@@ -98,6 +100,49 @@ def test_table_of_two_seeds(tmp_path: Path) -> None:
     assert (dpo.difference, dpo.ci_low, dpo.ci_high) == (37.5, 37.5, 37.5), "(50 + 25) / 2 on both items"
     assert (dpo.n_items, dpo.n_seeds, dpo.interval, dpo.excludes_zero) == (2, 2, "paired", True)
     assert (found["dpo-sams", "dpo"].difference, found["dpo-sams", "dpo"].n_seeds) == (25.0, 1)
+
+
+def record(folder: Path, margins: dict[str, float], *, step: int = 4) -> None:
+    """A pairs.parquet whose test pairs have these margins at the end, and others before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [{"id": pair, "split": "test", "step": 2, "margin": -margin} for pair, margin in margins.items()]
+    rows += [
+        {"id": pair, "split": "test", "step": step, "margin": margin} for pair, margin in margins.items()
+    ]
+    rows += [{"id": "train", "split": "train", "step": step, "margin": 1.0}]
+    pd.DataFrame(rows).to_parquet(folder / "pairs.parquet")
+
+
+def test_test_accuracies_are_compared_pair_by_pair(tmp_path: Path) -> None:
+    """Two methods that are right about mostly the same pairs, against scipy's interval of paired differences."""
+    draw = np.random.default_rng(0)
+    easy, other = draw.normal(size=400), draw.normal(scale=0.2, size=400)
+    margins = {"dpo": easy, "dpo-sams": easy - 0.1 + other}
+    for method, values in margins.items():
+        record(tmp_path / method / "seed0", {f"{n:016x}": float(value) for n, value in enumerate(values)})
+        right = float(100 * (values > 0).mean())
+        write(tmp_path, {f"{method}/seed0/train_metrics.json": train(right, 2.5)})
+    table = comparisons.comparisons(tmp_path, read_cells(tmp_path), ["dpo", "dpo-sams"], [0])
+    [row] = [row for row in table.itertuples() if row.benchmark == "test_accuracy"]
+    right = {method: 100.0 * (values > 0) for method, values in margins.items()}
+    paired = ttest_rel(right["dpo-sams"], right["dpo"]).confidence_interval()
+    assert (row.interval, row.n_items, row.n_seeds) == ("paired", 400, 1)
+    assert row.difference == pytest.approx(right["dpo-sams"].mean() - right["dpo"].mean())
+    assert (row.ci_low, row.ci_high) == pytest.approx(tuple(paired), abs=0.4)
+    unpaired = 1.96 * np.hypot(2.5, 2.5)
+    assert row.ci_high - row.ci_low < unpaired, "half as wide"
+
+
+def test_a_tie_is_half_right_and_seeds_with_test_pairs_of_their_own_are_paired_within_a_seed(
+    tmp_path: Path,
+) -> None:
+    for seed in (0, 1):
+        record(tmp_path / f"dpo/seed{seed}", {f"{seed}a": 0.0, f"{seed}b": 1.0, "shared": -1.0})
+        record(tmp_path / f"ipo/seed{seed}", {f"{seed}b": 2.0, f"{seed}a": 0.5, "shared": 1.0 - 2 * seed})
+    table = comparisons.comparisons(tmp_path, {}, ["dpo", "ipo"], [0, 1])
+    [row] = table.itertuples()
+    # 0a and 1a: 50 each, 0b and 1b: 0, shared: 100 and 0.
+    assert (row.difference, row.n_items, row.n_seeds) == (30.0, 5, 2)
 
 
 def test_scores_without_items_have_unpaired_intervals(tmp_path: Path) -> None:

@@ -194,6 +194,17 @@ def test_script_writes_four_forms_of_one_table(tmp_path: Path) -> None:
     ]
 
 
+def test_number_of_seeds_is_shown_where_one_is_missing(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write(tmp_path / f"dpo/seed{seed}", {"alpaca_eval/metrics.json": alpaca_eval(50.0, 1.0)})
+    write(tmp_path / "kto/seed0", {"alpaca_eval/metrics.json": alpaca_eval(50.0, 1.0)})
+    cells = read_cells(tmp_path)
+    for methods, shown in ((["dpo"], False), (["dpo", "kto"], True)):
+        table = render.readable_main(main_table.main_table(cells, methods, [0, 1]), 2)
+        assert ("seeds" in table.columns) is shown
+        assert [row[1] for row in table.rows] == ([("2",), ("1",)] if shown else [("49.0", "±2.0", "(0.0)")])
+
+
 def test_show_prints_the_table(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

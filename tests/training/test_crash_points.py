@@ -225,6 +225,8 @@ def goes_on(stage: str, whole: Whole, folder: Path, *, saved: int) -> None:
     assert not any((folder / "checkpoints").iterdir())
     assert (out / "train.jsonl").read_bytes() == (theirs / "train.jsonl").read_bytes()
     assert metrics(out) == metrics(theirs)
+    if stage == "preference":
+        assert (out / "pairs.parquet").read_bytes() == (theirs / "pairs.parquet").read_bytes()
     mine, expected = weights(out), weights(theirs)
     assert mine.keys() == expected.keys()
     for name, value in expected.items():

@@ -331,8 +331,9 @@ def test_flipped_labels_are_those_of_id_and_seed_with_their_reference(
 
     # The first step's gate has held the policy against the swapped reference; the oracle knows the flags.
     run(prepared, tmp_path, selector="oracle", ratio=0.5, flipped_share=0.4, flip_seed=3)
-    labels = parquet.read_table(tmp_path / "labels.parquet").to_pydict()
-    assert labels == {"id": noisy.ids, "flipped": noisy.flipped}
+    recorded = parquet.read_table(tmp_path / "pairs.parquet", filters=[("split", "==", "train")]).to_pydict()
+    labels = dict(zip(noisy.ids, noisy.flipped, strict=True))
+    assert len(recorded["id"]) == 64 and recorded["flipped"] == [labels[pair] for pair in recorded["id"]]
     found = lines(tmp_path)
     assert sum(line["all/flipped_share"] for line in found) / 4 == sum(map(bool, noisy.flipped)) / 64
     assert all(line["selected/flipped_share"] < line["all/flipped_share"] for line in found)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -199,6 +200,8 @@ def test_two_processes_equal_one(
 ) -> None:
     run(prepared, tmp_path / "out", processes=processes, strategy=strategy)
     assert losses(tmp_path / "out") == pytest.approx(losses(single), abs=1e-5)
+    recorded, expected = (pd.read_parquet(folder / "pairs.parquet") for folder in (tmp_path / "out", single))
+    pd.testing.assert_frame_equal(recorded, expected, rtol=1e-5, atol=1e-5)
     theirs = weights(single)
     start_weights = load_file(prepared["model"] / "model.safetensors")
     for name, value in weights(tmp_path / "out").items():
@@ -260,6 +263,7 @@ def test_a_run_that_is_killed_and_resumed_is_bitwise_the_undisturbed_run(
     for name, value in weights(single).items():
         assert torch.equal(resumed[name], value), name
     assert (out / "train.jsonl").read_text() == (single / "train.jsonl").read_text()
+    assert (out / "pairs.parquet").read_bytes() == (single / "pairs.parquet").read_bytes()
 
 
 @pytest.mark.parametrize("stage", ["sft", "pretrain_scheduler", "preference"])
@@ -298,6 +302,9 @@ def test_sigterm_saves_and_the_same_command_ends_bitwise_where_an_undisturbed_ru
         else:
             digests.append(torch.cat([value.flatten() for value in weights(run_out).values()]))
     assert torch.equal(*digests)
+    if stage == "preference":
+        whole, resumed = (tmp_path / name / "pairs.parquet" for name in ("whole", "out"))
+        assert whole.read_bytes() == resumed.read_bytes()
 
 
 def test_a_torn_checkpoint_is_ignored_and_old_ones_are_pruned(tmp_path: Path) -> None:
