@@ -102,7 +102,9 @@ def run(
     else:
         show_table(Path("results"), settings)
         again = shlex.join(["sams", "show", *shown])
-        typer.echo(f"Open results/{settings.study}/tables/main.html · again: {again} · curves: sams mlflow")
+        tables = f"results/{settings.study}/tables"
+        answers = f" · answers: {tables}/samples.html" if settings.samples else ""
+        typer.echo(f"Open {tables}/main.html{answers} · again: {again} · curves: sams mlflow")
     raise typer.Exit(status)
 
 
