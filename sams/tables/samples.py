@@ -79,7 +79,8 @@ def said(answers: dict[str, dict[str, Row]], pair: Row) -> list[Said]:
         row = rows[pair["id"]]
         tokens = f"{row['tokens']} token{'s' * (row['tokens'] != 1)}"
         changed = None if start is None or row is start else row["answer"] != start["answer"]
-        given.append(Said(name_of(method), row["answer"], tokens, row["truncated"], changed))
+        length = f"{len(row['answer'])} characters, {tokens}"
+        given.append(Said(name_of(method), row["answer"], length, row["truncated"], changed))
     return [*given, Said(CHOSEN, pair["chosen"], f"{len(pair['chosen'])} characters", None, None)]
 
 

@@ -194,6 +194,7 @@ def test_the_chain_fills_every_cell_of_the_main_table(miniature: tuple[Path, str
         "selection.png",
         "cost.svg",
         "answers/dpo-sams/with_sft.html",
+        "samples.html",
     ):
         assert (folder / "results/miniature/tables" / name).stat().st_size > 0
 

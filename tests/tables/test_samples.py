@@ -52,8 +52,12 @@ def test_the_page_shows_start_methods_and_chosen_answers_of_shared_prompts(resul
     assert "mean length longest empty cut changed start 6 14 0 1 – dpo" in said
     assert f"dpo {(4 + len(ATTACK)) / 3:.0f} {len(ATTACK)} 1 0 2 dpo-sams 3 5 0 0 2 chosen 5 6 0 – –" in said
     assert "Greedy; at most 9 tokens." in said
-    assert "Which fruit? start 1 token plum dpo 1 token, same as start plum dpo-sams 1 token plums" in said
-    assert "user: Which fruit? assistant: A plum. user: Another? start 3 tokens, cut pear pear pear" in said
+    same = "dpo 4 characters, 1 token same answer as start plum"
+    assert f"start 4 characters, 1 token plum {same} dpo-sams 5 characters, 1 token plums" in said
+    assert (
+        "user: Which fruit? assistant: A plum. user: Another? start 14 characters, 3 tokens, cut pear pear pear"
+        in said
+    )
     assert "chosen 6 characters a plum" in said
 
 
