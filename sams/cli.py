@@ -217,7 +217,9 @@ def chat(run: Run, temperature: Temperature = None, max_new_tokens: Longest = 51
 
 @app.command()
 def pairs(
-    run: Run,
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a preference run, results/<study>/<setting>/<method>/seed<k>.")
+    ],
     count: Annotated[int, typer.Option(min=1, help="Number of pairs of each end.")] = 5,
     out: Annotated[
         Path | None, typer.Option(help="Write all pairs with their texts to this file: .csv or .parquet.")

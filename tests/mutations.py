@@ -951,9 +951,9 @@ FAULTS = [
     Fault(
         "a tie counts as accurate",
         "training/tasks/preference.py",
-        "(chosen_rewards > rejected_rewards).float()",
-        "(chosen_rewards >= rejected_rewards).float()",
-        (f"{PASSES}a_tie_is_not_accurate",),
+        "(chosen > rejected)",
+        "(chosen >= rejected)",
+        ("training/test_passes.py::test_a_tie_counts_one_half",),
     ),
     Fault(
         "the rounding of bfloat16 margins is that of float32",

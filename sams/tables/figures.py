@@ -18,6 +18,7 @@ from sams.tables.panels import (
     label_pairs_seen,
     panels,
     smoothed,
+    use_log_scale,
 )
 from sams.tables.results import Cell, Cells, read_cells, read_log
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_DIFFICULTIES = 12  # plots of `difficulty` that fit on a page
+
+
+MOST_BANDS = 5  # methods whose bands can be told apart
 
 
 class Curve(NamedTuple):
@@ -78,11 +82,15 @@ def study_figures(study: Study, setting: Path) -> "dict[str, Figure]":
     """Return the figures of a study by name, from the metric logs and metrics files in the folder of its setting."""
     logs = read_logs(setting, study.methods, study.seeds)
     cells = {cell: values for cell, values in read_cells(setting).items() if cell.seed in study.seeds}
+    validated = any(study.preference_of(method).validated for method in study.preference_methods)
+    kind = "validation" if validated else "test"
     draw_figure: dict[str, Callable[[], Figure]] = {
-        "learning_curves": lambda: learning_curves(logs),
+        "learning_curves": lambda: learning_curves(logs, kind),
         "selection": lambda: selection(logs),
         "difficulty": lambda: difficulty(logs),
-        "noise": lambda: noise(logs, cells, label_noise(setting, study.preference_methods, study.seeds)),
+        "noise": lambda: noise(
+            logs, cells, label_noise(setting, study.preference_methods, study.seeds), kind
+        ),
         "cost": lambda: cost(cells, study.methods, study.seeds),
     }
     figures = {name: draw_figure[name]() for name in figures_of(study)}
@@ -103,11 +111,11 @@ def read_logs(setting: Path, methods: Sequence[str], seeds: Sequence[int]) -> Lo
     return logs
 
 
-def learning_curves(logs: Logs) -> "Figure":
+def learning_curves(logs: Logs, kind: str = "test") -> "Figure":
     """Draw loss, reward margin, reward accuracy and chosen log-prob of all methods by pairs seen.
 
-    Lines show training batches, smoothed over a twentieth of the run; markers show the test pairs. With several
-    seeds both are means over seeds, and a band covers all seeds.
+    Lines show training batches, smoothed over a twentieth of the run; markers show the pairs of the evaluations,
+    whose `kind` is test or validation. With several seeds both are means over seeds, and a band covers all seeds.
     """
     plots: dict[Plot, list[Series]] = {}
     for curve in CURVES:
@@ -118,7 +126,11 @@ def learning_curves(logs: Logs) -> "Figure":
             series = plots.setdefault(curve.plot, [])
             series += [(index, method, logged, "no")] * bool(logged)
             series += [(index, method, tested, "only")] * bool(tested)
-    return _drawn(plots, "Lines: training batches, smoothed. Markers: test pairs.", "Learning curves")[0]
+    explained = f"Lines: training batches, smoothed. Markers: {kind} pairs."
+    figure, axes = _drawn(plots, explained, "Learning curves")
+    if CURVES[0].plot in axes:
+        use_log_scale(axes[CURVES[0].plot])  # losses of different families
+    return figure
 
 
 Series = tuple[int, str, "list[pd.Series[float]]", Marked]
@@ -135,7 +147,14 @@ def _drawn(
     figure, axes = panels(list(full), height)
     for axis, series in zip(axes, full.values(), strict=True):
         for index, method, seeds, marked in series:
-            draw(axis, index, method, seeds, marked=marked)
+            draw(
+                axis,
+                index,
+                method,
+                seeds,
+                marked=marked,
+                banded=len({one[0] for one in series}) <= MOST_BANDS,
+            )
     finish(figure, axes, explained)
     return figure, dict(zip(full, axes, strict=True))
 
@@ -261,7 +280,7 @@ def cost(cells: Cells, methods: Sequence[str], seeds: Sequence[int]) -> "Figure"
                 label += f" + {prepared:,.0f} prepared"
             axis.annotate(
                 label,
-                (mean + prepared, row),
+                (max(mean + prepared, *values), row),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",

@@ -1,5 +1,6 @@
 """Figure of label noise: test accuracy of methods that were trained on flipped labels."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,7 +40,7 @@ class Noise(NamedTuple):
     family: str
 
 
-def noise(logs: Logs, cells: Cells, noise_of: Mapping[str, Noise]) -> "Figure":
+def noise(logs: Logs, cells: Cells, noise_of: Mapping[str, Noise], kind: str = "test") -> "Figure":
     """Draw test accuracy under label noise.
 
     Plots by the share of flipped labels, for methods that differ in it alone; by pairs seen, for each share; and by
@@ -49,6 +50,7 @@ def noise(logs: Logs, cells: Cells, noise_of: Mapping[str, Noise]) -> "Figure":
         logs: metric logs of the methods.
         cells: contents of the metrics files, for the final accuracies and their errors.
         noise_of: label noise by method, for methods whose noise is known.
+        kind: pairs of the evaluations: test or validation.
     """
     shares = sorted({noisy.share for method, noisy in noise_of.items() if method in logs and noisy.share})
     families: dict[str, list[str]] = {}
@@ -59,10 +61,15 @@ def noise(logs: Logs, cells: Cells, noise_of: Mapping[str, Noise]) -> "Figure":
     several = any(len({noise_of[method].share for method in members}) > 1 for members in families.values())
     by_share = ["Final accuracy by the noise of the labels"] if several else []
     by_seen = [f"Accuracy while training on {share:.0%} flipped labels" for share in shares]
-    headings = [*by_share, *by_seen, "Final accuracy by the noise trained on"]
+    trained = [method for method in logs if method in noise_of and noise_of[method].share]
+    compared = sum(not math.isnan(_final_accuracy(cells, method)[0]) for method in trained) > 1
+    final_plots = ["Final accuracy by the noise trained on"] * compared
     if not shares:
         return empty("Accuracy under noise")
-    figure, axes = panels([Plot(heading, "test accuracy (%)") for heading in headings], height=3.8)
+    plots = [Plot(heading, "test accuracy (%)") for heading in by_share]
+    plots += [Plot(heading, f"{kind} accuracy (%)") for heading in by_seen]
+    plots += [Plot(heading, "test accuracy (%)") for heading in final_plots]
+    figure, axes = panels(plots, height=3.8)
     index = {method: number for number, method in enumerate(logs)}
     for first, *others in families.values():  # style and name are those of the method with the least noise
         members = [first, *others]
@@ -77,14 +84,20 @@ def noise(logs: Logs, cells: Cells, noise_of: Mapping[str, Noise]) -> "Figure":
         noisy = [
             (_flips_trained_on(logs[m], noise_of[m].share), *final[m]) for m in members if noise_of[m].share
         ]
-        if noisy:
+        if noisy and compared:
             _points(axes[-1], index[first], first, noisy)
-    label_pairs_seen(axes[len(by_share) : -1])
+    label_pairs_seen(axes[len(by_share) : len(by_share) + len(by_seen)])
     if several:
         axes[0].set_xlabel("Flipped labels among the training pairs (share)")
-    axes[-1].set_xlim(-0.03, 1.15 * axes[-1].get_xlim()[1])  # from 0, so that small differences look small
-    axes[-1].set_xlabel("Flipped labels among the pairs trained on (share)")
-    legend(figure, axes, "Bars: one standard error, over seeds if there are several, else over test pairs.")
+    if compared:
+        axes[-1].set_xlim(
+            -0.03, 1.15 * axes[-1].get_xlim()[1]
+        )  # from 0, so that small differences look small
+        axes[-1].set_xlabel("Flipped labels among the pairs trained on (share)")
+    bars = "Bars: one standard error, over seeds if there are several, else over test pairs." * (
+        several or compared
+    )
+    legend(figure, axes, bars)
     return figure
 
 

@@ -66,27 +66,38 @@ def by_pair(frames: "Sequence[pd.DataFrame]") -> "pd.DataFrame":
         seen, means over the runs that saw it; seen and selected, how often, in all runs together; flipped; tokens of
         both responses.
     """
+    import numpy as np
     import pandas as pd
 
     runs = []
     for frame in frames:
         train = frame[frame["split"] == "train"]
-        found = train.drop_duplicates("id", keep="last").set_index("id")
-        groups = train.groupby("id", sort=False)
-        found["first"], found["last"] = groups["margin"].first(), found["margin"]
-        found["seen"], found["selected"] = groups.size(), groups["selected"].sum()
-        found["tokens"] = found["chosen_tokens"] + found["rejected_tokens"]
-        runs.append(found)
-    how = {
-        "first": "mean",
-        "last": "mean",
-        "seen": "sum",
-        "selected": "sum",
-        "flipped": "last",
-        "tokens": "mean",
-    }
-    pairs = pd.concat(runs).groupby(level="id", sort=False).agg(how)
-    return pairs.astype({"seen": int, "selected": int}).sort_values("last", kind="stable")
+        pairs, ids = pd.factorize(train["id"])
+        first, last = (np.empty(len(ids), dtype=int) for _ in range(2))
+        # Where an index is repeated, numpy assigns the last value.
+        first[pairs[::-1]], last[pairs] = np.arange(len(pairs))[::-1], np.arange(len(pairs))
+        at_last = train.iloc[last]
+        found = {
+            "first": train["margin"].to_numpy()[first],
+            "last": at_last["margin"].to_numpy(),
+            "seen": np.bincount(pairs),
+            "selected": np.bincount(pairs, weights=train["selected"].to_numpy(dtype=float)).astype(int),
+            "flipped": at_last["flipped"].array,
+            "tokens": (at_last["chosen_tokens"] + at_last["rejected_tokens"]).to_numpy(),
+        }
+        runs.append(pd.DataFrame(found, index=pd.Index(ids, name="id")))
+    table = runs[0]
+    if len(runs) > 1:
+        how = {
+            "first": "mean",
+            "last": "mean",
+            "seen": "sum",
+            "selected": "sum",
+            "flipped": "last",
+            "tokens": "mean",
+        }
+        table = pd.concat(runs).groupby(level="id", sort=False).agg(how)
+    return table.sort_values("last", kind="stable")
 
 
 def accuracies(run: Path) -> Items:

@@ -92,7 +92,7 @@ def summary(pairs: "pd.DataFrame") -> list[list[str]]:
     for name, part in parts.items():
         preferred = 100 * (part["last"] < 0).mean()
         trained = 100 * part["selected"].sum() / part["seen"].sum()
-        row = [name, number(len(part), 0), number(part["last"].mean(), 3), f"{number(preferred, 1)} %"]
+        row = [name, number(len(part), 0), number(float(part["last"].mean()), 3), f"{number(preferred, 1)} %"]
         row += [f"{number(trained, 1)} %", number(part["tokens"].mean(), 0)]
         rows.append(row + ([f"{number(100 * part['flipped'].mean(), 1)} %"] if known else []))
     return rows

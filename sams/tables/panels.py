@@ -97,6 +97,7 @@ def draw(
     seeds: "Sequence[pd.Series[float]]",
     *,
     marked: Marked = "no",
+    banded: bool = True,
 ) -> None:
     """Draw one method's mean over seeds, with a band from the lowest to the highest seed.
 
@@ -106,6 +107,7 @@ def draw(
         method: its name in the legend.
         seeds: values of each seed by pairs seen.
         marked: a line without markers (no), markers without a line (only), or a line with a few markers (some).
+        banded: whether the band is drawn.
     """
     import pandas as pd
 
@@ -124,10 +126,21 @@ def draw(
         every = len(together) // 6
         style |= {"markevery": (index * every // 8 % every, every)}  # methods mark different points
     axis.plot(together.index, together.mean(axis=1), color=colour, label=method, **style)
-    if together.shape[1] > 1 and marked != "only":
+    if together.shape[1] > 1 and marked != "only" and banded:
         axis.fill_between(
             together.index, together.min(axis=1), together.max(axis=1), color=colour, alpha=0.12, linewidth=0
         )
+
+
+def use_log_scale(axis: "Axes") -> None:
+    """Make the y axis logarithmic if its lines are positive and their levels far apart."""
+    import numpy as np
+
+    lines = [np.asarray(line.get_ydata(), float) for line in axis.lines]
+    levels = [line.mean() for line in lines if len(line)]
+    if levels and all((line > 0).all() for line in lines) and max(levels) > 8 * min(levels):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def label_pairs_seen(axes: "Sequence[Axes]") -> None:
@@ -156,7 +169,7 @@ def legend(figure: "Figure", axes: "Sequence[Axes]", explained: str) -> None:
             together,
             list(styles),
             loc="outside lower center",
-            ncols=min(4, len(styles)),
+            ncols=min(int(figure.get_figwidth() // 2.5), len(styles)),
             frameon=False,
             title=explained,
             handlelength=3.5,

@@ -99,6 +99,7 @@ def test_dry_run_of_every_study_needs_no_gpu_no_key_and_no_network(
     assert counts["preflight"] == 1
     seeds = len(made.seeds)
     assert counts.get("train_preference", 0) == len(made.preference_methods) * seeds
+    assert counts.get("show_pairs", 0) == len(made.preference_methods)
     assert counts.get("train_crossfit", 0) == 2 * len(made.selective_methods)
     assert counts.get("compute_reference", 0) == bool(made.preference_methods) * seeds
     assert counts["export_model"] == len(made.exported_methods) * seeds
@@ -195,6 +196,8 @@ def test_the_chain_fills_every_cell_of_the_main_table(miniature: tuple[Path, str
         "cost.svg",
         "answers/dpo-sams/with_sft.html",
         "samples.html",
+        "pairs/dpo-sams.html",
+        "pair_margins.svg",
     ):
         assert (folder / "results/miniature/tables" / name).stat().st_size > 0
 

@@ -192,6 +192,24 @@ def test_figures_without_content_are_not_made(changes: dict[str, Any], drawn: st
     assert figures.figures_of(study(methods, [0], method_settings=kept, **settings)) == drawn.split()
 
 
+def test_losses_of_different_families_share_a_logarithmic_axis() -> None:
+    frame = pd.DataFrame(log(1.0)).drop(columns="eval/loss")
+    of = {name: [frame.assign(loss=level)] for name, level in (("dpo", 0.7), ("ipo", 25.0))}
+    scales = [axis.get_yscale() for axis in figures.learning_curves(of).axes]
+    assert scales == ["log", "linear", "linear", "linear"]
+    assert figures.learning_curves({"dpo": of["dpo"]}).axes[0].get_yscale() == "linear"
+
+
+def test_evaluations_on_validation_pairs_are_named(setting: Path) -> None:
+    logs = figures.read_logs(setting, ["dpo"], [0])
+    [legend] = figures.learning_curves(logs, "validation").legends
+    assert legend.get_title().get_text().endswith("Markers: validation pairs.")
+    write(setting, {"dpo/seed0/recipe.json": recipe(0.2)})
+    of = label_noise(setting, ["dpo"], [0])
+    [axis] = noise(logs, {}, of, "validation").axes
+    assert axis.get_ylabel() == "validation accuracy (%)", "and no plot of one method's final accuracy"
+
+
 def test_plots_without_content_are_not_drawn(setting: Path) -> None:
     logs = figures.read_logs(setting, ["dpo-sams"], [0])
     logs = {
