@@ -11,6 +11,7 @@ from sams.tables.choose import chosen_of
 from sams.tables.chosen_table import chosen_table, read_figures
 from sams.tables.findings import Finding, summary
 from sams.tables.main_table import main_table
+from sams.tables.pairs import accuracies
 from sams.tables.paper_table import paper_table
 from sams.tables.results import read_cells, read_log
 
@@ -63,6 +64,10 @@ def _of_log(folder: Path) -> list[str]:
         logged_value = scale * last.get(logged, math.nan)
         if key in figures and not _close(figures[key], logged_value):
             problems.append(f"{key} is {figures[key]:.4f}, the log ends with {logged_value:.4f}")
+    pairs = accuracies(folder)
+    mean = sum(pairs.values()) / len(pairs) if pairs else math.nan
+    if pairs and not _close(figures["test_accuracy"], mean):
+        problems.append(f"test_accuracy is {figures['test_accuracy']:.4f}, of the recorded pairs {mean:.4f}")
     return problems
 
 
