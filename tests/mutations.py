@@ -86,6 +86,27 @@ DATA = "data/test_"
 
 FAULTS = [
     Fault(
+        "a tie of rewards counts as a loss",
+        "scoring/wins.py",
+        "(1 + (reward > base[name]) - (reward < base[name]))",
+        "(2 * (reward > base[name]))",
+        ("scoring/test_reward_model.py",),
+    ),
+    Fault(
+        "a prompt that repeats is answered again",
+        "data/prompts.py",
+        "seen.add(digest)",
+        "pass",
+        ("generation/test_prompts.py",),
+    ),
+    Fault(
+        "a model that says nothing of sampling samples",
+        "generation/decode.py",
+        'if own.get("do_sample") else 0.0',
+        'if own.get("do_sample", True) else 0.0',
+        ("generation/test_decode.py",),
+    ),
+    Fault(
         "a tie counts as an error",
         "training/tasks/preference.py",
         "(chosen >= rejected)",
