@@ -101,8 +101,15 @@ def run(
         typer.echo(f"Failed. Correct what is named above; the same command goes on: {same}")
     else:
         show_table(Path("results"), settings)
-        again = shlex.join(["sams", "show", *shown])
-        typer.echo(f"Open results/{settings.study}/tables/main.html · again: {again} · curves: sams mlflow")
+        example = (
+            settings.results
+            / (settings.preference_methods or settings.methods)[-1]
+            / f"seed{settings.seeds[0]}"
+        )
+        typer.echo(f"\nopen     results/{settings.study}/tables/main.html")
+        typer.echo(f"again    {shlex.join(['sams', 'show', *shown])}")
+        typer.echo(f"answers  {shlex.join(['sams', 'sample', str(example)])}")
+        typer.echo("curves   sams mlflow")
     raise typer.Exit(status)
 
 
