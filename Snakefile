@@ -51,7 +51,7 @@ rule pretrain:
     input:
         prepared(),
         models(["sft"]),
-        pretrained_schedulers(),
+        pretrained_schedulers() or without("pretrain"),
 
 
 rule dpo:
@@ -64,7 +64,7 @@ rule dpo:
 
 rule on_policy:
     input:
-        per_seed("sft/seed{seed}/on_policy/pairs.jsonl") if STUDY.on_policy else [],
+        per_seed("sft/seed{seed}/on_policy/pairs.jsonl") if STUDY.on_policy else without("on_policy"),
 
 
 rule train_all:
@@ -82,4 +82,4 @@ rule score_all:
         references(),
         pretrained_schedulers(),
         answers(),
-        scores(),
+        scores() or without("benchmarks"),

@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, workflow.basedir)
 
 from sams.launch import resources
+from sams.launch.brief import shorten_log
 from sams.launch.changes import code_text
 from sams.launch.jobs import Jobs, literal, options
 from sams.launch.machine import gpus_here, job_environment
@@ -22,7 +23,7 @@ from sams.runtime.files import canonical_json, restrict_umask
 from sams.runtime.code import code_of
 from sams.scoring.fetch import PUBLISHED
 from sams.study.files import DEFAULT, from_command_line, load_study, read_settings
-from sams.study.recipes import pretrains, recipe_json, scheduler_is_pretrained
+from sams.study.recipes import recipe_json
 from sams.study.rounds import required_rows
 from sams.study.settings import Launch
 from sams.tables.benchmarks import judged_files, scored
@@ -54,7 +55,7 @@ QUESTIONS = f"{RESULTS}/questions/manifest.json"
 START = f"{RESULTS}/sft/seed{{seed}}/model/manifest.json"
 SCHEDULER = f"{RESULTS}/scheduler/seed{{seed}}/weights/manifest.json"
 RUN = f"{RESULTS}/{{method}}/seed{{seed}}"
-PRETRAINING = STUDY.pretrain.policy if STUDY.pretrain else "none"
+PRETRAINING = STUDY.pretrain.policy if STUDY.pretrains else "none"
 FIGURES = figures_of(STUDY)
 BENCHMARKS = scored(STUDY)
 
@@ -80,6 +81,7 @@ DISTRIBUTED_STAGE = (
 shell.prefix(job_environment(STUDY, workflow.basedir).replace("{", "{{").replace("}", "}}"))
 remember(Path(".snakemake") / "sams" / "digests.json")
 name_changes()
+shorten_log(workflow)
 stop_jobs_on_signals()
 if workflow.is_main_process:
     forget_unfinished(Path(PREFLIGHT))
@@ -129,6 +131,17 @@ wildcard_constraints:
 def code(module):
     """Parameter of a rule with the digests of a module's code."""
     return code_text(code_of(module))
+
+
+def without(section):
+    """Input of a target that the study makes nothing for: an error where the target is requested."""
+
+    def say(wildcards):
+        raise WorkflowError(
+            f"the study makes nothing for this target: see section `{section}` of docs/settings.md"
+        )
+
+    return say
 
 
 def per_seed(pattern):
@@ -209,12 +222,12 @@ def study_of_method(wildcards):
 
 def pretrained_schedulers():
     """Weights of the pretrained scheduler of every seed; none where no method starts from them."""
-    return per_seed("scheduler/seed{seed}/weights/manifest.json") if pretrains(STUDY) else []
+    return per_seed("scheduler/seed{seed}/weights/manifest.json") if STUDY.pretrains else []
 
 
 def pretrained_scheduler(wildcards):
     """Weights of the pretrained scheduler that a method starts from; none for other methods."""
-    return SCHEDULER if scheduler_is_pretrained(STUDY, wildcards.method) else []
+    return SCHEDULER if STUDY.scheduler_is_pretrained(wildcards.method) else []
 
 
 def reference_logps(wildcards):

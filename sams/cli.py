@@ -1,6 +1,8 @@
 """The command `sams`. Each command imports what it needs, so that others start fast."""
 
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -58,9 +60,13 @@ def show(
 def check(
     study: Named = None, configfile: ConfigFiles = None, rehearse: Rehearse = False, given: Given = None
 ) -> None:
-    """Check a study's settings; print them with defaults, as JSON."""
+    """Check a study's settings and ask Snakemake whether it can be made; print them as JSON."""
+    from sams.launch.run import check_workflow
+
     files = [*_files(study), *(configfile or [])]
-    typer.echo(_study(files, rehearse, given).model_dump_json(indent=2))
+    settings = _study(files, rehearse, given)
+    check_workflow([str(file) for file in files], [*(given or []), *["rehearse=true"] * rehearse])
+    typer.echo(settings.model_dump_json(indent=2))
 
 
 @app.command()
@@ -155,8 +161,15 @@ def init(
 
     Its rates and lengths fit them.
     """
-    from sams.planning.new_study import Machine, Weights, new_study, next_commands
     from sams.runtime.errors import UserError
+
+    if not out.parent.is_dir():
+        raise UserError("no such folder", where=str(out.parent), remedy="create it, or give another name")
+    if out.exists():
+        raise UserError(
+            "there is a file already", where=str(out), remedy="give another name, or move it away"
+        )
+    from sams.planning.new_study import Machine, Weights, new_study, next_commands
 
     flags: dict[Weights, bool] = {"full": full, "lora": lora, "qlora": qlora}
     asked = [name for name, given in flags.items() if given]
@@ -433,6 +446,9 @@ def main() -> None:
     from sams.runtime.files import restrict_umask
 
     restrict_umask()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", FutureWarning)  # of libraries about each other
     try:
         app()
     except UserError as error:

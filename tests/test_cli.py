@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from sams.runtime.errors import UserError
 from sams.study.recipes import PreferenceRecipe
 from tests.conftest import ROOT
 
@@ -59,6 +62,25 @@ def test_values_can_be_set() -> None:
     assert recipe["training"]["beta"] == 0.3
     wrong = run(*SAMS, "check", "--set", "preference.betta=0.3", status=2)
     assert "key 'preference.betta': unknown key; did you mean beta?" in wrong
+
+
+def test_check_asks_the_workflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A study that is valid, and that this copy of the rules cannot make, since a rule is missing."""
+    import shutil
+
+    from sams.launch import run as launch
+
+    for name in ("Snakefile", "rules", "config", "profiles", "workflow", "sams"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    file = tmp_path / "rules" / "train.smk"
+    file.write_text(
+        file.read_text().replace('manifest=f"{RESULTS}/reference/', 'manifest=f"{RESULTS}/elsewhere/')
+    )
+    launch.check_workflow([], ["methods=[dpo]"])
+    monkeypatch.setattr(launch, "SOURCE", tmp_path)
+    with pytest.raises(UserError, match=r"MissingInputException in rule \w+.*reference/seed0/manifest\.json"):
+        launch.check_workflow([], ["methods=[dpo]"])
 
 
 def test_check_imports_nothing_heavy() -> None:

@@ -151,6 +151,7 @@ def bare_machine(make_env, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setenv(make_env.TORCH_INDEX, (tmp_path / "no-index").as_uri())
     return make_env
 
 
@@ -182,6 +183,21 @@ def test_cpu_export_where_the_locked_cpu_wheel_is(bare_machine, monkeypatch, tmp
 def test_cuda_export_where_the_cpu_wheel_is_another_one(bare_machine, monkeypatch, tmp_path):
     put_cpu_wheel(bare_machine, tmp_path, monkeypatch, locked=False)
     assert bare_machine.choose()[0] == "cuda"
+
+
+@pytest.mark.parametrize("tag", ["cp{}{}-".format(*sys.version_info), "cp310-"])
+def test_cpu_export_where_an_index_has_the_locked_wheel_for_this_python(
+    bare_machine, monkeypatch, tmp_path, tag
+):
+    put_cpu_wheel(bare_machine, tmp_path, monkeypatch, locked=False)
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    (tmp_path / "torch").mkdir()
+    link = f'<a href="torch-2.13.0%2Bcpu-{tag}x-linux_x86_64.whl#sha256={"0" * 64}">torch</a>'
+    (tmp_path / "torch" / "index.html").write_text(f"<html>{link}</html>")
+    monkeypatch.setenv(bare_machine.TORCH_INDEX, tmp_path.as_uri())
+    chosen, why = bare_machine.choose()
+    assert (chosen == "cpu" and tmp_path.as_uri() in why) == ("310" not in tag)
+    assert chosen == "cpu" or bare_machine.TORCH_INDEX in why
 
 
 def test_cuda_export_on_a_bare_machine(bare_machine):

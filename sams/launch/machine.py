@@ -59,6 +59,7 @@ def job_environment(study: Study, source: str) -> str:
     variables = {
         "PATH": f"{python}:$PATH",
         "PYTHONPATH": f"{shlex.quote(source)}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "${HF_HUB_DISABLE_PROGRESS_BARS:-1}",
         "TOKENIZERS_PARALLELISM": "${TOKENIZERS_PARALLELISM:-false}",
         PARENT: str(os.getpid()),
         "SAMS_JOB": shlex.quote(recipe_json(job_of(study))),

@@ -20,6 +20,7 @@ from sams.data.sources import (
 from sams.launch.machine import gpus_here, processes
 from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.files import write_json
+from sams.scheduling.selectors.table import SELECTORS
 from sams.scoring.fetch import FOLDER, PUBLISHED, check, published
 from sams.study.rates import rates_to_check
 from sams.study.settings import Model
@@ -157,13 +158,20 @@ def check_sources(study: Study) -> None:
             )
     for key, model in models(study).items():
         check_model_source(model, key)
-    encoder = study.scheduler.encoder
-    if encoder not in ENCODERS and not Path(encoder).is_dir():
-        raise UserError(
-            f"no such folder: {encoder}{nearest(encoder, list(ENCODERS))}",
-            where="scheduler.encoder",
-            remedy=f"set {' or '.join(ENCODERS)}, or name a folder",
-        )
+    schedulers = {
+        f"method_settings.{method}.scheduler": study.scheduler_of(method)
+        for method in study.preference_methods
+        if SELECTORS[study.preference_of(method).selector].reads_scheduler
+    }
+    shared = {"scheduler": study.scheduler} if study.pretrains else {}
+    for key, scheduler in (shared | schedulers).items():
+        encoder = scheduler.encoder
+        if encoder not in ENCODERS and not Path(encoder).is_dir():
+            raise UserError(
+                f"no such folder: {encoder}{nearest(encoder, list(ENCODERS))}",
+                where=f"{key}.encoder",
+                remedy=f"set {' or '.join(ENCODERS)}, or name a folder",
+            )
 
 
 def check_model_source(model: Model, key: str) -> None:
@@ -196,8 +204,8 @@ def check_adapters(study: Study) -> None:
     Raises:
         UserError: the model does not have a target module, or its weight is tied to another.
     """
-    stages = [study.sft, *map(study.preference_of, study.preference_methods)]
-    adapters = {stage.lora.model_dump_json(): stage.lora for stage in stages if stage and stage.lora}
+    stages = study.trainings.values()
+    adapters = {stage.lora.model_dump_json(): stage.lora for stage in stages if stage.lora}
     if study.model.path is None or not adapters:
         return
     import torch

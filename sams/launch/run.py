@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,9 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from sams.runtime.errors import UserError
 from sams.runtime.processes import EXIT_INTERRUPTED
 from sams.runtime.progress import SECONDS, duration
-from sams.study.files import SOURCE
+from sams.study.files import SOURCE, from_options
 from sams.study.rates import rates_to_check
 
 if TYPE_CHECKING:
@@ -28,11 +30,16 @@ if TYPE_CHECKING:
 PLUGINS = Path(__file__).resolve().parent / "plugins"
 REFRESH = 0.5
 """Seconds between two looks at the files of the jobs."""
-LINES_EVERY = 30.0
-"""Seconds between two lines about a running job, off a terminal."""
+FIRST_LINE, LAST_LINE = 5.0, 600.0
+"""Seconds until the first line about a running job, off a terminal; each wait is twice the last, up to LAST_LINE."""
+EVENTS = "SAMS_EVENTS"
+"""Environment variable: file to which Snakemake's logger plugin writes events."""
+LOG_LINES = 15
+"""Last lines of a failed job's log that are shown."""
 TAIL = 1 << 14
 """Bytes of the end of a file that are read."""
 PROGRESS = re.compile(r"(\d+) of (\d+) ([a-z]+) \(\d+ %\), (.*)$", re.M)
+DOING = re.compile(r": ([^:\n]+) \.\.\.$", re.M)
 CHECKPOINTS = re.compile(r"--checkpoints (\S+)")
 
 
@@ -47,6 +54,8 @@ class Job:
         curve: its metric log; None for a job that trains nothing.
         costs: its cost log.
         started: time at which it started.
+        due: time of the next line about it.
+        wait: seconds from then to the line after it.
     """
 
     rule: str
@@ -55,7 +64,8 @@ class Job:
     curve: Path | None
     costs: Path | None
     started: float = field(default_factory=time.monotonic)
-    shown: float = field(default_factory=time.monotonic)
+    due: float = field(default_factory=lambda: time.monotonic() + FIRST_LINE)
+    wait: float = 2 * FIRST_LINE
 
     @classmethod
     def of(cls, event: dict[str, Any]) -> Job:
@@ -79,10 +89,13 @@ class Job:
         """Return what the job's files say: step, loss, margin, accuracy, rate, time left, memory."""
         parts: list[str] = []
         left = ""
-        if found := PROGRESS.findall(_tail(self.log)):
+        tail = _tail(self.log)
+        if found := PROGRESS.findall(tail):
             done, total, unit, rest = found[-1]
             parts.append(f"{unit.removesuffix('s')} {done}/{total}")
             left = rest.rpartition(", ")[2] if " left" in rest else ""
+        elif doing := DOING.findall(tail):
+            parts.append(doing[-1])
         line, costs = _last(self.curve), _last(self.costs)
         for name, key in (("loss", "loss"), ("margin", "rewards/margins")):
             if key in line:
@@ -142,10 +155,10 @@ class View:
 
     def lines(self) -> Iterator[str]:
         """Yield a line about each running job that none was printed about for a while."""
-        for job in self.running.values():
-            if time.monotonic() - job.shown >= LINES_EVERY:
-                job.shown = time.monotonic()
-                figures = ", ".join(job.figures()) or f"for {duration(job.shown - job.started)}"
+        for job in list(self.running.values()):
+            if (now := time.monotonic()) >= job.due:
+                job.due, job.wait = now + job.wait, min(2 * job.wait, LAST_LINE)
+                figures = ", ".join(job.figures()) or f"for {duration(now - job.started)}"
                 yield f"running {_named(job)}: {figures}"
 
     def table(self, title: str, log: Path) -> RenderableType:
@@ -191,18 +204,9 @@ def run_study(study: Study, files: list[str], given: list[str], *, cores: str, c
     folder.mkdir(parents=True, exist_ok=True)
     log, events = folder / "run.log", folder / "events.jsonl"
     events.write_text("", encoding="utf-8")
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SOURCE / "Snakefile"), "--cores", cores]
-    command += ["--logger", "sams"]
-    if files:
-        command += ["--configfile", *files]
-    if given:
-        # Snakemake takes no points in names.
-        command += [
-            "--config",
-            *(f"{key.replace('.', '__')}={value}" for key, _, value in map(_halves, given)),
-        ]
+    command = [*_snakemake(files, given, folder), "--cores", cores, "--logger", "sams"]
     path = os.pathsep.join([str(PLUGINS), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = os.environ | {"PYTHONPATH": path, "SAMS_EVENTS": str(events.resolve()), SECONDS: "2"}
+    environment = os.environ | {"PYTHONPATH": path, EVENTS: str(events.resolve()), SECONDS: "2"}
     view, title = View(), f"{study.study}, {study.setting}"
     for sentence in rates_to_check(study):
         console.print(f"warning: {sentence}", markup=False, highlight=False, soft_wrap=True)
@@ -224,6 +228,38 @@ def run_study(study: Study, files: list[str], given: list[str], *, cores: str, c
     if process.returncode not in (0, EXIT_INTERRUPTED) and not view.failed:
         console.print(_problem(log), markup=False, highlight=False, soft_wrap=True)
     return process.returncode
+
+
+def check_workflow(files: list[str], given: list[str]) -> None:
+    """Check that the rules can make a study, from nothing.
+
+    Raises:
+        UserError: they cannot; the message is Snakemake's.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        command = _snakemake([str(Path(file).resolve()) for file in files], given, Path(folder))
+        command += ["--cores", "1", "--directory", folder, "--dry-run", "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [" ".join(line.split()) for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        start = next((at for at, line in enumerate(lines) if re.match(r"\w+(Exception|Error)\b", line)), 0)
+        raise UserError(
+            " ".join(lines[start : start + 6]).replace(f"{folder}/", ""),
+            where="the rules cannot make this study",
+            remedy="see `sams check` for its settings with defaults",
+        )
+
+
+def _snakemake(files: list[str], given: list[str], folder: Path) -> list[str]:
+    """Return Snakemake's command for a study; given values become a file in `folder`, the last overlay."""
+    import yaml
+
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SOURCE / "Snakefile")]
+    if given:
+        file = folder / "given.yaml"
+        file.write_text(yaml.safe_dump(from_options(given)), encoding="utf-8")
+        files = [*files, str(file)]
+    return [*command, "--configfile", *files] if files else command
 
 
 def _follow(
@@ -264,10 +300,6 @@ def _whole_lines(stream: TextIO) -> Iterator[str]:
         yield line
 
 
-def _halves(entry: str) -> tuple[str, str, str]:
-    return entry.partition("=")
-
-
 def _named(job: Job) -> str:
     return f"{job.rule} {job.what}".strip()
 
@@ -279,6 +311,11 @@ def _tail(file: Path | None) -> str:
     with file.open("rb") as stream:
         stream.seek(max(0, file.stat().st_size - TAIL))
         return stream.read().decode(errors="replace")
+
+
+def last_lines(file: Path | None) -> str:
+    """Return the last lines of a job's log, indented; empty where there is none."""
+    return "\n".join(f"    {line}" for line in _tail(file).splitlines()[-LOG_LINES:])
 
 
 def _last(file: Path | None) -> dict[str, Any]:

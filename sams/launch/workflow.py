@@ -121,6 +121,11 @@ def _is_stage(process: psutil.Process) -> bool:
         return False
 
 
+def stopped() -> bool:
+    """Return whether a request to stop has arrived."""
+    return bool(_stopped)
+
+
 def leave_if_stopped() -> None:
     """Exit with `EXIT_INTERRUPTED` after a request to stop."""
     if _stopped:

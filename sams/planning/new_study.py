@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import re
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -21,12 +23,15 @@ from sams.data import findings, prepare, tokenise
 from sams.data.sources import data_set_name
 from sams.data.tokens import lengths_of, read_columns
 from sams.launch.machine import gpus_here
+from sams.launch.preflight import check_model_source
 from sams.planning.models import Sizes, sizes_of
 from sams.runtime.errors import UserError, first_line
 from sams.runtime.files import read_json
 from sams.runtime.gpus import GIB, gpu_named
 from sams.study.files import DEFAULT, load_study, read_settings
 from sams.study.recipes import recipe_json, recipe_of
+from sams.study.rehearsal import CLASSES
+from sams.study.settings import Model
 
 if TYPE_CHECKING:
     from sams.study.study import Study
@@ -41,7 +46,8 @@ ROOM = 0.75
 """Share of the memory that weights and optimiser may take; activations and logits need the rest."""
 
 # Full training of instruct models by DPO: 5e-7 for 7 to 8 B (SamS; SimPO, arXiv 2405.14734), small models bear more.
-# Adapters want ten times the rate of full training (Schulman et al. 2025, "LoRA Without Regret").
+# Adapters want ten times that rate (Schulman et al. 2025, "LoRA Without Regret"): 5e-6 in the recipes of
+# the alignment handbook (Zephyr 7B, QLoRA) and of TRL's dpo.py (Qwen2 0.5B), whose full training has 5e-7.
 LARGE, LARGE_RATE, SMALL_RATE = 3e9, 5e-7, 1e-6
 ADAPTER_FACTOR = 10
 RANK = 16
@@ -119,28 +125,14 @@ def new_study(
     Raises:
         UserError: the model or the data cannot be read, or nothing fits into the memory.
     """
-    if not out.parent.is_dir():
-        raise UserError("no such folder", where=str(out.parent), remedy="create it, or give another name")
-    if out.exists():
-        raise UserError(
-            "there is a file already", where=str(out), remedy="give another name, or move it away"
-        )
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", out.name.removesuffix(".yaml")).strip("-.") or "study"
-    draft: dict[str, Any] = {
-        "study": name,
-        "setting": setting_of(model),
-        "methods": ["sft", "dpo", "dpo-random50", "dpo-sams"],
-        "model": {"path": model, "architecture": None, "tokenizer": None},
-        "data": {"world": None, "train": data, "test": _share(test), "sft": None},
-        "sft": None,
-        "pretrain": None,
-        "benchmarks": {"alpaca_eval": None, "mt_bench": None},
-    }
+    draft = draft_of(out, model, data, test)
     config = config_of_start(model)
     sizes = sizes_of(config)
     positions = int(config.get("max_position_embeddings") or config.get("n_positions") or 1 << 20)
-    lengths, notes = measure(draft, positions)
+    if config["model_type"] in CLASSES:
+        draft["model"]["model_type"] = config["model_type"]
     chosen, why = choose_weights(weights, sizes, machine)
+    lengths, notes = measure(draft, positions)
     text = render(draft, out, chosen, lengths, sizes, machine, share=test is None)
     _study(yaml.safe_load(text))
     out.write_text(text, encoding="utf-8")
@@ -150,6 +142,21 @@ def new_study(
         f"(prompt {lengths.prompt})",
         *notes,
     ]
+
+
+def draft_of(out: Path, model: str, data: str, test: str | None = None) -> dict[str, Any]:
+    """Return the keys of a study that name model and data, without sizes that depend on them."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", out.name.removesuffix(".yaml")).strip("-.") or "study"
+    return {
+        "study": name,
+        "setting": setting_of(model),
+        "methods": ["sft", "dpo", "dpo-random50", "dpo-sams"],
+        "model": {"path": model, "architecture": None, "tokenizer": None},
+        "data": {"world": None, "train": data, "test": _share(test), "sft": None},
+        "sft": None,
+        "pretrain": None,
+        "benchmarks": {"alpaca_eval": None, "mt_bench": None},
+    }
 
 
 def setting_of(model: str) -> str:
@@ -165,7 +172,11 @@ def config_of_start(model: str) -> dict[str, Any]:
         UserError: there is none, or it cannot be fetched.
     """
     try:
-        config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
+        with _quiet():
+            check_model_source(Model(path=model, architecture=None, tokenizer=None), "--model")
+            config = transformers.AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except UserError:
+        raise
     except Exception as error:  # transformers and its libraries raise any type
         raise UserError(
             f"no config can be read: {first_line(error)}",
@@ -183,13 +194,9 @@ def measure(draft: dict[str, Any], positions: int) -> tuple[Lengths, list[str]]:
     study = _study(probe)
     with tempfile.TemporaryDirectory() as folder:
         records, tokens = Path(folder) / "data", Path(folder) / "tokens"
-        logging.disable(logging.WARNING)
-        transformers.logging.disable_progress_bar()
-        try:
+        with _quiet():
             prepare.main(recipe_json(recipe_of(study, "prepare_data", seed=study.seeds[0])), records)
             tokenise.main(recipe_json(recipe_of(study, "tokenise")), records, tokens)
-        finally:
-            logging.disable(logging.NOTSET)
         report = read_json(records / "report.json")
         columns = read_columns(tokens / "train")
         prompts, chosen, rejected = (
@@ -249,6 +256,17 @@ def choose_weights(asked: Weights | None, sizes: Sizes, machine: Machine) -> tup
     return fitting, f"{what[fitting]} ({taken})"
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings and progress bars of libraries, which stay in the logs of the jobs."""
+    transformers.logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def _share(test: str | None) -> float | str:
     """Return the share of test prompts that is given as a number, or the source of test pairs."""
     try:
@@ -298,14 +316,21 @@ def render(
         else "launch: {device: cpu, nproc_per_node: 1}"
     )
     value = _value
+    tasks = {
+        f"sams data {file}": "rows as they are trained on: template, mask, lengths",
+        f"sams plan --configfile {file}": "hours, memory, disk",
+        f"sams run {file}": "trains, prints the table; goes on after Ctrl-C",
+        f"sams show --configfile {file}": "the table again",
+    }
+    kind = draft["model"].get("model_type")
+    rehearsed = f"  model_type: {kind}  # for `sams run --rehearse`\n" if kind else ""
+    width = max(map(len, tasks))
+    commands = "\n".join(f"#   {command:{width}}  {text}" for command, text in tasks.items())
     return f"""\
 # DPO, DPO on a random half, and DPO with SamS, on {value(data_set_name(draft["data"]["train"])[0])}.
 # Written by `sams init` for {on}: {sizes.total / 1e9:.3g} B weights, {lengths.pairs:,} pairs.
 #
-#   sams data {file}                              rows as they will be trained on: roles, template, mask, lengths
-#   sams plan --configfile {file}                 hours, memory, disk
-#   sams run {file}                               trains and prints the table; goes on after Ctrl-C or a crash
-#   sams show --configfile {file}                 the table again
+{commands}
 #
 # docs/settings.md lists all keys; those not named here have the values of config/config.yaml.
 study: {value(name)}
@@ -319,7 +344,7 @@ model:
   path: {value(draft["model"]["path"])}
   architecture: null
   tokenizer: null
-  precision: {"bfloat16" if machine.gpus else "float32"}
+{rehearsed}  precision: {"bfloat16" if machine.gpus else "float32"}
   activation_checkpointing: auto
 
 data:
@@ -344,6 +369,7 @@ preference:
   scoring_micro_batch_size: auto
   epochs: 1
   beta: 0.1
+  # Full training: 5e-7 (7 B) to 1e-6. Adapters: ten times that.
   learning_rate: {rate:.1e}
   schedule: cosine
   warmup_ratio: 0.1

@@ -20,7 +20,7 @@ from sams.planning.peaks import Memory, Peaks, together
 from sams.planning.work import SchedulerCosts, Work, scheduler_costs
 from sams.runtime.gpus import Gpu
 from sams.study.architectures import config_of
-from sams.study.recipes import pretrains, recipe_of
+from sams.study.recipes import recipe_of
 from sams.study.study import Study
 from sams.tables.render import number
 from sams.training.checkpoints import KEPT
@@ -153,7 +153,7 @@ class Planner:
     def pretrains(self) -> bool:
         """Whether a separate job pretrains the scheduler."""
         pretrain = self.study.pretrain
-        return pretrain is not None and pretrain.policy == "frozen" and pretrains(self.study)
+        return pretrain is not None and pretrain.policy == "frozen" and self.study.pretrains
 
     @property
     def benchmarks(self) -> list[Literal["alpaca_eval", "mt_bench"]]:

@@ -93,10 +93,15 @@ def from_command_line(given: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         given: values by key. `preference.beta` and `preference__beta` mean key `beta` of group `preference`.
     """
+    return _grouped({key: _typed(value) for key, value in given.items()})
+
+
+def _grouped(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with groups for dotted keys."""
     settings: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in values.items():
         *groups, last = re.split(r"\.|__", key)
-        nested: dict[str, Any] = {last: _typed(value)}
+        nested: dict[str, Any] = {last: value}
         for group in reversed(groups):
             nested = {group: nested}
         _overlay(settings, nested)
@@ -117,12 +122,27 @@ def from_options(entries: Iterable[str]) -> dict[str, Any]:
         try:
             if not key or not equals:
                 raise ValueError("expected key=value")
-            given[key] = yaml.load(text, yaml.BaseLoader) if text else None
+            given[key] = yaml.load(text, _values_loader()) if text else None
         except (ValueError, yaml.YAMLError) as error:
             raise UserError(
                 first_line(error), where=f"--set {entry}", remedy="for example --set preference.beta=0.3"
             ) from None
-    return from_command_line(given)
+    return _grouped(given)
+
+
+@functools.cache
+def _values_loader() -> type["yaml.SafeLoader"]:
+    """Return a loader with YAML 1.2's scalars, in which quotes make a text of a number: study='"2024"'."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+    def text(_: Loader, node: Any) -> Any:
+        return node.value if node.style else _typed(node.value)
+
+    Loader.add_constructor("tag:yaml.org,2002:str", text)
+    return Loader
 
 
 def _typed(value: Any) -> Any:

@@ -5,6 +5,7 @@ import random
 from typing import Any
 
 from sams.runtime.errors import UserError
+from sams.study.recipes import recipe_of
 from sams.study.study import BASE_METHOD, Study, with_point
 
 Point = dict[str, float]
@@ -15,9 +16,19 @@ def points(study: Study, method: str) -> list[Point]:
 
     If a grid has more points than `tuning_budget`, the other points are a random sample, the same in every call, so
     that every method is tuned with the same number of runs.
+
+    Raises:
+        UserError: the method's own value is not in its grid.
     """
     axes = study.grids[method].axes
     own = own_point(study, method)
+    for key, value in own.items():
+        if value not in axes[key].values:
+            raise UserError(
+                f"the method's own value {value} is not in {axes[key].values}",
+                where=f"grids.{method}.axes.{key}",
+                remedy="add it, so that the grid contains the study's own run",
+            )
     others = [
         point
         for values in itertools.product(*(axis.values for axis in axes.values()))
@@ -34,13 +45,15 @@ def own_point(study: Study, method: str) -> Point:
     point = {}
     for key in study.grids[method].axes:
         group, _, name = key.rpartition(".")
-        point[key] = getattr(settings, group)[name] if group else getattr(settings, name)
+        point[key] = getattr(settings, group).get(name) if group else getattr(settings, name)
     return point
 
 
 def written_out(study: Study, methods: list[str] | None = None) -> dict[str, Any]:
-    """Return an overlay in which every point is a method: `rrhf-grid0` has the values of the study.
+    """Return an overlay in which every point is a method with its values in its name: `dpo-lr1e-06-beta0.1`.
 
+    The study's own point keeps the name of the method. The runs share the study's folder, and so its data, SFT model,
+    reference and runs, unless these methods alone would change one of them: the study is `<study>-grid` then.
     The overlay scores nothing: compare its runs by test accuracy, or score them in a study that names them.
 
     Raises:
@@ -55,11 +68,28 @@ def written_out(study: Study, methods: list[str] | None = None) -> dict[str, Any
                 where="--method",
                 remedy=f"choose of {', '.join(study.grids)}",
             )
-        for number, point in enumerate(points(study, method)):
-            made[f"{method}-grid{number}"] = with_point(study.method_settings[method].model_dump(), point)
-    return {
-        "study": f"{study.study}-grid",
+        settings = study.method_settings[method].model_dump()
+        own, *others = points(study, method)
+        made |= {method: settings} | {
+            _name(method, point, own): with_point(settings, point) for point in others
+        }
+    overlay = {
         "methods": [BASE_METHOD, *made],
         "method_settings": made,
         "benchmarks": {"alpaca_eval": None, "mt_bench": None},
     }
+    return ({} if _shares(study, [BASE_METHOD, *chosen]) else {"study": f"{study.study}-grid"}) | overlay
+
+
+def _name(method: str, point: Point, own: Point) -> str:
+    """Return the name of a method with the values of a point that are not those of the study."""
+    keys = {key: key.rpartition(".")[2].replace("learning_rate", "lr") for key in point}
+    return "-".join([method, *(f"{keys[key]}{value:g}" for key, value in point.items() if value != own[key])])
+
+
+def _shares(study: Study, methods: list[str]) -> bool:
+    """Return whether some of a study's methods have the same data, SFT model and reference as all of them."""
+    part = study.model_copy(update={"methods": methods})
+    stages = ["prepare_data", "tokenise", "compute_reference"]
+    stages += ["train_sft"] if study.sft else []
+    return all(recipe_of(part, stage) == recipe_of(study, stage) for stage in stages)

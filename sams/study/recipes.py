@@ -37,7 +37,6 @@ from sams.study.settings import (
     WorldAccuracy,
 )
 from sams.study.settings.model import TEMPLATE_DATE, Day
-from sams.study.settings.scheduling import NETWORK_KEYS
 from sams.study.study import Study
 
 Part = TypeVar("Part", bound=Settings)
@@ -323,7 +322,7 @@ def _crossfit(study: Study, method: str, seed: int) -> PreferenceRecipe:
 
 def _watching(study: Study) -> Watching | None:
     pretrain = study.pretrain
-    if pretrain is None or pretrain.policy == "frozen":
+    if pretrain is None or pretrain.policy == "frozen" or not study.pretrains:
         return None
     return Watching(scheduler=study.scheduler, ratio=pretrain.ratio)
 
@@ -344,24 +343,3 @@ def require(part: Part | None, key: str) -> Part:
     if part is None:
         raise UserError("the study does not have this stage", where=key, remedy=f"set `{key}`")
     return part
-
-
-def scheduler_is_pretrained(study: Study, method: str) -> bool:
-    """Return whether a method starts from the pretrained scheduler.
-
-    Methods with `fresh_scheduler`, or with networks of other sizes than those of the study, do not.
-    """
-    if (
-        study.pretrain is None
-        or method not in study.preference_methods
-        or not SELECTORS[study.preference_of(method).selector].trains_scheduler
-        or study.method_settings[method].fresh_scheduler
-    ):
-        return False
-    own, shared = study.scheduler_of(method), study.scheduler
-    return all(getattr(own, key) == getattr(shared, key) for key in NETWORK_KEYS)
-
-
-def pretrains(study: Study) -> bool:
-    """Return whether a method starts from the pretrained scheduler; without one, it is not trained."""
-    return any(scheduler_is_pretrained(study, method) for method in study.preference_methods)

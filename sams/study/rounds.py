@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sams.runtime.errors import UserError
 from sams.scheduling.selection import selected
-from sams.study.recipes import pretrains
+from sams.study.study import BASE_METHOD
 
 if TYPE_CHECKING:
     from sams.study.study import Study
@@ -26,9 +26,9 @@ def required_rows(study: Study) -> Required:
         if rows > least.get(split, (0, ""))[0]:
             least[split] = rows, key
 
-    if study.sft is not None:
+    if study.sft is not None and BASE_METHOD in study.trained_methods:
         require("sft", study.sft.batch_size, "sft.batch_size")
-    if pretrains(study) and study.pretrain is not None and study.pretrain.policy == "frozen":
+    if study.pretrains and study.pretrain is not None and study.pretrain.policy == "frozen":
         require("train", study.pretrain.batch_size, "pretrain.batch_size")
     for method in study.preference_methods:
         training = study.preference_of(method)

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from sams.runtime.errors import nearest
 from sams.runtime.problems import first_problem
 from sams.scheduling.selection import selected
+from sams.scheduling.selectors.table import SELECTORS
 from sams.study.settings import (
     Benchmarks,
     Count,
@@ -29,7 +30,7 @@ from sams.study.settings import (
     Sft,
     Training,
 )
-from sams.study.settings.scheduling import PRESETS
+from sams.study.settings.scheduling import NETWORK_KEYS, PRESETS
 from sams.study.settings.tuning import Chosen, Grid
 
 BASE_METHOD = "sft"
@@ -107,7 +108,7 @@ class Study(Settings):
             if method in SETTING_FOLDERS:
                 raise ValueError(f"method '{method}' has the name of another results folder: rename it")
         for method in self.paper.rows if self.paper else ():
-            if method not in self.methods:
+            if method not in (*self.methods, *self.method_settings):
                 raise ValueError(f"`paper.rows` names '{method}', which is not among the methods")
         for method in self.preference_methods:
             if method not in self.method_settings:
@@ -127,7 +128,7 @@ class Study(Settings):
                 "`benchmarks.judge.kind: local` can only grade the synthetic world: "
                 "set it to openai, or both benchmarks to null"
             )
-        if self.pretrain is not None and self.pretrain.policy == "moving":
+        if self.pretrains and self.pretrain is not None and self.pretrain.policy == "moving":
             if self.sft is None:
                 raise ValueError("`pretrain.policy: moving` is part of SFT: set `sft`, or `policy: frozen`")
             selected(self.sft.batch_size, self.pretrain.ratio)
@@ -138,37 +139,38 @@ class Study(Settings):
     @property
     def uses_4bit(self) -> bool:
         """Whether a stage holds frozen weights in 4 bits."""
-        return any(_in_4bit(stage) for stage in (self.sft, *map(self.preference_of, self.preference_methods)))
+        return any(map(_in_4bit, self.trainings.values()))
+
+    @property
+    def trainings(self) -> dict[str, Sft | Preference]:
+        """Settings of SFT, if the study has it, and of each method that is trained on preferences."""
+        start = {BASE_METHOD: self.sft} if self.sft and BASE_METHOD in self.trained_methods else {}
+        return start | {method: self.preference_of(method) for method in self.preference_methods}
 
     def _check_4bit(self) -> None:
         """Check that 4-bit weights are not to be sharded, and that all methods share a reference."""
-        methods = {name: self.preference_of(name) for name in self.preference_methods}
-        for name, training in ({"sft": self.sft} | methods).items():
+        trainings = self.trainings
+        for name, training in trainings.items():
             if _in_4bit(training) and self.launch.strategy == "fsdp2":
                 raise ValueError(
                     f"`lora.load_in_4bit` of {name}: 4-bit weights cannot be sharded, set `launch.strategy: ddp`"
                 )
-        if len({_in_4bit(training) for training in methods.values() if training.needs_reference}) > 1:
+        preferences = [training for training in trainings.values() if isinstance(training, Preference)]
+        if len({_in_4bit(training) for training in preferences if training.needs_reference}) > 1:
             raise ValueError(
                 "`lora.load_in_4bit`: methods share their reference log-probs, set it for all of them or for none"
             )
 
     def _check_grids(self) -> None:
-        """Check that every value of a grid is valid for its method, and that the grid contains the method's value."""
+        """Check that every value of a grid is valid for its method."""
         for method, grid in self.grids.items():
             if method not in self.method_settings:
                 raise ValueError(f"`grids.{method}`: no such method in `method_settings`")
             if self.method_settings[method].model is not None:
                 continue  # A finished model, in a study that extends one in which the method is trained.
-            own = self.preference_of(method)
             for key, axis in grid.axes.items():
-                where = f"grids.{method}.axes.{key}"
                 for value in axis.values:
-                    self._check_point(method, {key: value}, where)
-                group, _, name = key.rpartition(".")
-                current = getattr(own, group).get(name) if group else getattr(own, name)
-                if current not in axis.values:
-                    raise ValueError(f"{where}: the method's own value {current} is not in {axis.values}")
+                    self._check_point(method, {key: value}, f"grids.{method}.axes.{key}")
             points = math.prod(len(axis.values) for axis in grid.axes.values())
             if self.tuning_budget is not None and points < self.tuning_budget:
                 raise ValueError(
@@ -184,7 +186,10 @@ class Study(Settings):
         runs = self.chosen_runs
         for run in runs:
             if run not in validated:
-                raise ValueError(f"`chosen.runs` names '{run}', which is not a `validated` method")
+                raise ValueError(
+                    f"`chosen.runs` names '{run}', which is not a `validated` method: add it to `methods`, or set "
+                    "`chosen: null`"
+                )
         if len({(own.evaluations, own.epochs) for own in map(self.preference_of, runs)}) > 1:
             raise ValueError(
                 "`chosen.runs` need the same `epochs` and `evaluations`, or the choice is unfair"
@@ -219,13 +224,14 @@ class Study(Settings):
     @property
     def batch_sizes(self) -> dict[str, int]:
         """Global batch of every training stage, by config key."""
-        sizes = {}
-        if self.sft is not None:
-            sizes["sft.batch_size"] = self.sft.batch_size
-        if self.pretrain is not None and self.pretrain.policy == "frozen":
+        sizes = {
+            "sft.batch_size"
+            if name == BASE_METHOD
+            else f"method_settings.{name}.batch_size": training.batch_size
+            for name, training in self.trainings.items()
+        }
+        if self.pretrains and self.pretrain is not None and self.pretrain.policy == "frozen":
             sizes["pretrain.batch_size"] = self.pretrain.batch_size
-        for method in self.preference_methods:
-            sizes[f"method_settings.{method}.batch_size"] = self.preference_of(method).batch_size
         return sizes
 
     def undivided(self, processes: int) -> tuple[str, int] | None:
@@ -279,6 +285,26 @@ class Study(Settings):
         return [
             method for method in self.preference_methods if self.preference_of(method).preselected is not None
         ]
+
+    def scheduler_is_pretrained(self, method: str) -> bool:
+        """Return whether a method starts from the pretrained scheduler.
+
+        Methods with `fresh_scheduler`, or with networks of other sizes than those of the study, do not.
+        """
+        if (
+            self.pretrain is None
+            or method not in self.preference_methods
+            or not SELECTORS[self.preference_of(method).selector].trains_scheduler
+            or self.method_settings[method].fresh_scheduler
+        ):
+            return False
+        own, shared = self.scheduler_of(method), self.scheduler
+        return all(getattr(own, key) == getattr(shared, key) for key in NETWORK_KEYS)
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether a method starts from the pretrained scheduler; without one, it is not trained."""
+        return any(map(self.scheduler_is_pretrained, self.preference_methods))
 
     @property
     def needs_kl(self) -> bool:

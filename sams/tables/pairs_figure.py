@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sams.tables.panels import COLOURS, LINES, MARKERS, Plot, panels
+from sams.tables.panels import COLOURS, LINES, MARKERS, Plot, legend, panels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,6 +14,8 @@ READ = ["split", "step", "margin", "selected", "flipped"]
 """Columns of the records that the figure needs."""
 MOST = 11
 """Methods whose margins fit on a page."""
+POINTS = 201
+"""Points of a line: a file with a point for each of a million pairs would not open."""
 TAIL = 0.002
 """Share of the pairs at each end that is cut off."""
 PART = 0.1
@@ -40,7 +42,7 @@ def pair_margins(records: "Mapping[str, Sequence[pd.DataFrame]]") -> "Figure":
     if selecting:
         _shares(axes[-1], selecting, list(records))
     note = "Margins: first and last tenth of the rounds, all seeds."
-    figure.supxlabel(note + (f" The first {MOST} methods." if len(records) > MOST else ""), fontsize=10)
+    legend(figure, axes[: len(drawn)], note + (f" The first {MOST} methods." if len(records) > MOST else ""))
     return figure
 
 
@@ -62,17 +64,18 @@ def _margins(axis: "Axes", frames: "Sequence[pd.DataFrame]") -> None:
         )
         if swapped.any():
             parts.setdefault("at the end, labels swapped", []).append(last["margin"][swapped])
-    margins = {name: np.sort(pd.concat(part)) for name, part in parts.items()}
+    margins = {name: pd.concat(part).to_numpy() for name, part in parts.items()}
     styles = [("#999999", "-"), (COLOURS[1], "-"), (COLOURS[2], "--")]
     for (name, values), (colour, line) in zip(margins.items(), styles, strict=False):
-        shares = np.arange(1, len(values) + 1) / len(values)
-        axis.step(values, shares, where="post", label=name, color=colour, linestyle=line, linewidth=1.8)
+        shares = np.linspace(0, 1, POINTS)
+        axis.plot(
+            np.quantile(values, shares), shares, label=name, color=colour, linestyle=line, linewidth=1.8
+        )
     low, high = np.quantile(np.concatenate(list(margins.values())), [TAIL, 1 - TAIL])
     axis.set_xlim(min(low, -1e-3), max(high, 1e-3))
     axis.set_ylim(0, 1)
     axis.axvline(0, color="#666666", linewidth=0.8)
     axis.set_xlabel("margin")
-    axis.legend(frameon=False, fontsize=9, loc="upper left")
 
 
 def _selected(frames: "Sequence[pd.DataFrame]") -> "list[pd.Series[float]]":

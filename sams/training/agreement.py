@@ -44,8 +44,13 @@ class Expected:
         return float((logps - self.logps).square().mean().sqrt())
 
 
-def refuse_other_logps(policy: nn.Module, items: list[Item], workers: Workers, precision: str) -> Expected:
+def refuse_other_logps(
+    policy: nn.Module, items: list[Item], probes: list[Item], workers: Workers, precision: str
+) -> Expected:
     """Check the policy's log-probs of two items in padded rows. A collective call; the policy expects padded rows.
+
+    Whether passes repeat, and whether tokens depend on those that follow, is tried with `probes`: these items, or
+    parts of them.
 
     Returns:
         The log-probs of the class's own forward pass.
@@ -64,9 +69,11 @@ def refuse_other_logps(policy: nn.Module, items: list[Item], workers: Workers, p
     own = torch.cat([part.logps for part in parts]).cpu()
     spread = float(torch.cat([part.spread for part in parts]).mean())
     expected = Expected(own, spread, SMALLEST[precision] * spread)
-    found, again = (logps_of(policy, items, workers) for _ in range(2))
+    found = logps_of(policy, items, workers)
+    probed = found if probes == items else logps_of(policy, probes, workers)
+    again = logps_of(policy, probes, workers)
     exact = workers.device.type == "cpu" or not has_experts(config)  # whose sums are in any order on a GPU
-    moved = workers.largest(float((again - found).abs().max()))
+    moved = workers.largest(float((again - probed).abs().max()))
     if moved > (0 if exact else expected.limit):
         raise UserError(
             f"two passes of {name} over the same rows differ by {moved:.1e} nats a token",
@@ -82,9 +89,10 @@ def refuse_other_logps(policy: nn.Module, items: list[Item], workers: Workers, p
             remedy="this class computes something that is not known here: take a model of another class",
         )
     limit = max(expected.limit, 3 * difference)
-    last = torch.cat([torch.arange(len(part.logps), 0, -1) == 1 for part in parts])
-    following = logps_of(policy, [_with_other_ends(item, config.vocab_size) for item in items], workers)
-    moved = workers.largest(float((following - found)[~last].abs().amax())) if not last.all() else 0.0
+    answers = [answer for column in zip_completions(probes) for _, answer in column]
+    last = torch.cat([torch.arange(len(answer), 0, -1) == 1 for answer in answers])
+    following = logps_of(policy, [_with_other_ends(item, config.vocab_size) for item in probes], workers)
+    moved = workers.largest(float((following - probed)[~last].abs().amax())) if not last.all() else 0.0
     if moved > (limit if has_experts(config) else 0):
         raise UserError(
             f"tokens change the log-probs of tokens before them in {name}, by {moved:.1e} nats",

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TRACED = "sams_traced"
+PROBED = 48
+"""Tokens of a prompt and of a response in the passes that find what mixes tokens, on CPUs, where passes are slow."""
 WINDOWS = ("sliding_window", "attention_window_size", "window_size", "attention_chunk_size")
 """Names in configs for the number of keys that a query attends to."""
 
@@ -43,7 +45,7 @@ def choose_layout(
     A model may compute positions, masks or states of its own way, so the two longest items are tried. Nothing but
     this package's attention may mix tokens, with the windows of the config and the positions that are given; no
     token may change the log-prob of a sequence that does not see it; and log-probs must be those of the forward pass
-    of the model's own class.
+    of the model's own class. On CPUs, whose attention has no blocks, only the last is computed on all their tokens.
 
     Returns:
         Name of the attention, None for padded rows; and a sentence for each fall-back, with its cause.
@@ -56,17 +58,19 @@ def choose_layout(
     order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
     refuse_changing_positions(inner.model.config, longest_sequence(task, order))
     items = task.sequences((order * 2)[-2:])
+    probes = items if workers.device.type != "cpu" else [_shortened(item) for item in items]
     inner.pack(None)
-    expected = refuse_other_logps(policy, items, workers, model.precision)
+    log.info("comparing log-probs with the model's own forward pass ...")
+    expected = refuse_other_logps(policy, items, probes, workers, model.precision)
     if not model.packing:
         return None, []
     capped = bool(getattr(inner.model.config.get_text_config(), "attn_logit_softcapping", None))
     causes, kernel = [], None
-    if cause := _cause(policy, SEGMENTS, partial(_mixing, policy, items, workers)):
+    if cause := _cause(policy, SEGMENTS, partial(_mixing, policy, probes, workers)):
         causes.append(cause)
     else:
         for kernel in kernels(workers.device.type, model.precision, capped=capped):
-            cause = _cause(policy, kernel, partial(_objection, policy, items, expected, workers))
+            cause = _cause(policy, kernel, partial(_objection, policy, items, probes, expected, workers))
             if cause is None:
                 break
             causes.append(f"{kernel.removeprefix('sams_')}: {cause}")
@@ -78,6 +82,11 @@ def choose_layout(
     for sentence in fallbacks:
         log.warning(sentence)
     return kernel, fallbacks
+
+
+def _shortened(item: Item) -> Item:
+    prompt, answers = item
+    return prompt[-PROBED:], [answer[:PROBED] for answer in answers]
 
 
 def longest_sequence(task: Scored, order: Sequence[int]) -> int:
@@ -175,15 +184,18 @@ def _poisoned(policy: nn.Module, items: list[Item], workers: Workers) -> Tensor:
 # --- does a kernel give what the class gives ----------------------------------------------------------
 
 
-def _objection(policy: nn.Module, items: list[Item], expected: Expected, workers: Workers) -> str | None:
-    """Return why a kernel cannot be used for these two items; None if it can."""
+def _objection(
+    policy: nn.Module, items: list[Item], probes: list[Item], expected: Expected, workers: Workers
+) -> str | None:
+    """Return why a kernel cannot be used for these two items; None if it can. Other tokens are tried in `probes`."""
     config = bare(policy).model.config.get_text_config()
     found = logps_of(policy, items, workers)
-    sequence = pack_rows(items).sequence
+    probed = found if probes == items else logps_of(policy, probes, workers)
+    sequence = pack_rows(probes).sequence
     moved = 0.0
-    for changed, unseen in _changes(items, config.vocab_size):
+    for changed, unseen in _changes(probes, config.vocab_size):
         own = torch.isin(sequence, torch.tensor(unseen))
-        change = (logps_of(policy, changed, workers) - found)[own]
+        change = (logps_of(policy, changed, workers) - probed)[own]
         moved = max(moved, float(change.square().mean().sqrt()))
     moved, difference = workers.largest(moved), workers.largest(expected.difference(found))
     if moved > (expected.limit if has_experts(config) else 0):

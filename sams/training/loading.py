@@ -52,6 +52,7 @@ def load_policy(
     Raises:
         UserError: when the model is missing or cannot be read; 4-bit weights that would be sharded.
     """
+    log.info("loading the model ...")
     lora = None if training is None else training.lora
     # Weights that are not trained need no float32 masters.
     dtype = torch.float32 if training is not None and lora is None else getattr(torch, workers.precision)

@@ -49,6 +49,8 @@ COMPILED_FROM = 300
 Compiling takes one to two minutes and makes a step 10 to 30 % shorter: at 2 s a step, 300 steps win it back."""
 GOOD_ENOUGH = 1.05
 """A larger micro-batch must be faster by this factor, because timings are noisy and memory is not free."""
+LONG = 1.0
+"""Seconds of a pass on CPUs from which the planning of kernels does not count, so that the first pass is timed."""
 
 
 MODES: dict[bool | str, tuple[Checkpointing, ...]] = {
@@ -166,6 +168,7 @@ def tune(
     if micro_batch != "auto":
         tuning.micro_batch = micro_batch
     elif items:
+        log.info("timing sizes of micro-batches ...")
         tuning.micro_batch = fastest(policy, task, workers, shares[0], gradients=True)
     if scoring_micro_batch != "auto":
         tuning.scoring_micro_batch = scoring_micro_batch
@@ -291,7 +294,7 @@ def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gra
     order = sorted(range(len(task.ids)), key=lambda item: task.packed_lengths[item])
     chosen, least = 1, math.inf
     for size in sorted({min(most, 2**power) for power in range(most.bit_length() + 1)}):
-        # The first pass is not timed: kernels are planned for shapes that they have not seen.
+        # A short first pass is not timed: kernels are planned for shapes that they have not seen.
         for draw in range(2):
             # Items with the same distribution of lengths as all items, other ones in each pass.
             items = [
@@ -303,8 +306,11 @@ def fastest(policy: nn.Module, task: Scored, workers: Workers, most: int, *, gra
             run_pass(policy, rows, workers, gradients=gradients)
             if workers.device.type == "cuda":
                 torch.cuda.synchronize()
-            seconds = (time.perf_counter() - started) / rows.tokens
-        seconds = workers.largest(seconds)
+            elapsed = time.perf_counter() - started
+            seconds = workers.largest(elapsed / rows.tokens)
+            # The first pass of all allocates memory, and GPUs may compile kernels in the first one of each size.
+            if size > 1 and workers.device.type == "cpu" and workers.largest(elapsed) >= LONG:
+                break
         if GOOD_ENOUGH * seconds > least:
             break
         chosen, least = size, seconds

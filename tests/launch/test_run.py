@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pty
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from sams.cli import app
-from sams.launch.run import LINES_EVERY, PLUGINS, View
+from sams.launch.run import FIRST_LINE, PLUGINS, View
+from sams.runtime.processes import EXIT_INTERRUPTED
 from tests.conftest import ROOT
 
 SNAKEFILE = """
@@ -31,6 +33,30 @@ rule fails:
     log: "fails.log"
     shell: "echo 'error: row 7 has no prompt' > {log}; exit 1"
 """
+
+
+def test_snakemakes_terminal_has_a_line_for_each_job_and_the_end_of_a_failed_ones_log(tmp_path: Path) -> None:
+    """With `quiet: [host]`, as profiles/default has it; with `--verbose` the terminal has Snakemake's own log."""
+    rules = SNAKEFILE.replace("echo 'error", "seq 100 > {log}; echo 'error").replace(
+        "> {log}; exit", ">> {log}; exit"
+    )
+    head = "from sams.launch.brief import shorten_log\nshorten_log(workflow)\n"
+    (tmp_path / "Snakefile").write_text(head + rules, encoding="utf-8")
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--keep-going", "--quiet", "host"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    brief, own = (
+        subprocess.run(
+            [*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True
+        ).stderr
+        for more in ([], ["--verbose"])
+    )
+    assert "done    train_preference run in " in brief and "(1 of 2)" in brief
+    assert "FAILED  fails: row 7 has no prompt (log: fails.log)" in brief
+    assert "    100\n    error: row 7" in brief and "\n    50\n" not in brief
+    assert len(brief.splitlines()) < 30 and "Command '" not in brief and "Complete log" in brief
+    assert "rule fails:" in own and "done    " not in own
+    [first, *_] = sorted((tmp_path / ".snakemake" / "log").iterdir())
+    assert "rule train_preference:" in first.read_text(), "Snakemake's own log is complete"
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +116,7 @@ def test_the_view_shows_what_a_running_job_writes(
     assert "next: fails" in text and "0 of 2 jobs" in text and "results/mine/run.log" in text
     # Off a terminal, a line from time to time.
     assert list(view.lines()) == []
-    later = time.monotonic() + 2 * LINES_EVERY
+    later = time.monotonic() + 2 * FIRST_LINE
     monkeypatch.setattr(time, "monotonic", lambda: later)
     (line,) = view.lines()
     assert line.startswith("running train_preference run: step 3/40, loss 0.671")
@@ -103,8 +129,31 @@ def test_a_mistake_in_the_study_is_one_line(tmp_path: Path, monkeypatch: pytest.
     assert not Path("results").exists()
 
 
+def on_terminal(command: list[str], folder: Path, *, stop_at: str) -> tuple[int, str]:
+    """Run a command on a terminal of its own, with Ctrl-C when a text appears; return exit status and output."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.execve(
+            command[0], command, os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "100", "TERM": "xterm"}
+        )
+    shown, pressed = b"", False
+    while True:
+        try:
+            part = os.read(terminal, 4096)
+        except OSError:  # Linux: the last process of the terminal has ended
+            part = b""
+        if not part:
+            break
+        shown += part
+        if not pressed and stop_at.encode() in shown:
+            os.write(terminal, b"\x03")
+            pressed = True
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode(errors="replace")
+
+
 @pytest.mark.slow
-def test_a_study_runs_to_its_table(tmp_path: Path) -> None:
+def test_a_study_stops_at_ctrl_c_and_goes_on_to_its_table(tmp_path: Path) -> None:
     small = "{sft_examples: 512, train_pairs: 256, test_pairs: 64}"
     command = [
         *(
@@ -116,9 +165,14 @@ def test_a_study_runs_to_its_table(tmp_path: Path) -> None:
         ),
         *("sft.epochs=1", "benchmarks.alpaca_eval=null", "benchmarks.mt_bench=null"),
     ]
+    status, shown = on_terminal(command, tmp_path, stop_at="start   train_sft")
+    assert status == EXIT_INTERRUPTED, shown
+    assert shown.count("Stopped; finished stages and checkpoints are saved.") == 1
+    assert "Traceback" not in shown and "FAILED" not in shown and "Error" not in shown
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "start   train_preference dpo seed 0" in done.stdout and "main table" in done.stdout
     assert "open     results/quick/tables/main.html" in done.stdout
+    assert "prepare_data" not in done.stdout, "finished stages do not run again"
     assert len(done.stdout.splitlines()) < 150

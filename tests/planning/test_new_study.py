@@ -10,13 +10,14 @@ import yaml
 from typer.testing import CliRunner
 
 from sams.cli import app
-from sams.planning.models import Sizes
-from sams.planning.new_study import Machine, Weights, choose_weights, new_study
+from sams.planning.models import Sizes, sizes_of
+from sams.planning.new_study import Lengths, Machine, Weights, choose_weights, draft_of, new_study, render
 from sams.policy.model import build_model
 from sams.runtime.errors import UserError
 from sams.runtime.gpus import GPUS
 from sams.study.files import DEFAULT, load_study, read_settings
 from tests import tiny
+from tests.conftest import ROOT
 
 LAPTOP = Machine(0, "the CPUs of this machine", 16e9)
 
@@ -95,6 +96,31 @@ def test_adapters_are_trained_where_all_weights_do_not_fit(
     assert choose_weights(asked, sizes, machine)[0] == expected
 
 
+EXAMPLES: dict[str, tuple[Weights, Machine]] = {
+    "own_model_lora": ("lora", Machine(1, "L4", GPUS["L4"].memory)),
+    "own_model_full": ("full", Machine(8, "H100", GPUS["H100"].memory)),
+}
+
+
+def example(name: str) -> str:
+    """Text of a shipped study: what `sams init` writes for Mistral 7B and 10,000 pairs of up to 1,024 tokens."""
+    weights, machine = EXAMPLES[name]
+    model = "mistralai/Mistral-7B-Instruct-v0.2"
+    config = json.loads((ROOT / "config" / "models" / f"{model}.json").read_text())
+    sizes = sizes_of(config)
+    assert choose_weights(None, sizes, machine)[0] == weights
+    out = Path("config") / "studies" / f"{name}.yaml"
+    draft = draft_of(out, model, "pairs.jsonl")
+    draft["model"]["model_type"] = config["model_type"]
+    return render(draft, out, weights, Lengths(512, 1024, 9500, 0.01), sizes, machine, share=True)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_shipped_examples_are_what_init_writes(name: str) -> None:
+    file = ROOT / "config" / "studies" / f"{name}.yaml"
+    assert file.read_text(encoding="utf-8") == example(name)
+
+
 def test_batches_divide_among_gpus_and_a_share_is_a_number(start: Path, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "FILE of mine.yaml"
     machine = Machine(3, "H100", GPUS["H100"].memory)
@@ -143,7 +169,7 @@ def test_rates_and_batches_follow_weights_and_pairs(
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
-        (["--model", "/nowhere", "--data", "DATA"], "no config can be read"),
+        (["--model", "/nowhere", "--data", "DATA"], "--model: no such folder: /nowhere"),
         (["--model", "MODEL", "--data", "nothing.jsonl"], r"nothing\.jsonl"),
         (["--model", "MODEL", "--data", "DATA", "--full", "--lora"], "exclude each other"),
         (["--model", "MODEL", "--data", "DATA", "--gpu", "H1OO"], "no GPU 'H1OO'"),

@@ -10,7 +10,7 @@ import yaml
 
 from sams.runtime.errors import UserError
 from sams.study.files import DEFAULT, from_command_line, from_options, load_study, read_settings
-from sams.study.recipes import recipe_json, recipe_of, scheduler_is_pretrained
+from sams.study.recipes import recipe_json, recipe_of
 from sams.study.reference import SHARED, groups, schema_text, settings_page
 from sams.study.rounds import required_rows
 from sams.study.settings.base import Overlay
@@ -158,16 +158,16 @@ def test_method_settings_lie_over_the_shared_ones() -> None:
 
 
 def test_a_scheduler_of_other_sizes_does_not_take_the_pretrained_weights() -> None:
-    assert scheduler_is_pretrained(tiny_study(), "dpo-sams")
-    assert not scheduler_is_pretrained(tiny_study(), "dpo")
+    assert tiny_study().scheduler_is_pretrained("dpo-sams")
+    assert not tiny_study().scheduler_is_pretrained("dpo")
     own = {"selector": "sams", "ratio": 0.5, "scheduler": {"width": 256}}
     study = tiny_study(**{"method_settings__dpo-sams": own})
     assert study.scheduler_of("dpo-sams").width == 256
-    assert not scheduler_is_pretrained(study, "dpo-sams")
+    assert not study.scheduler_is_pretrained("dpo-sams")
     own = {"selector": "sams", "ratio": 0.5, "scheduler": {"gamma": 0.1}}
-    assert scheduler_is_pretrained(tiny_study(**{"method_settings__dpo-sams": own}), "dpo-sams")
+    assert tiny_study(**{"method_settings__dpo-sams": own}).scheduler_is_pretrained("dpo-sams")
     own = {"selector": "sams", "ratio": 0.5, "fresh_scheduler": True}
-    assert not scheduler_is_pretrained(tiny_study(**{"method_settings__dpo-sams": own}), "dpo-sams")
+    assert not tiny_study(**{"method_settings__dpo-sams": own}).scheduler_is_pretrained("dpo-sams")
 
 
 def test_config_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -246,6 +246,38 @@ def test_values_of_the_command_line_are_typed_and_those_of_files_are_not() -> No
     }
     with pytest.raises(UserError, match=r"found '0\.3'"):
         load_study(read_settings([DEFAULT], {"preference": {"beta": "0.3"}}))
+
+
+def test_options_have_every_type_of_a_setting() -> None:
+    given = [
+        'study="2024"',
+        "seeds=[0,1]",
+        "sft=null",
+        "preference={beta: 0.3, learning_rate: 5e-7}",
+        "data.train=a b.csv",
+    ]
+    assert from_options([*given, "method_settings.dpo-sams.ratio=[0.5, 1]", "tracking.enabled=false"]) == {
+        "study": "2024",
+        "seeds": [0, 1],
+        "sft": None,
+        "preference": {"beta": 0.3, "learning_rate": 5e-7},
+        "data": {"train": "a b.csv"},
+        "method_settings": {"dpo-sams": {"ratio": [0.5, 1]}},
+        "tracking": {"enabled": False},
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pretrain": {"batch_size": 62}, "launch": {"nproc_per_node": 4}},
+        {"sft": None, "pretrain": {"policy": "moving"}},
+    ],
+)
+def test_settings_that_no_job_reads_refuse_nothing(settings: dict[str, Any]) -> None:
+    load_study(read_settings([DEFAULT], settings | {"methods": ["sft", "dpo"]}))
+    with pytest.raises(UserError, match="pretrain"):
+        load_study(read_settings([DEFAULT], settings | {"methods": ["dpo-sams"]}))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from sams.data.tokeniser import build_tokenizer
 from sams.runtime.errors import UserError
 from sams.study.files import from_command_line, load_study, read_settings, resolved
 from sams.study.grids import own_point, points, written_out
-from sams.study.recipes import recipe_of, scheduler_is_pretrained
+from sams.study.recipes import recipe_of
 from sams.study.study import Study
 from tests.conftest import ROOT
 
@@ -123,11 +123,20 @@ def test_a_grid_written_out_is_an_overlay_over_its_study(tmp_path: Path) -> None
     file = tmp_path / "grid.yaml"
     file.write_text(yaml.safe_dump(overlay))
     grid = load_study(read_settings([DEFAULT, name, file]))
-    assert grid.preference_methods == [
-        f"{m}-grid{n}" for m, n in itertools.product(("r-dpo", "dpo-sams"), range(12))
-    ]
-    assert grid.preference_of("r-dpo-grid0") == made.preference_of("r-dpo")
-    assert len({grid.preference_of(f"r-dpo-grid{n}").model_dump_json() for n in range(12)}) == 12
+    runs = [name for name in grid.preference_methods if name.startswith("r-dpo")]
+    assert len(runs) == 12 and len(grid.preference_methods) == 24
+    assert runs[0] == "r-dpo" and grid.preference_of("r-dpo") == made.preference_of("r-dpo")
+    assert len({grid.preference_of(run).model_dump_json() for run in runs}) == 12
+    named = next(run for run in runs if "-lr" in run)
+    rate = float(named.partition("-lr")[2].partition("-beta")[0].partition("-alpha")[0])
+    assert grid.preference_of(named).learning_rate == rate != made.preference_of("r-dpo").learning_rate
+    # Without KTO, pairs are tokenised otherwise: the study's own results stay as they are.
+    assert recipe_of(grid, "tokenise") != recipe_of(made, "tokenise") and grid.study == f"{made.study}-grid"
+    file.write_text(yaml.safe_dump(written_out(made, ["kto", "r-dpo"])))
+    shared = load_study(read_settings([DEFAULT, name, file]))
+    assert shared.results == made.results
+    for stage in ("prepare_data", "tokenise", "compute_reference"):
+        assert recipe_of(shared, stage) == recipe_of(made, stage)
     with pytest.raises(UserError, match="method 'sft' has no grid"):
         written_out(made, ["sft"])
 
@@ -135,10 +144,6 @@ def test_a_grid_written_out_is_an_overlay_over_its_study(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        (
-            {"dpo": {"learning_rate": [1e-6]}},
-            "grids.dpo.axes.learning_rate: the method's own value 0.0001 is not in",
-        ),
         ({"dpo": {"learning_rate": [-1.0]}}, "grids.dpo.axes.learning_rate: learning_rate: .*greater than 0"),
         ({"dpo": {"loss_settings.alpha": [0.1]}}, "grids.dpo.axes.loss_settings.alpha: .*alpha"),
         ({"dpo": {"betta": [0.1]}}, "grids.dpo.axes.betta: betta: unknown key"),
@@ -158,6 +163,15 @@ def test_grids_that_make_no_sense_are_refused(grid: dict[str, dict[str, list[flo
         load_study(read_settings([DEFAULT], {"grids": axes, "tuning_budget": 3}))
 
 
+def test_a_grid_without_the_methods_own_value_is_refused_where_it_is_read() -> None:
+    grid = {"default": "ours", "axes": {"learning_rate": {"source": "ours", "values": [1e-6]}}}
+    made = load_study(read_settings([DEFAULT], {"grids": {"dpo": grid}}))
+    with pytest.raises(
+        UserError, match=r"grids\.dpo\.axes\.learning_rate: the method's own value 0\.0001 is not in"
+    ):
+        written_out(made)
+
+
 def test_figure_3_and_table_7_vary_one_thing_each() -> None:
     noise = study("figure3_noise_hh")
     flips = {method: noise.preference_of(method).flipped_share for method in noise.preference_methods}
@@ -167,7 +181,7 @@ def test_figure_3_and_table_7_vary_one_thing_each() -> None:
         method = f"dpo-sams{ratio}" + ("" if exploration else "-no-exploration")
         assert ratios.preference_of(method).ratios == (ratio / 100,)
         assert ratios.scheduler_of(method).exploration == exploration
-        assert scheduler_is_pretrained(ratios, method), "another lambda takes the same networks"
+        assert ratios.scheduler_is_pretrained(method), "another lambda takes the same networks"
     assert ratios.preference_of("dpo-sams100").ratios == (1.0,)
 
 
@@ -176,7 +190,7 @@ def test_the_ablations_beyond_the_paper_start_from_the_pretrained_scheduler_wher
     fresh = {
         m
         for m in made.preference_methods
-        if made.preference_of(m).selector == "sams" and not scheduler_is_pretrained(made, m)
+        if made.preference_of(m).selector == "sams" and not made.scheduler_is_pretrained(m)
     }
     assert fresh == {"dpo-sams-not-pretrained", "dpo-sams-merge-mean", "dpo-sams-merge-difference"}
     selectors = [

@@ -118,8 +118,8 @@ def test_the_figure_shows_margins_of_each_method_and_what_selectors_take(results
     records = {name: [read_pairs(results / f"{name}/seed0")] for name in ("dpo", "oracle")}
     figure = pair_margins(records)
     margins, swapped, shares = figure.axes[:3]
-    assert [text.get_text() for text in margins.get_legend().get_texts()] == ["at the start", "at the end"]
-    assert [text.get_text() for text in swapped.get_legend().get_texts()][-1] == "at the end, labels swapped"
+    assert margins.get_legend_handles_labels()[1] == ["at the start", "at the end"]
+    assert swapped.get_legend_handles_labels()[1][-1] == "at the end, labels swapped"
     line = shares.get_lines()[0].get_ydata()
     # Only rounds 2 and 5 choose: pairs 31 to 39 of 20 to 39. At first all margins are tied, at last they rank.
     assert line[-1] > line[0] and line.max() <= 1
