@@ -50,7 +50,7 @@ def test_snakemakes_terminal_has_a_line_for_each_job_and_the_end_of_a_failed_one
         ).stderr
         for more in ([], ["--verbose"])
     )
-    assert "done    train_preference run in " in brief and "(1 of 2)" in brief
+    assert "2 jobs to run" in brief and "done    train_preference run in " in brief and "(1 of 2)" in brief
     assert "FAILED  fails: row 7 has no prompt (log: fails.log)" in brief
     assert "    100\n    error: row 7" in brief and "\n    50\n" not in brief
     assert len(brief.splitlines()) < 30 and "Command '" not in brief and "Complete log" in brief
