@@ -173,6 +173,6 @@ def test_a_study_stops_at_ctrl_c_and_goes_on_to_its_table(tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "start   train_preference dpo seed 0" in done.stdout and "main table" in done.stdout
-    assert "Open results/quick/tables/main.html" in done.stdout
+    assert "open     results/quick/tables/main.html" in done.stdout
     assert "prepare_data" not in done.stdout, "finished stages do not run again"
     assert len(done.stdout.splitlines()) < 150
