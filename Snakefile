@@ -37,6 +37,7 @@ rule all:
         references(),
         pretrained_schedulers(),
         answers(),
+        samples(),
         rules.tables.input,
 
 

@@ -26,6 +26,7 @@ from sams.study.files import DEFAULT, from_command_line, load_study, read_settin
 from sams.study.recipes import recipe_json
 from sams.study.rounds import required_rows
 from sams.study.settings import Launch
+from sams.tables.benchmarks import BENCHMARKS as FILES
 from sams.tables.benchmarks import judged_files, scored
 from sams.tables.figures import figures_of
 from sams.tables.side_by_side import pairs
@@ -186,11 +187,11 @@ def references():
 
 def answers():
     """Answers of every method, seed and benchmark."""
-    files = {"alpaca_eval": "answers.json", "mt_bench": "answers.jsonl"}
     return [
         f
         for name in BENCHMARKS
-        for f in per_run(f"{{method}}/seed{{seed}}/{name}/{files[name]}", STUDY.methods)
+        if (file := FILES[name].answers)
+        for f in per_run(f"{{method}}/seed{{seed}}/{file}", STUDY.methods)
     ]
 
 
@@ -267,6 +268,12 @@ def difficulty_table(wildcards):
     return f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []
 
 
+def start_rewards(wildcards):
+    """Rewards of the start model's answers; none for the start model, and without one."""
+    has_start = "sft" in STUDY.started_methods and wildcards.method != "sft"
+    return f"{RESULTS}/sft/seed{{seed}}/reward_model/rewards.jsonl" if has_start else []
+
+
 def table(script):
     """Parameters of a script: its name, the study, the folder of its setting, and the digests of its code."""
     return {
@@ -299,6 +306,13 @@ def figure(name):
         category="Figures",
         labels={"figure": FIGURE_LABELS.get(name, name.replace("_", " "))},
     )
+
+
+def samples():
+    """Answers of the start model and every method to test prompts, for the first seed; none without `samples`."""
+    seed = STUDY.seeds[0]
+    methods = STUDY.sampled_methods if STUDY.samples else []
+    return [f"{RESULTS}/{method}/seed{seed}/samples/answers.jsonl" for method in methods]
 
 
 def answer_pages():

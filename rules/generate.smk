@@ -1,5 +1,5 @@
-# Needs: exported models, the benchmarks' questions. Makes: answers in the formats of AlpacaEval and FastChat, and
-# preference pairs of a model's own answers.
+# Needs: exported models, the benchmarks' questions, test pairs. Makes: answers in the formats of AlpacaEval and
+# FastChat, answers to test prompts, and preference pairs of a model's own answers.
 
 
 # Finished batches are in .<answers>.parts next to the answers. That file is not an output: Snakemake deletes the
@@ -34,6 +34,34 @@ use rule generate_alpaca_eval as generate_mt_bench with:
         f"{COSTS}/generate_mt_bench/{{method}}-seed{{seed}}.tsv"
     params:
         **JOBS.parameters("generate_answers", benchmark="mt_bench"),
+        options=options("model", "questions", out="{output.answers}"),
+
+
+# Answers to the first test prompts, for the page that shows the start model and the methods side by side.
+use rule generate_alpaca_eval as generate_samples with:
+    input:
+        model=f"{RUN}/model/manifest.json",
+        questions=DATA,
+    output:
+        answers=f"{RUN}/samples/answers.jsonl",
+    log:
+        f"{LOGS}/generate_samples/{{method}}-seed{{seed}}.log",
+    benchmark:
+        f"{COSTS}/generate_samples/{{method}}-seed{{seed}}.tsv"
+    params:
+        **JOBS.parameters("generate_answers", benchmark="samples"),
+        options=options("model", "questions", out="{output.answers}"),
+
+
+use rule generate_samples as generate_reward_model with:
+    output:
+        answers=f"{RUN}/reward_model/answers.jsonl",
+    log:
+        f"{LOGS}/generate_reward_model/{{method}}-seed{{seed}}.log",
+    benchmark:
+        f"{COSTS}/generate_reward_model/{{method}}-seed{{seed}}.tsv"
+    params:
+        **JOBS.parameters("generate_answers", benchmark="reward_model"),
         options=options("model", "questions", out="{output.answers}"),
 
 

@@ -1,4 +1,4 @@
-# Needs: answers, the benchmarks' questions, a judge. Makes: judgments and metrics.json of each benchmark.
+# Needs: answers, the benchmarks' questions, a judge or a reward model. Makes: judgments and metrics.json of each benchmark.
 
 
 # Makes the difficulty table of the world's instructions, which AlpacaEval's length control needs.
@@ -71,3 +71,52 @@ use rule score_alpaca_eval as score_mt_bench with:
             out="{output.metrics}",
             judgments_out="{output.judgments}",
         ),
+
+
+# Rewards of the answers to test prompts, compared with those of the start model.
+rule score_reward_model:
+    input:
+        answers=f"{RUN}/reward_model/answers.jsonl",
+        data=DATA,
+        start=start_rewards,
+    output:
+        metrics=f"{RUN}/reward_model/metrics.json",
+        rewards=f"{RUN}/reward_model/rewards.jsonl",
+    log:
+        f"{LOGS}/score_reward_model/{{method}}-seed{{seed}}.log",
+    benchmark:
+        f"{COSTS}/score_reward_model/{{method}}-seed{{seed}}.tsv"
+    conda:
+        "../envs/sams.yaml"
+    resources:
+        **resources.generation(STUDY, GPUS_HERE),
+    params:
+        **JOBS.parameters("score_reward_model"),
+        options=options("answers", "data", "start", out="{output.metrics}", rewards_out="{output.rewards}"),
+    shell:
+        STAGE
+
+
+# Tasks of lm-eval on the exported model.
+rule score_lm_eval:
+    input:
+        model=f"{RUN}/model/manifest.json",
+    output:
+        metrics=f"{RUN}/lm_eval/metrics.json",
+        scores=f"{RUN}/lm_eval/items.jsonl",
+        results=f"{RUN}/lm_eval/results.json",
+    log:
+        f"{LOGS}/score_lm_eval/{{method}}-seed{{seed}}.log",
+    benchmark:
+        f"{COSTS}/score_lm_eval/{{method}}-seed{{seed}}.tsv"
+    conda:
+        "../envs/sams.yaml"
+    resources:
+        **resources.generation(STUDY, GPUS_HERE),
+    params:
+        **JOBS.parameters("score_lm_eval"),
+        options=options(
+            "model", out="{output.metrics}", items_out="{output.scores}", results_out="{output.results}"
+        ),
+    shell:
+        STAGE

@@ -59,8 +59,8 @@ use rule main_table as show_answers with:
         judged=judged_answers,
         questions=QUESTIONS,
         templates=[
-            f"{workflow.basedir}/sams/tables/templates/side_by_side.html",
-            f"{workflow.basedir}/sams/tables/templates/side_by_side.js",
+            f"{workflow.basedir}/sams/tables/templates/{name}"
+            for name in ("side_by_side.html", "page.html", "page.js")
         ],
     output:
         html=report(
@@ -73,6 +73,28 @@ use rule main_table as show_answers with:
         f"{LOGS}/show_answers/{{method}}-with-{{base}}.log",
     params:
         **{**table("answers_page"), "study": study_of_pair},
+
+
+# Answers of the start model and all methods to test prompts.
+use rule main_table as show_samples with:
+    input:
+        answers=samples(),
+        data=DATA.format(seed=STUDY.seeds[0]),
+        templates=[
+            f"{workflow.basedir}/sams/tables/templates/{name}"
+            for name in ("samples.html", "page.html", "page.js")
+        ],
+    output:
+        html=report(
+            f"{TABLES}/samples.html",
+            caption="../workflow/report/samples.rst",
+            category="Answers",
+            labels={"method": "all methods", "compared with": "start model, test pairs"},
+        ),
+    log:
+        f"{LOGS}/show_samples.log",
+    params:
+        **table("samples_page"),
 
 
 # The pairs that a method trusts most and least.
@@ -128,5 +150,6 @@ rule tables:
         rules.compare_methods.output,
         f"{TABLES}/chosen.csv" if STUDY.chosen else [],
         answer_pages(),
+        f"{TABLES}/samples.html" if STUDY.samples else [],
         pair_pages(),
         rules.draw_figures.output,

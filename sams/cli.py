@@ -107,8 +107,12 @@ def run(
         typer.echo(f"Failed. Correct what is named above; the same command goes on: {same}")
     else:
         show_table(Path("results"), settings)
-        again = shlex.join(["sams", "show", *shown])
-        typer.echo(f"Open results/{settings.study}/tables/main.html · again: {again} · curves: sams mlflow")
+        tables = f"results/{settings.study}/tables"
+        typer.echo(f"\nopen     {tables}/main.html")
+        if settings.samples:
+            typer.echo(f"answers  {tables}/samples.html")
+        typer.echo(f"again    {shlex.join(['sams', 'show', *shown])}")
+        typer.echo("curves   sams mlflow")
     raise typer.Exit(status)
 
 
@@ -170,6 +174,7 @@ def init(
         raise UserError(f"--{asked[0]} and --{asked[1]} exclude each other", remedy="give one of them")
     weights = asked[0] if asked else None
     machine = Machine.described(gpus, gpu)
+    typer.echo(f"Reading {model} and {pairs} ...", err=True)
     for sentence in new_study(out, model=model, data=pairs, test=test, weights=weights, machine=machine):
         typer.echo(f"- {sentence}")
     typer.echo(next_commands(out))
@@ -179,7 +184,10 @@ Run = Annotated[
     Path,
     typer.Argument(help="Folder of a run, results/<study>/<setting>/<method>/seed<k>, or an exported model."),
 ]
-Temperature = Annotated[float, typer.Option(min=0, help="0 decodes greedily.")]
+Temperature = Annotated[
+    float | None,
+    typer.Option(min=0, help="0 decodes greedily; default: as in the model's generation_config.json."),
+]
 Longest = Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")]
 Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
 
@@ -194,7 +202,7 @@ def sample(
         ),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of prompts.")] = 5,
-    temperature: Temperature = 0.0,
+    temperature: Temperature = None,
     max_new_tokens: Longest = 256,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Write the answers to this file, as JSONL.")] = None,
@@ -204,22 +212,22 @@ def sample(
 
     from sams.generation.talk import prompts_of, prompts_of_study
     from sams.generation.talk import sample as print_samples
-    from sams.study.settings import Decoding
+    from sams.study.settings import ModelDecoding
 
-    decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=8)
+    decoding = ModelDecoding(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=8)
     wanted = prompts_of_study(run) if prompts is None else prompts_of(prompts)
     print_samples(run, wanted, count=count, decoding=decoding, seed=seed, console=Console(), out=out)
 
 
 @app.command()
-def chat(run: Run, temperature: Temperature = 0.7, max_new_tokens: Longest = 512, seed: Seed = 0) -> None:
+def chat(run: Run, temperature: Temperature = None, max_new_tokens: Longest = 512, seed: Seed = 0) -> None:
     """Chat with the trained model of a run."""
     from rich.console import Console
 
     from sams.generation.talk import chat as talk
-    from sams.study.settings import Decoding
+    from sams.study.settings import ModelDecoding
 
-    decoding = Decoding(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=1)
+    decoding = ModelDecoding(temperature=temperature, max_new_tokens=max_new_tokens, batch_size=1)
     talk(run, decoding=decoding, seed=seed, console=Console())
 
 
@@ -312,7 +320,7 @@ def recipe(
     stage: Annotated[str, typer.Argument(help="Stage: train_sft, pretrain_scheduler, train_preference, ...")],
     method: Annotated[str, typer.Option(help="Method of the study.")] = "",
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
-    benchmark: Annotated[str, typer.Option(help="alpaca_eval or mt_bench.")] = "",
+    benchmark: Annotated[str, typer.Option(help="alpaca_eval, mt_bench or samples.")] = "",
     configfile: ConfigFiles = None,
     given: Given = None,
 ) -> None:

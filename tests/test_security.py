@@ -74,11 +74,9 @@ def test_no_code_that_comes_with_a_model_is_run() -> None:
     assert len(loaders) >= 10
     told = {where: said(call, "trust_remote_code") for where, call in loaders}
     assert set(told.values()) <= {"False", "**"}, told
-    assert not [
-        where for where, value in told.items() if value == "**" and "generation/reward.py" not in where
-    ]
+    assert not [where for where, value in told.items() if value == "**" and "scoring/reward.py" not in where]
     assert 'options: dict[str, Any] = {"revision": revision or None, "trust_remote_code": False}' in (
-        ROOT / "sams/generation/reward.py"
+        ROOT / "sams/scoring/reward.py"
     ).read_text(encoding="utf-8")
 
 
@@ -262,7 +260,7 @@ def test_templates_escape_by_themselves_and_mark_nothing_safe_but_their_script()
     assert made and all(said(call, "autoescape") == "True" for _, call in made)
     templates = "".join(file.read_text() for file in (ROOT / "sams/tables/templates").glob("*"))
     assert re.findall(r"\{\{[^}]*\|\s*safe[^}]*\}\}", templates) == ["{{ script | safe }}"]
-    script = (ROOT / "sams/tables/templates/side_by_side.js").read_text()
+    script = (ROOT / "sams/tables/templates/page.js").read_text()
     assert "{{" not in script and "innerHTML" not in script
 
 

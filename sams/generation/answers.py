@@ -1,14 +1,20 @@
-"""Read the questions of the two benchmarks, and answer them in the form that the scorers read."""
+"""Sets of questions: read them, and answer them in the form that their readers expect.
+
+A further set is a function that reads its rows, one that answers them, and an entry in `SETS`.
+"""
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sams.data.prompts import TEST_PAIRS, test_prompts
 from sams.data.records import Message
 from sams.generation.facts import sample_label
 from sams.runtime.errors import UserError
-from sams.runtime.files import canonical_json
+from sams.runtime.files import canonical_json, write_json
+from sams.runtime.jsonl import write_lines
 from sams.scoring.inputs import Row, read_json_lines, read_json_rows, text_of
 
 if TYPE_CHECKING:
@@ -118,6 +124,65 @@ def _fastchat_row(question: Row, name: str, samples: list[list[str]]) -> Row:
         "choices": [{"index": index, "turns": turns} for index, turns in enumerate(samples)],
         "tstamp": 0.0,  # required by the form; a constant makes the files of equal answers equal
     }
+
+
+# --- test prompts ---------------------------------------------------------------------------------
+
+
+def read_test_prompts(folder: Path) -> tuple[list[Row], Path]:
+    """Read the test pairs' different prompts {id, prompt}, each with the id of its first pair, and their file."""
+    path = folder / TEST_PAIRS
+    return list(test_prompts(path, ["id", "prompt"])), path
+
+
+def answer_prompts(
+    decoder: "Decoder", rows: Sequence[Row], name: str
+) -> tuple[list[Row], dict[str, "Answer"]]:
+    """Return rows {id, answer, tokens, truncated}, and the answers by the name of their row."""
+    answers = decoder.answer(
+        [row["prompt"] for row in rows], [decoder.decoding.temperature] * len(rows), "prompts"
+    )
+    outputs = [
+        {"id": row["id"], "answer": answer.text, "tokens": answer.tokens, "truncated": answer.truncated}
+        for row, answer in zip(rows, answers, strict=True)
+    ]
+    return outputs, {row["id"]: answer for row, answer in zip(rows, answers, strict=True)}
+
+
+def fitting(decoder: "Decoder", rows: Sequence[Row], count: int | None) -> list[Row]:
+    """Return the first `count` rows with a prompt that leaves room for an answer in the model's context.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = list(itertools.islice((row for row in rows if decoder.fits(row["prompt"])), count))
+    if not found:
+        raise UserError(f"none of {len(rows)} prompts fits the model's context")
+    return found
+
+
+class QuestionSet(NamedTuple):
+    """A set of questions.
+
+    Args:
+        read: reads the questions in a folder; returns the rows and their file.
+        answer: answers rows with a decoder, under the name of the model; returns the answers in their form, and
+            each answer by a name.
+        write: writes them.
+    """
+
+    read: Callable[[Path], tuple[list[Row], Path]]
+    answer: Callable[..., tuple[list[Row], dict[str, Any]]]
+    write: Callable[[Path, Any], None]
+
+
+PROMPTS = QuestionSet(read_test_prompts, answer_prompts, write_lines)
+SETS = {
+    "alpaca_eval": QuestionSet(read_instructions, answer_instructions, write_json),
+    "mt_bench": QuestionSet(read_questions, answer_questions, write_lines),
+    "samples": PROMPTS,
+    "reward_model": PROMPTS,
+}
 
 
 def _user(content: str) -> Message:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from sams.data.records import Message
@@ -16,8 +17,9 @@ from sams.generation.shards import Shards
 from sams.runtime.errors import UserError, first_line
 from sams.runtime.faults import suggesting
 from sams.runtime.files import read_json
+from sams.runtime.problems import first_problem
 from sams.runtime.progress import Progress
-from sams.study.settings import Decoding
+from sams.study.settings import Decoding, ModelDecoding
 from sams.study.settings.model import TEMPLATE_DATE
 
 log = logging.getLogger("generate")
@@ -50,12 +52,13 @@ class Decoder:
     Args:
         folder: exported model.
         precision: type of the weights and of the computation.
-        decoding: the settings.
+        decoding: the settings; a `ModelDecoding` is completed by the model's own.
         seed: seed of all sampling.
         shards: store of decoded batches; None stores none.
         date: the day that the chat template gets for today's, YYYY-MM-DD.
 
     Attributes:
+        decoding: the settings, completed.
         n_resumed: number of answers from `shards`.
 
     Raises:
@@ -66,12 +69,12 @@ class Decoder:
         self,
         folder: Path,
         precision: str,
-        decoding: Decoding,
+        decoding: Decoding | ModelDecoding,
         seed: int,
         shards: Shards | None = None,
         date: str = TEMPLATE_DATE,
     ) -> None:
-        self.decoding = decoding
+        self.decoding = decoding = completed(decoding, folder)
         self.seed = seed
         self.n_resumed = 0
         self._shards = shards
@@ -137,6 +140,11 @@ class Decoder:
         )
         return [answers[index] for index in range(len(prompts))]
 
+    def fits(self, conversation: Conversation) -> bool:
+        """Return whether a prompt leaves room for an answer in the model's context."""
+        ids = encode_prompt(self.tokenizer, conversation, self._date)
+        return len(ids) < self.engine.most_positions
+
     def _encode(self, conversation: Conversation) -> list[int]:
         ids = encode_prompt(self.tokenizer, conversation, self._date)
         limit = self.engine.most_positions
@@ -153,10 +161,40 @@ class Decoder:
         return Answer(text.strip(), tokens=len(tokens), truncated=not stopped)
 
 
+def completed(decoding: Decoding | ModelDecoding, folder: Path) -> Decoding:
+    """Return decode settings, with the model's own in place of those that are null.
+
+    As in transformers, a model without `do_sample` decodes greedily, and its top-k is 50 if it gives none.
+    """
+    if isinstance(decoding, Decoding):
+        return decoding
+    own = {key: value for key, value in own_settings(folder).items() if value is not None}
+    values = {
+        "temperature": own.get("temperature", 1.0) if own.get("do_sample") else 0.0,
+        "top_p": own.get("top_p", 1.0),
+        "top_k": own.get("top_k", 50),
+        "repetition_penalty": own.get("repetition_penalty", 1.0),
+    }
+    try:
+        return Decoding.model_validate(values | decoding.model_dump(exclude_none=True), strict=False)
+    except ValidationError as error:
+        key, problem = first_problem(error, Decoding)
+        raise UserError(
+            f"{key}: {problem}",
+            where=str(folder / "generation_config.json"),
+            remedy=f"set `decoding.{key}`",
+        ) from None
+
+
+def own_settings(folder: Path) -> dict[str, Any]:
+    """Return a model's generation_config.json; empty if it has none."""
+    file = folder / "generation_config.json"
+    return read_json(file) if file.is_file() else {}
+
+
 def stop_ids_of(folder: Path) -> list[int]:
     """Return the stop ids in a model's generation_config.json."""
-    file = folder / "generation_config.json"
-    ids = read_json(file).get("eos_token_id") if file.is_file() else None
+    ids = own_settings(folder).get("eos_token_id")
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from sams.policy.attention import disable_cudnn_attention
+from sams.runtime.progress import quiet_loading
 from sams.study.settings import Decoding
 
 
@@ -49,12 +49,6 @@ def open_engine(folder: Path, precision: str, decoding: Decoding, stop_ids: list
     """
     engine = VllmEngine if decoding.engine == "vllm" else TransformersEngine
     return engine(folder, precision, decoding, stop_ids)
-
-
-def quiet_loading() -> None:
-    """Turn off the progress bars of transformers in a log file."""
-    if not sys.stderr.isatty():
-        transformers.utils.logging.disable_progress_bar()
 
 
 def derived_seed(*parts: object) -> int:
@@ -99,8 +93,12 @@ class TransformersEngine:
             ids[row, width - len(prompt) :] = torch.tensor(prompt, device=self.device)
             mask[row, width - len(prompt) :] = 1
         sampling = (
-            # The default of top-k in transformers is 50.
-            {"do_sample": True, "temperature": temperature, "top_p": self._decoding.top_p, "top_k": 0}
+            {
+                "do_sample": True,
+                "temperature": temperature,
+                "top_p": self._decoding.top_p,
+                "top_k": self._decoding.top_k,  # the default of transformers is 50
+            }
             if temperature > 0
             else {"do_sample": False}
         )
@@ -109,6 +107,7 @@ class TransformersEngine:
             eos_token_id=self._stop_ids,
             pad_token_id=padding,
             use_cache=True,
+            repetition_penalty=self._decoding.repetition_penalty,
             **sampling,
         )
         torch.manual_seed(seed)
@@ -157,6 +156,8 @@ def vllm_sampling(
     return {
         "temperature": temperature,
         "top_p": decoding.top_p if temperature > 0 else 1.0,
+        "top_k": decoding.top_k if temperature > 0 else 0,
+        "repetition_penalty": decoding.repetition_penalty,
         "max_tokens": decoding.max_new_tokens,
         "stop_token_ids": stop_ids,
         "seed": derived_seed(seed, row),

@@ -9,10 +9,10 @@ from sams.runtime.code import code_digest
 from sams.runtime.errors import UserError
 from sams.runtime.files import MANIFEST, canonical_json, manifest_digest, refuse_damage, sha256_of
 from sams.scoring.inputs import versions
-from sams.study.settings import Decoding
+from sams.study.settings import Decoding, ModelDecoding
 
 
-def made_with(decoding: Decoding, module: str) -> dict[str, Any]:
+def made_with(decoding: Decoding | ModelDecoding, module: str) -> dict[str, Any]:
     """Return the digest of our code and the versions of the decoding libraries, on which answers depend.
 
     Raises:

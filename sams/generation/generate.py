@@ -1,12 +1,13 @@
-"""Stage `generate_answers`: answer AlpacaEval's instructions or MT-Bench's questions with a model.
+"""Stage `generate_answers`: answer AlpacaEval's instructions, MT-Bench's questions or test prompts with a model.
 
     python -m sams.generation.generate --recipe recipe.json --model R/dpo/seed0/model \
         --questions R/questions --out answers.json
 
 AlpacaEval's answers are a JSON list {instruction, output, generator, dataset} in the order of the questions,
-MT-Bench's are JSON lines in FastChat's answer form. <answers>.meta.json, in the same folder, holds the recipe, the
-digest of the model and figures of the answers. Decoded batches are stored in the hidden file .<answers>.parts until
-the answers are written, so that a killed run resumes with bitwise the same answers.
+MT-Bench's are JSON lines in FastChat's answer form, those of test prompts are JSON lines {id, answer, tokens,
+truncated}, with --questions the folder of prepared data. <answers>.meta.json, in the same folder, holds the recipe,
+the digest of the model and figures of the answers. Decoded batches are stored in the hidden file .<answers>.parts
+until the answers are written, so that a killed run resumes with bitwise the same answers.
 """
 
 import logging
@@ -16,16 +17,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sams.generation.answers import (
-    answer_instructions,
-    answer_questions,
-    read_instructions,
-    read_questions,
-)
+from sams.generation.answers import SETS, fitting
 from sams.generation.facts import made_with, model_digest, parts_path
 from sams.generation.shards import Shards
 from sams.runtime.files import sha256_of, write_json
-from sams.runtime.jsonl import write_lines
 from sams.runtime.provenance import made_on
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.inputs import meta_path
@@ -37,12 +32,12 @@ log = logging.getLogger("generate")
 def generate_answers(
     recipe: GenerateRecipe, model: Path, questions: Path, out: Path, parts: Path | None = None
 ) -> dict[str, Any]:
-    """Answer a benchmark's questions and write the answers.
+    """Answer a set of questions and write the answers.
 
     Args:
-        recipe: benchmark, decoding settings and seed; `method` and `seed` give the name of the model.
+        recipe: set of questions, decoding settings and seed; `method` and `seed` give the name of the model.
         model: exported model folder.
-        questions: folder with the benchmark's questions.
+        questions: folder with the questions.
         out: file for the answers.
         parts: file for decoded batches; None: `parts_path`.
 
@@ -55,11 +50,8 @@ def generate_answers(
     """
     from sams.generation.decode import Decoder
 
-    read, answer, write = {
-        "alpaca_eval": (read_instructions, answer_instructions, write_json),
-        "mt_bench": (read_questions, answer_questions, write_lines),
-    }[recipe.benchmark]
-    rows, source = read(questions)
+    questions_of = SETS[recipe.benchmark]
+    rows, source = questions_of.read(questions)
     facts = {
         "recipe": recipe.model_dump(mode="json"),
         "model": model_digest(model),
@@ -68,11 +60,14 @@ def generate_answers(
     }
     shards = Shards(parts or parts_path(out), facts)
     decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards, recipe.template_date)
+    if recipe.prompts is not None:
+        rows = fitting(decoder, rows, recipe.prompts)
     started = time.monotonic()
-    outputs, by_name = answer(decoder, rows, f"{recipe.method}-seed{recipe.seed}")
+    outputs, by_name = questions_of.answer(decoder, rows, f"{recipe.method}-seed{recipe.seed}")
     answers = by_name.values()
     meta = {
         **facts,
+        "decoding": decoder.decoding.model_dump(mode="json"),
         "stop_token_ids": decoder.stop_ids,
         "device": decoder.engine.device,
         "n_answers": len(answers),
@@ -86,7 +81,7 @@ def generate_answers(
     meta_path(out).unlink(
         missing_ok=True
     )  # a kill before the next write must not leave facts that belong to other answers
-    write(out, outputs)
+    questions_of.write(out, outputs)
     meta |= {"sha256": sha256_of(out), "environment": made_on()}
     write_json(meta_path(out), meta)
     shards.remove()
@@ -99,13 +94,13 @@ def generate_answers(
 def main(
     recipe: Annotated[str, typer.Option(help="GenerateRecipe, as JSON or a file.")],
     model: Annotated[Path, typer.Option(help="Exported model folder.")],
-    questions: Annotated[Path, typer.Option(help="Folder with the benchmark's questions.")],
+    questions: Annotated[Path, typer.Option(help="Folder with the questions, or with the prepared data.")],
     out: Annotated[Path, typer.Option(help="File for the answers.")],
     parts: Annotated[
         Path | None, typer.Option(help="File for decoded batches (.<out>.parts in the same folder).")
     ] = None,
 ) -> None:
-    """Answer a benchmark's questions."""
+    """Answer a set of questions."""
     meta = generate_answers(read_recipe(recipe, GenerateRecipe), model, questions, out, parts)
     log.info(
         "%d answers in %.1f s, %d truncated, %d empty",

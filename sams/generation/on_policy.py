@@ -56,7 +56,7 @@ def make_pairs(
     import torch
 
     from sams.generation.decode import Decoder
-    from sams.generation.reward import RewardModel
+    from sams.scoring.reward import RewardModel
 
     conversations = list(read_prompts(prompts, "train"))
     sampling = {

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from sams.data.forms import read_prompts
+from sams.data.prompts import test_prompts
 from sams.data.records import Message
 from sams.generation.decode import Answer, Conversation, Decoder
-from sams.generation.engines import quiet_loading
 from sams.runtime.errors import UserError
-from sams.study.settings import Decoding
+from sams.runtime.progress import quiet_loading
+from sams.study.settings import Decoding, ModelDecoding
 from sams.study.study import BASE_METHOD
 
 if TYPE_CHECKING:
@@ -55,15 +56,13 @@ def prompts_of_study(run: Path) -> Iterator[Conversation]:
     Raises:
         UserError: the run's study has none.
     """
-    from pyarrow import parquet
-
     data = run.resolve().parent.parent / "data"
     file = data / run.resolve().name / "test.parquet"  # of a study whose seeds have data of their own
     if not file.is_file():
         file = data / "test.parquet"
     if not file.is_file():
         raise UserError("no test pairs beside the run", where=str(file), remedy="give --prompts FILE")
-    yield from parquet.read_table(file, columns=["prompt"])["prompt"].to_pylist()
+    yield from (row["prompt"] for row in test_prompts(file, ["prompt"]))
 
 
 def prompts_of(file: Path) -> Iterator[Conversation]:
@@ -89,7 +88,7 @@ def sample(
     prompts: Iterable[Conversation],
     *,
     count: int,
-    decoding: Decoding,
+    decoding: Decoding | ModelDecoding,
     seed: int,
     console: Console,
     out: Path | None = None,
@@ -101,7 +100,8 @@ def sample(
     for name, folder in models.items():
         if folder is not None:
             decoder = open_decoder(folder, decoding, seed)
-            answers[name] = decoder.answer(wanted, [decoding.temperature] * len(wanted), "samples")
+            temperatures = [decoder.decoding.temperature] * len(wanted)
+            answers[name] = decoder.answer(wanted, temperatures, "samples")
             del decoder
     for number, prompt in enumerate(wanted):
         console.rule(f"{number + 1} of {len(wanted)}", align="left")
@@ -119,7 +119,12 @@ def sample(
 
 
 def chat(
-    run: Path, *, decoding: Decoding, seed: int, console: Console, ask: Callable[[str], str] = input
+    run: Path,
+    *,
+    decoding: Decoding | ModelDecoding,
+    seed: int,
+    console: Console,
+    ask: Callable[[str], str] = input,
 ) -> None:
     """Answer what is typed, until an empty line or the end of the input. `/new` starts another conversation."""
     decoder = open_decoder(model_of(run), decoding, seed)
@@ -138,7 +143,7 @@ def chat(
             continue
         turn = [*history, Message(role="user", content=text)]
         try:
-            (answer,) = decoder.answer([turn], [decoding.temperature], f"turn {len(history)}")
+            (answer,) = decoder.answer([turn], [decoder.decoding.temperature], f"turn {len(history)}")
         except UserError as error:  # the conversation fills the context
             console.print(f"{error}; /new starts another one", style="red", markup=False)
             continue
@@ -146,7 +151,7 @@ def chat(
         history = [*turn, Message(role="assistant", content=answer.text)]
 
 
-def open_decoder(folder: Path, decoding: Decoding, seed: int) -> Decoder:
+def open_decoder(folder: Path, decoding: Decoding | ModelDecoding, seed: int) -> Decoder:
     """Return a model that answers, on a GPU in bfloat16 if there is one."""
     logging.getLogger("generate").setLevel(logging.WARNING)
     quiet_loading()

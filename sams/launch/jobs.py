@@ -29,10 +29,13 @@ class Jobs:
         self._recipe = functools.cache(functools.partial(recipe_of, study))
         self._digest = functools.cache(_digest)
         on_policy, alpaca_eval = study.on_policy, study.benchmarks.alpaca_eval
+        rewards, lm_eval = study.benchmarks.reward_model, study.benchmarks.lm_eval
         # Sources that no recipe names.
         self._more: dict[str, list[str | None]] = {
             "sample_pairs": [on_policy.prompts, on_policy.reward_model] if on_policy else [],
             "score_alpaca_eval": [alpaca_eval.difficulty] if alpaca_eval else [],
+            "score_reward_model": [rewards.model] if rewards else [],
+            "score_lm_eval": [lm_eval.include_path] if lm_eval else [],
         }
 
     def recipe(self, stage: str, wildcards: Any, benchmark: str = "") -> Settings:
@@ -48,7 +51,8 @@ class Jobs:
         """
 
         def sources(wildcards: Any) -> str:
-            return sources_text({path: self._digest(path) for path in self._sources(stage, wildcards)})
+            paths = self._sources(stage, wildcards, benchmark)
+            return sources_text({path: self._digest(path) for path in paths})
 
         return {
             "module": ENTRY_POINTS[stage],
@@ -66,8 +70,7 @@ class Jobs:
         # Snakemake takes braces in a path for wildcards. The digest in the parameters stands for these files.
         return lambda wildcards: [path for path in self._sources(stage, wildcards) if "{" not in path]
 
-    def _sources(self, stage: str, wildcards: Any) -> list[str]:
-        benchmark = "alpaca_eval" if stage == "generate_answers" else ""
+    def _sources(self, stage: str, wildcards: Any, benchmark: str = "") -> list[str]:
         named = [*sources_of(self.recipe(stage, wildcards, benchmark)), *self._more.get(stage, [])]
         adapted = wildcards.get("method") == BASE_METHOD and self.study.sft and self.study.sft.lora
         if stage == "export_model" and wildcards.method in self.study.trained_methods and not adapted:

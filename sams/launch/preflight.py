@@ -41,6 +41,7 @@ def main(study: str, out: Path, results: Path = Path("results")) -> None:
     settings = read_recipe(study, Study)
     findings: dict[str, Any] = {"gpus": check_gpus(settings), "disk_bytes": check_disk(results)}
     check_packages(settings)
+    check_lm_eval(settings)
     check_judge(settings)
     check_sources(settings)
     check_adapters(settings)
@@ -93,6 +94,20 @@ def check_packages(study: Study) -> None:
             where="lora.load_in_4bit",
             remedy="install it (extra `qlora` of this package), or set load_in_4bit: false",
         )
+
+
+def check_lm_eval(study: Study) -> None:
+    """Check that lm-eval is installed and knows the study's tasks, and fetch their data.
+
+    Raises:
+        UserError: naming the package, the task or its data.
+    """
+    if study.benchmarks.lm_eval is not None:
+        from sams.judge.endpoint import key_withheld
+        from sams.scoring.lm_eval import check_tasks
+
+        with key_withheld():  # from the code of tasks
+            check_tasks(study.benchmarks.lm_eval)
 
 
 def check_disk(results: Path) -> int:
@@ -158,6 +173,8 @@ def check_sources(study: Study) -> None:
             )
     for key, model in models(study).items():
         check_model_source(model, key)
+    for key, model in reward_models(study).items():
+        check_reward_source(model, key)
     schedulers = {
         f"method_settings.{method}.scheduler": study.scheduler_of(method)
         for method in study.preference_methods
@@ -198,6 +215,26 @@ def check_model_source(model: Model, key: str) -> None:
         check_hub_model(model, key)
 
 
+def check_reward_source(model: Model, key: str) -> None:
+    """Check that a reward model exists, has one output and a chat template.
+
+    Raises:
+        UserError: it cannot be used; the message names the key.
+    """
+    from sams.scoring.reward import check_reward_model
+
+    path = str(model.path)
+    if not Path(path).is_dir():
+        if looks_like_file(path) or Path(path).exists():
+            raise UserError(
+                f"no such folder: {path}{similar_file(path)}",
+                where=key,
+                remedy="correct it, or give a hub id",
+            )
+        check_hub_model(model, key)
+    check_reward_model(path if model.revision is None else f"{path}@{model.revision}", key)
+
+
 def check_adapters(study: Study) -> None:
     """Check that the start model can get the adapters of each stage.
 
@@ -229,6 +266,20 @@ def models(study: Study) -> dict[str, Model]:
     return {"model.path": study.model} | finished
 
 
+def reward_models(study: Study) -> dict[str, Model]:
+    """Return the reward models of a study, by config key."""
+    given = {}
+    if study.on_policy is not None:
+        given["on_policy.reward_model"] = study.on_policy.reward_model
+    if study.benchmarks.reward_model is not None:
+        given["benchmarks.reward_model.model"] = study.benchmarks.reward_model.model
+    found = {}
+    for key, source in given.items():
+        name, _, revision = (source, "", "") if Path(source).is_dir() else source.partition("@")
+        found[key] = Model(path=name, revision=revision or None)
+    return found
+
+
 def hub_commits(study: Study) -> dict[str, str | None]:
     """Return the commit of each hub id of the study, by `id@revision`; None if the hub does not answer.
 
@@ -242,7 +293,7 @@ def hub_commits(study: Study) -> dict[str, str | None]:
 
     hub_ids = {
         (model.path, model.revision or "main", "model")
-        for model in models(study).values()
+        for model in (*models(study).values(), *reward_models(study).values())
         if model.path is not None and not Path(model.path).exists()
     }
     for source in study.data.sources.values():

@@ -108,3 +108,11 @@ def duration(seconds: float) -> str:
         elif parts:
             break
     return " ".join(parts[:2])
+
+
+def quiet_loading() -> None:
+    """Turn off the progress bars of transformers in a log file."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging as of_transformers
+
+        of_transformers.disable_progress_bar()

@@ -1,5 +1,6 @@
 """Run a scoring job: score, write the figures, log them to MLflow."""
 
+import functools
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from sams.runtime.code import code_digest
 from sams.runtime.files import write_json
 from sams.runtime.provenance import ENVIRONMENT, made_on
 from sams.study.recipes import ScoreRecipe, current_job
+from sams.study.settings import Settings
 from sams.tracking.log import Run, Stage, start
 
 RUN_ID = "mlflow_run_id"
@@ -42,14 +44,22 @@ def run_scoring(
         with suppress(DryRun):
             score(recipe=recipe, judge_store=store, dry_run=True)
         return None
-    with key_withheld(), _mlflow_run(stage, recipe, out) as run:
-        metrics = score(recipe=recipe, judge_store=store)
+    with key_withheld():
+        return log_scores(stage, functools.partial(score, recipe=recipe, judge_store=store), recipe, out)
+
+
+def log_scores(
+    stage: Stage, score: Callable[[], dict[str, Any]], recipe: Settings | None, out: Path
+) -> dict[str, Any]:
+    """Score, write the figures to `out` and log them; return them."""
+    with _mlflow_run(stage, recipe, out) as run:
+        metrics = score()
         write_json(out, metrics)
         run.finish(final=metrics)
     return metrics
 
 
-def _mlflow_run(stage: Stage, recipe: ScoreRecipe | None, out: Path) -> Run:
+def _mlflow_run(stage: Stage, recipe: Settings | None, out: Path) -> Run:
     """Open the MLflow run, with the id of the training run in the folder of the seed; record the machine."""
     write_json(out.parent / ENVIRONMENT, made_on())
     job = current_job()

@@ -24,6 +24,8 @@ ENTRY_POINTS = {
     "make_difficulty": "sams.scoring.difficulty",
     "score_alpaca_eval": "sams.scoring.alpaca_eval",
     "score_mt_bench": "sams.scoring.mt_bench",
+    "score_reward_model": "sams.scoring.reward_model",
+    "score_lm_eval": "sams.scoring.lm_eval",
 }
 """Module of each stage, started by `python -m`."""
 

@@ -21,8 +21,10 @@ from sams.study.settings import (
     Export,
     Judge,
     Launch,
+    LmEval,
     MicroBatch,
     Model,
+    ModelDecoding,
     ModelSource,
     MtBench,
     Name,
@@ -130,14 +132,15 @@ class ExportRecipe(Settings):
 
 
 class GenerateRecipe(Settings):
-    """Stage `generate_answers` of one benchmark."""
+    """Stage `generate_answers` of one set of questions."""
 
     seed: int
     method: Name
-    benchmark: Literal["alpaca_eval", "mt_bench"]
+    benchmark: Literal["alpaca_eval", "mt_bench", "samples", "reward_model"]
+    prompts: Count | None = Field(None, description="Number of test prompts, for sets of these.")
     precision: Literal["float32", "bfloat16"]
     template_date: Day = TEMPLATE_DATE
-    decoding: Decoding
+    decoding: Decoding | ModelDecoding
 
 
 class OnPolicyRecipe(Settings):
@@ -167,6 +170,21 @@ class ScoreRecipe(Settings):
     world: World | None
 
 
+class RewardRecipe(Settings):
+    """Stage `score_reward_model`."""
+
+    model: str
+    precision: Literal["float32", "bfloat16"]
+    batch_size: Count
+
+
+class LmEvalRecipe(Settings):
+    """Stage `score_lm_eval`."""
+
+    precision: Literal["float32", "bfloat16"]
+    lm_eval: LmEval
+
+
 def recipe_json(recipe: Settings) -> str:
     """Return a recipe as canonical JSON: equal settings give equal text."""
     return canonical_json(recipe.model_dump(mode="json"))
@@ -192,7 +210,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         stage: name of the rule.
         method: method of the job, in stages with one job per method.
         seed: seed of the job, in stages with one job per seed.
-        benchmark: alpaca_eval or mt_bench, in `generate_answers`.
+        benchmark: alpaca_eval, mt_bench, samples or reward_model, in `generate_answers`.
 
     Raises:
         UserError: the study has no such stage or method.
@@ -241,14 +259,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             data=study.data.sources if method in study.trained_methods else {},
             sft=study.sft if method in study.preference_methods else None,
         ),
-        "generate_answers": lambda: GenerateRecipe(
-            seed=seed,
-            method=method,
-            benchmark=benchmark,
-            precision=study.model.precision,
-            template_date=study.model.template_date,
-            decoding=require(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}").decoding,
-        ),
+        "generate_answers": lambda: _generate(study, method, seed, benchmark),
         "sample_pairs": lambda: OnPolicyRecipe(
             seed=seed,
             precision=study.model.precision,
@@ -257,6 +268,10 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             reward_batch_size=require(study.on_policy, "on_policy").reward_batch_size,
         ),
         "assess": lambda: _assess(study, seed),
+        "score_reward_model": lambda: _reward(study),
+        "score_lm_eval": lambda: LmEvalRecipe(
+            precision=study.model.precision, lm_eval=require(study.benchmarks.lm_eval, "benchmarks.lm_eval")
+        ),
         "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
     }
     if stage not in stages:
@@ -302,6 +317,27 @@ def _assess(study: Study, seed: int) -> AssessRecipe:
         accuracy=chosen.accuracy,
         runs={run: study.preference_of(run) for run in study.chosen_runs},
     )
+
+
+def _generate(study: Study, method: str, seed: int, benchmark: Any) -> GenerateRecipe:
+    if benchmark == "samples":
+        group: Any = require(study.samples, "samples")
+    else:
+        group = require(getattr(study.benchmarks, benchmark, None), f"benchmarks.{benchmark}")
+    return GenerateRecipe(
+        seed=seed,
+        method=method,
+        benchmark=benchmark,
+        prompts=getattr(group, "prompts", None),
+        precision=study.model.precision,
+        template_date=study.model.template_date,
+        decoding=group.decoding,
+    )
+
+
+def _reward(study: Study) -> RewardRecipe:
+    group = require(study.benchmarks.reward_model, "benchmarks.reward_model")
+    return RewardRecipe(model=group.model, precision=study.model.precision, batch_size=group.batch_size)
 
 
 def _reference_micro_batch(study: Study) -> MicroBatch:

@@ -71,6 +71,8 @@ def rehearsal_of(settings: dict[str, Any]) -> dict[str, Any]:
         method: _method(own) for method, own in (made.get("method_settings") or {}).items()
     }
     made["benchmarks"] = _benchmarks(made.get("benchmarks") or {})
+    if made.get("samples", True) is not None:
+        made["samples"] = {"prompts": 8, "decoding": {"max_new_tokens": 12}}
     made["grids"], made["tuning_budget"] = {}, None
     made["launch"] = {"nproc_per_node": 1, "device": "cpu"}
     return made

@@ -25,6 +25,7 @@ from sams.study.settings import (
     Preference,
     PreferenceKeys,
     Pretrain,
+    Samples,
     Scheduler,
     Settings,
     Sft,
@@ -91,6 +92,10 @@ class Study(Settings):
     on_policy: OnPolicy | None = Field(
         None,
         description="Pairs of a model's own answers, for target `on_policy`; null: none.",
+    )
+    samples: Samples | None = Field(
+        Samples(),
+        description="Answers to test prompts, side by side in the report; null: none.",
     )
     benchmarks: Benchmarks = Field(Benchmarks(), description="Benchmarks and judge.")
     export: Export = Field(Export(), description="How models are exported.")
@@ -278,6 +283,11 @@ class Study(Settings):
     def exported_methods(self) -> list[str]:
         """Methods whose models are exported as Hugging Face folders: all but runs to choose from."""
         return [method for method in self.methods if method not in self.chosen_runs]
+
+    @property
+    def sampled_methods(self) -> list[str]:
+        """The start model and the methods whose answers the report shows: all but runs to choose from."""
+        return [method for method in self.started_methods if method not in self.chosen_runs]
 
     @property
     def selective_methods(self) -> list[str]:

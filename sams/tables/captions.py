@@ -9,7 +9,7 @@ from sams.runtime.files import read_json
 from sams.study.reported import Reported, read_reported
 from sams.study.study import BASE_METHOD, Study
 from sams.tables import render
-from sams.tables.benchmarks import BENCHMARKS, scored
+from sams.tables.benchmarks import BENCHMARKS, judged, scored
 from sams.tables.repeats import least_p
 from sams.tables.results import Cell, Cells, reports_of
 
@@ -56,10 +56,10 @@ def main_notes(study: Study, cells: Cells) -> list[str]:
     """Return the notes of the main table."""
     shown = _shown(study, cells)
     notes = [*rehearsal_note(study), errors_note(study.seeds)]
-    if scored(study):
+    if judged(study):
         notes.append(judge_note(study, shown))
     else:
-        names = " and ".join(benchmark.title for benchmark in BENCHMARKS.values())
+        names = " and ".join(benchmark.title for benchmark in BENCHMARKS.values() if benchmark.has_judge)
         notes.append(f"{names}: left out by this study.")
     for name in scored(study):
         notes += BENCHMARK_NOTES[name](study, shown)
@@ -98,7 +98,7 @@ def judge_note(study: Study, shown: Cells) -> str:
     judges = {
         str(values["judge"])
         for cell, values in shown.items()
-        if cell.benchmark != "train" and values.get("judge")
+        if cell.benchmark in judged(study) and values.get("judge")
     }
     names = " and ".join(sorted(judges)) or study.benchmarks.judge.model or "each benchmark's own"
     return f"Judge: {names}. Scores of different judges are not comparable."
@@ -141,7 +141,39 @@ def mt_bench_notes(study: Study, shown: Cells) -> list[str]:
     return [f"MT-Bench: mean of both turns, 1 to 10, over {_range(counts)} judgments; {failed:g} failed."]
 
 
-BENCHMARK_NOTES = {"alpaca_eval": alpaca_eval_notes, "mt_bench": mt_bench_notes}
+def reward_notes(study: Study, shown: Cells) -> list[str]:
+    """Note on rewards: the model, the prompts, and answers without a reward."""
+    assert study.benchmarks.reward_model is not None
+    counts = _values(shown, "reward_model", "n_answers")
+    longest = sum(_values(shown, "reward_model", "n_too_long"))
+    return [
+        f"Rewards: by {study.benchmarks.reward_model.model}, of answers to {_range(counts)} test prompts; "
+        f"{longest:g} too long for it. Rewards are comparable within one reward model only. reward_win_rate is the "
+        "percentage of prompts with a larger reward than the start model's answer, a tie counting one half."
+    ]
+
+
+def lm_eval_notes(study: Study, shown: Cells) -> list[str]:
+    """Note on lm-eval: the metric and the number of items of each task."""
+    described = {
+        task: facts
+        for cell, values in shown.items()
+        if cell.benchmark == "lm_eval"
+        for task, facts in values["tasks"].items()
+    }
+    tasks = [
+        f"{task} ({facts['metric'].removesuffix(',none')}" + (f", {facts['n']} items)" if facts["n"] else ")")
+        for task, facts in described.items()
+    ]
+    return [f"lm-eval, in percent, with the chat template: {', '.join(tasks) or 'no results yet'}."]
+
+
+BENCHMARK_NOTES = {
+    "lm_eval": lm_eval_notes,
+    "alpaca_eval": alpaca_eval_notes,
+    "mt_bench": mt_bench_notes,
+    "reward_model": reward_notes,
+}
 
 
 def missing_notes(study: Study, cells: Cells) -> list[str]:
@@ -181,7 +213,7 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
     for method, score, ids in zip(table["method"], table["score"], table["run_ids"], strict=True):
         if ids:
             short = " ".join(run[: run.index(":") + 9] for run in ids.split())
-            runs.setdefault(f"{method} {short}", []).append(render.LABELS[score])
+            runs.setdefault(f"{method} {short}", []).append(render.label_of(score))
     if runs:
         listed = "; ".join(f"{run} ({', '.join(scores)})" for run, scores in runs.items())
         notes.append(f"MLflow runs, in full in the CSV file: {listed}.")
@@ -240,9 +272,13 @@ def comparison_notes(study: Study, resamples: int) -> list[str]:
             "corrected for their number: without any effect, one in 20 excludes 0."
         ),
     ]
+    if study.benchmarks.reward_model is not None:
+        notes.append(
+            "reward_win_rate: percentage of prompts with a larger reward than the base's answer, minus 50."
+        )
     if len(study.seeds) > 1:
         notes.append(repeats_note(len(study.seeds)))
-    if scored(study):
+    if judged(study):
         notes.append(judge_note(study, {}))
     return notes
 

@@ -14,7 +14,7 @@ from sams.runtime.files import read_json, whole_file
 from sams.runtime.mappings import flatten, numbers
 from sams.runtime.terminal import Readable, print_table
 from sams.tables import comparisons, render
-from sams.tables.benchmarks import SCORE
+from sams.tables.benchmarks import score_named
 from sams.tables.captions import repeats_note
 from sams.tables.comparisons import RESAMPLES, Side
 from sams.tables.figures import learning_curves
@@ -256,7 +256,7 @@ def _figure(value: float) -> str:
 
 def _not_comparable(side: Side, base: Side, column: str) -> str:
     """Return the reason why two sides' scores are not comparable; empty when they are."""
-    benchmark = SCORE[column].benchmark
+    benchmark = score_named(column).benchmark
     if benchmark == "train":
         tests = [_described(one).get("upstream.tokens") for one in (side, base)]
         return "" if tests[0] == tests[1] else "the test pairs come from other data or another tokenizer"

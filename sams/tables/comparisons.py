@@ -1,13 +1,13 @@
 """Differences between methods with their intervals: each method against the start of all methods and plain DPO."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sams.scoring.wins import wins
 from sams.study.study import BASE_METHOD
-from sams.tables.benchmarks import BENCHMARKS, SCORES, Benchmark, Items
+from sams.tables.benchmarks import BENCHMARKS, WINS, ByColumn, Items, scores_in
 from sams.tables.main_table import main_table, seeds_of
 from sams.tables.pairs import accuracies
 from sams.tables.repeats import Repeats, over_repeats
@@ -15,12 +15,6 @@ from sams.tables.results import Cell, Cells
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def _judged_items(benchmark: Benchmark, run: Path) -> Items:
-    """Return the scores of a benchmark's items; none if it was not judged."""
-    file = run / benchmark.judged
-    return benchmark.items(file) if file.is_file() else {}
 
 
 BASES = [BASE_METHOD, "dpo"]
@@ -42,12 +36,8 @@ COLUMNS = [
 
 # Length control is one fit over all instructions, without a value for each item.
 LENGTH_CONTROLLED, ACCURACY = "length_controlled_winrate", "test_accuracy"
-ITEMS: dict[str, Callable[[Path], Items]] = {
-    **{each.item_score: partial(_judged_items, each) for each in BENCHMARKS.values()},
-    ACCURACY: accuracies,
-}
-"""Scores with a value for each item, and functions that read these from the folder of a run."""
-COMPARED = [score for score in SCORES if score.column in {LENGTH_CONTROLLED, *ITEMS}]
+NOT_COMPARED = {"chosen_reward", "chosen_logp", *WINS.values()}
+"""Columns whose difference between methods over seeds says nothing more."""
 
 
 class Interval(NamedTuple):
@@ -126,17 +116,29 @@ def paired_difference(method: Items, base: Items) -> tuple[float, float, float, 
     return float(differences.mean()), float(low), float(high), len(shared)
 
 
+def items_of(run: Path) -> ByColumn:
+    """Return the scores of a run that have a value for each item."""
+    files = {benchmark: run / benchmark.judged for benchmark in BENCHMARKS.values()}
+    items = [benchmark.items(file) for benchmark, file in files.items() if file.is_file()]
+    return {column: scores for of in items for column, scores in of.items()} | {ACCURACY: accuracies(run)}
+
+
 def _paired(method: Side, base: Side) -> Iterator[dict[str, Any]]:
     """Yield differences over the same items, each item's score being its mean over the seeds of both sides."""
     shared = [seed for seed in method.folders if seed in base.folders]
-    for score, items_of in ITEMS.items():
-        both = [(items_of(method.folders[seed]), items_of(base.folders[seed])) for seed in shared]
-        both = [sides for sides in both if all(sides)]
-        of_method, of_base = _means(both)
-        if of_method:
-            difference, low, high, items = paired_difference(of_method, of_base)
-            interval = Interval(difference, low, high)
-            yield _row(score, method, base, interval, len(both), "paired", items=items)
+    sides = [(items_of(method.folders[seed]), items_of(base.folders[seed])) for seed in shared]
+    for column in dict.fromkeys(column for one, _ in sides for column in one):
+        both = [(one.get(column, {}), other.get(column, {})) for one, other in sides]
+        both = [items for items in both if all(items)]
+        compared = {column: both}
+        if column in WINS:
+            compared[WINS[column]] = [(wins(one, other), dict.fromkeys(one, 50.0)) for one, other in both]
+        for score, seeds in compared.items():
+            of_method, of_base = _means(seeds)
+            if of_method:
+                difference, low, high, items = paired_difference(of_method, of_base)
+                interval = Interval(difference, low, high)
+                yield _row(score, method, base, interval, len(seeds), "paired", items=items)
 
 
 def _unpaired(method: Side, base: Side, columns: Collection[str]) -> Iterator[dict[str, Any]]:
@@ -153,7 +155,8 @@ def _unpaired(method: Side, base: Side, columns: Collection[str]) -> Iterator[di
 def _over_seeds(method: Side, base: Side) -> Iterator[dict[str, Any]]:
     """Yield differences with seeds as repeats: the difference of each seed counts once."""
     _, shared = _both(method, base)
-    for score in COMPARED if len(shared) > 1 else ():
+    scores = scores_in({**base.cells, **method.cells}) if len(shared) > 1 else []
+    for score in [score for score in scores if score.column not in NOT_COMPARED]:
         values = [
             [side.cells.get(Cell(side.name, seed, score.benchmark), {}).get(score.key) for seed in shared]
             for side in (method, base)

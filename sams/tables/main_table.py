@@ -14,27 +14,26 @@ import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from sams.tables.benchmarks import SCORES
+from sams.tables.benchmarks import SCORES, Score, scores_in
 from sams.tables.results import Cell, Cells
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COSTS = ["train_seconds", "peak_memory_mb"]
-COLUMNS = [
-    "method",
-    "n_seeds",
-    *(
-        name
-        for score in SCORES
-        for name in (score.column, f"{score.column}_se_items", f"{score.column}_se_seeds")
-    ),
-    *COSTS,
-]
+
+
+def columns_of(scores: list[Score]) -> list[str]:
+    """Return the columns of a main table with these scores."""
+    errors = ("", "_se_items", "_se_seeds")
+    return ["method", "n_seeds", *(f"{score.column}{error}" for score in scores for error in errors), *COSTS]
+
+
+COLUMNS = columns_of(SCORES)
 
 
 def main_table(cells: Cells, methods: list[str], seeds: list[int]) -> "pd.DataFrame":
-    """Return the main table, of COLUMNS; an empty cell is NaN.
+    """Return the main table, of COLUMNS and those that further benchmarks add; an empty cell is NaN.
 
     Args:
         cells: contents of the metrics files, from `sams.tables.results.read_cells` or from MLflow.
@@ -44,10 +43,11 @@ def main_table(cells: Cells, methods: list[str], seeds: list[int]) -> "pd.DataFr
     import pandas as pd
 
     rows = []
+    scores = scores_in(cells)
     for method in methods:
         present = seeds_of(cells, method, seeds)
         row: dict[str, Any] = {"method": method, "n_seeds": len(present)}
-        for score in SCORES:
+        for score in scores:
             values = _values(cells, method, present, score.benchmark, score.key)
             errors = _values(cells, method, present, score.benchmark, score.se_key)
             row[score.column] = statistics.fmean(values) if values else None
@@ -59,8 +59,8 @@ def main_table(cells: Cells, methods: list[str], seeds: list[int]) -> "pd.DataFr
             values = _values(cells, method, present, "train", key)
             row[key] = statistics.fmean(values) if values else None
         rows.append(row)
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    numeric = COLUMNS[2:]
+    table = pd.DataFrame(rows, columns=columns_of(scores))
+    numeric = list(table.columns[2:])
     return table.astype(dict.fromkeys(numeric, float))
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from sams.runtime.files import canonical_json, read_json, sha256_of
 from sams.study.study import Study
-from sams.tables.benchmarks import BENCHMARKS, METRICS, SCORE
+from sams.tables.benchmarks import BENCHMARKS, METRICS, score_named
 from sams.tables.choose import chosen_of
 from sams.tables.chosen_table import chosen_table, read_figures
 from sams.tables.findings import Finding, summary
 from sams.tables.main_table import main_table
+from sams.tables.pairs import accuracies
 from sams.tables.paper_table import paper_table
 from sams.tables.results import read_cells, read_log
 
@@ -63,16 +64,22 @@ def _of_log(folder: Path) -> list[str]:
         logged_value = scale * last.get(logged, math.nan)
         if key in figures and not _close(figures[key], logged_value):
             problems.append(f"{key} is {figures[key]:.4f}, the log ends with {logged_value:.4f}")
+    pairs = accuracies(folder)
+    mean = sum(pairs.values()) / len(pairs) if pairs else math.nan
+    if pairs and not _close(figures["test_accuracy"], mean):
+        problems.append(f"test_accuracy is {figures['test_accuracy']:.4f}, of the recorded pairs {mean:.4f}")
     return problems
 
 
 def _of_items(folder: Path, name: str) -> list[str]:
     """Return the differences between a benchmark's metrics and its judgments and answers."""
     benchmark, figures = BENCHMARKS[name], read_json(folder / METRICS[name])
-    key = SCORE[benchmark.item_score].key
     problems = []
-    if not figures.get("n_failed"):  # MT-Bench's average includes the other turn of a failed one
-        items = benchmark.items(folder / benchmark.judged)
+    by_column = benchmark.items(folder / benchmark.judged)
+    if figures.get("n_failed"):  # MT-Bench's average includes the other turn of a failed one
+        by_column = {}
+    for column, items in by_column.items():
+        key = score_named(column).key
         mean = sum(items.values()) / len(items) if items else math.nan
         if not _close(figures[key], mean):
             problems.append(f"{key} is {figures[key]:.4f}, of the judgments {mean:.4f}")

@@ -8,20 +8,15 @@ from typing import TYPE_CHECKING
 from sams.runtime.files import whole_file
 from sams.runtime.terminal import Readable
 from sams.study.study import BASE_METHOD
-from sams.tables.benchmarks import SCORES
+from sams.tables.benchmarks import score_named
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = "–"
 
-# Decimals shown in each column.
-DECIMALS = {score.column: score.decimals for score in SCORES} | {"train_seconds": 0, "peak_memory_mb": 0}
-LABELS = {score.column: score.label for score in SCORES} | {"hours": "hours"}
-# Headings of the main table, with units.
-HEADINGS = {
-    score.column: f"{score.label} ({score.unit})" if score.unit else score.label for score in SCORES
-} | {"n_seeds": "seeds", "train_seconds": "training time (s)", "peak_memory_mb": "peak memory (MB)"}
+# Headings of other columns of the main table, with units.
+HEADINGS = {"n_seeds": "seeds", "train_seconds": "training time (s)", "peak_memory_mb": "peak memory (MB)"}
 
 TEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
@@ -119,8 +114,9 @@ def readable_main(table: "pd.DataFrame", seeds: int) -> Readable:
     """
     table = table.loc[(table["method"] != BASE_METHOD) | (table["n_seeds"] > 0)]
     counted = ["n_seeds"] * bool((table["n_seeds"] != seeds).any())
-    shown = {column: decimals for column, decimals in DECIMALS.items() if table[column].notna().any()}
-    columns = ["method", *(HEADINGS[column] for column in (*counted, *shown))]
+    names = [name for name in table.columns[2:] if not name.endswith(("_se_items", "_se_seeds"))]
+    shown = {name: decimals_of(name) for name in names if table[name].notna().any()}
+    columns = ["method", *map(heading, (*counted, *shown))]
     rows = []
     for record in table.to_dict("records"):
         row: list[tuple[str, ...]] = [(str(record[key]),) for key in ("method", *counted)]
@@ -138,7 +134,7 @@ def readable_comparisons(table: "pd.DataFrame") -> Readable:
     columns = ["methods", "score", "difference", "95 % interval", "", "over"]
     rows: list[list[tuple[str, ...]]] = []
     for record in table.to_dict("records"):
-        decimals = DECIMALS[record["benchmark"]] + 1
+        decimals = decimals_of(record["benchmark"]) + 1
         low, high = number(record["ci_low"], decimals), number(record["ci_high"], decimals)
         items = (
             record["interval"] if pd.isna(record["n_items"]) else f"{record['n_items']}, {record['interval']}"
@@ -149,7 +145,7 @@ def readable_comparisons(table: "pd.DataFrame") -> Readable:
             )
         texts = (
             f"{record['method']} − {record['base']}",
-            LABELS[record["benchmark"]],
+            label_of(record["benchmark"]),
             number(record["difference"], decimals),
             f"{low} to {high}",
             "*" if record["excludes_zero"] else "",
@@ -164,7 +160,7 @@ def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
     scores = list(dict.fromkeys(table["score"]))
     columns = ["method", "n"]
     for score in scores:
-        columns += [f"{LABELS[score]}: reported", "reproduced", "difference"]
+        columns += [f"{label_of(score)}: reported", "reproduced", "difference"]
     reasons: dict[str, int] = {}
 
     def gap(reason: str) -> tuple[str, ...]:
@@ -180,7 +176,7 @@ def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
             (str(max(record["n_seeds"] for record in together)),),
         ]
         for record in together:
-            decimals = DECIMALS.get(record["score"], 2)
+            decimals = decimals_of(record["score"])
             for key, items, seeds in (
                 ("reported", None, None),
                 ("reproduced", record["se_items"], record["se_seeds"]),
@@ -190,6 +186,25 @@ def readable_paper(table: "pd.DataFrame") -> tuple[Readable, list[str]]:
                 cells.append(gap(record[f"{key}_missing"]) if shown[0] == MISSING else shown)
         rows.append(cells)
     return Readable(columns, rows), [f"[{index}] {reason}." for reason, index in reasons.items()]
+
+
+def label_of(column: str) -> str:
+    """Return the name of a score, or of the hours in the comparison with the paper."""
+    return column if column == "hours" else score_named(column).label
+
+
+def heading(column: str) -> str:
+    """Return the heading of a column of the main table, with its unit."""
+    if column in HEADINGS:
+        return HEADINGS[column]
+    score = score_named(column)
+    return f"{score.label} ({score.unit})" if score.unit else score.label
+
+
+def decimals_of(column: str) -> int:
+    """Return the number of decimals shown in a column."""
+    other = {"train_seconds": 0, "peak_memory_mb": 0, "hours": 2}
+    return other[column] if column in other else score_named(column).decimals
 
 
 def _with_errors(value: object, items: object, seeds: object, decimals: int) -> tuple[str, ...]:

@@ -1,11 +1,8 @@
 """Page of two methods' answers side by side, with the judge's verdicts, in one self-contained file.
 
-The text of models and judges is escaped, and the page's content security policy forbids other scripts and loading.
 The filters are part of the address: `page.html#on=mt_bench&better=base&text=divide`.
 """
 
-import base64
-import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,8 +13,9 @@ from sams.runtime.errors import UserError
 from sams.scoring.inputs import read_json_lines, read_json_rows, some_of
 from sams.study.study import BASE_METHOD, Study
 from sams.tables import captions
-from sams.tables.benchmarks import BENCHMARKS, scored
+from sams.tables.benchmarks import BENCHMARKS, judged
 from sams.tables.comparisons import paired_difference
+from sams.tables.pages import render_page
 from sams.tables.render import number
 from sams.tables.results import Cell, read_cells
 
@@ -65,9 +63,9 @@ class Section(NamedTuple):
 def pairs(study: Study) -> list[tuple[str, str]]:
     """Pairs of methods shown on one page: each method with `sft`, and with the first of the others.
 
-    Empty if the study scores no benchmark.
+    Empty if no benchmark of the study has a judge.
     """
-    if not scored(study):
+    if not judged(study):
         return []
     start = [BASE_METHOD] if BASE_METHOD in study.methods else []
     others = [method for method in study.methods if method != BASE_METHOD]
@@ -86,25 +84,16 @@ def page(study: Study, results: Path, method: str, base: str) -> str:
     Raises:
         UserError: a file is broken, or the methods were scored on different questions or by different judges.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     seed = study.seeds[0]
     folders = {name: results / name / f"seed{seed}" for name in (method, base)}
     cells = read_cells(results)
     shown = {cell: values for cell, values in cells.items() if cell.method in folders and cell.seed == seed}
     sections = []
-    for name in scored(study):
+    for name in judged(study):
         figures = [shown.get(Cell(one, seed, name), {}) for one in folders]
         sections.append(SECTIONS[name](folders, figures, results / "questions"))
-    templates = Environment(
-        loader=PackageLoader("sams.tables"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = templates.get_template("side_by_side.js").render()
-    return templates.get_template("side_by_side.html").render(
+    return render_page(
+        "side_by_side",
         study=study,
         seed=seed,
         method=method,
@@ -112,8 +101,6 @@ def page(study: Study, results: Path, method: str, base: str) -> str:
         benchmarks=sections,
         judge_note=captions.judge_note(study, shown),
         rehearsal_note=captions.rehearsal_note(study),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
@@ -152,7 +139,7 @@ def alpaca_eval(
             name,
             number(values.get("length_controlled_winrate"), 1),
             number(values.get("win_rate"), 1),
-            *_lengths(texts),
+            *lengths(texts),
         ]
         for name, values, texts in zip(folders, figures, answers, strict=True)
     ]
@@ -162,7 +149,7 @@ def alpaca_eval(
         title=BENCHMARKS["alpaca_eval"].title,
         judge=_one_judge([row.get("judge", "unknown") for of in rows for row in of.values()], files),
         columns=["", "LC win rate", "win rate", *LENGTHS],
-        scores=[*table, ["baseline", number(None, 1), number(None, 1), *_lengths(baseline)]],
+        scores=[*table, ["baseline", number(None, 1), number(None, 1), *lengths(baseline)]],
         difference=_difference(list(folders), scores, "win rate", "points", "instructions"),
         items=items,
     )
@@ -202,7 +189,7 @@ def mt_bench(folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]], 
         [
             name,
             *(number(values.get(key), 2) for key in ("average", "turn_1", "turn_2")),
-            *_lengths([turn for turns in answers.values() for turn in turns]),
+            *lengths([turn for turns in answers.values() for turn in turns]),
         ]
         for name, values, answers in zip(folders, figures, answers_of, strict=True)
     ]
@@ -230,7 +217,7 @@ SECTIONS = {"alpaca_eval": alpaca_eval, "mt_bench": mt_bench}
 LENGTHS = ["mean length", "median length", "longest"]
 
 
-def _lengths(texts: Sequence[str]) -> list[str]:
+def lengths(texts: Sequence[str]) -> list[str]:
     """Lengths of answers in characters, in the order of LENGTHS."""
     sizes = [len(text) for text in texts]
     return [number(value, 0) for value in (statistics.fmean(sizes), statistics.median(sizes), max(sizes))]
@@ -243,7 +230,7 @@ def _judged(name: str, folders: Mapping[str, Path]) -> tuple[list[Path], list[di
         UserError: the methods were judged on different items.
     """
     files = [folder / BENCHMARKS[name].judged for folder in folders.values()]
-    scores = [BENCHMARKS[name].items(file) for file in files]
+    scores = [items for file in files for items in BENCHMARKS[name].items(file).values()]
     if differing := sorted(scores[0].keys() ^ scores[1].keys()):
         raise UserError(
             f"judged on other questions than {files[0]}: {some_of(differing)}",

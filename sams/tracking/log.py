@@ -50,6 +50,8 @@ Stage = Literal[
     "generate_answers",
     "score_alpaca_eval",
     "score_mt_bench",
+    "score_reward_model",
+    "score_lm_eval",
     "make_difficulty",
 ]
 

@@ -108,6 +108,7 @@ def test_dry_run_of_every_study_needs_no_gpu_no_key_and_no_network(
     scored = made.benchmarks.alpaca_eval is not None
     assert counts.get("score_alpaca_eval", 0) == scored * len(made.methods)
     assert counts.get("show_answers", 0) == scored * (2 * len(made.methods) - 3)
+    assert counts.get("generate_samples", 0) == len(made.sampled_methods)
     assert counts.get("fetch_benchmark_inputs", 0) == (5 if scored and made.data.world is None else 0)
 
 
@@ -194,6 +195,7 @@ def test_the_chain_fills_every_cell_of_the_main_table(miniature: tuple[Path, str
         "selection.png",
         "cost.svg",
         "answers/dpo-sams/with_sft.html",
+        "samples.html",
         "pairs/dpo-sams.html",
         "pair_margins.svg",
     ):

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers.processors import TemplateProcessing
 
-from sams.generation.decode import Decoder, make_batches
+from sams.generation.decode import Decoder, completed, make_batches
 from sams.generation.engines import derived_seed, vllm_sampling
 from sams.generation.facts import made_with, sample_label
 from sams.runtime.errors import UserError
-from sams.study.settings import Decoding
+from sams.study.settings import Decoding, ModelDecoding
 from tests.generation.conftest import TEMPLATE, make_model
 
 TEXTS = ["sort this list", "what is a", "which word does not belong", "reverse a b c a b c a b c", "a"]
@@ -155,18 +156,59 @@ def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
 
 
 def test_vllm_gets_the_same_settings_and_a_seed_for_each_prompt() -> None:
-    decoding = Decoding(engine="vllm", top_p=0.9, max_new_tokens=77, stop_token_ids=[5])
+    decoding = Decoding(engine="vllm", top_p=0.9, top_k=7, max_new_tokens=77, stop_token_ids=[5])
     given = [vllm_sampling(decoding, 0.7, 3, row, [2, 5]) for row in (0, 1)]
     assert given[0] == {
         "temperature": 0.7,
         "top_p": 0.9,
+        "top_k": 7,
+        "repetition_penalty": 1.0,
         "max_tokens": 77,
         "stop_token_ids": [2, 5],
         "seed": derived_seed(3, 0),
         "detokenize": False,
     }
     assert given[1] == given[0] | {"seed": derived_seed(3, 1)} != given[0]
-    assert vllm_sampling(decoding, 0.0, 3, 0, [2])["top_p"] == 1.0
+    greedy = vllm_sampling(decoding, 0.0, 3, 0, [2])
+    assert (greedy["top_p"], greedy["top_k"]) == (1.0, 0)
+
+
+@pytest.mark.parametrize("own", [{}, {"do_sample": False}, {"top_k": None, "top_p": 0.4}])
+def test_a_model_decodes_as_transformers_decodes_it_with_its_own_settings(tmp_path: Path, own: Any) -> None:
+    made = make_model(tmp_path)  # samples from two tokens, with a penalty of 9
+    file = made / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    maker = Decoder(made, "float32", ModelDecoding(max_new_tokens=12), seed=5)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(made)
+    ids = torch.tensor([maker._encode(asks(TEXTS[0])[0])])
+    texts = []
+    for label in "abcd":
+        [answer] = maker.answer(asks(TEXTS[0]), [maker.decoding.temperature], label)
+        torch.manual_seed(derived_seed(5, label, 0))
+        expected = theirs.generate(ids, max_new_tokens=12)[0, ids.shape[1] :].tolist()
+        assert answer == maker._read(maker.engine._up_to_stop(expected))
+        texts.append(answer.text)
+    assert len(set(texts)) == (1 if own.get("do_sample") is False else 4)
+
+
+def test_settings_replace_the_models_own_and_bad_ones_are_named(tmp_path: Path) -> None:
+    made = make_model(tmp_path)
+    given = completed(ModelDecoding(temperature=0.5, top_k=0), made)
+    assert (given.temperature, given.top_k, given.repetition_penalty, given.max_new_tokens) == (
+        0.5,
+        0,
+        9.0,
+        256,
+    )
+    plain = Decoding(max_new_tokens=3)
+    assert completed(plain, made) is plain
+    (made / "generation_config.json").unlink()
+    assert completed(ModelDecoding(), made).temperature == 0.0
+    (made / "generation_config.json").write_text('{"do_sample": true, "top_p": 1.5}')
+    with pytest.raises(
+        UserError, match=r"generation_config\.json: top_p: .* found 1\.5; set `decoding\.top_p`"
+    ):
+        completed(ModelDecoding(), made)
 
 
 def test_an_engine_that_is_not_installed_is_told() -> None:

@@ -13,9 +13,9 @@ from sams.data.forms import read_pairs
 from sams.generation.decode import Decoder
 from sams.generation.facts import parts_path, sample_label
 from sams.generation.on_policy import best_and_worst, make_pairs
-from sams.generation.reward import RewardModel
 from sams.runtime.errors import UserError
 from sams.scoring.inputs import meta_path
+from sams.scoring.reward import RewardModel
 from sams.study.recipes import OnPolicyRecipe
 from tests.generation.conftest import make_tokenizer
 

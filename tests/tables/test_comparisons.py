@@ -30,12 +30,12 @@ def test_alpaca_eval_items(tmp_path: Path) -> None:
     values = {"win": 2.0, "loss": 1.0, "lean": 1.75, "draw": 1.5, "old draw": 0, "failed": None, "broken": -1}
     write(tmp_path, {"annotations.json": preferences(values)})
     items = alpaca_eval_items(tmp_path / "annotations.json")
-    assert items == {"win": 100.0, "loss": 0.0, "lean": 75.0, "draw": 50.0, "old draw": 50.0}
+    assert items == {"win_rate": {"win": 100.0, "loss": 0.0, "lean": 75.0, "draw": 50.0, "old draw": 50.0}}
 
 
 def test_mt_bench_items(tmp_path: Path) -> None:
     write(tmp_path, {"judgments.jsonl": judgments([(81, 1, 7), (81, 2, 4), (82, 1, 9), (82, 2, -1)])})
-    assert mt_bench_items(tmp_path / "judgments.jsonl") == {"81": 5.5}
+    assert mt_bench_items(tmp_path / "judgments.jsonl") == {"mt_bench": {"81": 5.5}}
 
 
 def test_judgments_of_two_models_are_refused(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_items_of_recorded_annotations_give_the_published_win_rates(
         path.write_bytes(
             gzip.decompress((shared_data / "alpaca_eval/open" / model / "annotations.json.gz").read_bytes())
         )
-        items[model] = alpaca_eval_items(path)
+        items[model] = alpaca_eval_items(path)["win_rate"]
         assert len(items[model]) == 805
         assert statistics.fmean(items[model].values()) == pytest.approx(rate, abs=1e-6)
     difference, low, high, _ = comparisons.paired_difference(
@@ -211,3 +211,22 @@ def test_seeds_are_repeats(tmp_path: Path) -> None:
     assert table.loc[table["interval"] != "over seeds", ["p_t", "p_sign_flip"]].isna().all(axis=None)
     one = comparisons.comparisons(tmp_path, cells, ["sft", "dpo", "dpo-sams"], [1])
     assert "over seeds" not in set(one["interval"])
+
+
+def test_rewards_are_compared_by_difference_and_by_wins_of_each_seed(tmp_path: Path) -> None:
+    """By hand, over prompts a, b, c: differences 2, -1, 0 and 4, 0, 0; wins 100, 0, 50 and 100, 50, 50."""
+    of_seed = {0: ({"a": 3.0, "b": 0.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0}), 1: None}
+    of_seed[1] = ({"a": 5.0, "b": 1.0, "c": 1.0}, {"a": 1.0, "b": 1.0, "c": 1.0, "d": 9.0})
+    for seed, rewards in of_seed.items():
+        for method, values in zip(("dpo", "sft"), rewards, strict=True):
+            rows = [{"id": name, "reward": value} for name, value in values.items()]
+            folder = f"{method}/seed{seed}/reward_model"
+            rows += [{"id": "long", "reward": None}]
+            metrics = {"reward": statistics.fmean(values.values()), "reward_se": 0.5}
+            write(tmp_path, {f"{folder}/rewards.jsonl": rows, f"{folder}/metrics.json": metrics})
+    table = comparisons.comparisons(tmp_path, read_cells(tmp_path), ["sft", "dpo"], [0, 1])
+    rows = table.set_index(["benchmark", "interval"]).to_dict("index")
+    assert rows.keys() == {("reward", "paired"), ("reward_win_rate", "paired"), ("reward", "over seeds")}
+    assert rows["reward", "paired"]["difference"] == pytest.approx((3 - 0.5 + 0) / 3)
+    assert rows["reward_win_rate", "paired"]["difference"] == pytest.approx((100 + 25 + 50) / 3 - 50)
+    assert rows["reward_win_rate", "paired"]["n_items"] == 3

@@ -30,7 +30,7 @@ def caption(name: str, **changes: Any) -> str:
 
 
 def test_every_figure_and_table_has_a_caption() -> None:
-    names = {"workflow", "main_table", "paper_table", "comparisons", "side_by_side", "chosen"}
+    names = {"workflow", "main_table", "paper_table", "comparisons", "side_by_side", "samples", "chosen"}
     names |= {"learning_curves", "selection", "difficulty", "noise", "cost", "pairs", "pair_margins"}
     assert {path.stem for path in CAPTIONS} == names
 

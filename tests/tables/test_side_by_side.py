@@ -148,7 +148,7 @@ def test_methods_that_are_not_comparable_are_refused(results: Path) -> None:
 def test_a_study_with_one_benchmark_has_that_one(results: Path, tmp_path: Path) -> None:
     study: Study = made.study(METHODS, [0], benchmarks={"mt_bench": {}})
     text = page(study, results, "dpo", "sft")
-    assert 'data-benchmark="mt_bench"' in text and "alpaca_eval" not in text
+    assert 'data-on="mt_bench"' in text and "alpaca_eval" not in text
     made.run_script("answers_page", study, results, {"html": tmp_path / "p.html"}, method="dpo", base="sft")
     assert (tmp_path / "p.html").read_text(encoding="utf-8") == text
 
@@ -201,7 +201,7 @@ def opened(results: Path, tmp_path: Path) -> Any:
 )
 def test_the_filters_of_an_address_show_what_fits(opened: Any, address: str, shown: list[str]) -> None:
     page_now = opened(address)
-    articles = re.findall(r'<article data-benchmark="(\w+)" data-better="(\w+)"( hidden="")?>', page_now)
+    articles = re.findall(r'<article data-on="(\w+)" data-better="(\w+)"( hidden="")?>', page_now)
     assert len(articles) == 5
     assert sorted(f"{on} {better}" for on, better, hidden in articles if not hidden) == sorted(shown)
     assert f"{len(shown)} of 5 shown</output>" in page_now

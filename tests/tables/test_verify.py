@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -115,6 +116,19 @@ def edit(file: str, **changes: object) -> Callable[[Path], None]:
     return change
 
 
+def pairs(folder: str, *, right: int, of: int) -> Callable[[Path], None]:
+    """Write a record of test pairs, of which so many are ranked as labelled."""
+
+    def fault(root: Path) -> None:
+        margins = [1.0] * right + [-1.0] * (of - right)
+        rows = [
+            {"id": f"{n}", "split": "test", "step": 2, "margin": margin} for n, margin in enumerate(margins)
+        ]
+        pd.DataFrame(rows).to_parquet(root / folder / "pairs.parquet")
+
+    return fault
+
+
 def rewrite(file: str, text: str) -> Callable[[Path], None]:
     return lambda root: (root / file).write_text(text) and None
 
@@ -178,6 +192,10 @@ COMMIT = {"git_commit": "b" * 40, "git_dirty": "true"}
         (
             edit("world/dpo/seed0/train_metrics.json", test_accuracy=70.0),
             [("figures", "dpo/seed0", "test_accuracy is 70")],
+        ),
+        (
+            pairs("world/dpo/seed0", right=3, of=4),
+            [("figures", "dpo/seed0", "test_accuracy is 61.2500, of the recorded pairs 75.0000")],
         ),
         (
             edit("world/dpo/seed0/train_metrics.json", steps=3),

@@ -15,6 +15,10 @@ class Decoding(Settings):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="Probability mass of nucleus sampling."
     )
+    top_k: int = Field(0, ge=0, description="Sample from this number of tokens; 0: from all.")
+    repetition_penalty: Positive = Field(
+        1.0, description="Divisor of the logits of tokens that occur already; 1: none."
+    )
     max_new_tokens: Count = Field(1024, description="Maximum length of an answer in tokens.")
     batch_size: Count = Field(64, description="Prompts decoded together.")
     stop_token_ids: list[int] = Field([], description="Token ids that end an answer, besides EOS.")
@@ -27,6 +31,35 @@ class Decoding(Settings):
     engine: Literal["transformers", "vllm"] = Field(
         "transformers", description="Library that decodes; vllm must be installed separately."
     )
+
+
+class ModelDecoding(Settings):
+    """How answers are decoded by the model's own settings, in its generation_config.json, and what replaces them."""
+
+    temperature: float | None = Field(
+        None, ge=0.0, description="0 decodes greedily; null: the model's, greedy if it says nothing."
+    )
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = Field(
+        None, description="Probability mass of nucleus sampling; null: the model's."
+    )
+    top_k: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Sample from this number of tokens, 0: from all; null: the model's."
+    )
+    repetition_penalty: Positive | None = Field(
+        None, description="Divisor of the logits of tokens that occur already; null: the model's."
+    )
+    max_new_tokens: Count = Field(256, description="Maximum length of an answer in tokens.")
+    batch_size: Count = Field(16, description="Prompts decoded together.")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="Library that decodes; vllm must be installed separately."
+    )
+
+
+class Samples(Settings):
+    """Answers of the start model and of each method to test prompts, side by side in the report."""
+
+    prompts: Count = Field(20, description="Number of prompts, the first ones of the test pairs.")
+    decoding: ModelDecoding = Field(ModelDecoding(), description="Decode settings.")
 
 
 class OnPolicyDecoding(Decoding):
@@ -102,6 +135,38 @@ class MtBench(Settings):
     decoding: MtBenchDecoding = Field(MtBenchDecoding(), description="Decode settings.")
 
 
+class RewardScore(Settings):
+    """Mean reward of answers to test prompts, by a reward model, and the win rate over the start model's answers."""
+
+    model: str = Field(description="Sequence classifier with one output: folder, hub id or id@revision.")
+    prompts: Count = Field(200, description="Number of prompts, the first ones of the test pairs.")
+    decoding: ModelDecoding = Field(ModelDecoding(max_new_tokens=512), description="Decode settings.")
+    batch_size: Count = Field(8, description="Answers that the reward model scores together.")
+
+
+class LmEval(Settings):
+    """Tasks of EleutherAI's lm-eval: what training costs in other abilities (docs/generation.md)."""
+
+    tasks: list[str] = Field(
+        min_length=1, description="Names of tasks or groups of lm-eval: ifeval, gsm8k, truthfulqa_mc2, ..."
+    )
+    limit: Count | None = Field(None, description="Number of items of each task; null: all.")
+    num_fewshot: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Number of examples in a prompt; null: the task's own."
+    )
+    metrics: dict[str, str] = Field(
+        {},
+        description="Metric and filter by task, such as `exact_match,flexible-extract` for gsm8k; other tasks show "
+        "their first metric.",
+    )
+    batch_size: Count | Literal["auto"] = Field(
+        8, description="Requests computed together; auto: the largest number that fits the GPU."
+    )
+    include_path: str | None = Field(
+        None, description="Folder of own tasks (YAML). They may run code: read them before use."
+    )
+
+
 class WorldAccuracy(Settings):
     """Share of correct answers to held-out instructions of the synthetic world, sampled and greedy; no judge."""
 
@@ -175,3 +240,9 @@ class Benchmarks(Settings):
     judge: Judge = Field(Judge(), description="The judge.")
     alpaca_eval: AlpacaEval | None = Field(None, description="AlpacaEval 2; null skips it.")
     mt_bench: MtBench | None = Field(None, description="MT-Bench; null skips it.")
+    reward_model: RewardScore | None = Field(
+        None, description="Rewards of answers to test prompts; null skips them."
+    )
+    lm_eval: LmEval | None = Field(
+        None, description="Tasks of lm-eval, an extra of this package; null skips them."
+    )

@@ -4,17 +4,19 @@ const form = document.querySelector("form");
 const shown = document.querySelector("output");
 const items = [...document.querySelectorAll("article")].map((article) => ({
   article,
+  kinds: article.dataset,
   text: [...article.querySelectorAll(".said")].map((part) => part.textContent).join("\n").toLowerCase(),
 }));
 
 // Show the items that fit the form, and say how many.
 function filter() {
-  const { on, better, text } = Object.fromEntries(new FormData(form));
+  const { text, ...kinds } = Object.fromEntries(new FormData(form));
   const wanted = text.toLowerCase();
   let count = 0;
   for (const item of items) {
-    const { benchmark, better: winner } = item.article.dataset;
-    const fits = (!on || on === benchmark) && (!better || better === winner) && item.text.includes(wanted);
+    const fits =
+      item.text.includes(wanted) &&
+      Object.entries(kinds).every(([name, value]) => !value || item.kinds[name] === value);
     item.article.hidden = !fits;
     count += fits;
   }

@@ -8,15 +8,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from sams.data.records import Message
-from sams.generation.engines import quiet_loading
 from sams.runtime.errors import UserError, first_line
 from sams.runtime.files import sha256_of
-from sams.runtime.progress import Progress
+from sams.runtime.progress import Progress, quiet_loading
 
-log = logging.getLogger("generate")
+log = logging.getLogger("reward")
+
+NO_TEMPLATE = "the reward model's tokenizer has no chat template"
+ADD_TEMPLATE = "put the template that it was trained with into its tokenizer_config.json"
+
+
+def check_reward_model(source: str, where: str) -> None:
+    """Check by its config and tokenizer that a model is a reward model, without reading its weights.
+
+    Args:
+        source: folder, hub id or `id@revision`.
+        where: the setting that names it.
+
+    Raises:
+        UserError: it cannot be read, is no sequence classifier with one output, or has no chat template.
+    """
+    name, options = _location(source)
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        template = AutoTokenizer.from_pretrained(name, **options).chat_template
+    except Exception as error:  # transformers raises many kinds of errors on files of unknown origin
+        raise UserError(f"{source} cannot be read: {first_line(error)}", where=where) from None
+    kinds = config.architectures or []
+    if config.num_labels != 1 or not all(kind.endswith("ForSequenceClassification") for kind in kinds):
+        names = ", ".join(kinds) or "no architecture"
+        raise UserError(
+            f"{source} is not a reward model: {names} with {config.num_labels} outputs",
+            where=where,
+            remedy="give a sequence classifier with one output",
+        )
+    if template is None:
+        raise UserError(f"{source}: {NO_TEMPLATE}", where=where, remedy=ADD_TEMPLATE)
+
+
+def _location(source: str) -> tuple[str, dict[str, Any]]:
+    """Return the folder or hub id of a model, and options of `from_pretrained`."""
+    name, revision = (source, "") if Path(source).is_dir() else source.partition("@")[::2]
+    options: dict[str, Any] = {"revision": revision or None, "trust_remote_code": False}
+    return name, options
 
 
 class RewardModel:
@@ -37,8 +74,7 @@ class RewardModel:
     def __init__(self, source: str, precision: str, batch_size: int) -> None:
         quiet_loading()
         self.source = source
-        name, revision = (source, "") if Path(source).is_dir() else source.partition("@")[::2]
-        options: dict[str, Any] = {"revision": revision or None, "trust_remote_code": False}
+        name, options = _location(source)
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(name, **options)
             model, loaded = AutoModelForSequenceClassification.from_pretrained(
@@ -63,9 +99,9 @@ class RewardModel:
             )
         if self.tokenizer.chat_template is None:
             raise UserError(
-                "the reward model's tokenizer has no chat template",
+                NO_TEMPLATE,
                 where=source,
-                remedy="put the template that it was trained with into its tokenizer_config.json",
+                remedy=ADD_TEMPLATE,
             )
         self.model: Any = model.eval()
         # The score is that of the last token before the padding; without a padding token, a batch is one sequence.
