@@ -102,9 +102,9 @@ def run(
     status = run_study(settings, names, values, cores=cores, console=Console())
     same = shlex.join(["sams", *sys.argv[1:]])
     if status == EXIT_INTERRUPTED:
-        typer.echo(f"Stopped; finished stages and checkpoints are saved. The same command goes on: {same}")
+        typer.echo(f"Stopped; all is saved. To go on: {same}")
     elif status:
-        typer.echo(f"Failed. Correct what is named above; the same command goes on: {same}")
+        typer.echo(f"Failed; correct what is named above. To go on: {same}")
     else:
         show_table(Path("results"), settings)
         tables = f"results/{settings.study}/tables"

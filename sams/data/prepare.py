@@ -223,7 +223,12 @@ def write_split(
         if writer is not None:
             writer.close()
     if not counts["written"]:
-        raise UserError(f"no row of the split remains ({counts})", where=file.stem, remedy="check the data")
+        found = ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in counts.items())
+        raise UserError(
+            f"no row of the split remains ({found})",
+            where=file.stem,
+            remedy="give more rows; of a few, hold out a larger share (data.test) or a file",
+        )
     return counts, prompts
 
 

@@ -212,9 +212,10 @@ def _same(root: Path, runs: list[Run]) -> Iterator[Finding]:
     for stage in sorted({run.stage for run in runs}):
         digests: dict[str, set[str]] = {}
         for run in runs:
-            for module, digest in (
-                _record(run, "recipe.json").get("code", {}).items() if run.stage == stage else ()
-            ):
+            code = _record(run, "recipe.json").get("code", {}) if run.stage == stage else {}
+            if not isinstance(code, dict):  # one digest of all modules, of results of 0.1
+                code = {"all modules": code}
+            for module, digest in code.items():
                 digests.setdefault(module, set()).add(digest)
         problems = [f"{module} differs between runs" for module, values in digests.items() if len(values) > 1]
         yield Finding("code", stage, not problems, summary(problems, f"{len(digests)} modules"))

@@ -167,7 +167,7 @@ def test_a_study_stops_at_ctrl_c_and_goes_on_to_its_table(tmp_path: Path) -> Non
     ]
     status, shown = on_terminal(command, tmp_path, stop_at="start   train_sft")
     assert status == EXIT_INTERRUPTED, shown
-    assert shown.count("Stopped; finished stages and checkpoints are saved.") == 1
+    assert shown.count("Stopped; all is saved. To go on: sams run study=quick") == 1
     assert "Traceback" not in shown and "FAILED" not in shown and "Error" not in shown
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
