@@ -107,10 +107,12 @@ def run(
         typer.echo(f"Failed. Correct what is named above; the same command goes on: {same}")
     else:
         show_table(Path("results"), settings)
-        again = shlex.join(["sams", "show", *shown])
         tables = f"results/{settings.study}/tables"
-        answers = f" · answers: {tables}/samples.html" if settings.samples else ""
-        typer.echo(f"Open {tables}/main.html{answers} · again: {again} · curves: sams mlflow")
+        typer.echo(f"\nopen     {tables}/main.html")
+        if settings.samples:
+            typer.echo(f"answers  {tables}/samples.html")
+        typer.echo(f"again    {shlex.join(['sams', 'show', *shown])}")
+        typer.echo("curves   sams mlflow")
     raise typer.Exit(status)
 
 

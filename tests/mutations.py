@@ -1261,6 +1261,22 @@ FAULTS = [
         'tuning.get("fallback", [])',
         ("tables/test_captions.py::test_fallbacks_of_training_jobs_are_below_the_main_table",),
     ),
+    Fault(
+        "a scheduler that no method starts from refuses its batch",
+        "study/study.py",
+        'if self.pretrains and self.pretrain is not None and self.pretrain.policy == "frozen":',
+        'if self.pretrain is not None and self.pretrain.policy == "frozen":',
+        ("study/test_config.py::test_settings_that_no_job_reads_refuse_nothing",),
+    ),
+    Fault(
+        "a failed job's log is not shown on Snakemake's terminal",
+        "launch/brief.py",
+        "if len(self.view.failed) > failed:",
+        "if len(self.view.failed) < failed:",
+        (
+            "launch/test_run.py::test_snakemakes_terminal_has_a_line_for_each_job_and_the_end_of_a_failed_ones_log",
+        ),
+    ),
 ]
 
 

@@ -52,6 +52,8 @@ class BriefHandler(logging.Handler):
         for line in self.view.take(event):
             if not line.startswith("start"):
                 self._print(line)
+        if event["event"] == "run_info":
+            self._print(f"{self.view.total} jobs to run; Snakemake's own log is in .snakemake/log")
         if len(self.view.failed) > failed:
             self._print(last_lines(self.view.failed[-1].log))
         if event["event"] != "None" and record.levelno < logging.WARNING:

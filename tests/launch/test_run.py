@@ -50,7 +50,7 @@ def test_snakemakes_terminal_has_a_line_for_each_job_and_the_end_of_a_failed_one
         ).stderr
         for more in ([], ["--verbose"])
     )
-    assert "done    train_preference run in " in brief and "(1 of 2)" in brief
+    assert "2 jobs to run" in brief and "done    train_preference run in " in brief and "(1 of 2)" in brief
     assert "FAILED  fails: row 7 has no prompt (log: fails.log)" in brief
     assert "    100\n    error: row 7" in brief and "\n    50\n" not in brief
     assert len(brief.splitlines()) < 30 and "Command '" not in brief and "Complete log" in brief
@@ -173,6 +173,6 @@ def test_a_study_stops_at_ctrl_c_and_goes_on_to_its_table(tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "start   train_preference dpo seed 0" in done.stdout and "main table" in done.stdout
-    assert "Open results/quick/tables/main.html" in done.stdout
+    assert "open     results/quick/tables/main.html" in done.stdout
     assert "prepare_data" not in done.stdout, "finished stages do not run again"
     assert len(done.stdout.splitlines()) < 150

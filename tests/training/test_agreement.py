@@ -34,6 +34,12 @@ PADDED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def probes_are_parts_of_the_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CPUs with items of real lengths; tests/training/test_tuning.py has items that are tried whole."""
+    monkeypatch.setattr(layout, "PROBED", 8)
+
+
 def layout_of(model: Any, precision: str = "float32", **settings: Any) -> tuple[str | None, list[str]]:
     workers = Workers(device="cpu", strategy="ddp", precision=precision, threads=1, timeout_minutes=1)
     return choose_layout(Policy(model), TASK, workers, Model(path="any", precision=precision, **settings))
