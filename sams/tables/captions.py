@@ -148,7 +148,7 @@ def reward_notes(study: Study, shown: Cells) -> list[str]:
     longest = sum(_values(shown, "reward_model", "n_too_long"))
     return [
         f"Rewards: by {study.benchmarks.reward_model.model}, of answers to {_range(counts)} test prompts; "
-        f"{longest:g} too long for it. Rewards are comparable within one reward model only. reward_win_rate is the "
+        f"{longest:g} too long for it. Rewards are comparable within one reward model only. reward win rate is the "
         "percentage of prompts with a larger reward than the start model's answer, a tie counting one half."
     ]
 
@@ -274,7 +274,7 @@ def comparison_notes(study: Study, resamples: int) -> list[str]:
     ]
     if study.benchmarks.reward_model is not None:
         notes.append(
-            "reward_win_rate: percentage of prompts with a larger reward than the base's answer, minus 50."
+            "reward win rate: percentage of prompts with a larger reward than the base's answer, minus 50."
         )
     if len(study.seeds) > 1:
         notes.append(repeats_note(len(study.seeds)))
