@@ -27,7 +27,7 @@ from sams.training.checkpoints import KEPT
 from sams.training.reference import MOST_ITEMS
 
 if TYPE_CHECKING:
-    from sams.study.settings import Decoding, MicroBatch, Preference
+    from sams.study.settings import Decoding, MicroBatch, ModelDecoding, Preference
 
 QUESTIONS = {"alpaca_eval": 805, "mt_bench": 80}
 TURNS = {"alpaca_eval": 1, "mt_bench": 2}
@@ -138,9 +138,21 @@ class Planner:
         stages.append(Stage("export_model", models))
         if study.chosen is not None:
             stages.append(Stage("assess", self.seeds))
+        if study.samples is not None:
+            asked = study.samples.prompts
+            stages.append(
+                self._generation("samples", study.samples.decoding, len(study.sampled_methods), asked)
+            )
         for name in self.benchmarks:
-            stages.append(self._generation(name, getattr(study.benchmarks, name).decoding, models))
+            decoding = getattr(study.benchmarks, name).decoding
+            asked = QUESTIONS[name] * TURNS[name] * decoding.samples
+            stages.append(self._generation(name, decoding, models, asked))
             stages.append(Stage(f"score_{name}", models))
+        if (scored := study.benchmarks.reward_model) is not None:
+            stages.append(self._generation("reward_model", scored.decoding, models, scored.prompts))
+            stages.append(Stage("score_reward_model", models))
+        if study.benchmarks.lm_eval is not None:
+            stages.append(Stage("score_lm_eval", models))
         return stages
 
     @property
@@ -179,10 +191,11 @@ class Planner:
             self._schedulers[key] = scheduler_costs(settings, config, train_encoder=train_encoder)
         return self._schedulers[key]
 
-    def _generation(self, name: str, decoding: Decoding, models: int) -> Stage:
-        batches = -(-QUESTIONS[name] // decoding.batch_size) * TURNS[name] * decoding.samples
+    def _generation(self, name: str, decoding: Decoding | ModelDecoding, models: int, answers: int) -> Stage:
+        """Return the jobs that decode so many answers of each model."""
+        batches = -(-answers // decoding.batch_size)
         steps = min(LONGEST_ANSWER, decoding.max_new_tokens)
-        tokens = models * QUESTIONS[name] * TURNS[name] * decoding.samples * steps / 2
+        tokens = models * answers * steps / 2
         hours = None
         if self.timed and self.gpu is not None:
             kept = self.sizes.cache * decoding.batch_size * steps / 2
