@@ -13,7 +13,7 @@ from sams.data import findings, prepare, tokenise
 from sams.data.templates import stop_ids
 from sams.data.tokens import lengths_of, read_columns
 from sams.runtime.files import read_json
-from sams.runtime.terminal import Readable, print_list, print_table
+from sams.runtime.terminal import Readable, print_list, print_table, printable
 from sams.study.recipes import recipe_json, recipe_of
 from sams.study.study import Study
 
@@ -165,8 +165,7 @@ def _print_row(
 
 def _lines(text: str, width: int) -> list[str]:
     """Return a text as lines of a width, without control characters; the middle of a long text is left out."""
-    shown = "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
-    lines = [part for line in shown.split("\n") for part in textwrap.wrap(line, width) or [""]]
+    lines = [part for line in printable(text).split("\n") for part in textwrap.wrap(line, width) or [""]]
     if len(lines) <= MOST_LINES:
         return lines
     half = MOST_LINES // 2

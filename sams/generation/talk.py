@@ -17,6 +17,7 @@ from sams.data.records import Message
 from sams.generation.decode import Answer, Conversation, Decoder
 from sams.runtime.errors import UserError
 from sams.runtime.progress import quiet_loading
+from sams.runtime.terminal import printable
 from sams.study.settings import Decoding, ModelDecoding
 from sams.study.study import BASE_METHOD
 
@@ -161,4 +162,4 @@ def open_decoder(folder: Path, decoding: Decoding | ModelDecoding, seed: int) ->
 
 def _print(console: Console, who: str, text: str, style: str) -> None:
     console.print(f"{who}:", style="bold", markup=False, highlight=False)
-    console.print(text, style=style, markup=False, highlight=False)
+    console.print(printable(text), style=style, markup=False, highlight=False)

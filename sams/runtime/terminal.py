@@ -48,6 +48,11 @@ def print_table(
     print_list(notes)
 
 
+def printable(text: str) -> str:
+    """Return a text with marks in place of control characters, which a terminal obeys; line breaks stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in text)
+
+
 def print_list(lines: Sequence[str]) -> None:
     """Print sentences as a list."""
     from rich.console import Console

@@ -79,6 +79,15 @@ def test_the_start_model_stands_alone(run: Path) -> None:
     assert "trained, " in shown.getvalue() and "start, " not in shown.getvalue()
 
 
+def test_control_characters_do_not_reach_the_terminal(run: Path, tmp_path: Path) -> None:
+    shown, prompts = io.StringIO(), tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "w1 \x1b]0;title\x07 w0"}) + "\n")
+    console = Console(file=shown, width=80)
+    sample(run, prompts_of(prompts), count=1, decoding=GREEDY, seed=0, console=console)
+    assert "w1 \ufffd]0;title\ufffd w0" in shown.getvalue()
+    assert "\x1b" not in shown.getvalue() and "\x07" not in shown.getvalue()
+
+
 def test_prompts_come_from_lines_or_rows(tmp_path: Path) -> None:
     lines, rows = tmp_path / "p.txt", tmp_path / "p.jsonl"
     lines.write_text("w1 w2\n\n  w3\n", encoding="utf-8")
