@@ -51,8 +51,7 @@ class Job:
         rule: name of its rule.
         what: its method, seed and benchmark, as text.
         log: its log file.
-        curve: its metric log; None for a job that trains nothing.
-        costs: its cost log.
+        checkpoints: folder of its checkpoints, in a folder for each recipe; None for a job that trains nothing.
         started: time at which it started.
         due: time of the next line about it.
         wait: seconds from then to the line after it.
@@ -61,8 +60,7 @@ class Job:
     rule: str
     what: str
     log: Path | None
-    curve: Path | None
-    costs: Path | None
+    checkpoints: Path | None
     started: float = field(default_factory=time.monotonic)
     due: float = field(default_factory=lambda: time.monotonic() + FIRST_LINE)
     wait: float = 2 * FIRST_LINE
@@ -75,14 +73,12 @@ class Job:
             f"seed {value}" if name == "seed" else str(value) for name, value in wildcards.items()
         )
         log = next(iter(event["log"] or []), None)
-        curve = next((name for name in event["output"] or [] if name.endswith("train.jsonl")), None)
         folder = CHECKPOINTS.search(event["shellcmd"] or "")
         return cls(
             event["rule_name"],
             what,
             None if log is None else Path(log),
-            None if curve is None else Path(curve),
-            None if folder is None else Path(folder[1].strip("'\"")) / "costs.jsonl",
+            None if folder is None else Path(folder[1].strip("'\"")),
         )
 
     def figures(self) -> list[str]:
@@ -96,7 +92,7 @@ class Job:
             left = rest.rpartition(", ")[2] if " left" in rest else ""
         elif doing := DOING.findall(tail):
             parts.append(doing[-1])
-        line, costs = _last(self.curve), _last(self.costs)
+        line, costs = self._last("train.jsonl"), self._last("costs.jsonl")
         for name, key in (("loss", "loss"), ("margin", "rewards/margins")):
             if key in line:
                 parts.append(f"{name} {line[key]:.3f}")
@@ -110,6 +106,11 @@ class Job:
         if costs.get("peak_memory_mb"):
             parts.append(f"{costs['peak_memory_mb'] / 1024:.1f} GB")
         return parts
+
+    def _last(self, name: str) -> dict[str, Any]:
+        """Return the last line that the job has added to one of its logs; empty before the first."""
+        files = [] if self.checkpoints is None else list(self.checkpoints.glob(f"*/{name}"))
+        return _last(max(files, key=lambda file: file.stat().st_mtime, default=None))
 
 
 class View:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -92,8 +93,7 @@ def test_the_view_shows_what_a_running_job_writes(
     for event in events:
         if event["event"] in ("run_info", "job_info") and event.get("rule_name") != "fails":
             view.take(event)
-    for folder in ("run", "ck/run"):
-        Path(folder).mkdir(parents=True)
+    Path("ck/run/0123").mkdir(parents=True)  # a folder for each recipe, as training jobs have it
     Path("run.log").write_text(
         "x\ntrain_preference: 3 of 40 steps (8 %), 2.0 s each, 1 min 14 s left\n", encoding="utf-8"
     )
@@ -105,8 +105,8 @@ def test_the_view_shows_what_a_running_job_writes(
         "rewards/accuracies": 0.5625,
     }
     # A line that is being written is not read.
-    Path("run/train.jsonl").write_text(json.dumps(step) + '\n{"step": 4, "lo', encoding="utf-8")
-    Path("ck/run/costs.jsonl").write_text('{"seconds": 2.0, "peak_memory_mb": 2048}\n', encoding="utf-8")
+    Path("ck/run/0123/train.jsonl").write_text(json.dumps(step) + '\n{"step": 4, "lo', encoding="utf-8")
+    Path("ck/run/0123/costs.jsonl").write_text('{"seconds": 2.0, "peak_memory_mb": 2048}\n', encoding="utf-8")
     shown = io.StringIO()
     Console(file=shown, width=80).print(view.table("mine, world", Path("results/mine/run.log")))
     text = shown.getvalue()
@@ -154,7 +154,7 @@ def on_terminal(command: list[str], folder: Path, *, stop_at: str) -> tuple[int,
 
 @pytest.mark.slow
 def test_a_study_stops_at_ctrl_c_and_goes_on_to_its_table(tmp_path: Path) -> None:
-    small = "{sft_examples: 512, train_pairs: 256, test_pairs: 64}"
+    small = "{sft_examples: 4096, train_pairs: 256, test_pairs: 64}"
     command = [
         *(
             str(Path(sys.executable).with_name("sams")),
@@ -173,6 +173,8 @@ def test_a_study_stops_at_ctrl_c_and_goes_on_to_its_table(tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "start   train_preference dpo seed 0" in done.stdout and "main table" in done.stdout
+    figures = r"running train_sft seed 0: step \d+/\d+, loss [\d.]+, .* pairs/s"
+    assert re.search(figures, done.stdout), done.stdout
     assert "open     results/quick/tables/main.html" in done.stdout
     assert "prepare_data" not in done.stdout, "finished stages do not run again"
     assert len(done.stdout.splitlines()) < 150
