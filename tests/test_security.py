@@ -279,7 +279,9 @@ def test_servers_listen_on_loopback_with_limits(monkeypatch: pytest.MonkeyPatch,
     started: list[str] = []
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     server = SimpleNamespace(wait=lambda: 0)
-    monkeypatch.setattr(mlflow_pages, "start_child", lambda words: started.extend(words) or server)
+    monkeypatch.setattr(mlflow_pages, "start_child", lambda words, **_: started.extend(words) or server)
+    monkeypatch.setattr(mlflow_pages, "links_to_runs", lambda *_: {})
+    monkeypatch.setattr(mlflow_pages, "answers", lambda *_: True)
     monkeypatch.setattr(mlflow_pages, "end_child", lambda _: None)
     monkeypatch.setattr(mlflow_pages, "stop_on_signals", lambda: None)
     (tmp_path / "mlflow.db").touch()
