@@ -995,6 +995,20 @@ FAULTS = [
         ("tracking/test_tracking.py::test_resume_cuts_the_log_back_to_the_checkpoint",),
     ),
     Fault(
+        "MLflow: a scoring run names no model",
+        "tracking/mirror.py",
+        'if stage.startswith("score_") and',
+        'if stage.startswith("scored_") and',
+        ("tracking/test_tracking.py::test_columns_of_dataset_source_and_model_are_filled",),
+    ),
+    Fault(
+        "sams run: the curve is read next to the results, where it comes at the end",
+        "launch/run.py",
+        'self.checkpoints.glob(f"*/{name}")',
+        "self.checkpoints.glob(name)",
+        ("launch/test_run.py::test_the_view_shows_what_a_running_job_writes",),
+    ),
+    Fault(
         "a resumed run begins the epoch anew",
         "training/loop.py",
         "following = batches.after(done)\n",
