@@ -86,7 +86,10 @@ ELSEWHERE = [
     (r"configfile \S*table[12]_\w+\.yaml( grid\.yaml)?$", "needs a hub or a key; tests/chain rehearses it"),
     (r"docker|apptainer|rsync|tmux|--sdm|EDITOR|pip install|http://", "needs another program or a network"),
     (r"benchmarks\.", "by hand: minutes"),
-    (r"sams (chat|run|init|mirror)\b|my\.yaml", "tests/real, tests/generation, tests/launch, tests/tracking"),
+    (
+        r"sams (chat|run|init|mirror)\b|my\.yaml|results/my/",
+        "tests/real, tests/generation, tests/launch, tests/tracking",
+    ),
     (r"0123456789abcdef|--dry-run$", "tests/tables, tests/scoring"),
 ]
 """Commands that are not run here: pattern, and where they are run or why they are not."""

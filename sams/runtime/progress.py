@@ -38,7 +38,7 @@ class Progress:
         self.started = self.logged = time.monotonic()
         self.between = float(os.environ.get(SECONDS, SECONDS_BETWEEN_LINES))
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and total != 1:
             from tqdm import tqdm
 
             # A bar that is complete within a second would only leave its line.
