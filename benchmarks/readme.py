@@ -93,13 +93,18 @@ def block(records: list[dict[str, Any]]) -> str:
         f"{record['machine']}, {record['date']}, torch {record['torch']}" for record in records
     )
     seeds = len(SEEDS)
-    lines += ["", f"Mean (lowest to highest) over {seeds} seeds on {len(records)} machine(s): {machines}."]
+    lines += [
+        "",
+        f"Mean (lowest to highest) over {seeds} seeds on {len(records)} machine(s): {machines}.",
+        "",
+    ]
     for row in newest["differences"]:
         low, high = float(row["ci_low"]), float(row["ci_high"])
-        lines.append(
-            f"{row['method']} minus {row['base']}, {COMPARED[row['benchmark']]}: {float(row['difference']):+.1f} "
-            f"(95 % interval over seeds {low:+.1f} to {high:+.1f})."
-        )
+        if row["interval"] == "over seeds":
+            lines.append(
+                f"- {row['method']} minus {row['base']}, {COMPARED[row['benchmark']]}: "
+                f"{float(row['difference']):+.1f} (95 % interval over seeds {low:+.1f} to {high:+.1f})"
+            )
     return "\n".join(lines) + "\n"
 
 
