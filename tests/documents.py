@@ -1,8 +1,9 @@
 """Commands in README and docs: read from the pages, and run (`python -m tests.documents`, `make documents`).
 
-The commands of a page are those of its ``sh`` blocks, and code within lines that begins with the name of a program of
-this project. Running them needs a finished default study in results/ (`make demo`). The outcome of each is printed, and
-the exit status is 1 if one has failed. Commands of Snakemake that would train are dry runs; the chain's tests run them.
+The commands of a page are those of its ``sh`` blocks, and code within lines that begins with the name of a program
+of this project. Running them needs a finished default study in results/ (`make demo`). The outcome of each is
+printed, and the exit status is 1 if one has failed. Commands of Snakemake that would train are dry runs; the
+chain's tests run them.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def with_values(shown: str) -> str:
 ELSEWHERE = [
     (r"^make (demo|test|lint|env|mlflow)\b|sams mlflow", "continuous integration and tests/tracking"),
     (
-        r"make (test-slurm|test-hosts|env-slurm|audit|gpu|test-gpu)\b",
+        r"^make (test-slurm|test-hosts|env-slurm|audit|gpu|test-gpu)\b",
         "by hand: needs root, a network or a GPU",
     ),
     (r"^make ", "by hand: minutes to hours"),
