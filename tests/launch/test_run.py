@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pty
-import re
 import subprocess
 import sys
 import time
@@ -154,7 +153,7 @@ def on_terminal(command: list[str], folder: Path, *, stop_at: str) -> tuple[int,
 
 @pytest.mark.slow
 def test_a_study_stops_at_ctrl_c_and_goes_on_to_its_table(tmp_path: Path) -> None:
-    small = "{sft_examples: 4096, train_pairs: 256, test_pairs: 64}"
+    small = "{sft_examples: 512, train_pairs: 256, test_pairs: 64}"
     command = [
         *(
             str(Path(sys.executable).with_name("sams")),
@@ -173,8 +172,6 @@ def test_a_study_stops_at_ctrl_c_and_goes_on_to_its_table(tmp_path: Path) -> Non
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "start   train_preference dpo seed 0" in done.stdout and "main table" in done.stdout
-    figures = r"running train_sft seed 0: step \d+/\d+, loss [\d.]+, .* pairs/s"
-    assert re.search(figures, done.stdout), done.stdout
     assert "open     results/quick/tables/main.html" in done.stdout
     assert "prepare_data" not in done.stdout, "finished stages do not run again"
     assert len(done.stdout.splitlines()) < 150
