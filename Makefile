@@ -21,7 +21,7 @@ env-slurm: ## install the lock with Snakemake's Slurm plugin into .venv-slurm (d
 	@$(PYTHON) envs/make_env.py --slurm $(if $(TORCH),--torch $(TORCH))
 
 demo: env ## run the default study and print its main table
-	@echo "make demo: the default study; 5 to 8 minutes on two cores, 0.7 GB of memory, 60 MB in results/"
+	@echo "make demo: the default study; some 6 minutes on two cores, 0.8 GB of memory, 50 MB in results/"
 	@$(BIN)/sams run
 
 test: env ## run the tests

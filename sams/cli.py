@@ -4,9 +4,12 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from sams.study.study import Study
 
 app = typer.Typer(
     add_completion=False,
@@ -445,7 +448,7 @@ def _files(study: str | None) -> list[Path]:
     return [Path(study)]
 
 
-def _study(configfiles: list[Path] | None, rehearse: bool = False, given: list[str] | None = None):  # type: ignore[no-untyped-def]
+def _study(configfiles: list[Path] | None, rehearse: bool = False, given: list[str] | None = None) -> "Study":
     """Read a study: overlays over the default study, then the values of `--set`."""
     from sams.study.files import DEFAULT, from_options, load_study, read_settings
 

@@ -12,6 +12,7 @@ from sams.runtime.files import whole_file
 from sams.runtime.terminal import Readable, print_table
 from sams.study.study import Study
 from sams.tables import captions
+from sams.tables.pages import templates
 from sams.tables.pairs import by_pair, read_pairs, texts
 from sams.tables.render import number
 
@@ -46,8 +47,6 @@ def page(study: Study, results: Path, method: str) -> str:
         results: folder of its setting.
         method: a preference method.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     runs = [results / method / f"seed{seed}" for seed in study.seeds]
     pairs = by_pair([read_pairs(run, COLUMNS, split="train") for run in runs])
     least, most = ends(pairs, SHOWN)
@@ -55,23 +54,20 @@ def page(study: Study, results: Path, method: str) -> str:
     found: dict[str, Any] = {}
     for run in runs:
         found |= texts(run, both)
-    templates = Environment(
-        loader=PackageLoader("sams.tables"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return templates.get_template("pairs.html").render(
-        study=study,
-        method=method,
-        sections=[
-            (key, f"{key} trusted".capitalize(), [_shown(pairs, found, pair) for pair in ids])
-            for key, ids in (("least", least), ("most", most))
-        ],
-        summary=summary(pairs),
-        reference=study.preference_of(method).needs_reference,
-        rehearsal_note=captions.rehearsal_note(study),
+    return (
+        templates()
+        .get_template("pairs.html")
+        .render(
+            study=study,
+            method=method,
+            sections=[
+                (key, f"{key} trusted".capitalize(), [_shown(pairs, found, pair) for pair in ids])
+                for key, ids in (("least", least), ("most", most))
+            ],
+            summary=summary(pairs),
+            reference=study.preference_of(method).needs_reference,
+            rehearsal_note=captions.rehearsal_note(study),
+        )
     )
 
 
