@@ -135,12 +135,16 @@ def test_the_project_asks_for_what_it_imports():
     nodes = [node for tree in trees for node in ast.walk(tree)]
     imported = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     imported += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
-    # Imported if a study requests them, with an error in one line if they are missing.
-    optional = {"vllm", "bitsandbytes"}
-    modules = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"sams"} - optional
-    asked_for = {canonicalize_name(needed.name) for needed in RUNTIME}
+    modules = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"sams"}
+    # Of an extra, so perhaps not installed: an error in one line says so. vLLM brings its own torch.
+    extras = [
+        Requirement(line)
+        for lines in PYPROJECT["project"]["optional-dependencies"].values()
+        for line in lines
+    ]
+    asked_for = {canonicalize_name(needed.name) for needed in RUNTIME + extras} | {"vllm"}
     distributions = packages_distributions()  # reads the metadata of all packages
-    origins = {module: distributions.get(module, []) for module in modules}
+    origins = {module: distributions.get(module, [module]) for module in modules}
     assert [name for name in origins if not asked_for & set(map(canonicalize_name, origins[name]))] == []
 
 
