@@ -151,7 +151,11 @@ class Schedule:
             refuse_non_finite(batch, view.ids, round)
         self._log(selector.observe(view))
         k = self.size(view.n, round)
-        choice = self._broadcast(checked(selector.choose(view, k), view.n, k))
+        try:
+            own = checked(selector.choose(view, k), view.n, k)
+        except ValueError as error:
+            raise UserError(str(error), where=f"selector {trainer.args.selector}, step {round}") from error
+        choice = self._broadcast(own)
         selector.accept(choice)
         self._count(batch, choice)
         self._log(self._shares(batch, view, choice))
@@ -280,7 +284,7 @@ class Schedule:
         self.seen_pairs, self.trained_pairs = state["seen_pairs"], state["trained_pairs"]
 
     def close(self) -> None:
-        """Delete the files of the run, which its checkpoints have too."""
+        """Delete the files of a finished run, which its checkpoints have too. A collective call."""
         self.trainer.accelerator.wait_for_everyone()
         if self.trainer.accelerator.is_local_main_process:
             shutil.rmtree(self.work / REPLAY, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sams.trl.losses import plain_loss, weighted_loss
 from sams.trl.packing import choose_forward
 from sams.trl.refusals import refuse, refuse_version
 from sams.trl.rows import NUMBER, Numbered, NumberedCollator
-from sams.trl.schedule import Schedule, split
+from sams.trl.schedule import WORK, Schedule, split
 from sams.trl.scoring import Batch, reference_of
 
 WEIGHTS, LABELS, BETA_SCALES = "pair_weights", "pair_labels", "pair_beta_scales"
@@ -68,6 +70,19 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     # Rows.
 
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """Return the data with its log-probs under the reference.
+
+        TRL's file of them lies next to the data; that of data in memory lies in a folder of each process, where the
+        others do not find it. Here it lies in `output_dir`.
+        """
+        if self.accelerator.num_processes > 1 and not dataset.cache_files:
+            folder = Path(self.args.output_dir) / WORK
+            folder.mkdir(parents=True, exist_ok=True)
+            dataset = copy.copy(dataset)
+            dataset._get_cache_file_path = partial(_cache_file, folder)
+        return super()._precompute_ref_logps(dataset, name, batch_size)
+
     def _get_dataloader(
         self,
         dataset: Any,
@@ -106,11 +121,10 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         self.schedule, self._has_forward = None, False
-        try:
-            return super()._inner_training_loop(*args, **kwargs)
-        finally:
-            if self.schedule is not None:
-                self.schedule.close()
+        output = super()._inner_training_loop(*args, **kwargs)
+        if self.schedule is not None:
+            self.schedule.close()
+        return output
 
     def begun(self) -> Schedule:
         """Return the schedule of the run, which is made at the begin of the training."""
@@ -230,3 +244,7 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.begun().load(Path(checkpoint))
+
+
+def _cache_file(folder: Path, fingerprint: str) -> str:
+    return str(folder / f"reference-{fingerprint}.arrow")
