@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from sams.runtime.digests import remembered
 from sams.runtime.files import sha256_of_text
-
-ROOT = Path(__file__).resolve().parent.parent
+from sams.runtime.source import PACKAGE, SOURCE
 
 # Packages and modules that are in no digest: what they decide is in the recipe, or is only reported.
 # The tables only name modules; `sams.study.code` adds the modules of a job's loss and selector to its code.
@@ -178,7 +177,8 @@ def _digest(text: str) -> str:
 
 
 def _path(name: str) -> Path:
-    return ROOT.parent.joinpath(*name.split("."))
+    top = PACKAGE.parent if name.split(".")[0] == "sams" else SOURCE
+    return top.joinpath(*name.split("."))
 
 
 def _exists(name: str) -> bool:
