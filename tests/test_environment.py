@@ -166,10 +166,10 @@ def test_errors_about_missing_modules_name_the_extra_that_brings_them():
 
 
 def test_a_missing_module_is_one_line_with_the_command(monkeypatch):
-    require("workflow", "score")
+    require("workflow")
     monkeypatch.setitem(MODULES, "score", ["alpaca_eval", "no_such_judge", "none_either"])
-    with pytest.raises(UserError, match=r"no_such_judge, none_either are not installed.*'sams\[score\]'"):
-        require("workflow", "score")
+    with pytest.raises(UserError, match=r"benchmarks: no_such_judge, none_either are not .*'sams\[score\]'"):
+        require("score", where="benchmarks")
     missing = not_installed(ModuleNotFoundError(name="no_such_judge.client"))
     assert str(missing) == "no_such_judge is not installed; run `pip install 'sams[score]'`"
     assert (

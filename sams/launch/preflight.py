@@ -96,7 +96,7 @@ def check_packages(study: Study) -> None:
             remedy="install it (extra `qlora` of this package), or set load_in_4bit: false",
         )
     if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
-        require("score")
+        require("score", where="benchmarks")
 
 
 def check_lm_eval(study: Study) -> None:

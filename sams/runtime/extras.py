@@ -18,17 +18,18 @@ MODULES = {
 }
 
 
-def require(*extras: str) -> None:
-    """Check that the modules of these extras are installed.
+def require(extra: str, where: str = "") -> None:
+    """Check that the modules of an extra are installed.
+
+    Args:
+        extra: the extra.
+        where: what needs it, such as a key of the study.
 
     Raises:
         UserError: naming those that are missing, and the command that installs them.
     """
-    missing = {extra: [name for name in MODULES[extra] if find_spec(name) is None] for extra in extras}
-    if any(missing.values()):
-        raise _not_installed(
-            [name for names in missing.values() for name in names], *filter(missing.get, missing)
-        )
+    if missing := [name for name in MODULES[extra] if find_spec(name) is None]:
+        raise _not_installed(missing, extra, where)
 
 
 def not_installed(error: BaseException) -> UserError | None:
@@ -38,8 +39,7 @@ def not_installed(error: BaseException) -> UserError | None:
     return None if extra is None else _not_installed([name], extra)
 
 
-def _not_installed(modules: list[str], *extras: str) -> UserError:
+def _not_installed(modules: list[str], extra: str, where: str = "") -> UserError:
     are = "is" if len(modules) == 1 else "are"
-    return UserError(
-        f"{', '.join(modules)} {are} not installed", remedy=f"run `pip install 'sams[{','.join(extras)}]'`"
-    )
+    problem = f"{', '.join(modules)} {are} not installed"
+    return UserError(problem, where=where, remedy=f"run `pip install 'sams[{extra}]'`")
