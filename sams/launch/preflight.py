@@ -19,8 +19,8 @@ from sams.data.sources import (
 )
 from sams.launch.machine import gpus_here, processes
 from sams.runtime.errors import UserError, first_line, nearest
+from sams.runtime.extras import require
 from sams.runtime.files import write_json
-from sams.scheduling.selectors.table import SELECTORS
 from sams.scoring.fetch import FOLDER, PUBLISHED, check, published
 from sams.study.rates import rates_to_check
 from sams.study.settings import Model
@@ -94,6 +94,8 @@ def check_packages(study: Study) -> None:
             where="lora.load_in_4bit",
             remedy="install it (extra `qlora` of this package), or set load_in_4bit: false",
         )
+    if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
+        require("score", where="benchmarks")
 
 
 def check_lm_eval(study: Study) -> None:
@@ -178,7 +180,7 @@ def check_sources(study: Study) -> None:
     schedulers = {
         f"method_settings.{method}.scheduler": study.scheduler_of(method)
         for method in study.preference_methods
-        if SELECTORS[study.preference_of(method).selector].reads_scheduler
+        if study.preference_of(method).selector_entry.reads_scheduler
     }
     shared = {"scheduler": study.scheduler} if study.pretrains else {}
     for key, scheduler in (shared | schedulers).items():

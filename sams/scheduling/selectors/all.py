@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from sams.scheduling.selectors.base import Stateless, View
+from sams.scheduling.selectors.base import Selector, View
 
 
-class All(Stateless):
+class All(Selector):
     """Chooses every pair of the batch."""
 
-    needs_view = False
+    needs_scores = False
 
-    def choose(self, view: View | None, n: int, k: int) -> Tensor:
-        return torch.arange(n)
+    def choose(self, view: View, k: int) -> Tensor:
+        return torch.arange(view.n)

@@ -2,12 +2,11 @@
 
 from torch import Tensor
 
-from sams.scheduling.selectors.base import Stateless, View, top_k
+from sams.scheduling.selectors.base import Selector, View, top_k
 
 
-class LowMargin(Stateless):
+class LowMargin(Selector):
     """Chooses the k pairs with the lowest implicit reward margin."""
 
-    def choose(self, view: View | None, n: int, k: int) -> Tensor:
-        assert view is not None
+    def choose(self, view: View, k: int) -> Tensor:
         return top_k(-view.margins, k)

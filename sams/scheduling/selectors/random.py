@@ -1,38 +1,15 @@
 """Selector `random`: a uniform draw, the baseline for all others."""
 
-from typing import Any, Self
-
 import torch
 from torch import Tensor
 
-from sams.scheduling.selectors.base import Setup, View
+from sams.scheduling.selectors.base import Selector, View
 
 
-class Random:
+class Random(Selector):
     """Chooses k pairs uniformly, without replacement."""
 
-    needs_view = False
-    needs_contexts = False
-    trained_weights = 0
+    needs_scores = False
 
-    @classmethod
-    def build(cls, setup: Setup) -> Self:
-        return cls(setup.seed)
-
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def observe(self, view: View | None) -> dict[str, float]:
-        return {}
-
-    def choose(self, view: View | None, n: int, k: int) -> Tensor:
-        return torch.randperm(n, generator=self.generator)[:k].sort().values
-
-    def accept(self, choice: Tensor) -> None:
-        pass
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["generator"])
+    def choose(self, view: View, k: int) -> Tensor:
+        return torch.randperm(view.n, generator=self.generator)[:k].sort().values

@@ -3,15 +3,15 @@
 An ablation of `sams`, whose scheduler adds memory across rounds.
 """
 
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 
 from sams.scheduling.rewards import sample_reward
-from sams.scheduling.selectors.base import Setup, Stateless, View, top_k
+from sams.scheduling.selectors.base import Selector, Setup, View, top_k
 
 
-class Reward(Stateless):
+class Reward(Selector):
     """Chooses the k pairs with the highest sample-level reward (SamS Eq. 7).
 
     Args:
@@ -20,16 +20,16 @@ class Reward(Stateless):
     """
 
     @classmethod
-    def build(cls, setup: Setup) -> Self:
+    def build(cls, setup: Setup, **_: Any) -> Self:
         assert setup.scheduler is not None
-        return cls(setup.scheduler.delta, setup.scheduler.uncertainty)
+        return cls(setup, setup.scheduler.delta, setup.scheduler.uncertainty)
 
-    def __init__(self, delta: float, uncertainty: str = "sum") -> None:
+    def __init__(self, setup: Setup, delta: float, uncertainty: str = "sum") -> None:
+        super().__init__(setup)
         self.delta = delta
         self.uncertainty = uncertainty
 
-    def choose(self, view: View | None, n: int, k: int) -> Tensor:
-        assert view is not None
+    def choose(self, view: View, k: int) -> Tensor:
         rewards = sample_reward(
             view.margins, view.confidence(self.uncertainty), self.delta, view.margin_rounding
         )

@@ -10,7 +10,7 @@ from sams.scheduling.calibration import rank_correlation
 from sams.scheduling.pool import Arms, ReplayPool
 from sams.scheduling.rewards import batch_reward, reward, sample_reward
 from sams.scheduling.scheduler import Scheduler, context_width, merge_contexts
-from sams.scheduling.selectors.base import Setup, View, top_k
+from sams.scheduling.selectors.base import Choice, Selector, Setup, View, top_k
 
 
 @dataclass
@@ -41,23 +41,22 @@ class Scored:
         return Scored(self.loss, **arms)
 
 
-class Sams:
+class Sams(Selector):
     """Top-K of the scheduler's scores over the global batch.
 
     Args:
+        setup: its seed is that of the uniform choice of round 1.
         scheduler: networks and replay pool.
         gamma: weight of the batch-level reward (Eq. 8).
-        seed: seed of the uniform choice of round 1.
         trained: whether the scheduler comes from pretraining; without it, the choice of round 1 is uniform.
     """
 
-    needs_view = True
     needs_contexts = True
 
     @classmethod
-    def build(cls, setup: Setup) -> Self:
+    def build(cls, setup: Setup, **_: Any) -> Self:
         settings = setup.scheduler
-        assert settings is not None
+        assert settings is not None and setup.selection is not None
         scheduler = Scheduler(
             settings,
             layers=setup.layers,
@@ -77,20 +76,14 @@ class Sams:
         )
         if setup.weights is not None:
             scheduler.load_weights(torch.load(setup.weights, map_location="cpu", weights_only=True))
-        return cls(scheduler, gamma=settings.gamma, seed=setup.seed, trained=setup.weights is not None)
+        return cls(setup, scheduler, gamma=settings.gamma, trained=setup.weights is not None)
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        *,
-        gamma: float,
-        seed: int,
-        trained: bool,
-    ) -> None:
+    def __init__(self, setup: Setup, scheduler: Scheduler, *, gamma: float, trained: bool) -> None:
+        super().__init__(setup)
         self.scheduler = scheduler
+        self.trained_weights = scheduler.trained_weights
         self.gamma = gamma
         self.trained = trained
-        self.generator = torch.Generator().manual_seed(seed)
         self.scored: Scored | None = None
         """All n arms of this round, between `choose` and `accept`."""
         self.pending: Scored | None = None
@@ -98,13 +91,8 @@ class Sams:
         self.agreement = 0.0
         """Rank correlation of the last round's scores with Eq. 7, over all n arms."""
 
-    @property
-    def trained_weights(self) -> int:
-        return self.scheduler.trained_weights
-
-    def observe(self, view: View | None) -> dict[str, float | Tensor]:
+    def observe(self, view: View) -> dict[str, float | Tensor]:
         """Reward the arms of the last round, whose B is now known (Eq. 6), and fit both nets to them."""
-        assert view is not None
         if self.pending is None:
             return {}
         last, self.pending = self.pending, None
@@ -122,14 +110,14 @@ class Sams:
             "scheduler/rank_correlation_all": self.agreement,
         }
 
-    def choose(self, view: View | None, n: int, k: int) -> Tensor:
+    def choose(self, view: View, k: int) -> Tensor:
         """Top-K of the scores, ties by index; uniform in round 1 of an untrained scheduler."""
-        assert view is not None and view.contexts is not None
+        assert view.contexts is not None
         settings = self.scheduler.settings
         contexts = merge_contexts(view.contexts, settings.merge)
         scored = self.scheduler.score(contexts)
         # One copy from the device.
-        together = torch.cat([part.reshape(n, -1) for part in scored], dim=1).cpu()
+        together = torch.cat([part.reshape(view.n, -1) for part in scored], dim=1).cpu()
         scores, values, hidden = together[:, 0], together[:, 1], together[:, 2:]
         samples = sample_reward(
             view.margins, view.confidence(settings.uncertainty), settings.delta, view.margin_rounding
@@ -137,12 +125,12 @@ class Sams:
         self.agreement = rank_correlation(scores, samples)
         loss = view.losses.double().mean().item()
         self.scored = Scored(loss, contexts, hidden, values, scores, samples)
-        return top_k(scores, k) if self.trained else self.draw(n, k)
+        return top_k(scores, k) if self.trained else self.draw(view.n, k)
 
-    def accept(self, choice: Tensor) -> None:
+    def accept(self, choice: Choice) -> None:
         """Keep the arms that are trained on: the scheduler learns from these."""
         assert self.scored is not None
-        self.pending, self.scored = self.scored.take(choice), None
+        self.pending, self.scored = self.scored.take(choice.indices), None
 
     def draw(self, n: int, k: int) -> Tensor:
         """Return a uniform choice, for the round before the scheduler has learned."""
@@ -150,16 +138,16 @@ class Sams:
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            **super().state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
             "trained": self.trained,
             "pending": vars(self.pending) if self.pending else None,
             "agreement": self.agreement,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
         self.scheduler.load_state_dict(state["scheduler"])
-        self.generator.set_state(state["generator"])
         self.trained = state["trained"]
         self.agreement = state["agreement"]
         self.pending = Scored(**state["pending"]) if state["pending"] else None

@@ -2,12 +2,11 @@
 
 from torch import Tensor
 
-from sams.scheduling.selectors.base import Stateless, View, top_k
+from sams.scheduling.selectors.base import Selector, View, top_k
 
 
-class TopLoss(Stateless):
+class TopLoss(Selector):
     """Chooses the k pairs with the highest loss, under the loss of the run."""
 
-    def choose(self, view: View | None, n: int, k: int) -> Tensor:
-        assert view is not None
+    def choose(self, view: View, k: int) -> Tensor:
         return top_k(view.losses, k)
