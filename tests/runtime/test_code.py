@@ -21,7 +21,7 @@ PREFERENCE = "sams.training.preference"
 def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The package in a folder where it may be edited, read by `sams.runtime.code`."""
     shutil.copytree(ROOT / "sams", tmp_path / "sams", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(code_digests, "ROOT", tmp_path / "sams")
+    monkeypatch.setattr(code_digests, "PACKAGE", tmp_path / "sams")
     code_digests._code.cache_clear()
     yield tmp_path / "sams"
     code_digests._code.cache_clear()
