@@ -1319,6 +1319,20 @@ FAULTS = [
             "launch/test_run.py::test_snakemakes_terminal_has_a_line_for_each_job_and_the_end_of_a_failed_ones_log",
         ),
     ),
+    Fault(
+        "an installed package takes the commit of the user's repository for its own",
+        "runtime/provenance.py",
+        'if not (SOURCE / ".git").exists():',
+        "if not SOURCE.exists():",
+        ("runtime/test_source.py::test_an_installed_package_has_no_commit_of_the_users_repository",),
+    ),
+    Fault(
+        "a file of the package comes before the user's own",
+        "runtime/source.py",
+        "packaged.is_file() and not Path(name).is_file()",
+        "packaged.is_file()",
+        ("runtime/test_source.py::test_files_of_the_current_folder_come_before_those_of_the_package",),
+    ),
 ]
 
 
