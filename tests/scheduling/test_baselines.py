@@ -111,7 +111,9 @@ def test_k_pairs_the_global_random_numbers_and_a_restored_state(name: str, setti
     second.load_state_dict(saved(first.state_dict()))
     for seed, k in [(3, 3), (4, 8), (5, 1), (6, 4)]:
         one, other = answer(first, drawn(seed), k), answer(second, drawn(seed), k)
-        assert len(one.indices) == k and torch.equal(one.rows(), other.rows())
+        assert len(one.indices) == k
+        for part, same in zip(vars(one).values(), vars(other).values(), strict=True):
+            assert part is same is None or torch.equal(part, same)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -161,13 +163,13 @@ def test_what_is_missing_is_named_in_one_line(
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("rho_loss", {}, "settings of selector rho_loss: `column`: Field required"),
-        ("dr_dpo", {"beta_prime": 0}, "`beta_prime`: Input should be greater than 0, not 0"),
-        ("small_loss", {"momentum": 1.0}, "`momentum`: Input should be less than 1, not 1.0"),
+        ("rho_loss", {}, "selector rho_loss: .*'column' is required"),
+        ("dr_dpo", {"beta_prime": 0}, "'beta_prime': .* greater than 0"),
+        ("small_loss", {"momentum": 1.0}, "'momentum': .* less than 1"),
         (
             "reference_gap",
             {"use": "drop"},
-            "`use`: Input should be 'filter', 'weight' or 'label', not 'drop'",
+            "'use': .* 'filter', 'weight' or 'label'.* 'drop'",
         ),
     ],
 )
@@ -210,7 +212,7 @@ def test_reference_gap_as_weight_has_a_mean_of_one_over_the_chosen() -> None:
 
 
 def test_a_pair_is_ranked_right_where_its_loss_is_at_most_that_of_the_gap() -> None:
-    """Theorem 4.1 of arXiv 2405.19534, from which the gap is taken."""
+    """The statement of arXiv 2405.19534 that the gap is taken from."""
     view, beta = drawn(1, n=32), 0.3
     assert view.reference_chosen is not None and view.reference_rejected is not None
     gap = view.reference_rejected - view.reference_chosen

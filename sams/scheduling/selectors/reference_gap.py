@@ -1,9 +1,11 @@
 """Selector `reference_gap`: pairs whose label the reference agrees with.
 
-The gap of a pair is log ref(rejected) - log ref(chosen), c in Theorem 4.1 of Chen et al. 2024, "Preference Learning
-Algorithms Do Not Learn Preference Rankings", arXiv 2405.19534: DPO ranks a pair right if and only if its loss is at
-most -log sigmoid(beta gap). A large gap means that the reference prefers the rejected response: the label is likely
-wrong, or the pair is hard.
+    gap = log ref(rejected) - log ref(chosen)
+
+A large gap means that the reference prefers the rejected response: the label is likely wrong, or the pair is hard.
+Source of the gap: Chen et al. 2024, "Preference Learning Algorithms Do Not Learn Preference Rankings", arXiv
+2405.19534, where it measures how hard a pair is: the policy ranks it right if and only if its DPO loss is at most
+-log sigmoid(beta gap).
 """
 
 from typing import Annotated, Literal

@@ -3,7 +3,7 @@
     loss under the policy - loss under a model trained on held-out data
 
 Source: Mindermann et al. 2022, "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet
-Learnt", arXiv 2206.07137, Eq. 3. Wrong labels have a high held-out loss too, and pairs already learned a low loss.
+Learnt", arXiv 2206.07137. Wrong labels have a high held-out loss too, and pairs already learned a low loss.
 """
 
 from torch import Tensor

@@ -148,8 +148,7 @@ def settings_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
         first = error.errors()[0]
         setting = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"`{setting}`: {first['msg']}"
-            + (f", not {first['input']!r}" if first["type"] != "missing" else ""),
+            f"`{setting}`: {first['msg']}" + (f", not {first['input']!r}" if first["type"] != "missing" else ""),
             where=f"settings of selector {name}",
             remedy="see the parameters of the class",
         ) from None
