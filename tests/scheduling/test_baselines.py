@@ -19,6 +19,7 @@ from sams.scheduling.selectors.perplexity_difference import PerplexityDifference
 from sams.scheduling.selectors.small_loss import SmallLoss
 from sams.scheduling.selectors.table import find, settings_of
 from tests.scheduling.test_scheduler import saved
+from tests.training.test_against_trl import BETA, Case, draw_pairs, models, trl_steps
 
 SCORE = {"column": "score"}
 BASELINES: list[tuple[str, dict[str, Any]]] = [
@@ -391,23 +392,32 @@ def test_wpo_weights_by_the_mean_probability_of_both_responses() -> None:
 
 
 def test_wpo_differs_from_trl_by_the_alignment_alone() -> None:
-    """TRL's and the authors' weight over random logits, with and without the sum of squared probabilities."""
-    generator = torch.Generator().manual_seed(0)
-    logps = torch.randn(2, 6, 11, generator=generator, dtype=torch.float64).log_softmax(-1)
-    tokens = torch.randint(11, (2, 6, 1), generator=generator)
-    of_tokens = logps.gather(-1, tokens)[..., 0]
-    alignment = torch.logsumexp(2 * logps, -1)
-    aligned = (of_tokens - alignment).mean(-1).exp().prod()  # as in DPOTrainer with use_weighting
+    """The loss of a step of TRL's DPOTrainer with `use_weighting`."""
+    case = Case("sigmoid", "DPOTrainer", {"loss_type": ["sigmoid"], "use_weighting": True, "max_steps": 1})
+    steps = trl_steps(case, draw_pairs(case))
+    n = len(steps.sequences[0]) // 2
+    logps, aligned = torch.zeros(2, 2, n), torch.zeros(2, n)  # [policy and reference, sides, n]
+    for one, model in enumerate(models()):
+        for row, (prompt, response) in enumerate(steps.sequences[0]):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+            every = logits.log_softmax(-1)
+            logps[one, row // n, row % n] = every.gather(-1, torch.tensor(response)[:, None]).sum()
+            if one == 0:
+                aligned[row // n, row % n] = torch.logsumexp(2 * every, dim=-1).mean()
+    tokens = torch.tensor([len(response) for _, response in steps.sequences[0]]).view(2, n)
     view = View(
-        losses=torch.zeros(1),
-        chosen_logps=of_tokens[0].sum()[None],
-        rejected_logps=of_tokens[1].sum()[None],
-        chosen_tokens=torch.tensor([6]),
-        rejected_tokens=torch.tensor([6]),
+        losses=torch.zeros(n),
+        chosen_logps=logps[0, 0],
+        rejected_logps=logps[0, 1],
+        chosen_tokens=tokens[0],
+        rejected_tokens=tokens[1],
     )
-    weights = answer(built("wpo"), view, 1).weights
+    weights = answer(built("wpo"), view, n).weights
+    losses = -logsigmoid(BETA * ((logps[0, 0] - logps[1, 0]) - (logps[0, 1] - logps[1, 1])))
     assert weights is not None
-    assert weights.item() / alignment.mean(-1).exp().prod().item() == pytest.approx(aligned.item(), rel=1e-6)
+    expected = (weights / aligned.sum(dim=0).exp() * losses).mean().item()
+    assert steps.losses[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_beta_dpo_follows_the_authors_code() -> None:
