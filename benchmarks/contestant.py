@@ -144,6 +144,7 @@ class Ours:
 
         from sams.scheduling.pool import ReplayPool
         from sams.scheduling.scheduler import Scheduler, context_width
+        from sams.scheduling.selectors.base import Setup
         from sams.scheduling.selectors.sams import Sams
         from sams.study.settings import Scheduler as Settings
 
@@ -163,9 +164,10 @@ class Ours:
                 generator=torch.Generator().manual_seed(0),
             ),
         )
-        return Sams(scheduler, gamma=0.5, seed=0, trained=False)
+        return Sams(Setup(), scheduler, gamma=0.5, trained=False)
 
     def step(self, batch: int, update: bool) -> dict[str, float]:
+        from sams.scheduling.selectors.base import Choice, checked
         from sams.training.batches import balanced
         from sams.training.passes import accumulate_gradient, score
 
@@ -185,7 +187,8 @@ class Ours:
             view = self.task.view(items, seen, contexts)
             self.selector.observe(view)
             k = max(1, round(self.entry.ratio * n))
-            self.selector.accept(self.workers.broadcast(self.selector.choose(view, n, k)).cpu())
+            choice = checked(self.selector.choose(view, k), n, k)
+            self.selector.accept(Choice.from_rows(self.workers.broadcast(choice.rows(n))))
             # An untrained scheduler prefers short or long pairs by chance, which would distort every ratio. It does
             # all its work, but the step trains on pairs with a proportional share of the batch's tokens.
             chosen = balanced(items, self.task.packed_lengths, n // k)[0]

@@ -191,6 +191,7 @@ class Ours:
         from sams.scheduling.pool import ReplayPool
         from sams.scheduling.scheduler import Scheduler, context_width
         from sams.scheduling.selection import Selection
+        from sams.scheduling.selectors.base import Setup
         from sams.scheduling.selectors.sams import Sams
         from sams.study.settings import Scheduler as Settings
         from sams.training.loop import Selecting
@@ -211,8 +212,8 @@ class Ours:
             train_encoder=False,
             pool=pool,
         )
-        selector = Sams(scheduler, gamma=0.5, seed=0, trained=False)
-        return Selecting(selector, self.task, Selection(self.size.pairs, 1000, (0.5,)))
+        selector = Sams(Setup(), scheduler, gamma=0.5, trained=False)
+        return Selecting(selector, self.task, Selection(self.size.pairs, 1000, (0.5,)), per_epoch=1000)
 
     def prepare(self, compiled: bool) -> None:
         """Set whether blocks are compiled."""

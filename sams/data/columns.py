@@ -105,6 +105,23 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, bool | int | float)
 
 
+def number_of(value: Any, where: str) -> float:
+    """Return a value as a number.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if math.isnan(number):
+        raise UserError(
+            f"expected a number, found {_short(value)}", where=where, remedy="data.keep_columns takes numbers"
+        )
+    return number
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return repr(text if len(text) <= 40 else f"{text[:37]}...")

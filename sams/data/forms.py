@@ -17,6 +17,7 @@ is removed.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from sams.data.columns import (
@@ -28,6 +29,7 @@ from sams.data.columns import (
     SYSTEM,
     Row,
     is_empty,
+    number_of,
     refuse_unknown,
     renamed,
 )
@@ -64,6 +66,7 @@ class Reading:
         turns: assistant turns of a conversation that become supervised examples.
 
     Attributes:
+        kept: columns with numbers that pairs keep, for selectors.
         rows: number of rows read.
         left_out: number of rows or pairs that the data set's own rules exclude, by rule.
         broken: error messages of the first skipped rows.
@@ -82,6 +85,7 @@ class Reading:
         self.columns = columns or {}
         self.ignored = ignored
         self.turns = turns
+        self.kept: tuple[str, ...] = ()
         self.rows = 0
         self.left_out: Counter[str] = Counter()
         self.n_broken = 0
@@ -127,8 +131,13 @@ def read_pairs(source: str, split: str, reading: Reading | None = None) -> Itera
     def pair_of(row: Row, where: str) -> Pair:
         if not form:
             form.append(_form_of_pair(row, where, reading))
-        refuse_unknown(row, where, reading.ignored)
+        refuse_unknown(row, where, reading.ignored | frozenset(reading.kept))
         pair = _pair(row, form[0], where)
+        if reading.kept:
+            kept = {
+                key: number_of(value_of(row, key, where), f"{where}, key '{key}'") for key in reading.kept
+            }
+            pair = replace(pair, kept=kept)
         if pair.chosen == pair.rejected:
             raise UserError("chosen and rejected are equal", where=where, remedy=DROP)
         return pair

@@ -13,6 +13,7 @@ from sams.data import findings, forms
 from sams.data.published import published_pairs, rendered, sft_targets
 from sams.data.records import Example, Pair, is_held_out, prompt_digest
 from sams.data.seen import Digests, Seen
+from sams.data.tokens import KEPT
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json, sha256_of, whole_folder, write_json
 from sams.runtime.progress import progress
@@ -76,6 +77,7 @@ def splits(data: Data, rows: Path) -> dict[str, tuple[Iterator[Any], forms.Readi
         turns=data.sft_turns,
     )
     readings = {split: reading() for split in SPLITS}
+    readings["train"].kept = tuple(data.keep_columns)
     if data.world is not None and data.form == "auto":
         records: dict[str, Iterator[Any]] = {
             "test": world.test_pairs(data.world),
@@ -215,7 +217,9 @@ def write_split(
             for flag in ("imperfect", "flipped"):
                 if getattr(record, flag, None):
                     counts[flag] = counts.get(flag, 0) + 1
-            rows.append({"id": identity, **vars(record)})
+            row = {"id": identity, **vars(record)}
+            row |= {KEPT + name: value for name, value in row.pop("kept", {}).items()}
+            rows.append(row)
             if len(rows) == PART_ROWS:
                 flush()
         flush()
@@ -238,6 +242,7 @@ def _table(rows: list[dict[str, Any]]) -> Any:
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     types = {"prompt": pa.list_(message), "imperfect": pa.bool_(), "flipped": pa.bool_()}
+    types |= {name: pa.float64() for name in rows[0] if name.startswith(KEPT)}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in rows[0]])
     return pa.Table.from_pylist(rows, schema=schema)
 

@@ -1,7 +1,8 @@
 """Records that every data source is read into: supervised examples and preference pairs."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sams.runtime.files import canonical_json
 
@@ -59,13 +60,15 @@ class Example:
 class Pair:
     """Prompt with the preferred and the rejected response.
 
-    `flipped`: whether the label is known to be swapped (True) or clean (False); None if not known.
+    `flipped`: whether the label is known to be swapped (True) or clean (False); None if not known. `kept`: numbers of
+    the row that selectors may read, by column.
     """
 
     prompt: list[Message]
     chosen: str
     rejected: str
     flipped: bool | None = None
+    kept: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def id(self) -> str:

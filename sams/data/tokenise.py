@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sams.data import findings, tokens
 from sams.data.templates import CompletionEncoder, encode_prompts
 from sams.data.tokeniser import build_tokenizer
-from sams.data.tokens import token_writer
+from sams.data.tokens import KEPT, token_writer
 from sams.policy.model import check_model
 from sams.runtime.errors import UserError
 from sams.runtime.files import manifest_digest, refuse_damage, whole_folder, write_json
@@ -116,6 +116,7 @@ def tokenise_split(
     responses = RESPONSES[split]
     names = ["id", "prompt_ids", *(f"{name}_ids" for name in responses)]
     names += ["flipped"] if split != "sft" else []
+    names += [name for name in columns_of(file) if name.startswith(KEPT)]
     unknown = tokenizer.unk_token_id
     counts = Counter(dict.fromkeys(COUNTED, 0))
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
@@ -156,7 +157,10 @@ class Encoder:
         """Return the columns `names` of the kept rows, and the counts."""
         counts: Counter[str] = Counter()
         columns: Columns = {name: [] for name in names}
-        responses = [name.removesuffix("_ids") for name in names[2:] if name.endswith("_ids")]
+        kept = [name for name in names if name.startswith(KEPT)]
+        responses = [
+            name.removesuffix("_ids") for name in names[2:] if name.endswith("_ids") and name not in kept
+        ]
         left_out = [self._encode.left_out([row[name] for name in responses]) for row in batch]
         prompts = encode_prompts(self._tokenizer, [row["prompt"] for row in batch], self._date, left_out)
         answers = [self._encode([row[name] for row in batch], left_out) for name in responses]
@@ -171,6 +175,8 @@ class Encoder:
                 counts["kept"] += 1
                 for name, value in zip(names, (row["id"], *fitted, row.get("flipped")), strict=False):
                     columns[name].append(value)
+                for name in kept:
+                    columns[name].append(row[name])
         return columns, counts
 
 
@@ -225,6 +231,13 @@ def rows_of(file: Path) -> int:
     from pyarrow import parquet
 
     return int(parquet.read_metadata(file).num_rows)
+
+
+def columns_of(file: Path) -> list[str]:
+    """Return the names of the columns of a prepared Parquet file."""
+    from pyarrow import parquet
+
+    return list(parquet.read_schema(file).names)
 
 
 def fit(

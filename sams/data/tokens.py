@@ -1,7 +1,8 @@
 """Write tokenised splits in batches, and memory-map them for training.
 
 A split is a folder that `datasets.load_from_disk` opens: an Arrow stream with a column `id`, columns `..._ids` of
-token ids and, for pairs, `flipped`. pyarrow alone reads and writes it, so that training does not need `datasets`.
+token ids and, for pairs, `flipped` and the numbers that the data keeps for selectors. pyarrow alone reads and writes
+it, so that training does not need `datasets`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 STATE = "state.json"
 DATA = "data-00000-of-00001.arrow"
+KEPT = "kept/"
+"""Prefix of columns of the data that selectors may read: numbers."""
 
 
 class TokenLists(Sequence[list[int]]):
@@ -100,12 +103,15 @@ def read_columns(folder: Path) -> dict[str, Sequence[Any]]:
             f"no tokenised split ({error})", where=str(folder), remedy="run the rule `tokenise` again"
         ) from None
     table = pa.concat_tables(tables)
-    return {
-        name: TokenLists([_parts(chunk) for chunk in table[name].chunks])
-        if name.endswith("_ids")
-        else table[name].to_pylist()
-        for name in table.column_names
-    }
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        if name.startswith(KEPT):
+            columns[name] = table[name].to_numpy()
+        elif name.endswith("_ids"):
+            columns[name] = TokenLists([_parts(chunk) for chunk in table[name].chunks])
+        else:
+            columns[name] = table[name].to_pylist()
+    return columns
 
 
 def _parts(lists: pa.ListArray) -> tuple[np.ndarray, np.ndarray]:
@@ -134,7 +140,7 @@ class TokenWriter:
         self._schema = schema
         self._unknown = unknown
         self._rows = 0
-        names = [name for name in schema.names if name.endswith("_ids")]
+        names = [name for name in schema.names if name.endswith("_ids") and not name.startswith(KEPT)]
         self._tokens = dict.fromkeys(names, 0)
         self._longest = dict.fromkeys(names, 0)
         self._unknowns = 0
@@ -178,6 +184,7 @@ def token_writer(folder: Path, names: Sequence[str], *, unknown: int | None) -> 
     import pyarrow as pa
 
     types = {"id": pa.string(), "flipped": pa.bool_()}
+    types |= {name: pa.float64() for name in names if name.startswith(KEPT)}
     schema = pa.schema([(name, types.get(name, pa.list_(pa.int32()))) for name in names])
     folder.mkdir()
     with pa.OSFile(str(folder / DATA), "wb") as file, pa.ipc.new_stream(file, schema) as stream:

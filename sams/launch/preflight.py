@@ -20,7 +20,6 @@ from sams.data.sources import (
 from sams.launch.machine import gpus_here, processes
 from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.files import write_json
-from sams.scheduling.selectors.table import SELECTORS
 from sams.scoring.fetch import FOLDER, PUBLISHED, check, published
 from sams.study.rates import rates_to_check
 from sams.study.settings import Model
@@ -178,7 +177,7 @@ def check_sources(study: Study) -> None:
     schedulers = {
         f"method_settings.{method}.scheduler": study.scheduler_of(method)
         for method in study.preference_methods
-        if SELECTORS[study.preference_of(method).selector].reads_scheduler
+        if study.preference_of(method).selector_entry.reads_scheduler
     }
     shared = {"scheduler": study.scheduler} if study.pretrains else {}
     for key, scheduler in (shared | schedulers).items():

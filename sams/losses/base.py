@@ -7,8 +7,8 @@ average over all tokens of a batch.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -33,6 +33,18 @@ class PairLogps:
     reference_rejected: Tensor | None = None
     kl: Tensor | None = None
 
+    def swapped(self) -> "PairLogps":
+        """Return the same pairs with both responses swapped: the opposite labels."""
+        return PairLogps(
+            self.rejected,
+            self.chosen,
+            self.rejected_tokens,
+            self.chosen_tokens,
+            self.reference_rejected,
+            self.reference_chosen,
+            self.kl,
+        )
+
 
 class Loss(Protocol):
     """Interface of a loss as training uses it."""
@@ -53,6 +65,10 @@ class Loss(Protocol):
 
     def __call__(self, logps: PairLogps) -> Tensor:
         """Return the loss of each pair: [n]."""
+        ...
+
+    def scaled(self, factors: Tensor) -> "Loss":
+        """Return the same loss with beta multiplied by a factor of each pair: [n]."""
         ...
 
 
@@ -82,6 +98,10 @@ class PairLoss(ABC):
     def __call__(self, logps: PairLogps) -> Tensor:
         losses = self.preference(logps)
         return losses + self.sft_weight * nll_per_token(logps) if self.sft_weight else losses
+
+    def scaled(self, factors: Tensor) -> "PairLoss":
+        beta: Any = self.beta * factors
+        return replace(self, beta=beta)
 
     def rewards(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
         chosen, rejected = self.scores(logps)

@@ -17,7 +17,6 @@ from sams.scheduling.networks import Exploitation, Exploration
 from sams.scheduling.rounds import count_rounds, selection_of
 from sams.scheduling.scheduler import context_width
 from sams.scheduling.selection import Selection, selected
-from sams.scheduling.selectors.table import SELECTORS
 
 if TYPE_CHECKING:
     from sams.planning.data import Facts
@@ -84,7 +83,7 @@ def preference(training: Preference, facts: Facts, scheduler: Scheduler, *, pack
 def crossfit(training: Preference, facts: Facts, scheduler: Scheduler, *, packed: bool) -> Work:
     """Count one half of a cross-fitting: training on half of the pairs, then the losses of the other half."""
     rounds = count_rounds(-(-facts.train // 2), training, "preference.batch_size")
-    plain = training.model_copy(update={"selector": "all", "ratio": 1.0})
+    plain = training.model_copy(update={"selector": "all", "selector_settings": {}, "ratio": 1.0})
     work = _loop(plain, Selection(training.batch_size, rounds, (1.0,)), facts, scheduler, packed=packed)
     work.score(facts.train // 2, facts.pair(packed=packed))
     if training.needs_kl:
@@ -95,15 +94,16 @@ def crossfit(training: Preference, facts: Facts, scheduler: Scheduler, *, packed
 def _loop(
     training: Preference, selection: Selection, facts: Facts, scheduler: Scheduler, *, packed: bool
 ) -> Work:
+    selector = training.selector_entry
     work, pair, n = Work(selection.rounds), facts.pair(packed=packed), selection.batch_size
     for step in range(1, selection.rounds + 1):
-        is_scored = selection.scheduled(step) and SELECTORS[training.selector].needs_view
+        is_scored = selection.scheduled(step) and selector.needs_scores
         if is_scored:
             work.score(n, pair)
         if training.needs_kl:
             work.score(n, facts.example)
         work.train(selection.size(step), pair)
-        if is_scored and SELECTORS[training.selector].trains_scheduler:
+        if is_scored and selector.trains_scheduler:
             _learn(work, scheduler, n, selection.size(step))
     work.score(training.evaluations * facts.test, pair)
     if training.needs_kl:

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +23,11 @@ NOT_HASHED = (
 
 
 def code_of(module: str, *more: str) -> dict[str, str]:
-    """Return the `sams` modules that an entry point runs, each with a digest of its code, twelve hex digits.
+    """Return the modules that an entry point runs, each with a digest of its code, twelve hex digits.
 
     Args:
         module: the entry point.
-        more: modules that it imports by name, such as that of a loss.
+        more: modules that it imports by name, such as that of a loss or of a selector in another package.
     """
     return {name: _code(name).digest for name in sorted(imported_modules(module, *more))}
 
@@ -42,8 +43,9 @@ def digest_of_code(code: dict[str, str]) -> str:
 
 
 def imported_modules(module: str, *more: str) -> set[str]:
-    """Return these modules and all `sams` modules that they import, directly or not, also inside functions.
+    """Return these modules and all that they import of `sams` or their own project, also inside functions.
 
+    The project of an installed selector is its package; that of a selector in a file is the folder of the file.
     Packages in `NOT_HASHED` are left out.
     """
     reached: set[str] = set()
@@ -53,7 +55,7 @@ def imported_modules(module: str, *more: str) -> set[str]:
         if name in reached or is_not_hashed(name):
             continue
         reached.add(name)
-        waiting += _code(name).imports
+        waiting += [found for found in (_resolved(other, name) for other in _code(name).imports) if found]
     return reached - {"sams"}
 
 
@@ -83,11 +85,11 @@ def _read(file: Path) -> tuple[str, list[str]]:
     imports: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            imports += [alias.name for alias in node.names if alias.name.split(".")[0] == "sams"]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sams":
-            base = node.module or ""
-            below = [f"{base}.{alias.name}" for alias in node.names]
-            imports += [base, *(name for name in below if _exists(name))]
+            imports += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            dot = "" if base.endswith(".") else "."
+            imports += [base, *(f"{base}{dot}{alias.name}" for alias in node.names)]
     # Unlike `ast.dump`, `ast.unparse` gives the same text on every Python that the project supports.
     return _digest(ast.unparse(tree)), imports
 
@@ -177,12 +179,39 @@ def _digest(text: str) -> str:
     return sha256_of_text(text)[:12]
 
 
+def _resolved(imported: str, by: str) -> str | None:
+    """Return the name of a module that a module imports; None if it is of another project, or no module."""
+    if imported.startswith("."):
+        package = by if _file(by).name == "__init__.py" else by.rpartition(".")[0]
+        try:
+            imported = importlib.util.resolve_name(imported, package)
+        except ImportError:
+            return None
+    top, own = imported.partition(".")[0], by.partition(".")[0]
+    if top not in ("sams", own) and (own == "sams" or _base(own) is None or _base(top) != _base(own)):
+        return None
+    if top not in ("sams", own) and "site-packages" in str(_base(own)):
+        return None
+    return imported if _file(imported).is_file() else None
+
+
+@functools.cache
+def _base(top: str) -> Path | None:
+    """Return the folder that has a top-level module; None if there is no such module in a file."""
+    try:
+        origin = getattr(importlib.util.find_spec(top), "origin", None)
+    except (ImportError, ValueError):
+        return None
+    if origin is None or not Path(origin).is_file():
+        return None
+    file = Path(origin)
+    return file.parent.parent if file.name == "__init__.py" else file.parent
+
+
 def _path(name: str) -> Path:
-    return ROOT.parent.joinpath(*name.split("."))
-
-
-def _exists(name: str) -> bool:
-    return _path(name).with_suffix(".py").is_file() or (_path(name) / "__init__.py").is_file()
+    top = name.partition(".")[0]
+    base = ROOT.parent if (ROOT.parent / top).is_dir() else _base(top) or Path(top)
+    return base.joinpath(*name.split("."))
 
 
 def _file(name: str) -> Path:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from sams.runtime.errors import UserError
 from sams.scheduling.selection import Selection, selected
-from sams.scheduling.selectors.table import SELECTORS
 
 if TYPE_CHECKING:
     from sams.study.settings import Preference, Training
@@ -47,7 +46,7 @@ def selection_of(training: Preference, items: int, where: str = "preference") ->
         UserError: the data does not fill a batch, or the run is too short for its ratios.
     """
     batch = selected(training.batch_size, training.preselected or 1.0)
-    ratios = (1.0,) if SELECTORS[training.selector].crossfitted else training.ratios
+    ratios = (1.0,) if training.selector_entry.crossfitted else training.ratios
     rounds = count_rounds(items, training, f"{where}.batch_size", batch)
     try:
         return Selection(

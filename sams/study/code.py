@@ -50,7 +50,7 @@ def named_modules(recipe: Settings) -> list[str]:
     """Return the modules that a job imports by a name in its recipe: those of losses and selectors."""
     match recipe:
         case PreferenceRecipe(training=training):
-            return [*_loss(training), SELECTORS[training.selector].module]
+            return [*_loss(training), training.selector_entry.module]
         case AssessRecipe(runs=runs):
             return sorted({module for run in runs.values() for module in _loss(run)})
         case PretrainRecipe():

@@ -12,7 +12,6 @@ from pydantic import Field
 
 from sams.runtime.errors import UserError, nearest
 from sams.runtime.files import canonical_json
-from sams.scheduling.selectors.table import SELECTORS
 from sams.study.settings import (
     AlpacaEval,
     Count,
@@ -296,7 +295,7 @@ def _preference(study: Study, method: str, seed: int) -> PreferenceRecipe:
         method=method,
         model=study.model,
         training=training,
-        scheduler=study.scheduler_of(method) if SELECTORS[training.selector].reads_scheduler else None,
+        scheduler=study.scheduler_of(method) if training.selector_entry.reads_scheduler else None,
     )
 
 
@@ -351,7 +350,9 @@ def _crossfit(study: Study, method: str, seed: int) -> PreferenceRecipe:
     recipe = _preference(study, method, seed)
     return recipe.model_copy(
         update={
-            "training": recipe.training.model_copy(update={"selector": "all", "ratio": 1.0, "easiest": None})
+            "training": recipe.training.model_copy(
+                update={"selector": "all", "selector_settings": {}, "ratio": 1.0, "easiest": None}
+            )
         }
     )
 

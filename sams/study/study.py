@@ -10,7 +10,6 @@ from pydantic import Field, ValidationError, model_validator
 from sams.runtime.errors import nearest
 from sams.runtime.problems import first_problem
 from sams.scheduling.selection import selected
-from sams.scheduling.selectors.table import SELECTORS
 from sams.study.settings import (
     Benchmarks,
     Count,
@@ -304,7 +303,7 @@ class Study(Settings):
         if (
             self.pretrain is None
             or method not in self.preference_methods
-            or not SELECTORS[self.preference_of(method).selector].trains_scheduler
+            or not self.preference_of(method).selector_entry.trains_scheduler
             or self.method_settings[method].fresh_scheduler
         ):
             return False

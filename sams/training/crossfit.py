@@ -64,9 +64,11 @@ def main(
         mine, others = halves[half].tolist(), halves[1 - half].tolist()
 
         batches, selection = plan(task, training, mine, settings.seed)
-        selector = build_selector(training.selector, None, selection, model=bare(policy).model, job=job)
+        selector = build_selector(
+            training.selector, None, selection, task=task, model=bare(policy).model, job=job
+        )
         update = AdamWStep(policy, training, job.workers, batches.steps)
-        selecting = Selecting(selector, task, selection)
+        selecting = Selecting(selector, task, selection, batches.per_epoch)
         figures, _ = train(job, policy, task, batches, update, selecting=selecting, reports=Reports(test))
         assert job.tuning is not None
         values, _ = score(policy, task, others, job.workers, job.tuning.scoring_micro_batch)

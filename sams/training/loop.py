@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,8 +15,10 @@ from torch import nn
 
 from sams.policy.policy import weights_of
 from sams.runtime.costs import Costs
+from sams.runtime.errors import UserError
 from sams.runtime.processes import EXIT_INTERRUPTED, STOP_SIGNALS
 from sams.runtime.progress import progress
+from sams.scheduling.selectors.base import Choice, checked
 from sams.training.batches import Batches
 from sams.training.distribution import seeded
 from sams.training.gates import refuse_non_finite
@@ -39,11 +41,32 @@ CHECK_REPLICAS_EVERY = 100
 
 @dataclass
 class Selecting:
-    """Selection in a run: the selector, the task that it chooses from, and the number of items of each round."""
+    """Selection in a run.
+
+    Attributes:
+        selector: chooses the items.
+        task: the items.
+        selection: number of items of each round.
+        per_epoch: rounds of an epoch.
+        counts: how often each item was seen and trained on; empty unless the selector needs counts.
+    """
 
     selector: Selector
     task: Selectable
     selection: Selection
+    per_epoch: int
+    counts: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.selector.needs_counts:
+            pairs = len(self.task.ids)
+            self.counts = {name: torch.zeros(pairs, dtype=torch.int32) for name in ("seen", "trained")}
+
+    def count(self, step: Step) -> None:
+        """Count the pairs of a step, after its update."""
+        for name, items in (("seen", step.batch), ("trained", step.trained)):
+            if self.counts:
+                self.counts[name][items] += 1
 
 
 @dataclass
@@ -121,6 +144,8 @@ def train(
         if selecting is not None and selecting.selection.scheduled(number):
             select(selecting, passes, step)
         items = update(passes, task, step)
+        if selecting is not None:
+            selecting.count(step)
         if reports.pairs is not None:
             reports.pairs.trained(step, items)
 
@@ -147,8 +172,12 @@ def train(
             watch.at("writing a checkpoint")
             state["log_offset"] = run.offset
             selector = {} if selecting is None else selecting.selector.state_dict()
-            pairs = 0 if reports.pairs is None else reports.pairs.sync()
-            parts = {"selector": selector, "tuning": vars(job.tuning), "pairs": pairs}
+            parts: dict[str, Any] = {
+                "selector": selector,
+                "counts": {} if selecting is None else selecting.counts,
+                "tuning": vars(job.tuning),
+                "pairs": 0 if reports.pairs is None else reports.pairs.sync(),
+            }
             job.checkpoints.save(policy, update.optimiser, state | parts)
         if stopping:
             job.checkpoints.wait()
@@ -176,6 +205,9 @@ def resume(
     watch.at("finding micro-batches")
     if state is not None:
         state.pop("selector", None)  # restored, or empty
+        counts = state.pop("counts")
+        if selecting is not None:
+            selecting.counts = counts
         job.tuning = Tuning(**state.pop("tuning")).as_set(training)
     else:
         state = {"step": 0, "pairs_trained": 0, "tokens_seen": 0, "train_seconds": 0.0, "log_offset": None}
@@ -207,23 +239,37 @@ def with_progress(job: TrainingJob, batches: Batches, done: int) -> Iterator[tup
 
 
 def select(selecting: Selecting, passes: Passes, step: Step) -> None:
-    """Score the batch, let the selector learn from the last step, and broadcast its choice."""
+    """Score the batch if needed, let the selector learn from the last step, and broadcast its choice.
+
+    Raises:
+        UserError: the selector's answer is no choice of this batch.
+    """
     selector, task, workers = selecting.selector, selecting.task, passes.workers
-    view = None
-    if selector.needs_view:
+    features = None
+    if selector.needs_scores:
         contexts = selector.needs_contexts
         step.seen, features = passes.score(task, step.batch, contexts=contexts, kl=step.kl)
         refuse_non_finite(step.seen, step.batch, task, step.number)
-        view = task.view(step.batch, step.seen, features)
-        if view.margin_rounding:
-            step.metrics["all/rewards/margins_rounding"] = view.rounding_share()
+    view = task.view(step.batch, step.seen, features)
+    view.round, view.epoch = step.number, (step.number - 1) // selecting.per_epoch + 1
+    if selecting.counts:
+        view.seen, view.trained = (selecting.counts[name][step.batch].long() for name in ("seen", "trained"))
+    if view.margin_rounding:
+        step.metrics["all/rewards/margins_rounding"] = view.rounding_share()
     workers.watch.at("selection")
     step.metrics |= selector.observe(view)
-    choice = selector.choose(view, len(step.batch), selecting.selection.size(step.number))
+    n = len(step.batch)
+    answer = selector.choose(view, selecting.selection.size(step.number))
+    try:
+        choice = checked(answer, n, selecting.selection.size(step.number))
+    except ValueError as error:
+        raise UserError(str(error), where=f"selector {type(selector).__name__}, step {step.number}") from None
     # All processes use rank 0's choice: kernels may differ in the last bit from process to process.
-    choice = workers.broadcast(choice).cpu()
+    if workers.world > 1:
+        choice = Choice.from_rows(workers.broadcast(choice.rows(n)))
     selector.accept(choice)
-    step.chosen = choice.tolist()
+    step.chosen = choice.indices.tolist()
+    step.choice = None if choice.is_plain else choice
 
 
 class Measures:

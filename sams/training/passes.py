@@ -20,6 +20,7 @@ from sams.training.distribution import Workers
 from sams.training.tasks.base import Items, Scored, Task
 
 if TYPE_CHECKING:
+    from sams.scheduling.selectors.base import Choice
     from sams.training.tuning import Tuning
 
 
@@ -54,7 +55,9 @@ class Passes:
             what="" if sys.stderr.isatty() else what,  # a terminal shows the bar of the steps already
         )
 
-    def gradient(self, task: Task, items: list[int], kl: Tensor | None) -> Items:
+    def gradient(
+        self, task: Task, items: list[int], kl: Tensor | None, choice: Choice | None = None
+    ) -> Items:
         """Add the gradient of the mean loss; see `accumulate_gradient`."""
         return accumulate_gradient(
             self.policy,
@@ -64,6 +67,7 @@ class Passes:
             self.tuning.micro_batch,
             sync_each=self.tuning.sync_each_micro_batch,
             kl=kl,
+            choice=choice,
             tally=self.costs.tally,
         )
 
@@ -133,6 +137,7 @@ def accumulate_gradient(
     *,
     sync_each: bool = False,
     kl: Tensor | None = None,
+    choice: Choice | None = None,
     tally: Tally | None = None,
 ) -> Items:
     """Add to the policy's gradient that of the weighted mean loss over all items of all processes.
@@ -145,6 +150,7 @@ def accumulate_gradient(
         micro_batch: most items of one forward and backward pass.
         sync_each: exchange gradients in every micro-batch under FSDP2; else in the last.
         kl: KL term of the batch; None estimates it on these items if the task's loss has one.
+        choice: weights, labels and scales of beta of the items; None for the plain mean.
         tally: counts the tokens.
 
     Returns:
@@ -154,7 +160,7 @@ def accumulate_gradient(
         kl = kl_term(policy, task, items, workers, micro_batch, tally=tally)
     total = sum(task.weights[item] for item in items)
     collected = Collected(len(items))
-    batches = _micro_batches(policy, task, items, workers, micro_batch, False, kl, tally, sync_each)
+    batches = _micro_batches(policy, task, items, workers, micro_batch, False, kl, tally, sync_each, choice)
     for positions, _, values in batches:
         weights = torch.tensor([task.weights[items[at]] for at in positions] or [0], device=workers.device)
         # The processes' gradients are averaged, and the mean is over all items: hence the factor.
@@ -193,6 +199,7 @@ def _micro_batches(
     kl: Tensor | None,
     tally: Tally | None,
     sync_each: bool = False,
+    choice: Choice | None = None,
 ) -> Iterator[tuple[list[int], Scores, Items]]:
     """Run this process's micro-batches: yields (positions in `items`, scores, the task's values)."""
     packed = bare(policy).packed is not None
@@ -209,7 +216,8 @@ def _micro_batches(
         if tally is not None:
             tally.add(rows.tokens, rows.input_ids.numel(), len(rows.answers), trained=torch.is_grad_enabled())
         scores: Scores = policy(rows.to(workers.device), contexts)
-        yield positions, scores, task.items(scores, run, kl)
+        part = None if choice is None or not positions else choice.take(positions)
+        yield positions, scores, task.items(scores, run, kl, part)
 
 
 class Collected:

@@ -90,6 +90,9 @@ def main(
             training.selector,
             settings.scheduler,
             selection,
+            task=task,
+            own=training.selector_settings,
+            beta=training.beta,
             model=bare(policy).model,
             job=job,
             pretrained=scheduler,
@@ -117,7 +120,7 @@ def main(
             task,
             batches,
             AdamWStep(policy, training, job.workers, batches.steps),
-            selecting=Selecting(selector, task, selection),
+            selecting=Selecting(selector, task, selection, batches.per_epoch),
             reports=reports,
             gate=gate,
         )

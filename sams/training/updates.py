@@ -16,6 +16,7 @@ from sams.training.passes import Passes
 from sams.training.tasks.base import Items, Task
 
 if TYPE_CHECKING:
+    from sams.scheduling.selectors.base import Choice
     from sams.study.settings import Training
 
 # Names of weights that do not decay, as in transformers' `Trainer.get_decay_parameter_names`.
@@ -31,6 +32,7 @@ class Step:
         batch: items of the global batch.
         kl: KL term of the batch; None for a loss without one.
         chosen: positions in the batch that the selector chose.
+        choice: weights, labels and scales of beta of the chosen items; None for the plain mean.
         seen: values of all items of the batch before the update; empty if they were not scored.
         trained: items that the policy was trained on.
         metrics: figures of the step, for the log; tensors stay on their device until the step is logged.
@@ -40,6 +42,7 @@ class Step:
     batch: list[int]
     kl: Tensor | None
     chosen: list[int]
+    choice: Choice | None = None
     seen: Items = field(default_factory=dict)
     trained: list[int] = field(default_factory=list)
     metrics: dict[str, float | Tensor] = field(default_factory=dict)
@@ -112,7 +115,8 @@ class AdamWStep:
         step.trained = step.batch if self.complete_batch else step.chosen_items
         workers.watch.at("training pass")
         self.optimiser.zero_grad()
-        items = passes.gradient(task, step.trained, step.kl)
+        choice = None if self.complete_batch else step.choice
+        items = passes.gradient(task, step.trained, step.kl, choice)
         refuse_non_finite(items, step.trained, task, step.number)
         workers.watch.at("optimiser")
         norm = workers.clip(passes.policy, self.training.max_grad_norm, self.optimiser)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from sams.policy.policy import bare
@@ -36,6 +37,8 @@ class WatchedTask(SftTask, Selectable):
 
     def view(self, items: list[int], values: Items, contexts: Tensor | None) -> View:
         return View(
+            ids=[self.ids[item] for item in items],
+            numbers=torch.tensor(items),
             losses=values["loss"],
             margins=-values["loss"],
             chosen_logps=values["logps/chosen"],
@@ -58,8 +61,10 @@ class Watching(Selecting):
     ) -> None:
         selection = Selection(batches.size, batches.steps, (ratio,))
         model = bare(policy).model
-        selector = build_selector("sams", settings, selection, model=model, job=job, train_encoder=True)
-        super().__init__(selector, task, selection)
+        selector = build_selector(
+            "sams", settings, selection, task=task, model=model, job=job, train_encoder=True
+        )
+        super().__init__(selector, task, selection, batches.per_epoch)
 
     def save(self, out: Path, job: TrainingJob) -> None:
         """Write the scheduler's weights as a folder with a manifest."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from sams.scheduling.networks import RANDOM_HEADS
 from sams.scheduling.scheduler import Scheduler, context_width
 from sams.scheduling.selection import Selection
-from sams.scheduling.selectors.base import Setup, View
+from sams.scheduling.selectors.base import Choice, Setup, View
 from sams.scheduling.selectors.sams import Sams
 from sams.study.settings import Scheduler as Settings
 from tests.reference_sams import Adam, batch_reward, exploit, residual_net
@@ -126,15 +126,15 @@ def test_every_setting_acts_as_the_equations_say(
         train_encoder=False,
         pool=pool(),
     )
-    selector = Sams(scheduler, gamma=given["gamma"], seed=SEED, trained=pretrained)
+    selector = Sams(Setup(seed=SEED), scheduler, gamma=given["gamma"], trained=pretrained)
     batches = views(seed)
     weights = {name: dict(net) for name, net in scheduler.weights().items()}
     for view, (chosen, expected) in zip(
         batches, expected_rounds(batches, k, given, weights, pretrained), strict=True
     ):
         metrics = selector.observe(view)
-        choice = selector.choose(view, N, k)
-        selector.accept(choice)
+        choice = selector.choose(view, k)
+        selector.accept(Choice(choice))
         assert choice.tolist() == chosen
         names = ("batch_reward", "exploitation_loss", "exploration_loss")
         for name, value in zip(names, expected.values(), strict=False):

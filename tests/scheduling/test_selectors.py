@@ -23,7 +23,7 @@ from sams.scheduling.rewards import batch_reward, reward, sample_reward
 from sams.scheduling.scheduler import merge_contexts
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors.all import All
-from sams.scheduling.selectors.base import Selector, Setup, View, top_k
+from sams.scheduling.selectors.base import Choice, Selector, Setup, View, top_k
 from sams.scheduling.selectors.beta_dpo_filter import BetaDpoFilter
 from sams.scheduling.selectors.low_margin import LowMargin
 from sams.scheduling.selectors.oracle import Oracle
@@ -54,6 +54,11 @@ def with_margins(*margins: float) -> View:
     return View(torch.zeros(len(margins)), torch.tensor(margins), torch.zeros(len(margins)))
 
 
+def pairs(n: int) -> View:
+    """A batch that was not scored."""
+    return View(numbers=torch.arange(n))
+
+
 def with_flips(*flipped: int) -> View:
     zeros = torch.zeros(len(flipped))
     return View(zeros, zeros, zeros, flipped=torch.tensor(flipped, dtype=torch.bool))
@@ -82,6 +87,7 @@ class PerfectScheduler:
     """Knows what every arm is worth: the first number of its context."""
 
     settings = SimpleNamespace(merge="mean", delta=0.5, uncertainty="sum")
+    trained_weights = 0
 
     def score(self, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return contexts[:, 0, 0], contexts[:, 0, 0], contexts[:, :, 0]
@@ -91,18 +97,18 @@ class PerfectScheduler:
 
 
 def perfect() -> Sams:
-    return Sams(PerfectScheduler(), gamma=0.5, seed=0, trained=True)  # type: ignore[arg-type]
+    return Sams(Setup(seed=0), PerfectScheduler(), gamma=0.5, trained=True)  # type: ignore[arg-type]
 
 
 SELECTORS: dict[str, Callable[[], Selector]] = {
-    "all": All,
-    "random": lambda: Random(seed=1),
-    "top_margin": TopMargin,
-    "low_margin": LowMargin,
-    "top_loss": TopLoss,
-    "reward": lambda: Reward(delta=0.5),
-    "beta_dpo_filter": lambda: BetaDpoFilter(seed=1),
-    "oracle": lambda: Oracle(seed=1),
+    "all": lambda: All(Setup()),
+    "random": lambda: Random(Setup(seed=1)),
+    "top_margin": lambda: TopMargin(Setup()),
+    "low_margin": lambda: LowMargin(Setup()),
+    "top_loss": lambda: TopLoss(Setup()),
+    "reward": lambda: Reward(Setup(), delta=0.5),
+    "beta_dpo_filter": lambda: BetaDpoFilter(Setup(seed=1)),
+    "oracle": lambda: Oracle(Setup(seed=1)),
     "sams": perfect,
 }
 
@@ -143,8 +149,8 @@ def rounds(draw: st.DrawFn) -> list[tuple[View, int]]:
 
 def choose(selector: Selector, seen: View, n: int, k: int) -> torch.Tensor:
     """A selector's choice, accepted as the training loop does."""
-    chosen = selector.choose(seen, n, k)
-    selector.accept(chosen)
+    chosen = selector.choose(seen, k)
+    selector.accept(Choice(chosen))
     return chosen
 
 
@@ -186,7 +192,7 @@ def test_the_global_random_numbers_are_left_alone(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(SELECTORS) - {"all", "random"}))
 def test_who_needs_a_view_says_so(name: str) -> None:
-    assert SELECTORS[name]().needs_view
+    assert SELECTORS[name]().needs_scores
     assert SELECTORS[name]().needs_contexts == (name == "sams")
 
 
@@ -196,10 +202,10 @@ def test_who_needs_a_view_says_so(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "by_hand"),
     [
-        ("random", lambda: Random(3)),
-        ("oracle", lambda: Oracle(3)),
-        ("beta_dpo_filter", lambda: BetaDpoFilter(3)),
-        ("reward", lambda: Reward(0.9, "mean")),
+        ("random", lambda: Random(Setup(seed=3))),
+        ("oracle", lambda: Oracle(Setup(seed=3))),
+        ("beta_dpo_filter", lambda: BetaDpoFilter(Setup(seed=3))),
+        ("reward", lambda: Reward(Setup(), 0.9, "mean")),
     ],
 )
 def test_a_selector_is_built_from_seed_and_settings_of_the_run(
@@ -209,7 +215,7 @@ def test_a_selector_is_built_from_seed_and_settings_of_the_run(
     built, expected = TABLE[name].load().build(setup(tmp_path)), by_hand()
     for selector in (built, expected):
         selector.observe(seen)
-    assert built.choose(seen, 64, 32).tolist() == expected.choose(seen, 64, 32).tolist()
+    assert built.choose(seen, 32).tolist() == expected.choose(seen, 32).tolist()
 
 
 def test_sams_is_built_with_pool_seeds_and_weights_of_the_run(tmp_path: Path) -> None:
@@ -259,7 +265,7 @@ def test_a_perfect_scorer_is_never_random() -> None:
     scores = torch.where(good, 0.53, 0.50)
     selector, contexts = perfect(), scores[:, None, None, None].expand(n, 2, 1, 1)
     zeros = torch.zeros(n)
-    often = inclusion(lambda: selector.choose(View(zeros, zeros, zeros, contexts), n, k), n, rounds=100)
+    often = inclusion(lambda: selector.choose(View(zeros, zeros, zeros, contexts), k), n, rounds=100)
     assert often.tolist() == good.float().tolist()
     # The trap: sampling by soft-max at temperature 1 from these scores is a coin's toss for every pair.
     sampled = inclusion(lambda: torch.multinomial(scores.softmax(0), k, generator=generator), n, rounds=2000)
@@ -271,24 +277,30 @@ def test_a_perfect_scorer_is_never_random() -> None:
 
 
 def test_all_chooses_everything() -> None:
-    assert All().choose(None, 5, 5).tolist() == [0, 1, 2, 3, 4]
+    assert All(Setup()).choose(pairs(5), 5).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_random_chooses_evenly_and_by_seed() -> None:
-    selector = Random(seed=1)
-    often = inclusion(lambda: selector.choose(None, 8, 4), 8, rounds=2000)
+    selector = Random(Setup(seed=1))
+    often = inclusion(lambda: selector.choose(pairs(8), 4), 8, rounds=2000)
     assert (often - 0.5).abs().max() < 0.05
-    assert Random(3).choose(None, 64, 32).tolist() == Random(3).choose(None, 64, 32).tolist()
-    assert Random(3).choose(None, 64, 32).tolist() != Random(4).choose(None, 64, 32).tolist()
+    assert (
+        Random(Setup(seed=3)).choose(pairs(64), 32).tolist()
+        == Random(Setup(seed=3)).choose(pairs(64), 32).tolist()
+    )
+    assert (
+        Random(Setup(seed=3)).choose(pairs(64), 32).tolist()
+        != Random(Setup(seed=4)).choose(pairs(64), 32).tolist()
+    )
 
 
 def test_margin_and_loss_choose_their_extremes_and_the_lower_index_of_equals() -> None:
     seen = with_margins(1.0, -2.0, 3.0, 1.0, -2.0)
     seen.losses = torch.tensor([0.5, 0.9, 0.9, 0.1, 0.9])
-    assert TopMargin().choose(seen, 5, 2).tolist() == [0, 2]
-    assert LowMargin().choose(seen, 5, 1).tolist() == [1]
-    assert LowMargin().choose(seen, 5, 3).tolist() == [0, 1, 4]
-    assert TopLoss().choose(seen, 5, 2).tolist() == [1, 2]
+    assert TopMargin(Setup()).choose(seen, 2).tolist() == [0, 2]
+    assert LowMargin(Setup()).choose(seen, 1).tolist() == [1]
+    assert LowMargin(Setup()).choose(seen, 3).tolist() == [0, 1, 4]
+    assert TopLoss(Setup()).choose(seen, 2).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -300,30 +312,30 @@ def test_reward_takes_the_top_k_by_eq_7(delta: float, k: int, expected: list[int
     seen = View(
         torch.zeros(4), torch.tensor([0.0, 2.0, 4.0, 1.0]), torch.tensor([-10.0, -40.0, -20.0, -30.0])
     )
-    assert Reward(delta).choose(seen, 4, k).tolist() == expected
+    assert Reward(Setup(), delta).choose(seen, k).tolist() == expected
 
 
 def test_reward_takes_the_log_prob_per_token_where_told() -> None:
     logps, tokens = torch.tensor([-10.0, -20.0]), torch.tensor([1, 20])
     seen = View(torch.zeros(2), torch.zeros(2), logps, chosen_tokens=tokens)
-    assert Reward(0.5).choose(seen, 2, 1).tolist() == [1]
-    assert Reward(0.5, "mean").choose(seen, 2, 1).tolist() == [0]
+    assert Reward(Setup(), 0.5).choose(seen, 1).tolist() == [1]
+    assert Reward(Setup(), 0.5, "mean").choose(seen, 1).tolist() == [0]
 
 
 def test_reward_does_not_rank_by_margins_that_are_rounding() -> None:
     logps = torch.tensor([-10.0, -20.0, -30.0])
     seen = View(torch.zeros(3), torch.tensor([0.02, 0.01, 0.0]), logps, margin_rounding=0.05)
     # Only the uncertainty is left: the least likely first.
-    assert Reward(0.9).choose(seen, 3, 1).tolist() == [2]
+    assert Reward(Setup(), 0.9).choose(seen, 1).tolist() == [2]
     seen.margin_rounding = 0.01
-    assert Reward(0.9).choose(seen, 3, 1).tolist() == [0]
+    assert Reward(Setup(), 0.9).choose(seen, 1).tolist() == [0]
 
 
 def test_sams_is_not_rewarded_for_margins_that_are_rounding() -> None:
     seen = view(0)
     seen.margin_rounding = 2 * float(seen.margins.max() - seen.margins.min())
-    selector = Sams(scheduler(), gamma=0.5, seed=0, trained=False)
-    selector.choose(seen, 16, 8)
+    selector = Sams(Setup(seed=0), scheduler(), gamma=0.5, trained=False)
+    selector.choose(seen, 8)
     assert selector.scored is not None
     delta = selector.scheduler.settings.delta
     expected = sample_reward(torch.zeros(16), seen.chosen_logps, delta)
@@ -343,7 +355,7 @@ def test_the_share_of_the_margins_that_is_rounding_by_hand() -> None:
 
 def test_reward_of_equal_pairs_goes_by_index() -> None:
     # Round 1: all margins are 0, and here the log-probs are equal too.
-    assert Reward(0.5).choose(with_margins(0.0, 0.0, 0.0, 0.0), 4, 2).tolist() == [0, 1]
+    assert Reward(Setup(), 0.5).choose(with_margins(0.0, 0.0, 0.0, 0.0), 2).tolist() == [0, 1]
 
 
 # --- oracle ---------------------------------------------------------------------------------------
@@ -354,22 +366,22 @@ def test_oracle_takes_no_flipped_pair_while_clean_ones_last(
     flipped: list[bool], seed: int, data: st.DataObject
 ) -> None:
     k = data.draw(st.integers(1, len(flipped)))
-    chosen = Oracle(seed).choose(with_flips(*flipped), len(flipped), k)
+    chosen = Oracle(Setup(seed=seed)).choose(with_flips(*flipped), k)
     clean = flipped.count(False)
     assert sum(flipped[index] for index in chosen) == max(0, k - clean)
 
 
 def test_oracle_draws_evenly_among_the_clean_and_then_among_the_flipped() -> None:
-    selector = Oracle(seed=1)
-    few = inclusion(lambda: selector.choose(with_flips(1, 0, 0, 1, 0, 0), 6, 2), 6, rounds=2000)
+    selector = Oracle(Setup(seed=1))
+    few = inclusion(lambda: selector.choose(with_flips(1, 0, 0, 1, 0, 0), 2), 6, rounds=2000)
     assert (few - torch.tensor([0.0, 0.5, 0.5, 0.0, 0.5, 0.5])).abs().max() < 0.05
-    many = inclusion(lambda: selector.choose(with_flips(1, 0, 1, 1, 0, 1), 6, 4), 6, rounds=2000)
+    many = inclusion(lambda: selector.choose(with_flips(1, 0, 1, 1, 0, 1), 4), 6, rounds=2000)
     assert (many - torch.tensor([0.5, 1.0, 0.5, 0.5, 1.0, 0.5])).abs().max() < 0.05
 
 
 def test_oracle_refuses_data_without_flags_and_says_what_to_do() -> None:
     with pytest.raises(UserError, match=r"preference\.selector: .*flipped.*; .*another selector"):
-        Oracle(seed=1).choose(with_margins(0.0, 1.0), 2, 1)
+        Oracle(Setup(seed=1)).choose(with_margins(0.0, 1.0), 1)
 
 
 # --- beta-DPO's filter ----------------------------------------------------------------------------
@@ -378,7 +390,7 @@ MARGINS = [-1.0, 0.2, 0.5, 1.5, 3.0]
 
 
 def filter_at(mean: float, deviation: float) -> BetaDpoFilter:
-    selector = BetaDpoFilter(seed=1)
+    selector = BetaDpoFilter(Setup(seed=1))
     selector.mean, selector.deviation = mean, deviation
     return selector
 
@@ -391,7 +403,7 @@ def densities(mean: float, deviation: float) -> list[float]:
 
 def test_filter_follows_mean_and_deviation_with_momentum() -> None:
     first, second = [1.0, 2.0, 6.0], [-4.0, 0.0, 1.0]
-    selector = BetaDpoFilter(seed=1)
+    selector = BetaDpoFilter(Setup(seed=1))
     selector.observe(with_margins(*first))
     metrics = selector.observe(with_margins(*second))
     mean = 0.9 * 0.1 * statistics.mean(first) + 0.1 * statistics.mean(second)
@@ -403,7 +415,7 @@ def test_filter_follows_mean_and_deviation_with_momentum() -> None:
 
 def test_filter_draws_one_pair_by_the_density_of_its_margin() -> None:
     selector, draws = filter_at(0.6, 0.8), 4000
-    often = inclusion(lambda: selector.choose(with_margins(*MARGINS), 5, 1), 5, draws)
+    often = inclusion(lambda: selector.choose(with_margins(*MARGINS), 1), 5, draws)
     expected = [draws * p for p in densities(0.6, 0.8)]
     assert chisquare((often * draws).round().tolist(), expected).pvalue > 1e-3
 
@@ -414,7 +426,7 @@ def test_filter_draws_several_without_replacement() -> None:
     expected = torch.zeros(5)
     for a, b, c in permutations(range(5), 3):
         expected[[a, b, c]] += p[a] * p[b] / (1 - p[a]) * p[c] / (1 - p[a] - p[b])
-    often = inclusion(lambda: selector.choose(with_margins(*MARGINS), 5, 3), 5, draws)
+    often = inclusion(lambda: selector.choose(with_margins(*MARGINS), 3), 5, draws)
     assert expected.sum() == pytest.approx(3.0, abs=1e-5)
     assert (often - expected).abs().max() < 0.03  # four standard errors
 
@@ -422,32 +434,32 @@ def test_filter_draws_several_without_replacement() -> None:
 def test_filter_orders_pairs_whose_weights_underflow() -> None:
     seen = with_margins(9.0, 5.0, -3.0, 7.0, -4.0)
     assert all(math.exp(-((margin / 0.01) ** 2) / 2) == 0.0 for margin in seen.margins.tolist())
-    assert filter_at(0.0, 0.01).choose(seen, 5, 3).tolist() == [1, 2, 4]
+    assert filter_at(0.0, 0.01).choose(seen, 3).tolist() == [1, 2, 4]
 
 
 def test_filter_is_uniform_while_all_margins_are_equal() -> None:
     for margin in (0.0, 0.1):  # 0 is round 1, where policy and reference agree
-        selector, seen = BetaDpoFilter(seed=1), with_margins(*[margin] * 48)
+        selector, seen = BetaDpoFilter(Setup(seed=1)), with_margins(*[margin] * 48)
         selector.observe(seen)
-        often = inclusion(lambda selector=selector, seen=seen: selector.choose(seen, 48, 24), 48, rounds=2000)
+        often = inclusion(lambda selector=selector, seen=seen: selector.choose(seen, 24), 48, rounds=2000)
         assert (often - 0.5).abs().max() < 0.06
 
 
 def test_filter_does_not_depend_on_the_unit_of_the_margins() -> None:
-    plain, scaled = BetaDpoFilter(seed=1), BetaDpoFilter(seed=1)
+    plain, scaled = BetaDpoFilter(Setup(seed=1)), BetaDpoFilter(Setup(seed=1))
     for seed in range(5):
         seen, in_other_unit = view(seed), view(seed)
         in_other_unit.margins = seen.margins / 64
         plain.observe(seen)
         scaled.observe(in_other_unit)
-        assert torch.equal(plain.choose(seen, 16, 8), scaled.choose(in_other_unit, 16, 8))
+        assert torch.equal(plain.choose(seen, 8), scaled.choose(in_other_unit, 8))
 
 
 # --- SamS -----------------------------------------------------------------------------------------
 
 
 def test_sams_takes_the_top_k_of_its_scores() -> None:
-    selector = Sams(scheduler(), gamma=0.5, seed=0, trained=True)
+    selector = Sams(Setup(seed=0), scheduler(), gamma=0.5, trained=True)
     for seed in range(5):
         seen = view(seed)
         assert seen.contexts is not None
@@ -458,7 +470,7 @@ def test_sams_takes_the_top_k_of_its_scores() -> None:
 
 
 def test_sams_breaks_ties_by_index() -> None:
-    selector = Sams(scheduler(), gamma=0.5, seed=0, trained=True)
+    selector = Sams(Setup(seed=0), scheduler(), gamma=0.5, trained=True)
     seen = view(0)
     assert seen.contexts is not None
     seen.contexts[:] = seen.contexts[0].clone()
@@ -467,14 +479,14 @@ def test_sams_breaks_ties_by_index() -> None:
 
 def test_an_untrained_scheduler_leaves_round_one_to_chance() -> None:
     chosen = {
-        tuple(Sams(scheduler(), gamma=0.5, seed=seed, trained=False).choose(view(0), 16, 8).tolist())
+        tuple(Sams(Setup(seed=seed), scheduler(), gamma=0.5, trained=False).choose(view(0), 8).tolist())
         for seed in range(5)
     }
     assert len(chosen) == 5
 
 
 def test_rewards_are_those_of_the_previous_round() -> None:
-    selector = Sams(scheduler(replay_sample=0), gamma=0.5, seed=0, trained=True)
+    selector = Sams(Setup(seed=0), scheduler(replay_sample=0), gamma=0.5, trained=True)
     first, second = view(1, loss=0.7), view(2, loss=0.6)
     assert selector.observe(first) == {}
     chosen = choose(selector, first, 16, 8)
@@ -489,7 +501,7 @@ def test_rewards_are_those_of_the_previous_round() -> None:
 
 
 def test_a_round_reports_how_well_the_last_scores_agree_with_the_rewards() -> None:
-    selector = Sams(scheduler(exploration=3.0), gamma=0.25, seed=0, trained=True)
+    selector = Sams(Setup(seed=0), scheduler(exploration=3.0), gamma=0.25, trained=True)
     first, second = view(1), view(2)
     assert first.contexts is not None
     scores, values, _ = selector.scheduler.score(merge_contexts(first.contexts, "concat"))
@@ -510,14 +522,14 @@ def test_a_round_reports_how_well_the_last_scores_agree_with_the_rewards() -> No
 
 
 def test_there_is_one_batch_reward_per_round() -> None:
-    selector = Sams(scheduler(), gamma=0.5, seed=0, trained=True)
+    selector = Sams(Setup(seed=0), scheduler(), gamma=0.5, trained=True)
     choose(selector, view(1), 16, 8)
     assert selector.observe(view(2)) != {}
     assert selector.observe(view(3)) == {}
 
 
 def test_sams_learns_from_full_rounds_too() -> None:
-    selector = Sams(scheduler(), gamma=0.5, seed=0, trained=False)
+    selector = Sams(Setup(seed=0), scheduler(), gamma=0.5, trained=False)
     for seed, k in enumerate([16, 8, 16, 4]):
         selector.observe(view(seed))
         assert len(choose(selector, view(seed), 16, k)) == k
@@ -525,12 +537,12 @@ def test_sams_learns_from_full_rounds_too() -> None:
 
 
 def test_sams_continues_from_its_state_bit_by_bit() -> None:
-    first = Sams(scheduler(), gamma=0.5, seed=0, trained=False)
+    first = Sams(Setup(seed=0), scheduler(), gamma=0.5, trained=False)
     for seed in range(3):
         first.observe(view(seed))
         choose(first, view(seed), 16, 8)
     state = saved(first.state_dict())
-    second = Sams(scheduler(), gamma=0.5, seed=5, trained=False)
+    second = Sams(Setup(seed=5), scheduler(), gamma=0.5, trained=False)
     shutil.copytree(first.scheduler.pool.folder, second.scheduler.pool.folder, dirs_exist_ok=True)
     second.load_state_dict(state)
     for seed in range(3, 8):
@@ -539,8 +551,8 @@ def test_sams_continues_from_its_state_bit_by_bit() -> None:
 
 
 def test_sams_that_has_not_chosen_yet_can_be_saved_and_restored() -> None:
-    state = saved(Sams(scheduler(), gamma=0.5, seed=0, trained=False).state_dict())
-    second = Sams(scheduler(), gamma=0.5, seed=0, trained=False)
+    state = saved(Sams(Setup(seed=0), scheduler(), gamma=0.5, trained=False).state_dict())
+    second = Sams(Setup(seed=0), scheduler(), gamma=0.5, trained=False)
     second.load_state_dict(state)
     assert second.pending is None and second.observe(view(0)) == {}
 
@@ -548,13 +560,13 @@ def test_sams_that_has_not_chosen_yet_can_be_saved_and_restored() -> None:
 def test_sams_learns_from_the_arms_that_all_processes_agreed_on() -> None:
     """A process whose own scores would choose otherwise stores rank 0's arms."""
     agreed = torch.tensor([0, 2])
-    selector = Sams(scheduler(), gamma=0.5, seed=0, trained=True)
+    selector = Sams(Setup(seed=0), scheduler(), gamma=0.5, trained=True)
     generator = torch.Generator().manual_seed(0)
     losses, margins, logps = (torch.randn(4, generator=generator) for _ in range(3))
     contexts = torch.randn(4, 2, 3, 8, generator=generator)
-    own = selector.choose(View(losses, margins, logps, contexts), 4, 2)
+    own = selector.choose(View(losses, margins, logps, contexts), 2)
     assert own.tolist() != agreed.tolist()
-    selector.accept(agreed)
+    selector.accept(Choice(agreed))
     assert selector.pending is not None
     torch.testing.assert_close(selector.pending.contexts[:, :, :8], contexts[agreed, 0])
 
@@ -562,7 +574,7 @@ def test_sams_learns_from_the_arms_that_all_processes_agreed_on() -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_the_table_says_what_the_class_says(name: str) -> None:
     selector = TABLE[name].load()
-    assert selector.needs_view == TABLE[name].needs_view
+    assert selector.needs_scores == TABLE[name].needs_scores
     assert selector.__module__ == TABLE[name].module
 
 
@@ -572,4 +584,4 @@ def test_the_page_lists_every_selector() -> None:
     assert re.findall(r"^\| `(\w+)` ", table, re.MULTILINE) == list(TABLE)
     unseen = re.search(r"^((?:`\w+`(?:, | and )?)+) need no scoring pass", page, re.MULTILINE)
     assert unseen is not None
-    assert set(re.findall(r"`(\w+)`", unseen[1])) == {name for name in TABLE if not TABLE[name].needs_view}
+    assert set(re.findall(r"`(\w+)`", unseen[1])) == {name for name in TABLE if not TABLE[name].needs_scores}

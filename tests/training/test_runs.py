@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, write_manifest
+from sams.scheduling.selectors.base import Setup, View
 from sams.scheduling.selectors.random import Random
 from sams.study.recipes import Job, PreferenceRecipe, PretrainRecipe, SftRecipe
 from sams.study.settings import Preference, Pretrain, Scheduler, Settings, Sft
@@ -162,7 +163,7 @@ def test_the_gradient_norm_is_that_of_the_mean_over_the_selected(
     data = tiny.pairs(64, seed=1)
     policy = transformers.AutoModelForCausalLM.from_pretrained(prepared["model"], dtype=torch.float64)
     gaps = []
-    for item in (batch[index] for index in Random(0).choose(None, 16, 8)):
+    for item in (batch[index] for index in Random(Setup()).choose(View(numbers=torch.arange(16)), 8)):
         logps = []
         for side in ("chosen_ids", "rejected_ids"):
             prompt, completion = data["prompt_ids"][item], data[side][item]

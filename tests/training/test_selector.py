@@ -32,6 +32,7 @@ def build(name: str, tmp_path: Path, **more: Any) -> Selector:
         name,
         settings,
         Selection(4, 2, (0.5,)),
+        task=SimpleNamespace(ids=list("abcd")),
         model=LlamaForCausalLM(config),
         job=job(tmp_path),
         **more,
@@ -65,10 +66,10 @@ def view() -> View:
 @pytest.mark.parametrize("name", selectors.SELECTORS)
 def test_every_selector_is_built_the_same_way(name: str, tmp_path: Path) -> None:
     selector = build(name, tmp_path)
-    seen = view() if selector.needs_view else None
+    seen = view()
     selector.observe(seen)
     k = 4 if isinstance(selector, selectors.SELECTORS["all"].load()) else 2
-    chosen = selector.choose(seen, 4, k)
+    chosen = selector.choose(seen, k)
     assert len(chosen) == k and chosen.tolist() == sorted(set(chosen.tolist()))
     assert bool(selector.trained_weights) == selectors.SELECTORS[name].trains_scheduler
 
@@ -104,12 +105,11 @@ class Squared(PairLoss):
 SELECTOR = """
 from torch import Tensor
 
-from sams.scheduling.selectors.base import Stateless, View, top_k
+from sams.scheduling.selectors.base import Selector, View, top_k
 
 
-class MiddleMargin(Stateless):
-    def choose(self, view: View | None, n: int, k: int) -> Tensor:
-        assert view is not None
+class MiddleMargin(Selector):
+    def choose(self, view: View, k: int) -> Tensor:
         return top_k(-(view.margins - view.margins.median()).abs(), k)
 """
 
@@ -138,7 +138,7 @@ def test_a_loss_and_a_selector_are_one_file_and_one_line_each(
         )
         tokens = torch.ones(1)
         assert loss(PairLogps(torch.tensor([-1.0]), torch.tensor([-2.0]), tokens, tokens)).tolist() == [4.0]
-        chosen = build(training.selector, tmp_path).choose(view(), 4, 2)
+        chosen = build(training.selector, tmp_path).choose(view(), 2)
         assert chosen.tolist() == [1, 2]
     finally:
         sys.modules.pop("squared", None)

@@ -51,7 +51,7 @@ class Setup:
     train_encoder: bool = False
     layers: int = 0
     width: int = 0
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     folder: Path = Path()
     rank: int = 0
     world: int = 1
@@ -150,18 +150,29 @@ class Choice:
         """Whether the loss is the plain mean over the chosen pairs."""
         return self.weights is None and self.labels is None and self.beta_scales is None
 
-    def rows(self) -> Tensor:
-        """Return all values as one tensor: [4, k] float64, for an exchange between processes."""
-        ones = torch.ones(len(self.indices), dtype=torch.float64)
-        values = (self.indices, self.weights, self.labels, self.beta_scales)
-        return torch.stack([ones if value is None else value.cpu().double() for value in values])
+    def take(self, positions: list[int]) -> Choice:
+        """Return the choice of some of the chosen pairs, by their positions among these."""
+        more = (self.weights, self.labels, self.beta_scales)
+        return Choice(self.indices[positions], *(None if part is None else part[positions] for part in more))
 
-    def with_rows(self, rows: Tensor) -> Choice:
-        """Return the choice with the values of `rows`, and the same values None."""
-        names = ("weights", "labels", "beta_scales")
-        given = {name: row.float() for name, row in zip(names, rows[1:], strict=True)}
-        kept = {name: row for name, row in given.items() if getattr(self, name) is not None}
-        return Choice(rows[0].long(), **kept)
+    def rows(self, n: int) -> Tensor:
+        """Return all values as one tensor of a fixed size, for an exchange between processes: [4, n] float64.
+
+        The first row is 1 at the chosen pairs; a row of values that are None is NaN.
+        """
+        rows = torch.full((4, n), torch.nan, dtype=torch.float64)
+        rows[0] = torch.zeros(n, dtype=torch.float64).index_fill(0, self.indices, 1)
+        for row, value in zip(rows[1:], (self.weights, self.labels, self.beta_scales), strict=True):
+            if value is not None:
+                row[self.indices] = value.cpu().double()
+        return rows
+
+    @classmethod
+    def from_rows(cls, rows: Tensor) -> Choice:
+        """Return the choice with these `rows`."""
+        indices = rows[0].cpu().nonzero()[:, 0]
+        values = rows[1:, indices].cpu().float()
+        return cls(indices, *(None if value.isnan().any() else value for value in values))
 
 
 def checked(answer: Tensor | Choice, n: int, k: int) -> Choice:
@@ -188,7 +199,9 @@ def checked(answer: Tensor | Choice, n: int, k: int) -> Choice:
         low, high = (values >= 0, values <= 1) if part.name == "labels" else (values > 0, values.isfinite())
         if len(values) != len(chosen) or not bool((low & high).all()):
             wanted = "from 0 to 1" if part.name == "labels" else "above 0"
-            raise ValueError(f"the answer's {part.name} are not {len(chosen)} numbers {wanted}: {values.tolist()}")
+            raise ValueError(
+                f"the answer's {part.name} are not {len(chosen)} numbers {wanted}: {values.tolist()}"
+            )
     return choice
 
 

@@ -11,6 +11,8 @@ from sams.scheduling.selectors.random import Random
 class Oracle(Random):
     """Draws k pairs uniformly from the clean ones, and flipped ones only if the clean ones do not suffice."""
 
+    needs_scores = True  # for the records of all pairs; the choice needs none
+
     def choose(self, view: View, k: int) -> Tensor:
         """Return the first k of the clean pairs in random order, followed by the flipped ones in random order.
 

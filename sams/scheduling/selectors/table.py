@@ -6,7 +6,9 @@ here. A selector of another package needs no entry: `find` imports the class and
 
 import importlib
 import inspect
+import os
 import pkgutil
+import sys
 import typing
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -104,7 +106,6 @@ def find(name: str) -> Entry:
     known = [*SELECTORS, *named]
     raise UserError(
         f"no selector is named '{name}' (there are {', '.join(known)}){nearest(name, known)}",
-        where="selector",
         remedy="choose one of them, or give the path of a class, package.module:Class",
     )
 
@@ -121,6 +122,8 @@ def _of_class(name: str, path: str) -> Entry:
         )
 
     module, _, attribute = path.partition(":")
+    if not {"", os.getcwd()} & set(sys.path):  # a program in bin/ does not look into the current folder
+        sys.path.append(os.getcwd())
     try:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
@@ -142,15 +145,21 @@ def settings_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
     """
     from pydantic import ValidationError
 
+    model = _settings_model(find(name).load())
     try:
-        return _settings_model(find(name).load())(**given).model_dump()
+        return model(**given).model_dump()
     except ValidationError as error:
         first = error.errors()[0]
         setting = ".".join(map(str, first["loc"]))
+        known = list(model.model_fields)
+        problem = {
+            "extra_forbidden": f"no setting '{setting}'{nearest(setting, known)}",
+            "missing": f"setting '{setting}' is required",
+        }.get(first["type"], f"setting '{setting}': {first['msg']}, found {first['input']!r}")
         raise UserError(
-            f"`{setting}`: {first['msg']}" + (f", not {first['input']!r}" if first["type"] != "missing" else ""),
-            where=f"settings of selector {name}",
-            remedy="see the parameters of the class",
+            problem,
+            where=f"selector {name}",
+            remedy=f"the selector has {', '.join(known)}" if known else "the selector has no settings",
         ) from None
 
 

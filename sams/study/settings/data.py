@@ -69,6 +69,11 @@ class Data(Settings):
         description="Columns that the model must not see. Other unknown columns are refused, unless their names say "
         "that they are ids, scores, sources and the like.",
     )
+    keep_columns: list[str] = Field(
+        [],
+        description="Columns of `train` with numbers that selectors read (docs/selectors.md): a score, a rating, a "
+        "held-out loss. Every row must have them.",
+    )
     form: Form = Field(
         "auto",
         description="Form of the pairs (docs/studies.md); auto detects it from the first row. The world is written "
@@ -115,8 +120,15 @@ class Data(Settings):
             )
         if self.world is not None and self.world.validation_pairs and self.form != "auto":
             raise ValueError("`world.validation_pairs` are not written in another form: set `form: auto`")
-        if (self.columns or self.ignored_columns) and self.form in ("shp", "stack_exchange"):
-            raise ValueError(f"`columns` and `ignored_columns` are not for rows of `form: {self.form}`")
+        own = self.columns or self.ignored_columns or self.keep_columns
+        if own and self.form in ("shp", "stack_exchange"):
+            raise ValueError(
+                f"`columns`, `ignored_columns` and `keep_columns` are not for rows of `form: {self.form}`"
+            )
+        if self.keep_columns and self.world is not None:
+            raise ValueError("`keep_columns` are those of a file or data set, and `world` is given")
+        if len(set(self.keep_columns)) < len(self.keep_columns):
+            raise ValueError("`keep_columns` names a column twice")
         if isinstance(self.test, float) and "test" in self.published_rows:
             raise ValueError("`published_rows.test` is of a test split, and `test` is a share of `train`")
         if self.max_prompt_length >= self.max_length:

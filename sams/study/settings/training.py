@@ -1,13 +1,14 @@
 """The training stages and how they are launched."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from sams.losses.table import LOSSES, check_loss, check_loss_name
+from sams.runtime.errors import UserError
 from sams.scheduling.selection import selected
-from sams.scheduling.selectors.table import SELECTORS, check_selector
+from sams.scheduling.selectors.table import SELECTORS, Entry, find, settings_of
 from sams.study.settings.base import Count, Overlay, Positive, Settings, Share
 from sams.study.settings.model import MethodModel
 from sams.study.settings.scheduling import MethodScheduler
@@ -105,22 +106,26 @@ class Pretrain(Training):
         return self
 
 
-def _listed(check: Callable[[str], None], names: Iterable[str]) -> Any:
-    """Return the type of a name in a table; the schema lists the names."""
+def _listed(check: Callable[[str], object], schema: dict[str, Any]) -> Any:
+    """Return the type of a name that `check` finds; the schema lists the names."""
 
     def checked(name: str) -> str:
-        check(name)
+        try:
+            check(name)
+        except UserError as error:
+            raise ValueError(str(error)) from None
         return name
 
-    return Annotated[str, AfterValidator(checked), Field(json_schema_extra={"enum": list(names)})]
+    return Annotated[str, AfterValidator(checked), Field(json_schema_extra=schema)]
 
 
 if TYPE_CHECKING:
     LossName = str
     SelectorName = str
 else:
-    LossName = _listed(check_loss_name, LOSSES)
-    SelectorName = _listed(check_selector, SELECTORS)
+    LossName = _listed(check_loss_name, {"enum": list(LOSSES)})
+    # Selectors of other packages have other names.
+    SelectorName = _listed(find, {"anyOf": [{"enum": list(SELECTORS)}, {"pattern": "."}]})
 
 
 class PreferenceKeys(Training):
@@ -140,7 +145,12 @@ class PreferenceKeys(Training):
         description="Accept reference log-probs of another model than the one that training starts from.",
     )
     selector: SelectorName = Field(
-        "all", description="Selector that chooses the pairs to train on (docs/selectors.md)."
+        "all",
+        description="Selector that chooses the pairs to train on: a name of docs/selectors.md, the name of another "
+        "package's entry point, or the path of a class of your own, `package.module:Class`.",
+    )
+    selector_settings: dict[str, Any] = Field(
+        {}, description="Settings of the selector, by name; docs/selectors.md lists them with defaults."
     )
     ratio: Ratio | Annotated[list[Ratio], Field(min_length=1)] = Field(
         1.0,
@@ -186,7 +196,12 @@ class Preference(PreferenceKeys):
 
     @model_validator(mode="after")
     def _selection(self) -> "Preference":
-        selector = SELECTORS[self.selector]
+        selector = self.selector_entry
+        if self.selector_settings or self.selector not in SELECTORS:
+            try:
+                settings_of(self.selector, self.selector_settings)
+            except UserError as error:
+                raise ValueError(str(error)) from None
         if selector.full_batch and self.ratios != (1.0,):
             raise ValueError(
                 f"selector `{self.selector}` has ratio 1.0: choose another selector or drop `ratio`"
@@ -212,6 +227,11 @@ class Preference(PreferenceKeys):
         return self
 
     @property
+    def selector_entry(self) -> Entry:
+        """The selector's entry: its class and its needs."""
+        return find(self.selector)
+
+    @property
     def ratios(self) -> tuple[float, ...]:
         """The ratio of each part of the run."""
         return tuple(self.ratio) if isinstance(self.ratio, list) else (self.ratio,)
@@ -219,7 +239,7 @@ class Preference(PreferenceKeys):
     @property
     def preselected(self) -> float | None:
         """Share of the pairs chosen before the training by cross-fitted losses; None without such a choice."""
-        return self.ratios[0] if SELECTORS[self.selector].crossfitted else self.easiest
+        return self.ratios[0] if self.selector_entry.crossfitted else self.easiest
 
     @property
     def evaluated_split(self) -> Literal["validation", "test"]:
@@ -228,8 +248,8 @@ class Preference(PreferenceKeys):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss needs log-probs under a reference model."""
-        return LOSSES[self.loss].needs_reference
+        """Whether the loss or the selector needs log-probs under a reference model."""
+        return LOSSES[self.loss].needs_reference or self.selector_entry.needs_reference
 
     @property
     def needs_kl(self) -> bool:

@@ -14,7 +14,7 @@ from sams.policy.rows import Item
 from sams.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sams.scheduling.selectors.base import View
+    from sams.scheduling.selectors.base import Choice, View
 
 Items = dict[str, Tensor]
 """Named values of B items, each [B] float32; `loss` carries the gradient, all others are detached."""
@@ -35,8 +35,13 @@ class Scored(Protocol):
         """Token ids of each item: its prompt and its completions."""
         ...
 
-    def items(self, scores: Scores, items: list[int], kl: Tensor | None = None) -> Items:
-        """Values of each item, from the scores of `sequences(items)` and the KL term of their batch."""
+    def items(
+        self, scores: Scores, items: list[int], kl: Tensor | None = None, choice: Choice | None = None
+    ) -> Items:
+        """Values of each item, from the scores of `sequences(items)` and the KL term of their batch.
+
+        With `choice`, which is of these items, losses have its weights, labels and scales of beta.
+        """
         ...
 
     def kl(self, values: Items, items: list[int]) -> Tensor:
@@ -59,7 +64,7 @@ class Selectable(Task, Protocol):
     """A task from which a selector can choose."""
 
     def view(self, items: list[int], values: Items, contexts: Tensor | None) -> View:
-        """A scored batch as selectors see it; contexts are [n, sequences, layers, width]."""
+        """A batch as selectors see it: scored, or with values {}; contexts are [n, sequences, layers, width]."""
         ...
 
 

@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from sams.data.tokens import lengths_of
+from sams.data.tokens import KEPT, lengths_of
 from sams.policy.policy import Scores
 from sams.policy.rows import Item
+from sams.scheduling.selectors.base import Choice
 from sams.training.tasks.base import Items, Scored, mean
 
 
@@ -15,12 +17,18 @@ class PairTask(Scored):
     """Preference pairs: the log-probs of both responses.
 
     Args:
-        data: tokenised pairs with columns id, prompt_ids, chosen_ids, rejected_ids, flipped.
+        data: tokenised pairs with columns id, prompt_ids, chosen_ids, rejected_ids, flipped, and those that the
+            data keeps for selectors.
     """
 
     def __init__(self, data: Mapping[str, Sequence[Any]]) -> None:
         self.ids = list(data["id"])
         self.flipped: Sequence[bool | None] = data["flipped"]
+        self.columns = {
+            name.removeprefix(KEPT): torch.as_tensor(values)
+            for name, values in data.items()
+            if name.startswith(KEPT)
+        }
         self.prompts, self.chosen, self.rejected = (
             data[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")
         )
@@ -34,7 +42,9 @@ class PairTask(Scored):
     def sequences(self, items: list[int]) -> list[Item]:
         return [(self.prompts[item], [self.chosen[item], self.rejected[item]]) for item in items]
 
-    def items(self, scores: Scores, items: list[int], kl: Tensor | None = None) -> Items:
+    def items(
+        self, scores: Scores, items: list[int], kl: Tensor | None = None, choice: Choice | None = None
+    ) -> Items:
         chosen, rejected = scores.logps.chunk(2)
         return {"logps/chosen": chosen.detach(), "logps/rejected": rejected.detach()}
 
@@ -62,5 +72,7 @@ class MismatchedTask(Scored):
     def sequences(self, items: list[int]) -> list[Item]:
         return [(self.prompts[item], [self.completions[item]]) for item in items]
 
-    def items(self, scores: Scores, items: list[int], kl: Tensor | None = None) -> Items:
+    def items(
+        self, scores: Scores, items: list[int], kl: Tensor | None = None, choice: Choice | None = None
+    ) -> Items:
         return {"logps/mismatched": scores.logps.detach()}

@@ -15,7 +15,7 @@ from sams.losses.base import Loss, PairLogps
 from sams.losses.table import build_loss
 from sams.policy.policy import Scores
 from sams.runtime.errors import UserError
-from sams.scheduling.selectors.base import View
+from sams.scheduling.selectors.base import Choice, View
 from sams.training.tasks.base import Items, Selectable, read_tokens
 from sams.training.tasks.pairs import MismatchedTask, PairTask
 
@@ -34,7 +34,7 @@ class PreferenceTask(PairTask, Selectable):
         data: as for `PairTask`; a loss with a KL term needs the column mismatched_ids too.
         loss: the loss, with its hyper-parameters.
         reference: cached log-probs under the reference by pair id, as (chosen, rejected[, mismatched]);
-            None for a loss without a reference.
+            None if neither the loss nor the selector needs a reference.
         precision: compute type, which says how far margins may differ by rounding.
     """
 
@@ -50,8 +50,7 @@ class PreferenceTask(PairTask, Selectable):
         self.rounding = ROUNDING[precision]
         self.loss = loss
         self.reference: Tensor | None = None
-        if loss.needs_reference:
-            assert reference is not None
+        if reference is not None:
             self.reference = torch.tensor([reference[pair] for pair in self.ids], dtype=torch.float32)
         self.kl_task = MismatchedTask(data) if loss.needs_kl else None
 
@@ -61,7 +60,9 @@ class PreferenceTask(PairTask, Selectable):
         ratios = values["logps/mismatched"] - self.reference[items, 2]
         return ratios.double().mean().clamp(min=0).float()
 
-    def items(self, scores: Scores, items: list[int], kl: Tensor | None = None) -> Items:
+    def items(
+        self, scores: Scores, items: list[int], kl: Tensor | None = None, choice: Choice | None = None
+    ) -> Items:
         chosen, rejected = scores.logps.chunk(2)
         chosen_tokens, rejected_tokens = scores.tokens.chunk(2)
         reference = None if self.reference is None else self.reference[items].to(chosen.device)
@@ -76,7 +77,7 @@ class PreferenceTask(PairTask, Selectable):
         )
         chosen_rewards, rejected_rewards = (reward.detach() for reward in self.loss.rewards(logps))
         return {
-            "loss": self.loss(logps),
+            "loss": self._losses(logps, choice),
             "rewards/chosen": chosen_rewards,
             "rewards/rejected": rejected_rewards,
             "rewards/margins": chosen_rewards - rejected_rewards,
@@ -86,17 +87,38 @@ class PreferenceTask(PairTask, Selectable):
             "nll_loss": -chosen.detach() / chosen_tokens,
         }
 
+    def _losses(self, logps: PairLogps, choice: Choice | None) -> Tensor:
+        """Loss of each pair, with the weights, labels and scales of beta that a selector chose: [n]."""
+        if choice is None:
+            return self.loss(logps)
+        weights, labels, scales = (
+            None if values is None else values.to(logps.chosen.device)
+            for values in (choice.weights, choice.labels, choice.beta_scales)
+        )
+        loss = self.loss if scales is None else self.loss.scaled(scales)
+        losses = loss(logps)
+        if labels is not None:
+            losses = labels * losses + (1 - labels) * loss(logps.swapped())
+        return losses if weights is None else weights * losses
+
     def view(self, items: list[int], values: Items, contexts: Tensor | None) -> View:
         flipped = [self.flipped[item] for item in items]
-        return View(
-            losses=values["loss"],
-            margins=values["rewards/margins"],
-            chosen_logps=values["logps/chosen"],
+        view = View(
+            ids=[self.ids[item] for item in items],
+            numbers=torch.tensor(items),
             chosen_tokens=torch.tensor([float(self.chosen_tokens[item]) for item in items]),
-            contexts=contexts,
-            margin_rounding=self.margin_rounding(items, values),
+            rejected_tokens=torch.tensor([float(self.rejected_tokens[item]) for item in items]),
             flipped=None if None in flipped else torch.tensor(flipped, dtype=torch.bool),
+            columns={name: values[items] for name, values in self.columns.items()},
         )
+        if self.reference is not None:
+            view.reference_chosen, view.reference_rejected = self.reference[items, :2].T
+        if values:
+            view.losses, view.margins = values["loss"], values["rewards/margins"]
+            view.chosen_logps, view.rejected_logps = values["logps/chosen"], values["logps/rejected"]
+            view.contexts = contexts
+            view.margin_rounding = self.margin_rounding(items, values)
+        return view
 
     def margin_rounding(self, items: list[int], values: Items) -> float:
         """Largest difference of margins due to rounding alone; implicit rewards are linear in the log-probs."""
@@ -140,11 +162,11 @@ def read_task(
             "one test pair has no standard error", where=f"{tokens}/test", remedy="give two or more"
         )
     flipped = flip(data, training) if split != "test" else set()
-    if not loss.needs_reference:
+    if not training.needs_reference:
         return PreferenceTask(data, loss=loss, reference=None, precision=precision)
     if reference is None:
         raise UserError(
-            f"loss {training.loss} needs reference log-probs",
+            f"loss {training.loss} or selector {training.selector} needs reference log-probs",
             where="--reference",
             remedy="give the folder that `sams.training.reference` wrote",
         )

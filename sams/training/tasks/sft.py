@@ -8,6 +8,7 @@ from torch import Tensor
 from sams.data.tokens import lengths_of
 from sams.policy.policy import Scores
 from sams.policy.rows import Item
+from sams.scheduling.selectors.base import Choice
 from sams.training.tasks.base import Items, Task, mean
 
 
@@ -30,7 +31,9 @@ class SftTask(Task):
     def sequences(self, items: list[int]) -> list[Item]:
         return [(self.prompts[item], [self.responses[item]]) for item in items]
 
-    def items(self, scores: Scores, items: list[int], kl: Tensor | None = None) -> Items:
+    def items(
+        self, scores: Scores, items: list[int], kl: Tensor | None = None, choice: Choice | None = None
+    ) -> Items:
         return {"loss": -scores.logps / scores.tokens, "logps/chosen": scores.logps.detach()}
 
     def traits(self, items: list[int]) -> dict[str, float]:
