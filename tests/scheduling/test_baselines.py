@@ -17,8 +17,10 @@ from sams.scheduling.selectors.base import Choice, Selector, Setup, View, checke
 from sams.scheduling.selectors.easy_to_hard import EasyToHard
 from sams.scheduling.selectors.perplexity_difference import PerplexityDifference, fitted, threshold_of
 from sams.scheduling.selectors.small_loss import SmallLoss
+from sams.scheduling.selectors.table import SELECTORS as TABLE
 from sams.scheduling.selectors.table import find, settings_of
 from tests.scheduling.test_scheduler import saved
+from tests.scheduling.test_selectors import SELECTORS
 from tests.training.test_against_trl import BETA, Case, draw_pairs, models, trl_steps
 
 SCORE = {"column": "score"}
@@ -101,6 +103,11 @@ def ratios(*gaps: float, length: int = 1) -> View:
 
 
 # --- every baseline ---------------------------------------------------------------------------------
+
+
+def test_every_selector_of_the_table_is_tested() -> None:
+    tested = {name for name, _ in BASELINES} | set(SELECTORS) | {"selective"}  # `selective` is `all`
+    assert tested == set(TABLE)
 
 
 @pytest.mark.parametrize(("name", "settings"), BASELINES)

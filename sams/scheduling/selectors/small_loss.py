@@ -1,8 +1,8 @@
 """Selector `small_loss`: the pairs with the highest average margin in all rounds so far.
 
 The small-loss rule of Han et al. 2018, "Co-teaching", arXiv 1804.06872, with one network: networks learn clean labels
-before they memorise wrong ones. The margin of one round is noisy, so those of a pair are averaged over the training. Xia et
-al. 2021, arXiv 2106.00445, do so with losses, and add a bound of their uncertainty, which is left out here.
+before they memorise wrong ones. The margin of one round is noisy, so those of a pair are averaged over the training.
+Xia et al. 2021, arXiv 2106.00445, do so with losses, and add a bound of their uncertainty, which is left out here.
 """
 
 from typing import Annotated, Any
