@@ -11,10 +11,12 @@ from snakemake.utils import min_version
 min_version("9.19")
 
 
-configfile: f"{workflow.basedir}/config/config.yaml"
+configfile: workflow.current_basedir.join("config/config.yaml").get_path_or_uri(secret_free=True)
 
 
-report: "workflow/report/workflow.rst"
+if workflow.modifier.is_main_snakefile():  # in a `module` it would be filled in with the other workflow's config
+
+    report: "workflow/report/workflow.rst"
 
 
 include: "rules/common.smk"

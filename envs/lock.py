@@ -20,6 +20,7 @@ ENVS = Path(__file__).resolve().parent
 CUDA, CPU, CONDA = ENVS / "lock" / "cuda.txt", ENVS / "lock" / "cpu.txt", ENVS / "sams.yaml"
 SLURM = ENVS / "lock" / "slurm.txt"
 UV = Path(sys.executable).parent / "uv"
+INSTALLED = "--extra=all"
 
 CUDA_HEADER = """\
 # Written by `make lock`: uv.lock as pip and uv install it. torch is PyPI's build, which is for CUDA.
@@ -46,21 +47,22 @@ dependencies:
 
 def main() -> None:
     uv("lock", "--default-index", "https://pypi.org/simple", *sys.argv[1:])
-    CUDA.write_text(CUDA_HEADER + export())
+    CUDA.write_text(CUDA_HEADER + export(INSTALLED))
 
     # Packages that only torch for CUDA requires.
     packages = tomllib.loads((ENVS.parent / "uv.lock").read_text())["package"]
     torch = next(package for package in packages if package["name"] == "torch")
     names = [dependency["name"] for dependency in torch["dependencies"]]
     without_cuda = [f"--prune={name}" for name in names if re.match("nvidia-|cuda-|triton$", name)]
-    cpu = re.sub(r"(?m)^torch==(\S+)(.*\n)(?: +--hash.*\n)+", cpu_torch, export(*without_cuda))
+    cpu = re.sub(r"(?m)^torch==(\S+)(.*\n)(?: +--hash.*\n)+", cpu_torch, export(INSTALLED, *without_cuda))
     CPU.write_text(CPU_HEADER + cpu)
 
-    added = re.findall(r"(?m)^\S+==.*\n(?: +--hash.*\n)+", export("--extra=slurm"))
+    added = re.findall(r"(?m)^\S+==.*\n(?: +--hash.*\n)+", export(INSTALLED, "--extra=slurm"))
     SLURM.write_text(SLURM_HEADER + "".join(package for package in added if package not in CUDA.read_text()))
 
     # torch stays 2.13.0 here for both builds; each lists its own CUDA requirements.
-    pins = re.findall(r"(?m)^\S+==\S+", export("--no-dev", "--no-hashes", *without_cuda))
+    of_rules = ["--no-dev", "--extra=workflow", "--extra=score", "--extra=gpu"]
+    pins = re.findall(r"(?m)^\S+==\S+", export(*of_rules, "--no-hashes", *without_cuda))
     CONDA.write_text(CONDA_HEADER + "".join(f"      - {pin}\n" for pin in pins))
 
 

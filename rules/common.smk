@@ -3,7 +3,8 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.insert(0, workflow.basedir)
+# A checkout need not be installed.
+sys.path.insert(0, workflow.current_basedir.join("..").get_path_or_uri(secret_free=True))
 
 from sams.launch import resources
 from sams.launch.brief import shorten_log
@@ -21,6 +22,7 @@ from sams.runtime.digests import remember
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json, restrict_umask
 from sams.runtime.code import code_of
+from sams.runtime.source import PACKAGE
 from sams.scoring.fetch import PUBLISHED
 from sams.study.files import DEFAULT, from_command_line, load_study, read_settings
 from sams.study.recipes import recipe_json
@@ -32,16 +34,15 @@ from sams.tables.figures import figures_of
 from sams.tables.side_by_side import pairs
 
 try:
-    settings = read_settings(
-        [DEFAULT, *workflow.config_settings.configfiles],
-        from_command_line(workflow.config_settings.config),
-    )
+    if workflow.modifier.is_main_snakefile():
+        files, given = workflow.config_settings.configfiles, workflow.config_settings.config
+    else:  # `module`, whose `config:` holds the study's own keys
+        files, given = [], config
+    settings = read_settings([DEFAULT, *files], from_command_line(given))
     STUDY = load_study(settings)
 except UserError as error:
     raise WorkflowError(str(error))
-# In place, because the captions of the report read `config` too.
-config.clear()
-config |= settings
+config = settings  # read by the captions of the report
 
 RESULTS = STUDY.results.as_posix()
 LOGS = f"results/{STUDY.study}/logs/{STUDY.setting}"
@@ -79,7 +80,7 @@ DISTRIBUTED_STAGE = (
 ) + ARGUMENTS
 
 # Braces are doubled because Snakemake formats the prefix.
-shell.prefix(job_environment(STUDY, workflow.basedir).replace("{", "{{").replace("}", "}}"))
+shell.prefix(job_environment(STUDY).replace("{", "{{").replace("}", "}}"))
 remember(Path(".snakemake") / "sams" / "digests.json")
 name_changes()
 shorten_log(workflow)

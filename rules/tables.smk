@@ -30,7 +30,7 @@ if STUDY.paper:
             data=per_seed(f"data/{OF_SEED}manifest.json"),
             curves=training_figures(),
             scores=scores(),
-            reported=f"{workflow.basedir}/sams/study/paper/{STUDY.paper.table}.yaml",
+            reported=f"{PACKAGE}/study/paper/{STUDY.paper.table}.yaml",
         output:
             **forms("paper", "paper_table", "compared with the paper"),
         log:
@@ -59,8 +59,7 @@ use rule main_table as show_answers with:
         judged=judged_answers,
         questions=QUESTIONS,
         templates=[
-            f"{workflow.basedir}/sams/tables/templates/{name}"
-            for name in ("side_by_side.html", "page.html", "page.js")
+            f"{PACKAGE}/tables/templates/{name}" for name in ("side_by_side.html", "page.html", "page.js")
         ],
     output:
         html=report(
@@ -80,10 +79,7 @@ use rule main_table as show_samples with:
     input:
         answers=samples(),
         data=DATA.format(seed=STUDY.seeds[0]),
-        templates=[
-            f"{workflow.basedir}/sams/tables/templates/{name}"
-            for name in ("samples.html", "page.html", "page.js")
-        ],
+        templates=[f"{PACKAGE}/tables/templates/{name}" for name in ("samples.html", "page.html", "page.js")],
     output:
         html=report(
             f"{TABLES}/samples.html",
@@ -102,7 +98,7 @@ use rule main_table as show_pairs with:
     input:
         pairs=pair_records_of,
         data=per_seed(f"data/{OF_SEED}manifest.json"),
-        template=f"{workflow.basedir}/sams/tables/templates/pairs.html",
+        template=f"{PACKAGE}/tables/templates/pairs.html",
     output:
         html=report(
             f"{TABLES}/pairs/{{method}}.html",

@@ -35,7 +35,6 @@ Named = Annotated[
         metavar="STUDY", help="File of a study, or its name in config/studies.", show_default=False
     ),
 ]
-SOURCE = Path(__file__).resolve().parent.parent
 
 
 @app.command()
@@ -52,7 +51,7 @@ def show(
 
     from sams.tables.show import show as show_table
 
-    files = [*_files(study), *(configfile or [])]
+    files = _files(study, configfile)
     words = ["sams", "run", *([] if study is None else [study])]
     words += [word for file in configfile or [] for word in ("--configfile", str(file))]
     words += [*(given or []), *["--rehearse"] * rehearse]
@@ -66,7 +65,7 @@ def check(
     """Check a study's settings and ask Snakemake whether it can be made; print them as JSON."""
     from sams.launch.run import check_workflow
 
-    files = [*_files(study), *(configfile or [])]
+    files = _files(study, configfile)
     settings = _study(files, rehearse, given)
     check_workflow([str(file) for file in files], [*(given or []), *["rehearse=true"] * rehearse])
     typer.echo(settings.model_dump_json(indent=2))
@@ -96,7 +95,7 @@ def run(
     if study is not None and "=" in study:
         values.insert(0, study)
         study = None
-    files = [*_files(study), *(configfile or [])]
+    files = _files(study, configfile)
     settings = _study(files, rehearse, values)
     names = [str(file) for file in files]
     shown = [word for name in names for word in ("--configfile", name)]
@@ -133,7 +132,7 @@ def data(
     """
     from sams.data.show import show as show_data
 
-    show_data(_study([*_files(study), *(configfile or [])], rehearse, given), rows)
+    show_data(_study(_files(study, configfile), rehearse, given), rows)
 
 
 @app.command()
@@ -262,7 +261,9 @@ def grid(
 
     from sams.study.grids import written_out
 
-    typer.echo(yaml.safe_dump(written_out(_study(configfile), method), sort_keys=False, width=110))
+    typer.echo(
+        yaml.safe_dump(written_out(_study(_files(None, configfile)), method), sort_keys=False, width=110)
+    )
 
 
 @app.command()
@@ -300,7 +301,7 @@ def plan(
     """
     from rich.console import Console
 
-    settings = _study([*_files(named), *_files(study), *(configfile or [])], given=given)
+    settings = _study([*_files(named), *_files(study, configfile)], given=given)
     # On stderr, and on a terminal only.
     with Console(stderr=True).status("Simulating a step of each stage; large models take a minute or two"):
         from sams.planning.show import plan_study, print_plan
@@ -331,7 +332,7 @@ def recipe(
     from sams.study.recipes import recipe_of
 
     resolved = recipe_of(
-        _study(configfile, given=given), stage, method=method, seed=seed, benchmark=benchmark
+        _study(_files(None, configfile), given=given), stage, method=method, seed=seed, benchmark=benchmark
     )
     typer.echo(resolved.model_dump_json(indent=2))
 
@@ -385,7 +386,7 @@ def verify(
     if bundle is not None:
         check_kind(bundle)
     with unpacked(results) as folder:
-        findings = check_results(folder, _study(configfile) if configfile else None)
+        findings = check_results(folder, _study(_files(None, configfile)) if configfile else None)
         print_findings(findings)
         if not all(finding.holds for finding in findings):
             raise typer.Exit(1)
@@ -399,19 +400,33 @@ def schema(
         bool, typer.Option("--check", help="Only check that the files are up to date.")
     ] = False,
 ) -> None:
-    """Write config/schema.yaml and docs/settings.md."""
+    """Write config/schema.yaml and docs/settings.md.
+
+    In a checkout they are its own; with an installed package they are written below the current folder.
+    """
     from sams.runtime.errors import UserError
+    from sams.runtime.source import IS_CHECKOUT, SOURCE
     from sams.study.reference import schema_text, settings_page
 
+    folder = SOURCE if IS_CHECKOUT else Path()
     files = {
-        SOURCE / "config" / "schema.yaml": schema_text(),
-        SOURCE / "docs" / "settings.md": settings_page(),
+        folder / "config" / "schema.yaml": schema_text(),
+        folder / "docs" / "settings.md": settings_page(),
     }
     for path, text in files.items():
         if not check_only:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
             raise UserError("differs from sams/study/settings", where=str(path), remedy="run `sams schema`")
+
+
+@app.command()
+def snakefile() -> None:
+    """Print the path of the Snakefile, for `snakemake` and `module`."""
+    from sams.runtime.source import SNAKEFILE
+
+    typer.echo(SNAKEFILE)
 
 
 @app.command()
@@ -439,20 +454,28 @@ def mirror(
     typer.echo(f"{send(tracker, results, follow)} runs sent")
 
 
-def _files(study: str | None) -> list[Path]:
-    """Return the file of a study that is given as a file, or by its name in config/studies."""
-    if study is None:
-        return []
-    if not Path(study).is_file() and "/" not in study:
-        return [SOURCE / "config" / "studies" / f"{study.removesuffix('.yaml')}.yaml"]
-    return [Path(study)]
+def _files(study: str | None, configfile: list[Path] | None = None) -> list[Path]:
+    """Return the file of a study, given as a file or by its name in config/studies, and other overlays.
+
+    Files are looked for in the current folder, then in the package.
+    """
+    from sams.runtime.source import SOURCE, here_or_packaged
+
+    files = [here_or_packaged(str(file)) for file in configfile or []]
+    if study is not None:
+        here = here_or_packaged(study)
+        is_name = "/" not in study and not here.is_file()
+        files.insert(
+            0, SOURCE / "config" / "studies" / f"{study.removesuffix('.yaml')}.yaml" if is_name else here
+        )
+    return files
 
 
-def _study(configfiles: list[Path] | None, rehearse: bool = False, given: list[str] | None = None) -> "Study":
+def _study(configfiles: list[Path], rehearse: bool = False, given: list[str] | None = None) -> "Study":
     """Read a study: overlays over the default study, then the values of `--set`."""
     from sams.study.files import DEFAULT, from_options, load_study, read_settings
 
-    files = [DEFAULT, *(configfiles or [])]
+    files = [DEFAULT, *configfiles]
     more = from_options(given or []) | ({"rehearse": True} if rehearse else {})
     where = f"{files[-1]} with --set" if given else str(files[-1])
     return load_study(read_settings(files, more), where=where)
@@ -461,6 +484,7 @@ def _study(configfiles: list[Path] | None, rehearse: bool = False, given: list[s
 def main() -> None:
     """Run the command line. A `UserError` prints one line and exits with status 2."""
     from sams.runtime.errors import UserError
+    from sams.runtime.extras import not_installed
     from sams.runtime.files import restrict_umask
 
     restrict_umask()
@@ -471,4 +495,9 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if (fault := not_installed(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr)
         sys.exit(2)

@@ -78,7 +78,7 @@ def test_check_asks_the_workflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         file.read_text().replace('manifest=f"{RESULTS}/reference/', 'manifest=f"{RESULTS}/elsewhere/')
     )
     launch.check_workflow([], ["methods=[dpo]"])
-    monkeypatch.setattr(launch, "SOURCE", tmp_path)
+    monkeypatch.setattr(launch, "SNAKEFILE", tmp_path / "Snakefile")
     with pytest.raises(UserError, match=r"MissingInputException in rule \w+.*reference/seed0/manifest\.json"):
         launch.check_workflow([], ["methods=[dpo]"])
 

@@ -18,6 +18,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from sams.runtime.errors import UserError
+from sams.runtime.extras import MODULES, not_installed, require
+
 ROOT = Path(__file__).resolve().parent.parent
 FOR_CUDA = re.compile(r"nvidia-(?!ml-py$)|cuda-|triton$")  # nvidia-ml-py asks the driver, where there is one
 OUR_VENV = pytest.mark.skipif(Path(sys.prefix) != ROOT / ".venv", reason="not in the .venv of `make env`")
@@ -33,7 +36,12 @@ def read_export(name: str) -> dict[str, tuple[Version, set[str]]]:
 
 CPU, CUDA = read_export("cpu.txt"), read_export("cuda.txt")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-RUNTIME = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
+EXTRAS = {
+    extra: [Requirement(line) for line in lines]
+    for extra, lines in PYPROJECT["project"]["optional-dependencies"].items()
+}
+CORE = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
+RUNTIME = [*CORE, *EXTRAS["workflow"], *EXTRAS["score"], *EXTRAS["gpu"]]
 DEVELOPMENT = [Requirement(line) for line in PYPROJECT["dependency-groups"]["dev"]]
 
 
@@ -66,7 +74,7 @@ def test_exports_differ_by_cuda_alone():
 
 
 def test_lock_covers_what_the_project_asks_for():
-    for needed in RUNTIME + DEVELOPMENT:
+    for needed in RUNTIME + EXTRAS["trl"] + DEVELOPMENT:
         assert CPU[canonicalize_name(needed.name)][0] in needed.specifier, needed
 
 
@@ -76,7 +84,7 @@ def test_slurm_plugin_is_in_an_environment_of_its_own():
     locked = {
         package["name"]: package for package in tomllib.loads((ROOT / "uv.lock").read_text())["package"]
     }
-    (extra,) = map(Requirement, PYPROJECT["project"]["optional-dependencies"]["slurm"])
+    (extra,) = EXTRAS["slurm"]
     assert added[extra.name][0] in extra.specifier
     for name, (release, hashes) in added.items():
         files = [*locked[name].get("wheels", []), *filter(None, [locked[name].get("sdist")])]
@@ -137,15 +145,36 @@ def test_the_project_asks_for_what_it_imports():
     imported += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module]
     modules = {name.partition(".")[0] for name in imported} - sys.stdlib_module_names - {"sams"}
     # Of an extra, so perhaps not installed: an error in one line says so. vLLM brings its own torch.
-    extras = [
-        Requirement(line)
-        for lines in PYPROJECT["project"]["optional-dependencies"].values()
-        for line in lines
-    ]
-    asked_for = {canonicalize_name(needed.name) for needed in RUNTIME + extras} | {"vllm"}
+    extras = [needed for lines in EXTRAS.values() for needed in lines]
+    asked_for = {canonicalize_name(needed.name) for needed in CORE + extras}
     distributions = packages_distributions()  # reads the metadata of all packages
     origins = {module: distributions.get(module, [module]) for module in modules}
     assert [name for name in origins if not asked_for & set(map(canonicalize_name, origins[name]))] == []
+
+
+@OUR_VENV
+def test_errors_about_missing_modules_name_the_extra_that_brings_them():
+    distributions = packages_distributions()
+    brought = {
+        extra: {canonicalize_name(name) for module in modules for name in distributions[module]}
+        for extra, modules in MODULES.items()
+        if extra in ("workflow", "score", "trl", "gpu")
+    }
+    for extra, names in brought.items():
+        assert {canonicalize_name(needed.name) for needed in EXTRAS[extra]} <= names, extra
+    assert MODULES.keys() == EXTRAS.keys() - {"all", "slurm", "mutants"}
+
+
+def test_a_missing_module_is_one_line_with_the_command(monkeypatch):
+    require("workflow")
+    monkeypatch.setitem(MODULES, "score", ["alpaca_eval", "no_such_judge", "none_either"])
+    with pytest.raises(UserError, match=r"benchmarks: no_such_judge, none_either are not .*'sams\[score\]'"):
+        require("score", where="benchmarks")
+    missing = not_installed(ModuleNotFoundError(name="no_such_judge.client"))
+    assert str(missing) == "no_such_judge is not installed; run `pip install 'sams[score]'`"
+    assert (
+        not_installed(ModuleNotFoundError(name="sams.nothing")) is None and not_installed(OSError()) is None
+    )
 
 
 @pytest.fixture

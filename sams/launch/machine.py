@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from sams.runtime.processes import PARENT
+from sams.runtime.source import IS_CHECKOUT, SOURCE
 from sams.study.recipes import job_of, recipe_json
 from sams.study.settings import Launch
 from sams.study.study import Study
@@ -44,26 +45,23 @@ def gpus_wanted(launch: Launch, gpus: int) -> int:
     return processes(launch, gpus)
 
 
-def job_environment(study: Study, source: str) -> str:
+def job_environment(study: Study) -> str:
     """Return shell commands that precede those of every job: strict mode, file permissions, environment variables.
 
     Launch and tracking settings reach the jobs as a variable, SAMS_JOB: they change no result, but as
     parameters of the rules they would run jobs again.
-
-    Args:
-        study: the study.
-        source: folder of the source tree, which jobs import `sams` from.
     """
     # Jobs run with the Python that runs Snakemake, also when its environment is not activated.
     python = shlex.quote(str(Path(sys.executable).parent))
     variables = {
         "PATH": f"{python}:$PATH",
-        "PYTHONPATH": f"{shlex.quote(source)}${{PYTHONPATH:+:$PYTHONPATH}}",
         "HF_HUB_DISABLE_PROGRESS_BARS": "${HF_HUB_DISABLE_PROGRESS_BARS:-1}",
         "TOKENIZERS_PARALLELISM": "${TOKENIZERS_PARALLELISM:-false}",
         PARENT: str(os.getpid()),
         "SAMS_JOB": shlex.quote(recipe_json(job_of(study))),
     }
+    if IS_CHECKOUT:  # which need not be installed
+        variables["PYTHONPATH"] = f"{shlex.quote(str(SOURCE))}${{PYTHONPATH:+:$PYTHONPATH}}"
     exports = " ".join(f"{name}={value}" for name, value in variables.items())
     # As `restrict_umask` does: write permission for owner and group alone.
     return f"set -euo pipefail; umask o-w; export {exports}; "

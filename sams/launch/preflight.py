@@ -19,6 +19,7 @@ from sams.data.sources import (
 )
 from sams.launch.machine import gpus_here, processes
 from sams.runtime.errors import UserError, first_line, nearest
+from sams.runtime.extras import require
 from sams.runtime.files import write_json
 from sams.scoring.fetch import FOLDER, PUBLISHED, check, published
 from sams.study.rates import rates_to_check
@@ -93,6 +94,8 @@ def check_packages(study: Study) -> None:
             where="lora.load_in_4bit",
             remedy="install it (extra `qlora` of this package), or set load_in_4bit: false",
         )
+    if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
+        require("score", where="benchmarks")
 
 
 def check_lm_eval(study: Study) -> None:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sams.runtime.errors import UserError
+from sams.runtime.extras import require
 from sams.runtime.processes import EXIT_INTERRUPTED
 from sams.runtime.progress import SECONDS, duration
-from sams.study.files import SOURCE, from_options
+from sams.runtime.source import SNAKEFILE
+from sams.study.files import from_options
 from sams.study.rates import rates_to_check
 
 if TYPE_CHECKING:
@@ -201,6 +203,7 @@ def run_study(study: Study, files: list[str], given: list[str], *, cores: str, c
         cores: number of cores for Snakemake, or all.
         console: where the view is shown: live on a terminal, else in lines.
     """
+    require("workflow")
     folder = Path("results") / study.study
     folder.mkdir(parents=True, exist_ok=True)
     log, events = folder / "run.log", folder / "events.jsonl"
@@ -237,6 +240,7 @@ def check_workflow(files: list[str], given: list[str]) -> None:
     Raises:
         UserError: they cannot; the message is Snakemake's.
     """
+    require("workflow")
     with tempfile.TemporaryDirectory() as folder:
         command = _snakemake([str(Path(file).resolve()) for file in files], given, Path(folder))
         command += ["--cores", "1", "--directory", folder, "--dry-run", "--quiet"]
@@ -255,7 +259,7 @@ def _snakemake(files: list[str], given: list[str], folder: Path) -> list[str]:
     """Return Snakemake's command for a study; given values become a file in `folder`, the last overlay."""
     import yaml
 
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SOURCE / "Snakefile")]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(SNAKEFILE)]
     if given:
         file = folder / "given.yaml"
         file.write_text(yaml.safe_dump(from_options(given)), encoding="utf-8")

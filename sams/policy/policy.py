@@ -1,6 +1,6 @@
 """The policy: maps token ids to log-probs of completions and per-layer features."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -91,15 +91,11 @@ class Policy(nn.Module):
             own: compute the one sequence of `rows` by nothing but the forward pass of the model's class.
         """
         if own:
-            return self._own(rows)
+            return own_of(self.model, rows)
         assert (rows.branches is None) == (self.packed is None), "rows of the other layout"
         layout: dict[str, Any] = {"attention_mask": rows.attention_mask}
-        if rows.branches is not None:
-            layout = {"position_ids": rows.position_ids, "branches": rows.branches}
-            if self.packed == FLEX:
-                window = getattr(self.model.config.get_text_config(), "sliding_window", None)
-                masks = {size: block_mask(rows.branches.parts, size) for size in {None, window}}
-                layout["branches"] = replace(rows.branches, block_masks=masks)
+        if self.packed is not None:
+            layout = packed_layout(rows, self.packed, self.model.config)
         watched: Any = blocks(self.model) if with_contexts else []
         with completion_means(watched, rows) as means:
             hidden = body_of(self.model)(
@@ -108,16 +104,6 @@ class Policy(nn.Module):
         contexts = torch.stack(means, dim=1) if with_contexts else None
         return Scores(self._completion_logps(hidden, rows), rows.counts, contexts)
 
-    def _own(self, rows: Rows) -> Own:
-        logits = self.model(input_ids=rows.input_ids).logits[0]
-        targets = rows.input_ids[0, rows.answers, None]
-        parts = [
-            (part.log_softmax(dim=1).gather(1, target)[:, 0], part.std(dim=1))
-            for chunk, target in zip(rows.predicts.split(LOGP_CHUNK), targets.split(LOGP_CHUNK), strict=True)
-            for part in [logits[chunk].double()]
-        ]
-        return Own(*map(torch.cat, zip(*parts, strict=True)))
-
     def _completion_logps(self, hidden: Tensor, rows: Rows) -> Tensor:
         """Sum of log-probs per sequence. Logits are computed only at positions that predict a completion token."""
         states = hidden.flatten(0, 1).index_select(0, rows.predicts)
@@ -125,6 +111,29 @@ class Policy(nn.Module):
         head = partial(output_layer, self.model)
         logps = token_logps(head, states, targets, final=self._final, compiled=self._compiled)
         return logps.new_zeros(len(rows.counts)).index_add(0, rows.sequence, logps)
+
+
+def own_of(model: Callable[..., Any], rows: Rows) -> Own:
+    """Score the one sequence of these rows by nothing but the forward pass of the model's class."""
+    logits = model(input_ids=rows.input_ids).logits[0]
+    targets = rows.input_ids[0, rows.answers, None]
+    parts = [
+        (part.log_softmax(dim=1).gather(1, target)[:, 0], part.std(dim=1))
+        for chunk, target in zip(rows.predicts.split(LOGP_CHUNK), targets.split(LOGP_CHUNK), strict=True)
+        for part in [logits[chunk].double()]
+    ]
+    return Own(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def packed_layout(rows: Rows, attention: str, config: transformers.PreTrainedConfig) -> dict[str, Any]:
+    """Return the arguments of a model's body, besides the tokens, for a packed row with this attention."""
+    branches = rows.branches
+    assert branches is not None
+    if attention == FLEX:
+        window = getattr(config.get_text_config(), "sliding_window", None)
+        masks = {size: block_mask(branches.parts, size) for size in {None, window}}
+        branches = replace(branches, block_masks=masks)
+    return {"position_ids": rows.position_ids, "branches": branches}
 
 
 def bare(policy: nn.Module) -> Policy:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 import transformers
-from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download, split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import nn
@@ -62,6 +61,8 @@ def without_weights(
     Raises:
         UserError: when the model cannot be built.
     """
+    from accelerate import init_empty_weights  # of the stages; the package's core does without
+
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):

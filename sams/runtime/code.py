@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 from sams.runtime.digests import remembered
 from sams.runtime.files import sha256_of_text
-
-ROOT = Path(__file__).resolve().parent.parent
+from sams.runtime.source import PACKAGE, SOURCE
 
 # Packages and modules that are in no digest: what they decide is in the recipe, or is only reported.
 # The tables only name modules; `sams.study.code` adds the modules of a job's loss and selector to its code.
@@ -210,7 +209,7 @@ def _base(top: str) -> Path | None:
 
 def _path(name: str) -> Path:
     top = name.partition(".")[0]
-    base = ROOT.parent if (ROOT.parent / top).is_dir() else _base(top) or Path(top)
+    base = {"sams": PACKAGE.parent, "workflow": SOURCE}.get(top) or _base(top) or Path(top)
     return base.joinpath(*name.split("."))
 
 

@@ -1,4 +1,4 @@
-"""Recognise a full disk and a lack of memory, without importing torch, and report them in one line."""
+"""Recognise a full disk, a lack of memory and a missing extra, without importing torch, and report them in a line."""
 
 import contextlib
 import errno
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sams.runtime.errors import UserError
+from sams.runtime.extras import not_installed
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # Messages of libraries that raise no OSError: safetensors and pyarrow, SQLite, torch.save.
@@ -64,7 +65,7 @@ def suggesting(remedy: str) -> Iterator[None]:
 
 
 def explained(error: BaseException) -> UserError | None:
-    """Return the error to report for a full disk or a lack of memory; None for any other error.
+    """Return the error to report for a full disk, a lack of memory or a missing extra; None for any other error.
 
     A file that the error does not name is that of option `--out`.
     """
@@ -83,7 +84,7 @@ def explained(error: BaseException) -> UserError | None:
             remedy=(notes[0] if notes else "end other processes of this machine, or use one with more memory")
             + ", and start the same command again: it resumes from what is finished",
         )
-    return None
+    return not_installed(error)
 
 
 def _option(name: str) -> Path | str:

@@ -1,7 +1,8 @@
-"""Origin of a result: commit, machine, library versions."""
+"""Origin of a result: commit or version of the code, machine, library versions."""
 
 import contextlib
 import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -9,7 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from sams import __version__
+from sams.runtime.source import PACKAGE, SOURCE
 
 LIBRARIES = (
     "torch transformers accelerate peft datasets tokenizers safetensors pyarrow numpy "
@@ -20,17 +22,31 @@ ENVIRONMENT = "environment.json"
 
 
 def commit() -> dict[str, str]:
-    """Return the git commit of the source tree and whether files differ from it; empty outside a checkout."""
+    """Return the git commit of the source tree and whether files differ from it; else version and digest of the code.
+
+    An installed package may lie in a repository that is not its own, such as that of the user's project.
+    """
+    if not (SOURCE / ".git").exists():
+        return {"version": __version__, "code": _code_digest()}
     try:
         head, status = (
             subprocess.run(
-                ["git", *command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
+                ["git", *command], cwd=SOURCE, capture_output=True, text=True, check=True, timeout=10
             ).stdout
             for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):
-        return {}
+        return {"version": __version__, "code": _code_digest()}
     return {"git_commit": head.strip(), "git_dirty": str(bool(status.strip())).lower()}
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Return a digest of all modules of the package, twelve hex digits."""
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{file.relative_to(PACKAGE)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def made_on() -> dict[str, Any]:

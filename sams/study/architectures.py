@@ -5,9 +5,10 @@ from typing import Any
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json
+from sams.runtime.source import SOURCE, here_or_packaged
 from sams.study.settings import Model
 
-FOLDER = Path(__file__).resolve().parents[2] / "config" / "models"
+FOLDER = Path("config") / "models"
 
 
 def config_of(settings: Model) -> dict[str, Any]:
@@ -21,11 +22,15 @@ def config_of(settings: Model) -> dict[str, Any]:
     if settings.architecture is not None:
         return {"vocab_size": settings.vocab_size, **settings.architecture}
     assert settings.path is not None
-    for file in (Path(settings.path) / "config.json", FOLDER / f"{settings.path}.json"):
+    for file in (Path(settings.path) / "config.json", here_or_packaged(f"{FOLDER}/{settings.path}.json")):
         if file.is_file():
             config: dict[str, Any] = read_json(file)
             return config
-    known = sorted(str(file.relative_to(FOLDER).with_suffix("")) for file in FOLDER.rglob("*.json"))
+    known = sorted(
+        str(file.relative_to(folder).with_suffix(""))
+        for folder in {FOLDER.resolve(), SOURCE / FOLDER}
+        for file in folder.rglob("*.json")
+    )
     raise UserError(
         f"the architecture of {settings.path} is not known",
         where="model.path",

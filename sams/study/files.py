@@ -11,12 +11,12 @@ from pydantic import ValidationError
 
 from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.problems import first_problem
+from sams.runtime.source import SOURCE, here_or_packaged
 from sams.study.study import Study
 
 if TYPE_CHECKING:
     import yaml
 
-SOURCE = Path(__file__).resolve().parents[2]
 DEFAULT = SOURCE / "config" / "config.yaml"
 
 # Numbers, booleans and null of YAML 1.2, which reads 5e-7 as a number; YAML 1.1 and PyYAML need 5.0e-7.
@@ -163,7 +163,7 @@ def _typed(value: Any) -> Any:
 def _extended(given: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Return the studies that a study extends, the lowest first.
 
-    Each is a file next to the one that names it, or else relative to the source tree.
+    Each is a file next to the one that names it, or else one of the package.
     """
     layers: list[dict[str, Any]] = []
     files: list[Path] = []
@@ -193,10 +193,11 @@ def read_file(file: Path) -> dict[str, Any]:
         settings = yaml.load(file.read_text(encoding="utf-8-sig"), _loader())
     except FileNotFoundError:
         others = [path.name for path in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
+        studies = ", ".join(sorted(path.stem for path in (SOURCE / "config" / "studies").glob("*.yaml")))
         raise UserError(
             f"no such file{nearest(file.name, others)}",
             where=str(file),
-            remedy="config/studies holds the studies",
+            remedy=f"name a file, or a study of the package ({studies})",
         ) from None
     except OSError as error:
         raise UserError(
@@ -211,7 +212,19 @@ def read_file(file: Path) -> dict[str, Any]:
         raise UserError(
             "expected keys and values at the top", where=str(file), remedy="write `key: value` lines"
         )
-    return settings
+    return {key: _with_packaged_files(value) for key, value in settings.items()}
+
+
+def _with_packaged_files(group: Any) -> Any:
+    """Return a group with the paths of files that the package has, and the current folder has not."""
+    if isinstance(group, dict):
+        return {
+            key: str(here_or_packaged(value))
+            if isinstance(value, str) and value.startswith("config/")
+            else _with_packaged_files(value)
+            for key, value in group.items()
+        }
+    return group
 
 
 @functools.cache

@@ -6,13 +6,13 @@ judge replace those of the benchmarks. Methods, losses, selectors, ratios, globa
 """
 
 import copy
-from pathlib import Path
 from typing import Any
 
 from sams.runtime.errors import UserError
+from sams.runtime.source import SOURCE
 from sams.study.settings.scheduling import PRESETS
 
-TEMPLATES = Path(__file__).resolve().parents[2] / "config" / "rehearsal"
+TEMPLATES = SOURCE / "config" / "rehearsal"
 
 SIZES = {
     "hidden_size": 64,

@@ -234,7 +234,7 @@ def _same(root: Path, runs: list[Run]) -> Iterator[Finding]:
         for folder, environment in environments.items()
     }
     yield _one(root, "environment", "all runs", libraries)
-    commits = {folder: record.get("commit", {}).get("git_commit") for folder, record in environments.items()}
+    commits = {folder: _code_of(record.get("commit", {})) for folder, record in environments.items()}
     yield _one(root, "commit", "all runs", commits)
     edited = [
         folder
@@ -244,6 +244,13 @@ def _same(root: Path, runs: list[Run]) -> Iterator[Finding]:
     if edited:
         problems = [f"{_name(root, folder)} was made from a modified checkout" for folder in edited]
         yield Finding("commit", "all runs", False, summary(problems, ""))
+
+
+def _code_of(commit: Mapping[str, str]) -> str | None:
+    """Return the commit of a run's code, or version and digest of an installed package; None if not recorded."""
+    if "code" in commit:
+        return f"sams {commit['version']}, code {commit['code']}"
+    return commit.get("git_commit")
 
 
 def _record(run: Run, name: str) -> dict[str, Any]:

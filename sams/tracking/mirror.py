@@ -367,9 +367,9 @@ def send_unsent(client: "MlflowClient", results: Path = RESULTS) -> int:
 
 
 def _commit() -> dict[str, str]:
-    """Tags with the commit of the code, under MLflow's name for it; none outside a git checkout."""
-    names = {"git_commit": "mlflow.source.git.commit", "git_dirty": "git_dirty"}
-    return {names[key]: value for key, value in commit().items()}
+    """Tags with the commit of the code, under MLflow's name for it, or its version and digest."""
+    names = {"git_commit": "mlflow.source.git.commit"}
+    return {names.get(key, key): value for key, value in commit().items()}
 
 
 def now() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,21 @@ from torch import Tensor, nn
 from sams.policy.policy import Own, Scores, bare
 from sams.policy.rows import Item, Rows, pack_rows, pad_rows, zip_completions
 from sams.runtime.errors import UserError
-from sams.training.distribution import Workers
 
 # Root mean square of differences of log-probs over tokens, in standard deviations of the logits.
 # LARGEST: due to rounding, in padded rows. SMALLEST: counts as rounding in any case.
 # Measured on the models of docs/models.md.
 LARGEST = {"float32": 1e-3, "bfloat16": 0.25}
 SMALLEST = {"float32": 1e-5, "bfloat16": 2**-5}
+
+
+class Processes(Protocol):
+    """What is needed here of the processes that compute together; `Workers` are such."""
+
+    device: torch.device
+
+    def largest(self, value: float) -> float:
+        """Return the largest of the processes' values."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,7 @@ class Expected:
 
 
 def refuse_other_logps(
-    policy: nn.Module, items: list[Item], probes: list[Item], workers: Workers, precision: str
+    policy: nn.Module, items: list[Item], probes: list[Item], workers: Processes, precision: str
 ) -> Expected:
     """Check the policy's log-probs of two items in padded rows. A collective call; the policy expects padded rows.
 
@@ -107,7 +115,7 @@ def _with_other_ends(item: Item, vocabulary: int) -> Item:
     return prompt, [[*answer[:-1], (answer[-1] + 1) % vocabulary] for answer in answers]
 
 
-def logps_of(policy: nn.Module, items: Sequence[Item], workers: Workers, **changes: Any) -> Tensor:
+def logps_of(policy: nn.Module, items: Sequence[Item], workers: Processes, **changes: Any) -> Tensor:
     """Return the log-prob of each completion token, [M] float64, in the policy's layout, without gradients."""
     rows = replace(each_token(rows_of(policy, items)), **changes)
     with torch.no_grad():

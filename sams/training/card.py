@@ -224,7 +224,8 @@ def _origin(run: dict[str, Any]) -> str:
     if not commit:
         return f"Made with {package}."
     changed = " with uncommitted changes" if commit.get("git_dirty") == "true" else ""
-    return f"Trained with {package}, commit {commit['git_commit']}{changed}."
+    of_code = f"commit {commit['git_commit']}" if "git_commit" in commit else f"code {commit['code']}"
+    return f"Trained with {package}, {of_code}{changed}."
 
 
 def _table(rows: dict[str, str]) -> str:

@@ -17,12 +17,12 @@ from sams.policy.rows import Item, pack_rows, zip_completions
 from sams.runtime.errors import first_line
 from sams.training.agreement import (
     Expected,
+    Processes,
     has_experts,
     logps_of,
     refuse_changing_positions,
     refuse_other_logps,
 )
-from sams.training.distribution import Workers
 from sams.training.tasks.base import Scored
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ WINDOWS = ("sliding_window", "attention_window_size", "window_size", "attention_
 
 
 def choose_layout(
-    policy: nn.Module, task: Scored, workers: Workers, model: Model
+    policy: nn.Module, task: Scored, workers: Processes, model: Model
 ) -> tuple[str | None, list[str]]:
     """Choose the fastest attention with which packed rows are right. A collective call; the policy then uses it.
 
@@ -79,8 +79,6 @@ def choose_layout(
     inner.pack(kernel)
     layout = "computes padded rows" if kernel is None else f"packs rows with {kernel.removeprefix('sams_')}"
     fallbacks = [f"{name} {layout}, which is slower ({'; '.join(causes)})"] if causes else []
-    for sentence in fallbacks:
-        log.warning(sentence)
     return kernel, fallbacks
 
 
@@ -114,7 +112,7 @@ def _cause(policy: nn.Module, attention: str, objection: Callable[[], str | None
 # --- does a model mix tokens in its attention only, as its config says ------------------------------
 
 
-def _mixing(policy: nn.Module, items: list[Item], workers: Workers) -> str | None:
+def _mixing(policy: nn.Module, items: list[Item], workers: Processes) -> str | None:
     """Return what else than this package's attention, its positions and its windows mixes tokens; None if nothing.
 
     Exact in any precision, since it looks at what arrives at the attention, and follows NaN.
@@ -162,7 +160,7 @@ def _lost_window(config: Any, layer: int | None, arrived: int | None) -> str | N
     return None if arrived == window else f"its config has a window of {window}, its attention of {arrived}"
 
 
-def _poisoned(policy: nn.Module, items: list[Item], workers: Workers) -> Tensor:
+def _poisoned(policy: nn.Module, items: list[Item], workers: Processes) -> Tensor:
     """Return the log-probs of the last of these sequences in a row, with NaN as embedding of all others."""
     alone = [(prompt, [answer]) for column in zip_completions(items) for prompt, answer in column]
     branches = pack_rows(alone).branches
@@ -185,7 +183,7 @@ def _poisoned(policy: nn.Module, items: list[Item], workers: Workers) -> Tensor:
 
 
 def _objection(
-    policy: nn.Module, items: list[Item], probes: list[Item], expected: Expected, workers: Workers
+    policy: nn.Module, items: list[Item], probes: list[Item], expected: Expected, workers: Processes
 ) -> str | None:
     """Return why a kernel cannot be used for these two items; None if it can. Other tokens are tried in `probes`."""
     config = bare(policy).model.config.get_text_config()

@@ -131,6 +131,8 @@ def tune(
         UserError: when the longest item alone does not fit in memory, or `model.compile: true` is impossible.
     """
     packed, fallbacks = choose_layout(policy, task, workers, model)
+    for sentence in fallbacks:
+        log.warning(sentence)
     modes = MODES[model.activation_checkpointing]
     syncs = (
         [sync_each_micro_batch]

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 ROOMS = "runtime losses scheduling study tracking policy world data judge scoring training generation tables"
-ROOMS += " launch planning cli"
+ROOMS += " launch planning trl cli"
 """From the bottom to the top: a room imports itself and the rooms to its left."""
 
 TYPES = ("sams.study.settings", {"losses", "scheduling"})
@@ -68,7 +68,7 @@ def rank(module: str) -> int:
 
 
 def test_every_file_lies_in_a_room() -> None:
-    found = {path.name for path in (ROOT / "sams").iterdir()} - {"__pycache__", "__init__.py"}
+    found = {path.name for path in (ROOT / "sams").iterdir()} - {"__pycache__", "__init__.py", "py.typed"}
     assert found == {*ROOMS.split()} - {"cli"} | {"cli.py"}
 
 

@@ -71,7 +71,7 @@ def test_a_model_that_cannot_pack_is_told_of_and_computes_padded_rows(
     assert tuned.fallbacks == [
         record.message
         for record in caplog.records
-        if (record.levelname, record.module) == ("WARNING", "layout")
+        if (record.levelname, record.module) == ("WARNING", "tuning")
     ]
 
 
