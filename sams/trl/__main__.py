@@ -18,10 +18,8 @@ def parser() -> Any:
 
     from sams.trl.config import ScheduledDPOConfig
 
-    return TrlParser(
-        (ScriptArguments, ScheduledDPOConfig, ModelConfig, DatasetMixtureConfig),
-        prog="python -m sams.trl dpo",
-    )
+    kinds: Any = (ScriptArguments, ScheduledDPOConfig, ModelConfig, DatasetMixtureConfig)
+    return TrlParser(kinds, prog="python -m sams.trl dpo")
 
 
 def main(arguments: Sequence[str]) -> int:
