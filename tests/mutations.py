@@ -264,10 +264,38 @@ FAULTS = [
         (f"{SAMS_SETTINGS}both_pretrained_networks_are_loaded",),
     ),
     Fault(
+        "choices: labels are left out of the loss",
+        "training/tasks/preference.py",
+        "        if labels is not None:\n",
+        "        if labels is None:\n",
+        ("training/test_choices.py::test_the_gradient_is_that_of_the_formula",),
+    ),
+    Fault(
+        "choices: a micro-batch takes the first weights",
+        "training/passes.py",
+        "choice.take(positions)",
+        "choice.take(list(range(len(positions))))",
+        ("training/test_choices.py::test_the_gradient_is_that_of_the_formula",),
+    ),
+    Fault(
+        "choices: the counts of pairs are not in the checkpoint",
+        "training/loop.py",
+        '"counts": {} if selecting is None else selecting.counts,',
+        '"counts": {} if selecting is None else {k: v * 0 for k, v in selecting.counts.items()},',
+        ("training/test_choices.py::test_a_selector_of_ones_own_trains_and_resumes_bitwise",),
+    ),
+    Fault(
+        "cache key: files next to a selector of one's own are left out",
+        "runtime/code.py",
+        "_base(top) != _base(own)",
+        "top != own",
+        ("runtime/test_code.py::test_the_code_of_a_selector_of_ones_own_is_in_the_cache_key",),
+    ),
+    Fault(
         "cache key: the code of a job's own loss is left out",
         "study/code.py",
-        "return [*_loss(training), SELECTORS[training.selector].module]",
-        "return [SELECTORS[training.selector].module]",
+        "return [*_loss(training), training.selector_entry.module]",
+        "return [training.selector_entry.module]",
         ("runtime/test_code.py::test_a_job_runs_its_own_loss_and_its_own_selector_alone",),
     ),
     Fault(
@@ -497,7 +525,7 @@ FAULTS = [
         "no lag: this round's arms get this round's r_B",
         "training/loop.py",
         "step.metrics |= selector.observe(view)",
-        "selector.accept(selector.choose(view, len(step.batch), selecting.selection.size(step.number)))\n"
+        "selector.accept(checked(selector.choose(view, selecting.selection.size(step.number)), 10**6, 10**6))\n"
         "    step.metrics |= selector.observe(view)",
         (f"{RUNS}there_is_one_batch_reward_per_optimiser_step", TRAJECTORY),
     ),
@@ -1290,6 +1318,20 @@ FAULTS = [
         (
             "launch/test_run.py::test_snakemakes_terminal_has_a_line_for_each_job_and_the_end_of_a_failed_ones_log",
         ),
+    ),
+    Fault(
+        "an installed package takes the commit of the user's repository for its own",
+        "runtime/provenance.py",
+        'if not (SOURCE / ".git").exists():',
+        "if not SOURCE.exists():",
+        ("runtime/test_source.py::test_an_installed_package_has_no_commit_of_the_users_repository",),
+    ),
+    Fault(
+        "a file of the package comes before the user's own",
+        "runtime/source.py",
+        "packaged.is_file() and not Path(name).is_file()",
+        "packaged.is_file()",
+        ("runtime/test_source.py::test_files_of_the_current_folder_come_before_those_of_the_package",),
     ),
 ]
 

@@ -140,8 +140,10 @@ main()
 
 
 SNAKEFILE = """
+from sams.runtime.source import SNAKEFILE
+
 module sams:
-    snakefile: "{snakefile}"
+    snakefile: SNAKEFILE
     config: config["study"]
 
 use rule * from sams as sams_*
@@ -149,15 +151,14 @@ use rule * from sams as sams_*
 rule mine:
     input: rules.sams_prepare_data.output
     output: "mine.txt"
-    shell: "echo {{config[mine]}} > {{output}}"
+    shell: "echo {config[mine]} > {output}"
 """
 
 
 @pytest.fixture
-def other_workflow(installed: Path, tmp_path: Path) -> list[str]:
+def other_workflow(tmp_path: Path) -> list[str]:
     """Command of Snakemake for a workflow that has this one as a module, in `tmp_path`."""
-    snakefile = installed / "sams" / "source" / "Snakefile"
-    (tmp_path / "Snakefile").write_text(SNAKEFILE.format(snakefile=snakefile), encoding="utf-8")
+    (tmp_path / "Snakefile").write_text(SNAKEFILE, encoding="utf-8")
     study = "study: {study: ours, methods: [sft, dpo], data: {world: {train_pairs: 64, sft_examples: 64}}}"
     (tmp_path / "ours.yaml").write_text(f"mine: 7\n{study}\n", encoding="utf-8")
     return [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "ours.yaml"]

@@ -1,7 +1,7 @@
 """The settings of `ScheduledDPOTrainer`: those of TRL's `DPOConfig`, and the keys of the selection."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from trl import DPOConfig
 
@@ -36,7 +36,7 @@ class ScheduledDPOConfig(DPOConfig):
         record_pairs: whether to write what the policy computed of each pair as `pairs.parquet` in `output_dir`.
     """
 
-    _VALID_DICT_FIELDS = [*DPOConfig._VALID_DICT_FIELDS, "selector_kwargs", "scheduler_kwargs"]
+    _VALID_DICT_FIELDS = DPOConfig._VALID_DICT_FIELDS + ["selector_kwargs", "scheduler_kwargs"]  # noqa: RUF005
 
     selector: str = field(
         default="all",
@@ -48,8 +48,8 @@ class ScheduledDPOConfig(DPOConfig):
     selection_ratio: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the candidates of each step to train on. If not set, 0.5, and 1 for selectors that take "
-            "all pairs."
+            "help": "Share of the candidates of each step to train on. If not set, 0.5, and 1 for selectors that "
+            "take all pairs."
         },
     )
     selector_kwargs: dict[str, Any] | str | None = field(
@@ -93,8 +93,8 @@ class ScheduledDPOConfig(DPOConfig):
     packing: str = field(
         default="auto",
         metadata={
-            "help": "Whether the rows of a micro-batch are computed as one, without padding and with each prompt once: "
-            "`auto` tries it on the first pairs, `true` requires it, `false` pads.",
+            "help": "Whether the rows of a micro-batch are computed as one, without padding and with each prompt "
+            "once: `auto` tries it on the first pairs, `true` requires it, `false` pads.",
             "choices": list(PACKING),
         },
     )
@@ -120,9 +120,23 @@ class ScheduledDPOConfig(DPOConfig):
             ("selection_warmup", self.selection_warmup >= 0, "0 or more"),
             ("selection_full_every", (self.selection_full_every or 2) >= 2, "2 or more"),
             ("selection_end", self.selection_end is None or self.selection_end >= 1, "1 or more"),
-            ("scoring_batch_size", self.scoring_batch_size is None or self.scoring_batch_size >= 1, "1 or more"),
+            (
+                "scoring_batch_size",
+                self.scoring_batch_size is None or self.scoring_batch_size >= 1,
+                "1 or more",
+            ),
             ("selector_kwargs", isinstance(self.selector_kwargs or {}, dict), "a dict, or one as JSON"),
             ("scheduler_kwargs", isinstance(self.scheduler_kwargs or {}, dict), "a dict, or one as JSON"),
         ):
             if not right:
                 raise UserError(f"{getattr(self, key)!r} is given; give {wanted}", where=key)
+
+    @property
+    def selector_settings(self) -> dict[str, Any]:
+        """`selector_kwargs` as a dict."""
+        return dict(cast(dict[str, Any], self.selector_kwargs or {}))
+
+    @property
+    def scheduler_settings(self) -> dict[str, Any]:
+        """`scheduler_preset` and `scheduler_kwargs` as a dict."""
+        return {"preset": self.scheduler_preset, **cast(dict[str, Any], self.scheduler_kwargs or {})}

@@ -127,7 +127,9 @@ def pair_values(trainer: ScheduledDPOTrainer, inputs: Inputs, outputs: Any) -> P
     if set(trainer.loss_types) & {*COUPLED}:
         loss = torch.stack(
             [
-                _of_batch(trainer, _pair(inputs, pair, pairs), _pair_of_outputs(outputs, pair, pairs), 1)[0][0]
+                _of_batch(trainer, _pair(inputs, pair, pairs), _pair_of_outputs(outputs, pair, pairs), 1)[0][
+                    0
+                ]
                 for pair in range(pairs)
             ]
         )
@@ -242,7 +244,7 @@ def weighted_loss(
         )
     pairs = len(inputs["input_ids"]) // 2
     outputs = call(**arguments_of(trainer, inputs))  # outside of the modes below
-    given = {"precompute_ref_logps": True}
+    given: dict[str, Any] = {"precompute_ref_logps": True}
     if beta_scales is not None:
         given["beta"] = trainer.beta * beta_scales
     means = _Means(pairs, len(trainer.loss_types), weights if labels is None else weights * labels)
@@ -252,8 +254,13 @@ def weighted_loss(
     _check(means, observed)
     if labels is not None:
         rows = torch.arange(2 * pairs).roll(pairs)
-        swapped = {key: value[rows.to(value.device)] for key, value in inputs.items() if len(value) == 2 * pairs}
-        swapped |= {"ref_chosen_logps": inputs["ref_rejected_logps"], "ref_rejected_logps": inputs["ref_chosen_logps"]}
+        swapped = {
+            key: value[rows.to(value.device)] for key, value in inputs.items() if len(value) == 2 * pairs
+        }
+        swapped |= {
+            "ref_chosen_logps": inputs["ref_rejected_logps"],
+            "ref_rejected_logps": inputs["ref_chosen_logps"],
+        }
         means = _Means(pairs, len(trainer.loss_types), weights * (1 - labels))
         again = _Observed(trainer.accelerator, gathers=False)
         with changed(trainer, accelerator=again, **given, **_quiet()), means:
@@ -263,5 +270,5 @@ def weighted_loss(
 
 def _quiet() -> dict[str, Any]:
     """Return attributes of a trainer that logs nothing, and has no loss of a mixture of experts."""
-    scratch = {mode: defaultdict(list) for mode in ("train", "eval")}
+    scratch: dict[str, Any] = {mode: defaultdict(list) for mode in ("train", "eval")}
     return {"_metrics": scratch, "_total_train_tokens": 0, "aux_loss_enabled": False}

@@ -51,10 +51,12 @@ def refuse(args: ScheduledDPOConfig, data: Any) -> Entry:
 
     if not hasattr(args, "selector"):
         raise UserError(
-            f"{type(args).__name__} has no selector", where="args", remedy="give a sams.trl.ScheduledDPOConfig"
+            f"{type(args).__name__} has no selector",
+            where="args",
+            remedy="give a sams.trl.ScheduledDPOConfig",
         )
     entry = find(args.selector)
-    settings_of(args.selector, args.selector_kwargs or {})
+    settings_of(args.selector, args.selector_settings)
     if entry.crossfitted:
         raise UserError(
             f"{args.selector} chooses its pairs in a stage of its own before the training",

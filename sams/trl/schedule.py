@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from sams.policy.blocks import blocks
@@ -20,7 +21,6 @@ from sams.scheduling.selectors.base import Choice, Selector, Setup, View, checke
 from sams.scheduling.selectors.table import Entry, settings_of
 from sams.trl.forward import bare
 from sams.trl.scoring import Batch, gather_batch, refuse_non_finite
-from sams.trl.rows import NUMBER
 
 if TYPE_CHECKING:
     from sams.trl.trainer import ScheduledDPOTrainer
@@ -54,7 +54,7 @@ class Schedule:
         self.ratio = 1.0 if entry.full_batch else args.selection_ratio or 0.5
         self.selection = self._selection()
         self.work = Path(args.output_dir) / WORK
-        settings = settings_of(args.selector, args.selector_kwargs or {})
+        settings = settings_of(args.selector, args.selector_settings)
         self.selector: Selector = entry.load().build(self._setup(), **settings)
         self._refuse_columns()
         counted = len(trainer.train_dataset) if self.selector.needs_counts else 0
@@ -70,7 +70,9 @@ class Schedule:
         """Return K of a round: a multiple of the number of processes, whose metrics TRL gathers row by row."""
         if self.selection.size(round) == self.candidates:
             return candidates
-        return min(candidates, max(self.world, self.world * math.floor(self.ratio * candidates / self.world + 0.5)))
+        return min(
+            candidates, max(self.world, self.world * math.floor(self.ratio * candidates / self.world + 0.5))
+        )
 
     def _selection(self) -> Selection:
         args, n = self.trainer.args, self.candidates
@@ -97,7 +99,7 @@ class Schedule:
         model = bare(trainer.model_wrapped)
         scheduler = None
         if self.entry.reads_scheduler:
-            scheduler = scheduler_settings(args.scheduler_preset, args.scheduler_kwargs or {})
+            scheduler = read_scheduler(args.scheduler_settings)
         folder = self.work / REPLAY
         if trainer.accelerator.is_local_main_process:
             shutil.rmtree(folder, ignore_errors=True)
@@ -109,7 +111,9 @@ class Schedule:
             selection=self.selection,
             scheduler=scheduler,
             weights=None if args.scheduler_path is None else weights_file(Path(args.scheduler_path)),
-            layers=len(blocks(model)) if self.entry.trains_scheduler or self.entry.load().needs_contexts else 0,
+            layers=len(blocks(model))
+            if self.entry.trains_scheduler or self.entry.load().needs_contexts
+            else 0,
             width=model.config.get_text_config().hidden_size,
             device=trainer.accelerator.device,
             folder=folder,
@@ -155,21 +159,17 @@ class Schedule:
             own = checked(selector.choose(view, k), view.n, k)
         except ValueError as error:
             raise UserError(str(error), where=f"selector {trainer.args.selector}, step {round}") from error
-        choice = self._broadcast(own)
+        choice = self._broadcast(own, view.n)
         selector.accept(choice)
         self._count(batch, choice)
         self._log(self._shares(batch, view, choice))
         return batch, choice
 
-    def _broadcast(self, choice: Choice) -> Choice:
+    def _broadcast(self, choice: Choice, n: int) -> Choice:
         """Return the choice of process 0: kernels may differ in the last bit from process to process."""
         if self.world == 1:
             return choice
-        from accelerate.utils import broadcast_object_list
-
-        found = [choice]
-        broadcast_object_list(found, from_process=0)
-        return found[0]
+        return Choice.from_rows(broadcast(choice.rows(n).to(self.trainer.accelerator.device)))
 
     def _view(self, batch: Batch, round: int) -> View:
         values, data, rows = batch.values, self.trainer.train_dataset, batch.numbers.tolist()
@@ -218,7 +218,9 @@ class Schedule:
         """Return metrics of the candidates and of the choice, named as in train.jsonl."""
         found = {"selected/share": len(choice.indices) / view.n}
         if "loss" in batch.values:
-            found |= {f"all/{name}": values.mean().item() for name, values in metrics_of(batch.values).items()}
+            found |= {
+                f"all/{name}": values.mean().item() for name, values in metrics_of(batch.values).items()
+            }
             found["all/rewards/margins_rounding"] = float(view.rounding_share())
         if view.flipped is not None:
             flipped = view.flipped.double()
@@ -240,7 +242,7 @@ class Schedule:
         accelerator = self.trainer.accelerator
         state = {
             "selector": self.trainer.args.selector,
-            "settings": self.trainer.args.selector_kwargs or {},
+            "settings": self.trainer.args.selector_settings,
             "state": self.selector.state_dict(),
             "seen": self.seen,
             "trained": self.trained,
@@ -263,10 +265,14 @@ class Schedule:
         """
         file = checkpoint / STATE
         if not file.is_file():
-            log.warning("%s has no state of a selector: selector %s starts anew", checkpoint, self.trainer.args.selector)
+            log.warning(
+                "%s has no state of a selector: selector %s starts anew",
+                checkpoint,
+                self.trainer.args.selector,
+            )
             return
         state = torch.load(file, map_location="cpu", weights_only=True)
-        given = (self.trainer.args.selector, self.trainer.args.selector_kwargs or {})
+        given = (self.trainer.args.selector, self.trainer.args.selector_settings)
         if (state["selector"], state["settings"]) != given:
             raise UserError(
                 f"selector {state['selector']} with settings {state['settings']} wrote this checkpoint, and "
@@ -304,7 +310,7 @@ def copy_file(source: Path, target: Path, *, link: bool) -> None:
     part.replace(target)
 
 
-def scheduler_settings(preset: str, given: dict[str, Any]) -> Any:
+def read_scheduler(given: dict[str, Any]) -> Any:
     """Return the settings of the scheduler.
 
     Raises:
@@ -315,7 +321,7 @@ def scheduler_settings(preset: str, given: dict[str, Any]) -> Any:
     from sams.study.settings import Scheduler
 
     try:
-        return Scheduler.model_validate({"preset": preset, **given})
+        return Scheduler.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -334,7 +340,9 @@ def weights_file(path: Path) -> Path:
     """
     file = path / WEIGHTS if path.is_dir() else path
     if not file.is_file():
-        raise UserError("no such file", where=f"scheduler_path {file}", remedy=f"give {WEIGHTS} or its folder")
+        raise UserError(
+            "no such file", where=f"scheduler_path {file}", remedy=f"give {WEIGHTS} or its folder"
+        )
     return file
 
 
@@ -370,6 +378,3 @@ def split(rows: int, most: int, parts: int) -> list[int]:
     full, rest = divmod(rows, most)
     sizes = [rest] * bool(rest) + [most] * full
     return [0] * (parts - len(sizes)) + sizes
-
-
-__all__ = ["NUMBER", "Schedule", "split"]

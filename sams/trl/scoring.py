@@ -41,7 +41,12 @@ class Batch:
 
 
 def gather_batch(
-    trainer: ScheduledDPOTrainer, batches: list[dict[str, Tensor]], *, scores: bool, reference: bool, contexts: bool
+    trainer: ScheduledDPOTrainer,
+    batches: list[dict[str, Tensor]],
+    *,
+    scores: bool,
+    reference: bool,
+    contexts: bool,
 ) -> Batch:
     """Return the candidates of a step, from the micro-batches of all processes. A collective call.
 
@@ -65,7 +70,8 @@ def gather_batch(
     rounds = torch.cat([torch.full_like(inputs[NUMBER], index) for index, inputs in enumerate(batches)])
     order = gathered(trainer, rounds).argsort(stable=True)
     values = {
-        name: gathered(trainer, torch.cat([part[name] for part in found]))[order] for name in (found or [{}])[0]
+        name: gathered(trainer, torch.cat([part[name] for part in found]))[order]
+        for name in (found or [{}])[0]
     }
     features = values.pop("contexts", None)
     return Batch(
@@ -85,7 +91,9 @@ def gathered(trainer: ScheduledDPOTrainer, tensor: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(together.split(max(rows)), rows, strict=True)])
 
 
-def scored_batches(trainer: ScheduledDPOTrainer, batches: list[dict[str, Tensor]]) -> Sequence[dict[str, Tensor]]:
+def scored_batches(
+    trainer: ScheduledDPOTrainer, batches: list[dict[str, Tensor]]
+) -> Sequence[dict[str, Tensor]]:
     """Return the batches of the scoring pass: the micro-batches, or others of `scoring_batch_size` pairs."""
     size = trainer.args.scoring_batch_size
     if size is None or size == trainer.args.per_device_train_batch_size:

@@ -38,7 +38,8 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
         model: as for `DPOTrainer`.
         ref_model: as for `DPOTrainer`.
         args: settings of the training and the selection; default: selector `all`.
-        train_dataset: as for `DPOTrainer`. Its columns stay available to selectors, and a column `id` names the pairs.
+        train_dataset: as for `DPOTrainer`. Selectors can read all its columns; a column `id`
+            names the pairs.
         kwargs: further arguments of `DPOTrainer`.
 
     Raises:
@@ -46,6 +47,7 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
     """
 
     args: ScheduledDPOConfig
+    data_collator: Any
 
     def __init__(
         self,
@@ -94,9 +96,12 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
     ) -> Any:
         """Return a loader; that of the training data passes on the numbers of the rows."""
         if not is_training:
-            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+            return super()._get_dataloader(
+                dataset, description, batch_size, sampler_fn, is_training, dataloader_key
+            )
         self._rows = numbered = Numbered(self._remove_unused_columns(dataset, description))
-        collator, self.data_collator = self.data_collator, NumberedCollator(self.data_collator)
+        collator: Any = self.data_collator
+        self.data_collator = NumberedCollator(collator)
         self._set_signature_columns_if_needed()
         signature, self._signature_columns = self._signature_columns, [*self._signature_columns, NUMBER]
         try:
@@ -172,7 +177,8 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
         sizes = split(len(own["indices"]), most, len(batches))
         dealt = {key: values.split(sizes) for key, values in own.items()}
         return [
-            self._micro_batch(batch, {key: dealt[key][index] for key in dealt}) for index in range(len(batches))
+            self._micro_batch(batch, {key: dealt[key][index] for key in dealt})
+            for index in range(len(batches))
         ]
 
     def _micro_batch(self, batch: Batch, parts: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -184,7 +190,9 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
         inputs |= {key: values.to(self.accelerator.device) for key, values in parts.items()}
         if "reference_chosen" in batch.values:
             inputs["ref_chosen_logps"] = batch.values["reference_chosen"][indices].to(self.accelerator.device)
-            inputs["ref_rejected_logps"] = batch.values["reference_rejected"][indices].to(self.accelerator.device)
+            inputs["ref_rejected_logps"] = batch.values["reference_rejected"][indices].to(
+                self.accelerator.device
+            )
         return inputs
 
     # The step.

@@ -12,10 +12,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sams.data import prepare, tokenise
 from sams.data.templates import PLAIN_TEMPLATE, encode_prompt
 from sams.data.tokeniser import build_tokenizer, train_tokenizer
+from sams.data.tokens import read_columns
 from sams.policy.model import build_model
 from sams.runtime.errors import UserError
 from sams.runtime.files import manifest_digest, read_json
 from sams.study.settings import Model, World
+from sams.training.tasks.pairs import PairTask
 from sams.world import examples as world
 from tests import tiny
 from tests.data.test_templates import IN_THE_PROMPT
@@ -143,6 +145,55 @@ def test_every_pair_gets_the_completion_of_another(
     assert report["tokens"] == sum(
         len(pair[name]) for pair in pairs for name in pair if name.endswith("_ids")
     )
+
+
+def test_columns_for_selectors_stay_with_their_pairs(tmp_path: Path) -> None:
+    written = [
+        {"prompt": f"Question {n}?", "chosen": f"Yes {n}.", "rejected": "No.", "score": n / 4}
+        | {"held_out_ids": str(n), "notes": "harmless"}
+        for n in range(5)
+    ]
+    written[2]["chosen"] = "No, no. " * 200  # longer than the limit, and kept
+    train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    train.write_text("".join(json.dumps(row) + "\n" for row in written))
+    for row in written:
+        del row["score"], row["held_out_ids"]
+    test.write_text("".join(json.dumps(row) + "\n" for row in written))
+    data = {"train": str(train), "test": str(test), "ignored_columns": ["notes"]}
+    kept = {"keep_columns": ["score", "held_out_ids"]}
+    prepare.main(json.dumps({"data": data | kept}), tmp_path / "data")
+    for mismatched in (False, True):
+        out = tmp_path / f"tokens{mismatched}"
+        recipe = {"model": {**FRESH, "tokenizer": "words"}, "max_length": 64, "max_prompt_length": 32}
+        tokenise.main(json.dumps(recipe | {"mismatched": mismatched}), tmp_path / "data", out)
+        task = PairTask(read_columns(out / "train"))
+        assert {name: values.tolist() for name, values in task.columns.items()} == {
+            "score": [0.0, 0.25, 0.5, 0.75, 1.0],
+            "held_out_ids": [0.0, 1.0, 2.0, 3.0, 4.0],
+        }
+        assert PairTask(read_columns(out / "test")).columns == {}
+        assert not set(read_json(out / "report.json")["train"]) & {"kept/score", "kept/held_out_ids"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"score": "good"},
+            "row 1, key 'score': expected a number, found 'good'; data.keep_columns takes numbers",
+        ),
+        ({"score": None}, "expected a number, found 'None'"),
+        ({}, "row 1, key 'score': missing"),
+    ],
+)
+def test_a_column_for_selectors_has_a_number_in_every_row(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({"prompt": "Why?", "chosen": "So.", "rejected": "No."} | row) + "\n")
+    data = {"train": str(file), "test": str(file), "keep_columns": ["score"]}
+    with pytest.raises(UserError, match=message):
+        prepare.main(json.dumps({"data": data}), tmp_path / "data")
 
 
 def test_one_pair_cannot_be_mismatched(tmp_path: Path) -> None:

@@ -172,3 +172,50 @@ def test_export_runs_none_of_the_training_loop(study: Study) -> None:
         not {"sams.training.loop", "sams.training.job", "sams.training.tasks"}
         & jobs(study)["export_model"].keys()
     )
+
+
+def test_the_code_of_a_selector_of_ones_own_is_in_the_cache_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "my_package"
+    package.mkdir()
+    files = {
+        tmp_path / "my_selector.py": "import my_helper\nfrom my_package.deep import x\n",
+        tmp_path / "my_helper.py": "import torch\n\n\ndef f():\n    return 1\n",
+        tmp_path / "unused.py": "",
+        package / "__init__.py": "",
+        package / "deep.py": "from . import near\nfrom .near import y\nx = 1\n",
+        package / "near.py": "from sams.scheduling.calibration import rank_correlation\ny = 2\n",
+    }
+    for file, text in files.items():
+        file.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def found() -> dict[str, str]:
+        code_digests._code.cache_clear()
+        code_digests._base.cache_clear()
+        return code_of("sams.scheduling.rewards", "my_selector")
+
+    before = found()
+    own = {name for name in before if not name.startswith("sams.")}
+    assert own == {"my_selector", "my_helper", "my_package", "my_package.deep", "my_package.near"}
+    assert "sams.scheduling.calibration" in before
+    (tmp_path / "unused.py").write_text("z = 1\n")
+    (tmp_path / "my_selector.py").write_text('"""A text."""\n' + files[tmp_path / "my_selector.py"])
+    assert found() == before
+    (tmp_path / "my_helper.py").write_text("import torch\n\n\ndef f():\n    return 2\n")
+    assert {name for name in before if found()[name] != before[name]} == {"my_helper"}
+    code_digests._base.cache_clear()
+
+
+def test_an_installed_selector_counts_with_its_package_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    (site / "their_selector.py").write_text("import their_neighbour\n")
+    (site / "their_neighbour.py").write_text("")
+    monkeypatch.syspath_prepend(site)
+    code_digests._base.cache_clear()
+    assert "their_neighbour" not in code_of("sams.scheduling.rewards", "their_selector")
+    code_digests._base.cache_clear()

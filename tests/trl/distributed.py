@@ -29,7 +29,6 @@ RUN: dict[str, Any] = {
     "packing": "false",
     "optim": "sgd",
     "learning_rate": 0.3,
-    "ddp_backend": "gloo",
 }
 
 
@@ -72,7 +71,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 def run(folder: Path, name: str) -> None:
     """Train one run in this process of a group."""
-    settings = RUN | RUNS[name]
+    settings = RUN | RUNS[name] | {"ddp_backend": "gloo"}
     data = small.pairs(COUNT)
     trainer: Noted = small.trainer(folder / name, data, kind=Noted, **settings)
     resume = None

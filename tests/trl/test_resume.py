@@ -1,7 +1,6 @@
 """Checkpoints: a resumed run takes the same steps, bit by bit."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,9 @@ def data() -> datasets.Dataset:
 
 
 @pytest.fixture(scope="module")
-def complete(data: datasets.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Noted]:
+def complete(data: datasets.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Noted:
     """A run with a checkpoint after each step, and a pool that is full after some."""
-    yield run(tmp_path_factory.mktemp("complete"), data, **SETTINGS)
+    return run(tmp_path_factory.mktemp("complete"), data, **SETTINGS)
 
 
 def assert_equal(one: Any, other: Any) -> None:
@@ -57,7 +56,10 @@ def read(checkpoint: Path, name: str) -> Any:
     return torch.load(checkpoint / name, weights_only=True)
 
 
-@pytest.mark.parametrize("step", range(1, STEPS))
+@pytest.mark.parametrize(
+    "step",
+    [step if step in (2, 9) else pytest.param(step, marks=pytest.mark.slow) for step in range(1, STEPS)],
+)
 def test_the_step_after_a_checkpoint_is_the_same(
     tmp_path: Path, complete: Noted, data: datasets.Dataset, step: int
 ) -> None:
@@ -84,7 +86,7 @@ def test_a_checkpoint_of_another_selector_is_refused(
     tmp_path: Path, complete: Noted, data: datasets.Dataset
 ) -> None:
     checkpoint = Path(complete.args.output_dir) / "checkpoint-2"
-    with pytest.raises(UserError, match="selector sams with settings {} wrote this checkpoint, and random"):
+    with pytest.raises(UserError, match=r"selector sams with settings .* wrote this checkpoint, and random"):
         small.trainer(tmp_path, data, **SETTINGS | {"selector": "random"}).train(
             resume_from_checkpoint=str(checkpoint)
         )

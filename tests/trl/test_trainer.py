@@ -1,5 +1,6 @@
 """`ScheduledDPOTrainer` against TRL's own trainer, and against steps by hand."""
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def assert_all_is_plain(folder: Path, data: datasets.Dataset, **settings: Any) -
     assert not torch.equal(small.weights(plain.model), before)
     timed = {"train_runtime", "train_samples_per_second", "train_steps_per_second"}
     for theirs, own in zip(plain.state.log_history, ours.state.log_history, strict=True):
-        assert {key: own[key] for key in own.keys() - timed} == {key: theirs[key] for key in theirs.keys() - timed}
+        assert {key: own[key] for key in own.keys() - timed} == {
+            key: theirs[key] for key in theirs.keys() - timed
+        }
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["reference on-line", "reference cached"])
@@ -64,18 +67,23 @@ def test_scheduled_is_plain_on_the_chosen_rows(
 ) -> None:
     """TRL's trainer, given the rows in the order of the choices, ends with the same weights."""
     ours = run(
-        tmp_path, data, selector=selector, packing="false", num_train_epochs=2, precompute_ref_log_probs=cached
+        tmp_path,
+        data,
+        selector=selector,
+        packing="false",
+        num_train_epochs=2,
+        precompute_ref_log_probs=cached,
     )
     assert [len(rows) for rows in ours.rows] == [4] * 6
 
     class Given(DPOTrainer):  # type: ignore[misc]
         def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
             known = ours.train_dataset.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
-            return datasets.concatenate_datasets([dataset, known.select(sum(ours.rows, []))], axis=1)
+            return datasets.concatenate_datasets([dataset, known.select([*chain(*ours.rows)])], axis=1)
 
     plain = small.trainer(
         tmp_path,
-        data.select(sum(ours.rows, [])),
+        data.select([*chain(*ours.rows)]),
         kind=Given,
         gradient_accumulation_steps=1,
         num_train_epochs=1,
@@ -89,7 +97,7 @@ def test_scheduled_is_plain_on_the_chosen_rows(
 
 
 @pytest.mark.parametrize(
-    "count, size, accumulation, ratio, expected",
+    ("count", "size", "accumulation", "ratio", "expected"),
     [
         (18, 3, 2, 0.5, [3, 3, 3]),
         (16, 1, 8, 0.25, [2, 2]),
@@ -104,7 +112,10 @@ def test_any_number_of_pairs(
     """The update is that of the mean over the chosen pairs, whatever micro-batches they make."""
     data = small.pairs(count)
     epochs = 1 if count < 70 else 2
-    settings: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.3}  # Adam's updates are signs of rounding too
+    settings: dict[str, Any] = {
+        "optim": "sgd",
+        "learning_rate": 0.3,
+    }  # Adam's updates are signs of rounding too
     ours = run(
         tmp_path,
         data,
@@ -117,7 +128,7 @@ def test_any_number_of_pairs(
         num_train_epochs=epochs,
     )
     assert [len(rows) for rows in ours.rows] == expected
-    assert sorted(sum(ours.candidates, [])) == sorted([*range(count)] * epochs)
+    assert sorted(chain(*ours.candidates)) == sorted([*range(count)] * epochs)
     expected_weights = by_hand(tmp_path, data, ours.rows, **settings)
     assert (small.weights(ours.model) - expected_weights).abs().max() < 1e-6
     assert ours.schedule is not None and ours.schedule.trained_pairs == sum(expected)

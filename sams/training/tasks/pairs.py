@@ -25,7 +25,7 @@ class PairTask(Scored):
         self.ids = list(data["id"])
         self.flipped: Sequence[bool | None] = data["flipped"]
         self.columns = {
-            name.removeprefix(KEPT): torch.as_tensor(values)
+            name.removeprefix(KEPT): torch.tensor(values)
             for name, values in data.items()
             if name.startswith(KEPT)
         }
