@@ -193,8 +193,8 @@ class Schedule:
             view.losses, view.margins = values["loss"], values["margins"]
             view.chosen_logps, view.rejected_logps = values["chosen_logps"], values["rejected_logps"]
             view.margin_rounding = self._margin_rounding(values)
-        if values and self.trainer.ld_alpha is None:
-            view.chosen_tokens, view.rejected_tokens = values["chosen_tokens"], values["rejected_tokens"]
+            if self.trainer.ld_alpha is None:
+                view.chosen_tokens, view.rejected_tokens = values["chosen_tokens"], values["rejected_tokens"]
         return view
 
     def _margin_rounding(self, values: dict[str, Tensor]) -> float:

@@ -109,18 +109,17 @@ def score(
     inputs = {key: value for key, value in inputs.items() if key != NUMBER}
     if "ref_chosen_logps" not in inputs or not trainer.precompute_ref_logps:
         inputs |= reference_of(trainer, inputs)
-    chosen_tokens, rejected_tokens = inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2)
     found = {
         "reference_chosen": inputs["ref_chosen_logps"],
         "reference_rejected": inputs["ref_rejected_logps"],
-        "chosen_tokens": chosen_tokens,
-        "rejected_tokens": rejected_tokens,
     }
     if not policy:
         return found
     watched = [*blocks(bare(trainer.model_wrapped))] if contexts else []
     outputs, means = trainer.forward(trainer.model_wrapped, arguments_of(trainer, inputs), watched)
     found |= vars(pair_values(trainer, inputs, outputs))
+    tokens = inputs["completion_mask"][:, 1:].sum(dim=1)
+    found["chosen_tokens"], found["rejected_tokens"] = tokens.chunk(2)
     if means is not None:
         found["contexts"] = torch.stack(means.chunk(2), dim=1)
     return found
