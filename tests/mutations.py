@@ -57,6 +57,7 @@ class Fault:
 REWARDS = "scheduling/test_rewards.py::test_"
 SCHEDULER = "scheduling/test_scheduler.py::test_"
 SELECTORS = "scheduling/test_selectors.py::test_"
+BASELINES = "scheduling/test_baselines.py::test_"
 UPDATES = "training/test_updates.py::test_"
 POOL = "scheduling/test_pool.py::test_"
 PRECISION = "training/test_precision.py::test_"
@@ -213,6 +214,41 @@ FAULTS = [
             f"{DATA}templates.py::test_an_answer_ends_where_the_template_ends_the_turn",
             "generation/test_decode.py::test_an_answer_ends_where_the_template_ends_a_turn",
         ),
+    ),
+    Fault(
+        "`reference_gap` keeps the pairs that the reference doubts",
+        "scheduling/selectors/reference_gap.py",
+        "agreement = chosen - rejected",
+        "agreement = rejected - chosen",
+        (f"{BASELINES}reference_gap_keeps_pairs_with_whose_label_the_reference_agrees",),
+    ),
+    Fault(
+        "`small_loss` takes the last margin for the average",
+        "scheduling/selectors/small_loss.py",
+        "share = 1 / self.count[numbers]",
+        "share = torch.ones(len(numbers))",
+        (f"{BASELINES}small_loss_averages_the_margins_of_each_pair",),
+    ),
+    Fault(
+        "Dr. DPO's weights are not normalised",
+        "scheduling/selectors/values.py",
+        "positive(len(log_weights) * log_weights.softmax(0))",
+        "positive(log_weights.exp())",
+        (f"{BASELINES}dr_dpo_has_the_gradient_of_the_published_objective",),
+    ),
+    Fault(
+        "beta-DPO's margins have the factor beta",
+        "scheduling/selectors/beta_dpo.py",
+        " / self.setup.beta\n        if",
+        "\n        if",
+        (f"{BASELINES}beta_dpo_follows_the_authors_code",),
+    ),
+    Fault(
+        "`lossdiff_irm` takes the union of the intervals",
+        "scheduling/selectors/lossdiff_irm.py",
+        ".amax(dim=0)",
+        ".amin(dim=0)",
+        (f"{BASELINES}lossdiff_irm_is_the_narrowest_intersection_of_two_middle_intervals",),
     ),
     Fault(
         "delta and 1 - delta are swapped in `sams`",

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 ROOMS = "runtime losses scheduling study tracking policy world data judge scoring training generation tables"
-ROOMS += " launch planning cli"
+ROOMS += " launch planning trl cli"
 """From the bottom to the top: a room imports itself and the rooms to its left."""
 
 TYPES = ("sams.study.settings", {"losses", "scheduling"})

@@ -1,5 +1,6 @@
 """Weights, labels and scales of beta that a selector answers, and what it is shown, in the training loop."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -21,6 +23,7 @@ from sams.training.distribution import Workers
 from sams.training.loop import Selecting, select
 from sams.training.passes import Passes, accumulate_gradient
 from sams.training.updates import Step
+from tests.conftest import ROOT
 from tests.training.test_passes import close, gradient, new_policy, preference_task, workers
 from tests.training.test_runs import losses, run, weights
 
@@ -196,6 +199,25 @@ def rising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.syspath_prepend(tmp_path)
     yield "rising:Rising"
     sys.modules.pop("rising", None)
+
+
+def test_the_selector_of_the_documentation_trains(
+    prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "own_selector.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "my_selector.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    settings = text.partition("  dpo-average:\n")[2].partition("```")[0]
+    own = yaml.safe_load(settings)
+    assert own["selector"] == "my_selector:AverageMargin" and own["selector_settings"]["doubt"] > 0
+    try:
+        run(prepared, tmp_path / "out", epochs=2, max_steps=None, **own)
+    finally:
+        sys.modules.pop("my_selector", None)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert len(lines) == 8 and all("selector/average" in line for line in lines)
+    assert {line["selected/share"] for line in lines} == {0.5}
 
 
 def test_a_selector_of_ones_own_trains_and_resumes_bitwise(

@@ -1,7 +1,7 @@
 """Selector `beta_dpo_filter`: keeps pairs with a usual margin and drops outliers.
 
 Source: Wu et al. 2024, "beta-DPO: Direct Preference Optimization with Dynamic beta", arXiv 2407.08639, its
-beta-guided data filtering. The other half of beta-DPO, a beta for each batch, would belong to the loss.
+beta-guided data filtering. `beta_dpo` adds the other half, a beta for each batch.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sams.scheduling.selectors.base import Selector, Setup, View, top_k
+from sams.scheduling.selectors.base import Choice, Selector, Setup, View, top_k
 
 MOMENTUM = 0.9
 """Momentum m of both moving averages, as in the authors' code."""
@@ -36,7 +36,10 @@ class BetaDpoFilter(Selector):
         self.deviation = MOMENTUM * self.deviation + (1 - MOMENTUM) * margins.std(correction=0).item()
         return {"selector/margin_mean": self.mean, "selector/margin_deviation": self.deviation}
 
-    def choose(self, view: View, k: int) -> Tensor:
+    def choose(self, view: View, k: int) -> Tensor | Choice:
+        return self.draw(view, k)
+
+    def draw(self, view: View, k: int) -> Tensor:
         """Return the k highest of log p(M_i) + Gumbel noise: k draws without replacement (Kool et al. 2019).
 
         Logs, since far from M_0 the densities themselves underflow to 0.

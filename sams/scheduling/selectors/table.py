@@ -69,6 +69,20 @@ SELECTORS: dict[str, Entry] = {
     "beta_dpo_filter": Entry("sams.scheduling.selectors.beta_dpo_filter:BetaDpoFilter"),
     "selective": Entry("sams.scheduling.selectors.all:All", needs_scores=False, crossfitted=True),
     "oracle": Entry("sams.scheduling.selectors.oracle:Oracle"),
+    "reference_gap": Entry(
+        "sams.scheduling.selectors.reference_gap:ReferenceGap", needs_scores=False, needs_reference=True
+    ),
+    "small_loss": Entry("sams.scheduling.selectors.small_loss:SmallLoss"),
+    "uncertainty": Entry("sams.scheduling.selectors.uncertainty:Uncertainty"),
+    "easy_to_hard": Entry("sams.scheduling.selectors.easy_to_hard:EasyToHard", needs_scores=False),
+    "rho_loss": Entry("sams.scheduling.selectors.rho_loss:RhoLoss"),
+    "lossdiff_irm": Entry("sams.scheduling.selectors.lossdiff_irm:LossDiffIrm"),
+    "perplexity_difference": Entry(
+        "sams.scheduling.selectors.perplexity_difference:PerplexityDifference", needs_reference=True
+    ),
+    "dr_dpo": Entry("sams.scheduling.selectors.dr_dpo:DrDpo", full_batch=True),
+    "wpo": Entry("sams.scheduling.selectors.wpo:Wpo", full_batch=True),
+    "beta_dpo": Entry("sams.scheduling.selectors.beta_dpo:BetaDpo"),
     "sams": Entry("sams.scheduling.selectors.sams:Sams", reads_scheduler=True, trains_scheduler=True),
 }
 
