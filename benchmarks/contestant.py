@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -35,9 +35,9 @@ class Entry:
 
     Attributes:
         name: name in the table.
-        trainer: trl, plain or sams.
+        trainer: trl, plain or sams; or `scheduled NAME`, sams.trl's trainer with this selector.
         checkpointing: whether activations are checkpointed.
-        packing: whether rows are packed; for our trainer only.
+        packing: whether rows are packed; not for trl.
         processes: number of processes that share a batch, 1 or 2.
         batch: pairs of a batch.
         batches: number of batches.
@@ -228,6 +228,9 @@ def dpo_trainer(
     precision: str,
     *,
     checkpointing: bool = False,
+    kind: Any = None,
+    config: Any = None,
+    **settings: Any,
 ) -> tuple[Any, list[Any]]:
     """Return TRL's DPOTrainer for these pairs, ready for `training_step`, and its batches.
 
@@ -241,6 +244,8 @@ def dpo_trainer(
         device: cpu or cuda.
         precision: float32, or bfloat16 by autocast with float32 master weights.
         checkpointing: whether activations are checkpointed.
+        kind, config: classes of the trainer and of its settings, if not TRL's.
+        settings: further settings.
     """
     import math
 
@@ -250,7 +255,7 @@ def dpo_trainer(
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     datasets.disable_progress_bars()
 
-    class Quiet(trl.DPOTrainer):
+    class Quiet(kind or trl.DPOTrainer):  # type: ignore[misc]
         def _send_telemetry(self) -> None:
             """Send no telemetry."""
 
@@ -272,7 +277,7 @@ def dpo_trainer(
         trainer: Any = Quiet(
             model=model,
             ref_model=reference,
-            args=trl.DPOConfig(
+            args=(config or trl.DPOConfig)(
                 output_dir=folder,
                 per_device_train_batch_size=batch,
                 train_sampling_strategy="sequential",
@@ -287,6 +292,7 @@ def dpo_trainer(
                 logging_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
+                **settings,
             ),
             train_dataset=datasets.Dataset.from_dict(texts),
             processing_class=words,
@@ -305,9 +311,14 @@ def dpo_trainer(
 
 
 class Trl:
-    """TRL's DPOTrainer with a precomputed reference, as its own training loop calls it."""
+    """TRL's DPOTrainer with a precomputed reference, as its own training loop calls it.
 
-    def __init__(self, entry: Entry) -> None:
+    Args:
+        entry: settings.
+        settings: as in `dpo_trainer`.
+    """
+
+    def __init__(self, entry: Entry, **settings: Any) -> None:
         self.entry = entry
         data = draw_pairs(entry.batches, entry.batch, vocabulary=entry.shape.vocabulary, scale=entry.scale)
         self.model = build(entry.shape, 0, "cpu")
@@ -320,12 +331,13 @@ class Trl:
             "cpu",
             "float32",
             checkpointing=entry.checkpointing,
+            **settings,
         )
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=RATE)
 
     def step(self, batch: int, update: bool) -> dict[str, float]:
-        self.optimiser.zero_grad()
-        inputs = self.batches[batch]
+        self.optimiser.zero_grad(set_to_none=not self.entry.gradients_kept)
+        inputs = self._inputs(batch)
         loss = self.trainer.training_step(self.trainer.model_wrapped, dict(inputs))
         if update:
             nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
@@ -336,8 +348,50 @@ class Trl:
             "positions": float(inputs["attention_mask"].numel()),
         }
 
+    def _inputs(self, batch: int) -> Any:
+        return self.batches[batch]
+
     def tokens_seen(self, batch: int) -> int:
         return int(self.batches[batch]["attention_mask"].sum())
+
+
+class Scheduled(Trl):
+    """`sams.trl`'s trainer: what its training loop calls in a step of one micro-batch."""
+
+    def __init__(self, entry: Entry) -> None:
+        from sams.training.batches import balanced
+        from sams.trl import ScheduledDPOConfig, ScheduledDPOTrainer
+
+        class Balanced(ScheduledDPOTrainer):
+            """Trains on pairs with a proportional share of the batch's tokens.
+
+            An untrained scheduler prefers short or long pairs by chance, which would distort every ratio. It does all
+            its work.
+            """
+
+            def deal(self, batches: Any, batch: Any, choice: Any) -> Any:
+                rows = self.train_dataset[batch.numbers.tolist()]
+                names = ("prompt_ids", "chosen_ids", "rejected_ids")
+                lengths = [sum(map(len, ids)) for ids in zip(*(rows[name] for name in names), strict=True)]
+                every = list(range(len(lengths)))
+                kept = balanced(every, lengths, len(every) // len(choice.indices))[0]
+                return super().deal(batches, batch, replace(choice, indices=torch.tensor(sorted(kept))))
+
+        super().__init__(
+            entry,
+            kind=Balanced,
+            config=ScheduledDPOConfig,
+            selector=entry.trainer.removeprefix("scheduled "),
+            packing=str(entry.packing).lower(),
+            record_pairs=False,
+            gradient_accumulation_steps=1,
+            max_steps=entry.batches,
+        )
+        self.trainer.state.max_steps = entry.batches
+
+    def _inputs(self, batch: int) -> Any:
+        [inputs], _ = self.trainer.get_batch_samples(iter([self.batches[batch]]), 1, self.trainer.args.device)
+        return inputs
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -383,7 +437,8 @@ def main(text: str) -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # output of libraries goes to stderr
     torch.set_num_threads(1)
-    trainer: Any = Trl(entry) if entry.trainer == "trl" else Ours(entry)
+    kind: Any = {"trl": Trl, "scheduled": Scheduled}.get(entry.trainer.split()[0], Ours)
+    trainer = kind(entry)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         batch = int(line)

@@ -214,8 +214,6 @@ def ratio(
 
 def report(base: Entry, measured: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Return the content of step.json: each ratio with its spread, and all measurements."""
-    import torch
-
     ratios = {
         key: numbers
         for key, (_, one, other, figure, *_marks) in (MARKS | EXPLAINING).items()
@@ -227,13 +225,14 @@ def report(base: Entry, measured: dict[str, list[dict[str, float]]]) -> dict[str
         "marks": {key: {"mark": mark, "goal": goal} for key, (*_, mark, goal) in MARKS.items()},
         "contestants": measured,
         "entry": json.loads(base.written()),
-        "device": f"{os.cpu_count()} CPU cores",
-        "versions": {
-            "torch": torch.__version__,
-            "trl": _version("trl"),
-            "transformers": _version("transformers"),
-        },
+        **machine(),
     }
+
+
+def machine() -> dict[str, Any]:
+    """Return what figures are measured with."""
+    versions = {package: _version(package) for package in ("torch", "trl", "transformers")}
+    return {"device": f"{os.cpu_count()} CPU cores", "versions": versions}
 
 
 def _version(package: str) -> str | None:
