@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,8 +22,8 @@ from sams.training.tasks.base import Items
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
-    from sams.training.tasks.preference import PreferenceTask
     from sams.training.updates import Step
 
 ROWS = "pairs.rows"
@@ -40,22 +40,43 @@ FLOATS = [*VALUES, *REFERENCE]
 ROW = np.dtype([("pair", "<u4"), ("step", "<u4"), *((name, "<f4") for name in VALUES), ("selected", "i1")])
 
 
+class Recorded(Protocol):
+    """What the data and the reference say of the n pairs of a split."""
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+
+    @property
+    def flipped(self) -> Sequence[bool | None]: ...
+
+    @property
+    def chosen_tokens(self) -> Sequence[int]: ...
+
+    @property
+    def rejected_tokens(self) -> Sequence[int]: ...
+
+    @property
+    def reference(self) -> Tensor | None:
+        """[n, 2 or more] log-probs of both responses; None for a loss without a reference."""
+        ...
+
+
 class PairLog:
     """The rows of a run, which one process writes.
 
     Args:
         folder: folder of the run's checkpoints.
         train: the training pairs.
-        test: the evaluated pairs.
+        test: the evaluated pairs; None if they are not recorded.
         test_split: name of their split.
         epoch: number of steps of an epoch.
     """
 
     def __init__(
-        self, folder: Path, train: PreferenceTask, test: PreferenceTask, *, test_split: str, epoch: int
+        self, folder: Path, train: Recorded, test: Recorded | None, *, test_split: str = "test", epoch: int
     ) -> None:
         self.path = folder / ROWS
-        self.tasks = {"train": train, test_split: test}
+        self.tasks = {"train": train} if test is None else {"train": train, test_split: test}
         self.epoch = epoch
         self._file: FileIO | None = None
 
@@ -82,18 +103,26 @@ class PairLog:
             items: values of the pairs that were trained on, from before the update.
         """
         if not step.seen:
-            self._add(step.number, step.trained, items, 1)
+            self.add(step.number, step.trained, items, 1)
             return
         selected = np.zeros(len(step.batch), dtype="i1")
         selected[step.chosen] = 1
-        self._add(step.number, step.batch, step.seen, selected)
+        self.add(step.number, step.batch, step.seen, selected)
 
     def evaluated(self, step: int, items: Items) -> None:
         """Add all evaluated pairs, with their values after a step."""
         first = len(self.tasks["train"].ids)
-        self._add(step, range(first, first + len(items["loss"])), items, -1)
+        self.add(step, range(first, first + len(items["loss"])), items, -1)
 
-    def _add(self, step: int, pairs: Sequence[int], values: Items, selected: Any) -> None:
+    def add(self, step: int, pairs: Sequence[int], values: Items, selected: Any) -> None:
+        """Add pairs with their values.
+
+        Args:
+            step: the step, from 1.
+            pairs: [n] indices of the pairs, those of the test split after the training pairs.
+            values: `VALUES` of the pairs, [n] each.
+            selected: [n] or one value: 1 where a pair is trained on, 0 where it is not, -1 for test pairs.
+        """
         assert self._file is not None
         rows = np.empty(len(pairs), dtype=ROW)
         rows["pair"], rows["step"], rows["selected"] = pairs, step, selected
@@ -133,7 +162,7 @@ class PairLog:
                     writer.write_table(_joined(rows, pairs, self.epoch))
 
 
-def _known(split: str, task: PreferenceTask) -> pa.Table:
+def _known(split: str, task: Recorded) -> pa.Table:
     """Return what the data and the reference say of the pairs of a split."""
     import pyarrow as pa
 

@@ -99,7 +99,7 @@ class ScheduledDPOConfig(DPOConfig):
         },
     )
     record_pairs: bool = field(
-        default=True,
+        default=False,
         metadata={
             "help": "Whether to write what the policy computed of each pair as pairs.parquet in `output_dir`."
         },

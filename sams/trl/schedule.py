@@ -19,8 +19,10 @@ from sams.runtime.errors import UserError
 from sams.scheduling.selection import Selection
 from sams.scheduling.selectors.base import Choice, Selector, Setup, View, checked
 from sams.scheduling.selectors.table import Entry, settings_of
+from sams.training.pairs import ROWS
 from sams.trl.forward import bare
-from sams.trl.scoring import Batch, gather_batch, refuse_non_finite
+from sams.trl.records import PairRecord
+from sams.trl.scoring import Batch, gather_batch, gathered, refuse_non_finite
 
 if TYPE_CHECKING:
     from sams.trl.trainer import ScheduledDPOTrainer
@@ -60,6 +62,10 @@ class Schedule:
         counted = len(trainer.train_dataset) if self.selector.needs_counts else 0
         self.seen, self.trained = (torch.zeros(counted, dtype=torch.int64) for _ in range(2))
         self.seen_pairs = self.trained_pairs = 0
+        self.record: PairRecord | None = None
+        if args.record_pairs and trainer.is_world_process_zero():
+            self.record = PairRecord(self.work, trainer.train_dataset, self._steps_of_epoch())
+        self._noted: list[dict[str, Tensor]] = []
 
     @property
     def is_plain(self) -> bool:
@@ -73,6 +79,12 @@ class Schedule:
         return min(
             candidates, max(self.world, self.world * math.floor(self.ratio * candidates / self.world + 0.5))
         )
+
+    def _steps_of_epoch(self) -> int:
+        args = self.trainer.args
+        passes = len(self.trainer.train_dataset) / (args.per_device_train_batch_size * self.world)
+        batches = math.floor(passes) if args.dataloader_drop_last else math.ceil(passes)
+        return max(1, math.ceil(batches / args.gradient_accumulation_steps))
 
     def _selection(self) -> Selection:
         args, n = self.trainer.args, self.candidates
@@ -163,7 +175,29 @@ class Schedule:
         selector.accept(choice)
         self._count(batch, choice)
         self._log(self._shares(batch, view, choice))
+        if self.record is not None and selector.needs_scores:
+            selected = torch.zeros(view.n, dtype=torch.int8).index_fill_(0, choice.indices, 1)
+            self.record.add(round, batch.numbers, batch.values, selected.numpy())
         return batch, choice
+
+    def note(self, values: dict[str, Tensor]) -> None:
+        """Note pairs of a micro-batch that is trained on without scores: their numbers and the values of a record."""
+        if self.trainer.args.record_pairs:
+            self._noted.append(
+                {**values, "step": torch.full_like(values["number"], self.trainer.state.global_step + 1)}
+            )
+
+    def flush(self) -> None:
+        """Write what was noted. A collective call."""
+        if not self._noted:
+            return
+        found = {
+            name: gathered(self.trainer, torch.cat([part[name] for part in self._noted])).cpu()
+            for name in self._noted[0]
+        }
+        self._noted = []
+        if self.record is not None:
+            self.record.add(int(found["step"][0]), found["number"], found, 1)
 
     def _broadcast(self, choice: Choice, n: int) -> Choice:
         """Return the choice of process 0: kernels may differ in the last bit from process to process."""
@@ -189,12 +223,13 @@ class Schedule:
         )
         if self.selector.needs_counts:
             view.seen, view.trained = self.seen[batch.numbers], self.trained[batch.numbers]
+        if self.trainer.ld_alpha is None:
+            view.chosen_tokens, view.rejected_tokens = values["chosen_tokens"], values["rejected_tokens"]
         if "loss" in values:
             view.losses, view.margins = values["loss"], values["margins"]
             view.chosen_logps, view.rejected_logps = values["chosen_logps"], values["rejected_logps"]
             view.margin_rounding = self._margin_rounding(values)
-            if self.trainer.ld_alpha is None:
-                view.chosen_tokens, view.rejected_tokens = values["chosen_tokens"], values["rejected_tokens"]
+
         return view
 
     def _margin_rounding(self, values: dict[str, Tensor]) -> float:
@@ -239,8 +274,10 @@ class Schedule:
 
         Files of the selector are linked, not copied: they are only appended to, and the state has their lengths.
         """
+        self.flush()
         accelerator = self.trainer.accelerator
         state = {
+            "record": None if self.record is None else self.record.state(),
             "selector": self.trainer.args.selector,
             "settings": self.trainer.args.selector_settings,
             "state": self.selector.state_dict(),
@@ -250,8 +287,8 @@ class Schedule:
             "trained_pairs": self.trained_pairs,
         }
         if accelerator.is_local_main_process:
-            for file in sorted((self.work / REPLAY).glob("*")):
-                copy_file(file, checkpoint / REPLAY / file.name, link=True)
+            for file in self._files(self.work):
+                copy_file(file, checkpoint / file.relative_to(self.work), link=True)
         if self.trainer.args.should_save:
             checkpoint.mkdir(parents=True, exist_ok=True)
             torch.save(state, checkpoint / STATE)
@@ -282,18 +319,28 @@ class Schedule:
             )
         accelerator = self.trainer.accelerator
         if accelerator.is_local_main_process:
-            for old in sorted((checkpoint / REPLAY).glob("*")):
-                copy_file(old, self.work / REPLAY / old.name, link=False)
+            for file in self._files(checkpoint):
+                copy_file(file, self.work / file.relative_to(checkpoint), link=False)
         accelerator.wait_for_everyone()
+        if self.record is not None and state["record"] is not None:
+            self.record.restore(state["record"])
         self.selector.load_state_dict(state["state"])
         self.seen, self.trained = state["seen"], state["trained"]
         self.seen_pairs, self.trained_pairs = state["seen_pairs"], state["trained_pairs"]
 
+    def _files(self, folder: Path) -> list[Path]:
+        """Return the files that grow during a run, in its folder or in a checkpoint."""
+        return [file for file in (folder / ROWS, *sorted((folder / REPLAY).glob("*"))) if file.is_file()]
+
     def close(self) -> None:
         """Delete the files of a finished run, which its checkpoints have too. A collective call."""
+        self.flush()
+        if self.record is not None:
+            self.record.write(self.work.parent)
         self.trainer.accelerator.wait_for_everyone()
         if self.trainer.accelerator.is_local_main_process:
-            shutil.rmtree(self.work / REPLAY, ignore_errors=True)
+            for file in self._files(self.work):
+                file.unlink()
 
 
 def copy_file(source: Path, target: Path, *, link: bool) -> None:

@@ -31,7 +31,7 @@ class Batch:
 
     Attributes:
         numbers: [n] int64, positions of the pairs in the data.
-        values: `VALUES` of each pair, [n] float32 on the CPU; empty without a scoring pass.
+        values: `VALUES` of each pair, [n] float32 on the CPU: tokens always, others if required.
         contexts: [n, 2, layers, width], on the device; None unless required.
     """
 
@@ -57,22 +57,19 @@ def gather_batch(
         reference: whether log-probs under the reference are required.
         contexts: whether hidden states are required, of the same pass.
     """
-    found: list[dict[str, Tensor]] = []
-    if scores or reference:
-        was_training = trainer.model.training
-        trainer.model_wrapped.eval()
-        with torch.no_grad():
-            for inputs in scored_batches(trainer, batches):
-                found.append(score(trainer, inputs, policy=scores, contexts=contexts))
-        trainer.model_wrapped.train(was_training)
+    was_training = trainer.model.training
+    trainer.model_wrapped.eval()
+    with torch.no_grad():
+        found = [
+            score(trainer, inputs, policy=scores, reference=scores or reference, contexts=contexts)
+            for inputs in (scored_batches(trainer, batches) if scores or reference else batches)
+        ]
+    trainer.model_wrapped.train(was_training)
     # In the order of the sampler, which gives micro-batch i of a pass to process i % world.
     numbers = torch.cat([inputs[NUMBER] for inputs in batches])
     rounds = torch.cat([torch.full_like(inputs[NUMBER], index) for index, inputs in enumerate(batches)])
     order = gathered(trainer, rounds).argsort(stable=True)
-    values = {
-        name: gathered(trainer, torch.cat([part[name] for part in found]))[order]
-        for name in (found or [{}])[0]
-    }
+    values = {name: gathered(trainer, torch.cat([part[name] for part in found]))[order] for name in found[0]}
     features = values.pop("contexts", None)
     return Batch(
         gathered(trainer, numbers)[order].cpu(),
@@ -103,13 +100,17 @@ def scored_batches(
 
 
 def score(
-    trainer: ScheduledDPOTrainer, inputs: dict[str, Tensor], *, policy: bool, contexts: bool
+    trainer: ScheduledDPOTrainer, inputs: dict[str, Tensor], *, policy: bool, reference: bool, contexts: bool
 ) -> dict[str, Tensor]:
-    """Return values of the pairs of a padded batch, each [B], with its log-probs under the reference."""
+    """Return values of the pairs of a padded batch, each [B]: tokens, and what else is required."""
+    tokens = inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2)
+    found = dict(zip(("chosen_tokens", "rejected_tokens"), tokens, strict=True))
+    if not reference:
+        return found
     inputs = {key: value for key, value in inputs.items() if key != NUMBER}
     if "ref_chosen_logps" not in inputs or not trainer.precompute_ref_logps:
         inputs |= reference_of(trainer, inputs)
-    found = {
+    found |= {
         "reference_chosen": inputs["ref_chosen_logps"],
         "reference_rejected": inputs["ref_rejected_logps"],
     }
@@ -118,8 +119,7 @@ def score(
     watched = [*blocks(bare(trainer.model_wrapped))] if contexts else []
     outputs, means = trainer.forward(trainer.model_wrapped, arguments_of(trainer, inputs), watched)
     found |= vars(pair_values(trainer, inputs, outputs))
-    tokens = inputs["completion_mask"][:, 1:].sum(dim=1)
-    found["chosen_tokens"], found["rejected_tokens"] = tokens.chunk(2)
+
     if means is not None:
         found["contexts"] = torch.stack(means.chunk(2), dim=1)
     return found

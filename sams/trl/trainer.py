@@ -14,6 +14,7 @@ from trl import DPOTrainer
 
 from sams.scheduling.selectors.base import Choice
 from sams.scheduling.selectors.table import Entry
+from sams.trl.card import add_selection
 from sams.trl.config import ScheduledDPOConfig
 from sams.trl.forward import Forward, padded
 from sams.trl.losses import plain_loss, weighted_loss
@@ -143,6 +144,7 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
         """Return the micro-batches of the next step, with the chosen pairs of its candidates."""
         schedule = self.begun()
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        schedule.flush()
         if not batches:
             return batches, items
         if not self._has_forward:
@@ -217,7 +219,9 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if NUMBER not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        pairs = len(inputs.pop(NUMBER))
+        numbers = inputs.pop(NUMBER)
+        pairs = len(numbers)
+        scored = self._chosen and self.begun().selector.needs_scores
         ways = {key: inputs.pop(key) for key in (WEIGHTS, LABELS, BETA_SCALES) if key in inputs}
         if "ref_chosen_logps" not in inputs and (ways or self.forward is not padded):
             inputs |= reference_of(self, inputs)
@@ -226,7 +230,7 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
             return self.forward(model, arguments)[0]
 
         if ways:
-            loss, _ = weighted_loss(
+            loss, values = weighted_loss(
                 self,
                 inputs,
                 call,
@@ -235,13 +239,41 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
                 beta_scales=ways.get(BETA_SCALES),
             )
         else:
-            loss, _ = plain_loss(self, inputs, call)
+            loss, values = plain_loss(self, inputs, call)
+        if not scored:
+            self._note(numbers, inputs, values, ways.get(WEIGHTS))
         whole = pairs * self.accelerator.num_processes * self.current_gradient_accumulation_steps
         if self._chosen and whole != self._chosen:
             loss = loss * (whole / self._chosen)
         return loss
 
-    # Checkpoints.
+    def _note(
+        self, numbers: Tensor, inputs: dict[str, Any], values: list[Tensor], weights: Tensor | None
+    ) -> None:
+        """Note the pairs of a micro-batch for the record; a weight of 0 marks a repeated pair."""
+        chosen_reward, rejected_reward, margins, chosen, rejected = values
+        reference = inputs.get("ref_chosen_logps"), inputs.get("ref_rejected_logps")
+        if reference[0] is None:  # TRL computed it, and its rewards are beta times the difference
+            reference = chosen - chosen_reward / self.beta, rejected - rejected_reward / self.beta
+        tokens = inputs["completion_mask"][:, 1:].sum(dim=1).chunk(2)
+        found = {
+            "number": numbers,
+            "margins": margins,
+            "chosen_logps": chosen,
+            "rejected_logps": rejected,
+            **dict(zip(("reference_chosen", "reference_rejected"), reference, strict=True)),
+            **dict(zip(("chosen_tokens", "rejected_tokens"), tokens, strict=True)),
+        }
+        kept = slice(None) if weights is None else weights > 0
+        self.begun().note({name: value[kept] for name, value in found.items()})
+
+    # Checkpoints and the card.
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write TRL's model card, with a section on the selection."""
+        super().create_model_card(*args, **kwargs)
+        if self.schedule is not None and self.is_world_process_zero():
+            add_selection(Path(self.args.output_dir) / "README.md", self.schedule)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

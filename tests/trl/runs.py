@@ -11,6 +11,8 @@ from torch import Tensor
 from sams.trl import ScheduledDPOTrainer
 from tests.trl import small
 
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False}
+
 
 class Noted(ScheduledDPOTrainer):
     """Notes the candidates and the chosen rows of each step, and counts forward passes."""

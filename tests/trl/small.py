@@ -94,17 +94,27 @@ def config(folder: Path, **settings: Any) -> Any:
     )
 
 
-def trainer(folder: Path, data: datasets.Dataset, *, kind: Any = None, **settings: Any) -> Any:
-    """A trainer of TRL, or ours if one of our settings is given."""
+def trainer(
+    folder: Path,
+    data: datasets.Dataset,
+    *,
+    kind: Any = None,
+    arguments: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
+    """A trainer of TRL, or ours if one of our settings is given; with other arguments of its class."""
     given = config(folder, **settings)
     kind = kind or (ScheduledDPOTrainer if isinstance(given, ScheduledDPOConfig) else DPOTrainer)
     policy, reference = models()
     made = kind(
-        model=policy,
-        ref_model=reference,
-        args=given,
-        train_dataset=data,
-        processing_class=tokenizer(),
+        **{
+            "model": policy,
+            "ref_model": reference,
+            "args": given,
+            "train_dataset": data,
+            "processing_class": tokenizer(),
+            **(arguments or {}),
+        }
     )
     made.remove_callback(PrinterCallback)
     return made

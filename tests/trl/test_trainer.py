@@ -7,11 +7,12 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from peft import LoraConfig
 from trl import DPOTrainer
 
 from sams.trl.schedule import split
 from tests.trl import small
-from tests.trl.runs import by_hand, run
+from tests.trl.runs import LORA, by_hand, run
 
 LOSSES = (
     *("sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot"),
@@ -60,19 +61,41 @@ def test_selector_all_is_the_trainer_of_trl_for_each_loss(
     )
 
 
-@pytest.mark.parametrize("selector", ["random", "top_margin"])
-@pytest.mark.parametrize("cached", [False, True], ids=["on-line", "cached"])
+@pytest.mark.parametrize(
+    ("selector", "settings"),
+    [
+        ("random", {}),
+        ("top_margin", {"precompute_ref_log_probs": True}),
+        ("top_margin", {}),
+        ("top_margin", {"scoring_batch_size": 8}),
+        ("random", {"lora": True}),
+        (
+            "sams",
+            {"lora": True, "precompute_ref_log_probs": True, "gradient_checkpointing": True, "bf16": True},
+        ),
+    ],
+    ids=["unscored", "cached", "on-line", "other scoring batches", "LoRA", "LoRA, checkpointing, bf16"],
+)
 def test_scheduled_is_plain_on_the_chosen_rows(
-    tmp_path: Path, data: datasets.Dataset, selector: str, cached: bool
+    tmp_path: Path, data: datasets.Dataset, selector: str, settings: dict[str, Any]
 ) -> None:
     """TRL's trainer, given the rows in the order of the choices, ends with the same weights."""
+    cached, lora = settings.get("precompute_ref_log_probs", False), settings.get("lora", False)
+    rest = {key: value for key, value in settings.items() if key not in ("lora", "scoring_batch_size")}
+    size = {"scoring_batch_size": settings.get("scoring_batch_size")}
+
+    def adapters() -> dict[str, Any]:
+        return {"ref_model": None, "peft_config": LoraConfig(**LORA)} if lora else {}
+
     ours = run(
         tmp_path,
         data,
         selector=selector,
         packing="false",
         num_train_epochs=2,
-        precompute_ref_log_probs=cached,
+        arguments=adapters(),
+        **rest,
+        **size,
     )
     assert [len(rows) for rows in ours.rows] == [4] * 6
 
@@ -85,12 +108,15 @@ def test_scheduled_is_plain_on_the_chosen_rows(
         tmp_path,
         data.select([*chain(*ours.rows)]),
         kind=Given,
+        arguments=adapters(),
         gradient_accumulation_steps=1,
         num_train_epochs=1,
         train_sampling_strategy="sequential",
-        precompute_ref_log_probs=cached,
+        **rest,
     )
+    before = small.weights(plain.model)
     plain.train()
+    assert not torch.equal(small.weights(plain.model), before)
     difference = (small.weights(ours.model) - small.weights(plain.model)).abs().max().item()
     # Scored on-line, the reference is computed in batches of other rows, with other padding.
     assert difference == 0 if cached or selector == "random" else difference < 1e-6
