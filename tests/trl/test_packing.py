@@ -218,7 +218,7 @@ def test_models_and_settings_that_cannot_be_packed_are_padded_with_a_line(
     assert chosen(trainer) is padded and not caplog.records
 
 
-OTHER_HEADS = {"bert", "electra", "gemma3"}
+OTHER_HEADS = {"bert", "electra", "gemma3", "modernbert-decoder"}
 """Types whose logits TRL's head does not compute: it skips a transformation, or caps what the class does not."""
 
 
