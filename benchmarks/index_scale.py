@@ -2,7 +2,8 @@
 
 Simulates a split of many pairs without tokens (ids and lengths as in training, where token ids stay on disk), one
 epoch of shuffled global batches of 64, and the division of 2,000 of them among several numbers of processes. The
-order must not depend on the number of processes.
+order must not depend on the number of processes. Then the state that a selector keeps of each pair: counts of the
+loop, and the averages of `small_loss`.
 """
 
 import hashlib
@@ -10,14 +11,22 @@ import resource
 import time
 from argparse import ArgumentParser
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from sams.data.tokens import TokenLists
 from sams.runtime.files import write_json
+from sams.scheduling.selection import Selection
+from sams.scheduling.selectors.base import Setup, View, checked
+from sams.scheduling.selectors.small_loss import SmallLoss
 from sams.training.batches import deal, rounds
+from sams.training.loop import Selecting
 from sams.training.tasks.pairs import PairTask
+from sams.training.updates import Step
 
 BATCH = 64
 
@@ -31,6 +40,40 @@ def column(pairs: int, mean: int, seed: int) -> TokenLists:
     """Return a column with lengths and without token ids."""
     lengths = np.random.default_rng(seed).poisson(mean, pairs) + 1
     return TokenLists([(np.zeros(0, dtype=np.int32), np.concatenate([[0], lengths.cumsum()]))])
+
+
+def selector_state(pairs: int) -> dict[str, Any]:
+    """Return size and times of the state of each pair: counts, and the averages and counts of `small_loss`."""
+    number_of_rounds = 2000
+    task: Any = SimpleNamespace(ids=range(pairs))
+    selector = SmallLoss(Setup(pairs=pairs), warmup_epochs=0)
+    selector.needs_counts = True
+    selecting = Selecting(
+        selector, task, Selection(BATCH, number_of_rounds, (0.5,)), per_epoch=pairs // BATCH
+    )
+    generator = torch.Generator().manual_seed(0)
+    batches = torch.randint(pairs, (number_of_rounds, BATCH), generator=generator)
+    started = time.process_time()
+    for number, batch in enumerate(batches, start=1):
+        view = View(numbers=batch, margins=torch.randn(BATCH, generator=generator), losses=torch.zeros(BATCH))
+        selector.observe(view)
+        items = batch.tolist()
+        step = Step(
+            number, items, None, chosen=checked(selector.choose(view, 32), BATCH, 32).indices.tolist()
+        )
+        step.trained = step.chosen_items
+        selecting.count(step)
+    figures: dict[str, Any] = {"round_microseconds": round(1e6 * (time.process_time() - started) / number_of_rounds)}
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "loop.pt"
+        started = time.process_time()
+        torch.save({"selector": selector.state_dict(), "counts": selecting.counts}, file)
+        figures["save_seconds"] = round(time.process_time() - started, 2)
+        figures["checkpoint_mb"] = round(file.stat().st_size / 1e6, 1)
+        started = time.process_time()
+        selector.load_state_dict(torch.load(file, weights_only=True)["selector"])
+        figures["load_seconds"] = round(time.process_time() - started, 2)
+    return figures
 
 
 def measure(pairs: int, worlds: list[int]) -> dict[str, Any]:
@@ -74,6 +117,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/bench/index_scale.json"))
     chosen = parser.parse_args()
     figures = measure(chosen.pairs, chosen.worlds)
+    figures["selector_state"] = selector_state(chosen.pairs)
     print(figures)
     write_json(chosen.out, figures)
 

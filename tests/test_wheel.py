@@ -71,7 +71,15 @@ def test_an_installation_without_extras_is_small(wheel: Path) -> None:
     lines = zipfile.ZipFile(wheel).read(metadata).decode().splitlines()
     needed = [Requirement(line.partition(": ")[2]) for line in lines if line.startswith("Requires-Dist: ")]
     core = {each.name for each in needed if each.marker is None}
-    brought = {"huggingface-hub", "pyyaml", "rich", "safetensors", "tqdm", "typer"}  # by transformers
+    brought = {
+        "huggingface-hub",
+        "packaging",
+        "pyyaml",
+        "rich",
+        "safetensors",
+        "tqdm",
+        "typer",
+    }  # by transformers
     assert core == {"torch", "transformers", "pydantic", "numpy"} | brought
     every = {
         extra

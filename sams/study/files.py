@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.problems import first_problem
-from sams.runtime.source import SOURCE, here_or_packaged
+from sams.runtime.source import IS_CHECKOUT, SOURCE, here_or_packaged
 from sams.study.study import Study
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ def load_study(settings: dict[str, Any], *, where: str = "config") -> Study:
     except ValidationError as error:
         key, problem = first_problem(error, Study)
         where = f"{where}: key '{key}'" if key else where
-        raise UserError(problem, where=where, remedy="docs/settings.md lists every key") from None
+        written = "" if IS_CHECKOUT else ", which `sams schema` writes,"
+        raise UserError(problem, where=where, remedy=f"docs/settings.md{written} lists every key") from None
 
 
 def read_settings(files: list[Path], more: dict[str, Any] | None = None) -> dict[str, Any]:

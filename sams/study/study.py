@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 from sams.runtime.errors import nearest
 from sams.runtime.problems import first_problem
 from sams.scheduling.selection import selected
+from sams.scheduling.selectors.table import SELECTORS
 from sams.study.settings import (
     Benchmarks,
     Count,
@@ -138,6 +139,7 @@ class Study(Settings):
             selected(self.sft.batch_size, self.pretrain.ratio)
         self._check_batches()
         self._check_4bit()
+        self._check_columns()
         return self
 
     @property
@@ -164,6 +166,15 @@ class Study(Settings):
             raise ValueError(
                 "`lora.load_in_4bit`: methods share their reference log-probs, set it for all of them or for none"
             )
+
+    def _check_columns(self) -> None:
+        """Check that the data keeps the columns that this package's selectors read."""
+        for name, training in self.trainings.items():
+            if isinstance(training, Preference) and training.selector in SELECTORS:
+                column = training.selector_settings.get("column")
+                if column not in (None, *self.data.keep_columns):
+                    key = f"method_settings.{name}.selector_settings.column"
+                    raise ValueError(f"`{key}` is '{column}': add it to `data.keep_columns`")
 
     def _check_grids(self) -> None:
         """Check that every value of a grid is valid for its method."""

@@ -339,8 +339,8 @@ class Schedule:
             self.record.write(self.work.parent)
         self.trainer.accelerator.wait_for_everyone()
         if self.trainer.accelerator.is_local_main_process:
-            for file in self._files(self.work):
-                file.unlink()
+            (self.work / ROWS).unlink(missing_ok=True)
+            shutil.rmtree(self.work / REPLAY, ignore_errors=True)
 
 
 def copy_file(source: Path, target: Path, *, link: bool) -> None:

@@ -63,6 +63,11 @@ SETTINGS = [
         r"dpo.selector': .*'rendom' .*; did you mean random\?",
     ),
     (
+        "a column that the data does not keep",
+        method(selector="rho_loss", selector_settings={"column": "held_out"}),
+        "dpo.selector_settings.column` is 'held_out': add it to `data.keep_columns`",
+    ),
+    (
         "an unknown loss",
         {"preference": {"loss": "sigmoit"}},
         r"loss': .*'sigmoit' .*; did you mean sigmoid\?",

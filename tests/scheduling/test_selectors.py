@@ -31,6 +31,7 @@ from sams.scheduling.selectors.random import Random
 from sams.scheduling.selectors.reward import Reward
 from sams.scheduling.selectors.sams import Sams
 from sams.scheduling.selectors.table import SELECTORS as TABLE
+from sams.scheduling.selectors.table import settings_of
 from sams.scheduling.selectors.top_loss import TopLoss
 from sams.scheduling.selectors.top_margin import TopMargin
 from sams.study.settings import Scheduler as Settings
@@ -575,7 +576,13 @@ def test_sams_learns_from_the_arms_that_all_processes_agreed_on() -> None:
 def test_the_table_says_what_the_class_says(name: str) -> None:
     selector = TABLE[name].load()
     assert selector.needs_scores == TABLE[name].needs_scores
+    assert selector.needs_reference == TABLE[name].needs_reference
     assert selector.__module__ == TABLE[name].module
+    if TABLE[name].needs_settings:
+        with pytest.raises(UserError, match="is required"):
+            settings_of(name, {})
+    else:
+        settings_of(name, {})
 
 
 def test_the_page_lists_every_selector() -> None:

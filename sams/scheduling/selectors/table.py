@@ -33,6 +33,7 @@ class Entry:
         path: module and class, as ``module:class``.
         needs_scores: whether the scoring pass is needed.
         needs_reference: whether log-probs under a reference are needed, whatever the loss.
+        needs_settings: whether one of its own settings has no default.
         reads_scheduler: whether settings of `scheduler` belong to its recipe.
         trains_scheduler: whether it trains the networks of `scheduler`, and can start from pretrained ones.
         full_batch: whether it trains on every pair, so that `ratio` is 1.
@@ -43,6 +44,7 @@ class Entry:
     path: str
     needs_scores: bool = True
     needs_reference: bool = False
+    needs_settings: bool = False
     reads_scheduler: bool = False
     trains_scheduler: bool = False
     full_batch: bool = False
@@ -74,9 +76,11 @@ SELECTORS: dict[str, Entry] = {
     ),
     "small_loss": Entry("sams.scheduling.selectors.small_loss:SmallLoss"),
     "uncertainty": Entry("sams.scheduling.selectors.uncertainty:Uncertainty"),
-    "easy_to_hard": Entry("sams.scheduling.selectors.easy_to_hard:EasyToHard", needs_scores=False),
-    "rho_loss": Entry("sams.scheduling.selectors.rho_loss:RhoLoss"),
-    "lossdiff_irm": Entry("sams.scheduling.selectors.lossdiff_irm:LossDiffIrm"),
+    "easy_to_hard": Entry(
+        "sams.scheduling.selectors.easy_to_hard:EasyToHard", needs_scores=False, needs_settings=True
+    ),
+    "rho_loss": Entry("sams.scheduling.selectors.rho_loss:RhoLoss", needs_settings=True),
+    "lossdiff_irm": Entry("sams.scheduling.selectors.lossdiff_irm:LossDiffIrm", needs_settings=True),
     "perplexity_difference": Entry(
         "sams.scheduling.selectors.perplexity_difference:PerplexityDifference", needs_reference=True
     ),

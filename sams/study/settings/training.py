@@ -197,7 +197,7 @@ class Preference(PreferenceKeys):
     @model_validator(mode="after")
     def _selection(self) -> "Preference":
         selector = self.selector_entry
-        if self.selector_settings or self.selector not in SELECTORS:
+        if self.selector_settings or selector.needs_settings or self.selector not in SELECTORS:
             try:
                 settings_of(self.selector, self.selector_settings)
             except UserError as error:
