@@ -86,3 +86,10 @@ def test_two_processes_resume(two: dict[str, list[dict[str, Any]]]) -> None:
 def test_four_processes_train_on_the_chosen_rows(tmp_path: Path) -> None:
     for found in processes(tmp_path, 4, ["random", "five", "sams"]).values():
         assert_by_hand(tmp_path, found)
+
+
+@pytest.mark.slow
+def test_fsdp2_trains_on_the_chosen_rows(tmp_path: Path) -> None:
+    found = processes(tmp_path, 2, ["fsdp"])["fsdp"]
+    assert all(part["sharded"] for part in found)
+    assert_by_hand(tmp_path, found)
