@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -341,6 +342,8 @@ class Schedule:
         if self.trainer.accelerator.is_local_main_process:
             (self.work / ROWS).unlink(missing_ok=True)
             shutil.rmtree(self.work / REPLAY, ignore_errors=True)
+            with suppress(OSError):  # there is none, or it has TRL's log-probs of the reference
+                self.work.rmdir()
 
 
 def copy_file(source: Path, target: Path, *, link: bool) -> None:

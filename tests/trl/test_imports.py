@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT, patience
 
 BLOCKED = ("snakemake", "mlflow", "alpaca_eval", "fastchat", "openai", "anthropic", "sklearn", "matplotlib")
@@ -20,6 +22,7 @@ trainer.save_model()
 """
 
 
+@pytest.mark.slow
 def test_training_needs_neither_the_workflow_nor_the_scores(tmp_path: Path) -> None:
     script = SCRIPT.format(blocked=BLOCKED)
     done = subprocess.run(
