@@ -111,8 +111,8 @@ FAULTS = [
     Fault(
         "with TRL K is no multiple of the processes",
         "trl/schedule.py",
-        "max(self.world, self.world * math.floor(self.ratio * candidates / self.world + 0.5))",
-        "max(self.world, math.floor(self.ratio * candidates + 0.5))",
+        "nearest_multiple(self.ratio * candidates, self.world)",
+        "round(self.ratio * candidates)",
         (f"{TRL}distributed.py",),
     ),
     Fault(
