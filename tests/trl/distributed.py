@@ -59,7 +59,6 @@ class Five(Selector):
 
 RUNS: dict[str, dict[str, Any]] = {
     "random": {"selector": "random"},
-    "margin": {"selector": "top_margin"},
     "odd": {"selector": "random", "selection_ratio": 0.4},
     "differs": {"selector": "tests.trl.distributed:Differs"},
     "five": {"selector": "tests.trl.distributed:Five"},

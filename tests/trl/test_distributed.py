@@ -46,7 +46,6 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, An
     ("name", "sizes"),
     [
         ("random", [8, 8, 4, 8]),
-        ("margin", [8, 8, 4, 8]),
         ("odd", [6, 6, 4, 6]),  # 0.4 of 16 is 6.4, and 6 the nearest even number
         ("five", [5, 5, 4, 5]),  # the second process gets two pairs and one of weight 0
         ("cached", [8, 8, 4, 8]),  # data in memory, with TRL's cached reference
