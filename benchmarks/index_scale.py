@@ -63,7 +63,9 @@ def selector_state(pairs: int) -> dict[str, Any]:
         )
         step.trained = step.chosen_items
         selecting.count(step)
-    figures: dict[str, Any] = {"round_microseconds": round(1e6 * (time.process_time() - started) / number_of_rounds)}
+    figures: dict[str, Any] = {
+        "round_microseconds": round(1e6 * (time.process_time() - started) / number_of_rounds)
+    }
     with TemporaryDirectory() as folder:
         file = Path(folder) / "loop.pt"
         started = time.process_time()

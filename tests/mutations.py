@@ -70,6 +70,7 @@ ROWS = "policy/test_rows.py::test_"
 PACKING = "policy/test_packing.py::test_"
 TUNING = "training/test_tuning.py::test_"
 OUTPUT = "policy/test_output.py::test_"
+TRL_PACKING = "trl/test_packing.py::test_"
 AGREEMENT = "training/test_agreement.py::test_"
 BATCHES = "training/test_batches.py::test_"
 RUNS = "training/test_runs.py::test_"
@@ -84,8 +85,72 @@ TRAJECTORY = "training/test_trajectory.py::test_fifty_rounds_follow_the_referenc
 RESUMED = f"{RUNS}sigterm_saves_and_the_same_command_ends_bitwise_where_an_undisturbed_run_ends[preference]"
 
 DATA = "data/test_"
+TRL = "trl/test_"
 
 FAULTS = [
+    Fault(
+        "with TRL the loss is not scaled to the chosen pairs",
+        "trl/trainer.py",
+        "loss = loss * (whole / self._chosen)",
+        "pass",
+        (f"{TRL}trainer.py::test_any_number_of_pairs",),
+    ),
+    Fault(
+        "with TRL the empty micro-batches come last",
+        "trl/schedule.py",
+        "return [0] * (parts - len(sizes)) + sizes",
+        "return sizes + [0] * (parts - len(sizes))",
+        (f"{TRL}trainer.py::test_empty_micro_batches_come_first", f"{TRL}distributed.py"),
+    ),
+    Fault(
+        "with TRL each process trains on its own choice",
+        "trl/schedule.py",
+        "return Choice.from_rows(broadcast(choice.rows(n).to(self.trainer.accelerator.device)))",
+        "return choice",
+        (f"{TRL}distributed.py",),
+    ),
+    Fault(
+        "with TRL K is no multiple of the processes",
+        "trl/schedule.py",
+        "nearest_multiple(self.ratio * candidates, self.world)",
+        "round(self.ratio * candidates)",
+        (f"{TRL}distributed.py",),
+    ),
+    Fault(
+        "with TRL the candidates are in the order of the processes",
+        "trl/scoring.py",
+        "order = gathered(trainer, rounds).argsort(stable=True)",
+        "order = torch.arange(len(gathered(trainer, rounds)))",
+        (f"{TRL}distributed.py",),
+    ),
+    Fault(
+        "with TRL the reference is computed again",
+        "trl/trainer.py",
+        'if "reference_chosen" in batch.values:',
+        "if False:",
+        (f"{TRL}features.py::test_no_pair_is_computed_twice",),
+    ),
+    Fault(
+        "with TRL a label changes the sign of no pair",
+        "trl/losses.py",
+        "rows = torch.arange(2 * pairs).roll(pairs)",
+        "rows = torch.arange(2 * pairs)",
+        (f"{TRL}losses.py::test_weights_labels_and_betas_of_pairs",),
+    ),
+    Fault(
+        "with TRL a resumed selector is a new one",
+        "trl/schedule.py",
+        'self.selector.load_state_dict(state["state"])',
+        "pass",
+        (f"{TRL}resume.py::test_the_step_after_a_checkpoint_is_the_same",),
+    ),
+    Fault(
+        "with TRL contexts are means over prompts too",
+        "trl/forward.py",
+        'is_completion = inputs["labels"] != -100',
+        'is_completion = inputs["attention_mask"] == 1',
+        (f"{TRL}features.py::test_contexts_are_those_of_the_study",),
+    ),
     Fault(
         "a tie of rewards counts as a loss",
         "scoring/wins.py",
@@ -759,6 +824,34 @@ FAULTS = [
         "if not _poisoned(policy, items, workers).isfinite().all():",
         "if False:",
         (f"{AGREEMENT}a_leak_that_bfloat16_rounds_away_in_fresh_weights_is_found",),
+    ),
+    Fault(
+        "under TRL, checkpointed layers are recomputed with the attention of padded rows",
+        "trl/packed.py",
+        'if "branches" not in named:',
+        "if True:",
+        (f"{TRL_PACKING}steps_and_metrics_equal_those_of_padded_rows[plain]",),
+    ),
+    Fault(
+        "under TRL, tokens that a pair shares are those of the chosen sequence alone",
+        "trl/packed.py",
+        "index[pairs + item[stem], position[stem]] =",
+        "index[item[stem], position[stem]] =",
+        (f"{TRL_PACKING}values_and_gradients_equal_those_of_padded_rows[llama-keep_start]",),
+    ),
+    Fault(
+        "under TRL, values of packed tokens are one place off",
+        "trl/packed.py",
+        "return rows, row * (longest - 1) + column",
+        "return rows, row * (longest - 1) + column - 1",
+        (f"{TRL_PACKING}values_and_gradients_equal_those_of_padded_rows[llama-keep_start]",),
+    ),
+    Fault(
+        "under TRL, attention dropout is not tried",
+        "trl/packing.py",
+        "wrapped.train()  # whose",
+        "wrapped.eval()  # whose",
+        (f"{TRL_PACKING}models_and_settings_that_cannot_be_packed_are_padded_with_a_line",),
     ),
     Fault(
         "a class that ignores the given positions is packed",

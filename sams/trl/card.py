@@ -21,7 +21,7 @@ def add_selection(card: Path, schedule: Schedule) -> None:
         return
     before, after = text.split(BEFORE, 1)
     text = f"{before}{section(schedule)}\n{BEFORE}{after.rstrip()}\n"
-    if not schedule.entry.full_batch:
+    if schedule.entry.reads_scheduler:
         text += f"\nCite SamS as:\n\n{CITATION}\n"
     card.write_text(text, encoding="utf-8")
 
@@ -47,7 +47,7 @@ def section(schedule: Schedule) -> str:
     return "\n".join(
         [
             "### Sample scheduling\n",
-            "A selector of [sams](https://arxiv.org/abs/2506.17252) chose the pairs of each optimiser step.\n",
+            "A selector of the package sams chose the pairs of each optimiser step among its candidates.\n",
             "| | |",
             "|---|---|",
             *lines,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
@@ -14,6 +16,7 @@ from sams.trl.losses import NOT_OF_PAIRS
 if TYPE_CHECKING:
     from sams.trl.config import ScheduledDPOConfig
 
+WEIGHTS = "scheduler.pt"
 SUPPORTED = ("1.16", "1.17")
 """TRL from the first version to before the second: parts of its trainer are overridden."""
 
@@ -32,6 +35,60 @@ def refuse_version() -> None:
             where="trl",
             remedy=f'pip install "trl>={first},<{end}"',
         )
+
+
+def candidates(args: ScheduledDPOConfig) -> int:
+    """Return the number of candidates of a step, over all processes."""
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+
+def ratio(args: ScheduledDPOConfig, entry: Entry) -> float:
+    """Return the share of the candidates to train on."""
+    return 1.0 if entry.full_batch else args.selection_ratio or 0.5
+
+
+def nearest_multiple(pairs: float, processes: int) -> int:
+    """Return the multiple of the number of processes that is nearest to a number of pairs, of two the larger."""
+    return processes * math.floor(pairs / processes + 0.5)
+
+
+def read_scheduler(args: ScheduledDPOConfig) -> Any:
+    """Return the settings of the scheduler.
+
+    Raises:
+        UserError: naming a key that there is not, or whose value does not fit.
+    """
+    from pydantic import ValidationError
+
+    from sams.study.settings import Scheduler
+
+    try:
+        return Scheduler.model_validate(args.scheduler_settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"`{key}`: {first['msg']}" if key else str(first["msg"]),
+            where="scheduler_kwargs",
+            remedy="docs/settings.md lists the keys of `scheduler`",
+        ) from None
+
+
+def weights_file(args: ScheduledDPOConfig) -> Path | None:
+    """Return the file with the weights of a pretrained scheduler; None if none is given.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if args.scheduler_path is None:
+        return None
+    path = Path(args.scheduler_path)
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            "no such file", where=f"scheduler_path {file}", remedy=f"give {WEIGHTS} or its folder"
+        )
+    return file
 
 
 def refuse(args: ScheduledDPOConfig, data: Any) -> Entry:
@@ -69,6 +126,16 @@ def refuse(args: ScheduledDPOConfig, data: Any) -> Entry:
             where="selection_ratio",
             remedy="leave it out, or choose another selector",
         )
+    share, n, world = ratio(args, entry), candidates(args), args.world_size
+    if not nearest_multiple(share * n, world):
+        raise UserError(
+            f"{share:g} of {n} candidates are no pair on each of {world} process(es)",
+            where="selection_ratio",
+            remedy="raise it, or per_device_train_batch_size, or gradient_accumulation_steps",
+        )
+    if entry.reads_scheduler:
+        read_scheduler(args)
+        weights_file(args)
     if isinstance(data, IterableDataset):
         raise UserError(
             "an iterable data set cannot be read by the number of a row",

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from sams.scheduling.selectors.table import Entry, settings_of
 from sams.training.pairs import ROWS
 from sams.trl.forward import bare
 from sams.trl.records import PairRecord
+from sams.trl.refusals import candidates, nearest_multiple, ratio, read_scheduler, weights_file
 from sams.trl.scoring import Batch, gather_batch, gathered, refuse_non_finite
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ REPLAY = "replay"
 """Folder in a checkpoint, and in `WORK`, with the files of the selector."""
 WORK = "_selector"
 """Folder in `output_dir` with files of the run; uploads to the Hub pass over names that begin with `_`."""
-WEIGHTS = "scheduler.pt"
+
 ROUNDING = {"no": 1e-6, "bf16": 5e-3, "fp16": 1e-3}
 """Rounding of a summed log-prob relative to its size, by `mixed_precision` (sams/training/tasks/preference.py)."""
 
@@ -52,8 +54,7 @@ class Schedule:
         self.trainer = trainer
         self.entry = entry
         args, self.world = trainer.args, trainer.accelerator.num_processes
-        self.candidates = args.per_device_train_batch_size * args.gradient_accumulation_steps * self.world
-        self.ratio = 1.0 if entry.full_batch else args.selection_ratio or 0.5
+        self.candidates, self.ratio = candidates(args), ratio(args, entry)
         self.selection = self._selection()
         self.work = Path(args.output_dir) / WORK
         settings = settings_of(args.selector, args.selector_settings)
@@ -72,13 +73,16 @@ class Schedule:
         """Whether every step of the run is one of plain TRL."""
         return self.entry.full_batch and not (self.selector.needs_scores or self.selector.needs_reference)
 
+    @property
+    def _has_state(self) -> bool:
+        """Whether there is something to keep in a checkpoint."""
+        return not self.is_plain or self.trainer.args.record_pairs
+
     def size(self, candidates: int, round: int) -> int:
         """Return K of a round: a multiple of the number of processes, whose metrics TRL gathers row by row."""
         if self.selection.size(round) == self.candidates:
             return candidates
-        return min(
-            candidates, max(self.world, self.world * math.floor(self.ratio * candidates / self.world + 0.5))
-        )
+        return min(candidates, max(self.world, nearest_multiple(self.ratio * candidates, self.world)))
 
     def _steps_of_epoch(self) -> int:
         args = self.trainer.args
@@ -88,19 +92,15 @@ class Schedule:
 
     def _selection(self) -> Selection:
         args, n = self.trainer.args, self.candidates
-        k = self.world * math.floor(self.ratio * n / self.world + 0.5)
-        if not k:
-            raise UserError(
-                f"{self.ratio:g} of {n} candidates are no pair on each of {self.world} process(es)",
-                where="selection_ratio",
-                remedy="raise it, or per_device_train_batch_size, or gradient_accumulation_steps",
+        k = nearest_multiple(self.ratio * n, self.world)
+        if self.trainer.is_world_process_zero() and abs(k - self.ratio * n) > 1e-6:
+            log.warning(
+                "each step trains on %d of %d pairs, the multiple of %d process(es) that is nearest to %g of them",
+                k,
+                n,
+                self.world,
+                self.ratio,
             )
-        message = "each step trains on %d of %d pairs"
-        if abs(k - self.ratio * n) > 1e-6:
-            message += f", the multiple of {self.world} process(es) that is nearest to {self.ratio:g}"
-            log.warning(message, k, n)
-        elif k < n:
-            log.info(message, k, n)
         rounds = max(1, self.trainer.state.max_steps)
         return Selection(
             n, rounds, (k / n,), args.selection_warmup, args.selection_full_every, args.selection_end
@@ -111,7 +111,7 @@ class Schedule:
         model = bare(trainer.model_wrapped)
         scheduler = None
         if self.entry.reads_scheduler:
-            scheduler = read_scheduler(args.scheduler_settings)
+            scheduler = read_scheduler(args)
         folder = self.work / REPLAY
         if trainer.accelerator.is_local_main_process:
             shutil.rmtree(folder, ignore_errors=True)
@@ -122,7 +122,7 @@ class Schedule:
             beta=args.beta,
             selection=self.selection,
             scheduler=scheduler,
-            weights=None if args.scheduler_path is None else weights_file(Path(args.scheduler_path)),
+            weights=weights_file(args),
             layers=len(blocks(model))
             if self.entry.trains_scheduler or self.entry.load().needs_contexts
             else 0,
@@ -275,6 +275,8 @@ class Schedule:
         Files of the selector are linked, not copied: they are only appended to, and the state has their lengths.
         """
         self.flush()
+        if not self._has_state:
+            return
         accelerator = self.trainer.accelerator
         state = {
             "record": None if self.record is None else self.record.state(),
@@ -301,6 +303,8 @@ class Schedule:
             UserError: the checkpoint is of another selector.
         """
         file = checkpoint / STATE
+        if not self._has_state:
+            return
         if not file.is_file():
             log.warning(
                 "%s has no state of a selector: selector %s starts anew",
@@ -341,6 +345,8 @@ class Schedule:
         if self.trainer.accelerator.is_local_main_process:
             (self.work / ROWS).unlink(missing_ok=True)
             shutil.rmtree(self.work / REPLAY, ignore_errors=True)
+            with suppress(OSError):  # there is none, or it has TRL's log-probs of the reference
+                self.work.rmdir()
 
 
 def copy_file(source: Path, target: Path, *, link: bool) -> None:
@@ -355,42 +361,6 @@ def copy_file(source: Path, target: Path, *, link: bool) -> None:
     except OSError:
         shutil.copyfile(source, part)
     part.replace(target)
-
-
-def read_scheduler(given: dict[str, Any]) -> Any:
-    """Return the settings of the scheduler.
-
-    Raises:
-        UserError: naming a key that there is not, or whose value does not fit.
-    """
-    from pydantic import ValidationError
-
-    from sams.study.settings import Scheduler
-
-    try:
-        return Scheduler.model_validate(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(
-            f"`{key}`: {first['msg']}" if key else str(first["msg"]),
-            where="scheduler_kwargs",
-            remedy="docs/settings.md lists the keys of `scheduler`",
-        ) from None
-
-
-def weights_file(path: Path) -> Path:
-    """Return the file with the weights of a pretrained scheduler.
-
-    Raises:
-        UserError: there is none.
-    """
-    file = path / WEIGHTS if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(
-            "no such file", where=f"scheduler_path {file}", remedy=f"give {WEIGHTS} or its folder"
-        )
-    return file
 
 
 def metrics_of(values: dict[str, Tensor]) -> dict[str, Tensor]:

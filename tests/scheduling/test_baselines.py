@@ -309,8 +309,13 @@ def test_small_loss_averages_the_margins_of_each_pair(
     assert selector.average.sum().item() == pytest.approx(sum(averages.values()))
 
 
-def test_small_loss_draws_evenly_until_it_is_warm() -> None:
+def test_small_loss_draws_evenly_until_it_is_warm(caplog: pytest.LogCaptureFixture) -> None:
+    built("small_loss", warmup_epochs=1)  # 80 pairs are seen, of 40
+    assert not caplog.messages
     selector, counts = built("small_loss", warmup_epochs=2), torch.zeros(3)
+    assert caplog.messages == [
+        "selector small_loss: all epochs are warm-up (warmup_epochs), pairs are drawn at random"
+    ]
     for _ in range(600):
         counts[answer(selector, margins([0, 1, 2], [9.0, 0.0, 5.0]), 1).indices] += 1
     assert (counts / 600 - 1 / 3).abs().max() < 0.08

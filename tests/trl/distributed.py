@@ -15,6 +15,7 @@ import datasets
 import torch
 import transformers
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from sams.scheduling.selectors.base import Choice, Selector, Setup, View
 from tests.trl import small
@@ -58,22 +59,36 @@ class Five(Selector):
 
 RUNS: dict[str, dict[str, Any]] = {
     "random": {"selector": "random"},
-    "margin": {"selector": "top_margin"},
     "odd": {"selector": "random", "selection_ratio": 0.4},
     "differs": {"selector": "tests.trl.distributed:Differs"},
     "five": {"selector": "tests.trl.distributed:Five"},
     "cached": {"selector": "top_loss", "precompute_ref_log_probs": True},
     "sams": {"selector": "sams", "save_strategy": "steps", "save_steps": 2},
     "resumed": {"selector": "sams"},
-    "fsdp": {"selector": "random"},
+    "packed": {"selector": "top_margin", "packing": "true"},
+    "fsdp": {"selector": "sams"},
 }
+
+
+def sharded(folder: Path) -> Any:
+    """Return the policy, sharded by FSDP2 over all processes."""
+    from transformers.distributed import DistributedConfig
+
+    world = int(os.environ["WORLD_SIZE"])
+    own = folder / f"model{os.environ['RANK']}"
+    small.models()[0].save_pretrained(own)
+    kind = transformers.AutoModelForCausalLM
+    return kind.from_pretrained(
+        own, dtype=torch.float32, distributed_config=DistributedConfig(fsdp_size=world)
+    )
 
 
 def run(folder: Path, name: str) -> None:
     """Train one run in this process of a group."""
     settings = RUN | RUNS[name] | {"ddp_backend": "gloo"}
     data = small.pairs(COUNT)
-    trainer: Noted = small.trainer(folder / name, data, kind=Noted, **settings)
+    arguments = {"model": sharded(folder)} if name == "fsdp" else {}
+    trainer: Noted = small.trainer(folder / name, data, kind=Noted, arguments=arguments, **settings)
     resume = None
     if name == "resumed":
         resume = str(folder / "sams/checkpoint-2")
@@ -83,6 +98,7 @@ def run(folder: Path, name: str) -> None:
     (folder / name).mkdir(exist_ok=True)
     torch.save(
         {
+            "sharded": all(isinstance(part, DTensor) for part in trainer.model.parameters()),
             "rows": trainer.rows,
             "candidates": trainer.candidates,
             "weights": small.weights(trainer.model),

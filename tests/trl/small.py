@@ -122,4 +122,7 @@ def trainer(
 
 def weights(model: Any) -> Tensor:
     """All weights in one tensor."""
-    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    full = [
+        getattr(parameter, "full_tensor", lambda part=parameter: part)() for parameter in model.parameters()
+    ]
+    return torch.cat([part.detach().flatten() for part in full])

@@ -46,11 +46,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, An
     ("name", "sizes"),
     [
         ("random", [8, 8, 4, 8]),
-        ("margin", [8, 8, 4, 8]),
         ("odd", [6, 6, 4, 6]),  # 0.4 of 16 is 6.4, and 6 the nearest even number
         ("five", [5, 5, 4, 5]),  # the second process gets two pairs and one of weight 0
         ("cached", [8, 8, 4, 8]),  # data in memory, with TRL's cached reference
         ("sams", [8, 8, 4, 8]),
+        ("packed", [8, 8, 4, 8]),
     ],
 )
 def test_two_processes_train_on_the_chosen_rows(
@@ -86,3 +86,10 @@ def test_two_processes_resume(two: dict[str, list[dict[str, Any]]]) -> None:
 def test_four_processes_train_on_the_chosen_rows(tmp_path: Path) -> None:
     for found in processes(tmp_path, 4, ["random", "five", "sams"]).values():
         assert_by_hand(tmp_path, found)
+
+
+@pytest.mark.slow
+def test_fsdp2_trains_on_the_chosen_rows(tmp_path: Path) -> None:
+    found = processes(tmp_path, 2, ["fsdp"])["fsdp"]
+    assert all(part["sharded"] for part in found)
+    assert_by_hand(tmp_path, found)

@@ -5,6 +5,7 @@ before they memorise wrong ones. The margin of one round is noisy, so those of a
 Xia et al. 2021, arXiv 2106.00445, do so with losses, and add a bound of their uncertainty, which is left out here.
 """
 
+import logging
 from typing import Annotated, Any
 
 import torch
@@ -12,6 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from sams.scheduling.selectors.base import Selector, Setup, View, top_k
+
+log = logging.getLogger(__name__)
 
 
 class SmallLoss(Selector):
@@ -34,6 +37,11 @@ class SmallLoss(Selector):
     ) -> None:
         super().__init__(setup)
         self.warmup_epochs, self.momentum = warmup_epochs, momentum
+        rounds = setup.selection
+        if rounds is not None and 0 < rounds.rounds * rounds.batch_size <= warmup_epochs * setup.pairs:
+            log.warning(
+                "selector small_loss: all epochs are warm-up (warmup_epochs), pairs are drawn at random"
+            )
         self.average = torch.zeros(setup.pairs)
         self.count = torch.zeros(setup.pairs, dtype=torch.int32)
 
