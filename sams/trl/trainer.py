@@ -14,6 +14,7 @@ from trl import DPOTrainer
 
 from sams.scheduling.selectors.base import Choice
 from sams.scheduling.selectors.table import Entry
+from sams.training.results import WORK
 from sams.trl.card import add_selection
 from sams.trl.config import ScheduledDPOConfig
 from sams.trl.forward import Forward, padded
@@ -21,7 +22,7 @@ from sams.trl.losses import plain_loss, weighted_loss
 from sams.trl.packing import choose_forward
 from sams.trl.refusals import refuse, refuse_version
 from sams.trl.rows import NUMBER, Numbered, NumberedCollator
-from sams.trl.schedule import WORK, Schedule, split
+from sams.trl.schedule import Schedule, split
 from sams.trl.scoring import Batch, reference_of
 
 WEIGHTS, LABELS, BETA_SCALES = "pair_weights", "pair_labels", "pair_beta_scales"
