@@ -164,7 +164,7 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
         """
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         self._chosen = chosen = len(choice.indices)
-        most = max(len(inputs[NUMBER]) for inputs in batches)
+
         weights = torch.ones(chosen) if choice.weights is None else choice.weights.float()
         spare = -chosen % world
         parts: dict[str, Tensor] = {
@@ -177,7 +177,7 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if choice.is_plain and not spare:
             del parts[WEIGHTS]
         own = {key: values[rank::world] for key, values in parts.items()}
-        sizes = split(len(own["indices"]), most, len(batches))
+        sizes = split(len(own["indices"]), self._train_batch_size, len(batches))
         dealt = {key: values.split(sizes) for key, values in own.items()}
         return [
             self._micro_batch(batch, {key: dealt[key][index] for key in dealt})
