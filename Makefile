@@ -63,8 +63,9 @@ mutants: env ## mutate every expression of losses and scheduling with mutmut (RO
 	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/mutmut run $(if $(ROOM),"sams.$(ROOM).*")
 	$(BIN)/python -m tests.mutants
 
-bench: env ## compare a training step with TRL's (15 to 23 minutes; needs an idle machine)
+bench: env ## compare training steps with TRL's, ours and those of sams.trl (25 minutes; needs an idle machine)
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.trl
 
 bench-scale: env ## measure a step by pairs, tokens, layers, vocabulary and processes
 	$(BIN)/python -m benchmarks.scale

@@ -70,6 +70,7 @@ ROWS = "policy/test_rows.py::test_"
 PACKING = "policy/test_packing.py::test_"
 TUNING = "training/test_tuning.py::test_"
 OUTPUT = "policy/test_output.py::test_"
+TRL_PACKING = "trl/test_packing.py::test_"
 AGREEMENT = "training/test_agreement.py::test_"
 BATCHES = "training/test_batches.py::test_"
 RUNS = "training/test_runs.py::test_"
@@ -823,6 +824,34 @@ FAULTS = [
         "if not _poisoned(policy, items, workers).isfinite().all():",
         "if False:",
         (f"{AGREEMENT}a_leak_that_bfloat16_rounds_away_in_fresh_weights_is_found",),
+    ),
+    Fault(
+        "under TRL, checkpointed layers are recomputed with the attention of padded rows",
+        "trl/packed.py",
+        'if "branches" not in named:',
+        "if True:",
+        (f"{TRL_PACKING}steps_and_metrics_equal_those_of_padded_rows[plain]",),
+    ),
+    Fault(
+        "under TRL, tokens that a pair shares are those of the chosen sequence alone",
+        "trl/packed.py",
+        "index[pairs + item[stem], position[stem]] =",
+        "index[item[stem], position[stem]] =",
+        (f"{TRL_PACKING}values_and_gradients_equal_those_of_padded_rows[llama-keep_start]",),
+    ),
+    Fault(
+        "under TRL, values of packed tokens are one place off",
+        "trl/packed.py",
+        "return rows, row * (longest - 1) + column",
+        "return rows, row * (longest - 1) + column - 1",
+        (f"{TRL_PACKING}values_and_gradients_equal_those_of_padded_rows[llama-keep_start]",),
+    ),
+    Fault(
+        "under TRL, attention dropout is not tried",
+        "trl/packing.py",
+        "wrapped.train()  # whose",
+        "wrapped.eval()  # whose",
+        (f"{TRL_PACKING}models_and_settings_that_cannot_be_packed_are_padded_with_a_line",),
     ),
     Fault(
         "a class that ignores the given positions is packed",

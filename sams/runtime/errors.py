@@ -19,6 +19,7 @@ class UserError(Exception):
         if remedy:
             text = f"{text}; {remedy}"
         super().__init__(" ".join(text.split()))
+        self.problem = problem
 
 
 def first_line(error: BaseException) -> str:

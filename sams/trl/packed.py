@@ -120,10 +120,9 @@ def packed(
 
 
 def pack(ids: Tensor, attended: Tensor, labels: Tensor) -> tuple[Rows, Tensor]:
-    """Pack a padded batch of B pairs into one row without padding, with the prompt of each pair once.
+    """Pack a padded batch of B pairs into one row without padding, with what a pair's sequences begin with once.
 
-    What both sequences of a pair begin with is shared as far as it is no completion: all of the prompt, or less where
-    TRL has cut its start.
+    This is the prompt, with equal first tokens of both responses, and less where TRL has cut the start of the prompt.
 
     Args:
         ids: [2B, T], token ids, padded on the right, the chosen responses first.
@@ -141,8 +140,7 @@ def pack(ids: Tensor, attended: Tensor, labels: Tensor) -> tuple[Rows, Tensor]:
         raise ValueError("batches are padded on the left")
     pairs, longest = ids.shape[0] // 2, ids.shape[1]
     lengths = attended.sum(dim=1).view(2, pairs)
-    prompt = ((labels == -100) & attended.bool()).view(2, pairs, longest).all(dim=0)
-    same = prompt & (ids[:pairs] == ids[pairs:])
+    same = ids[:pairs] == ids[pairs:]
     # The last token of a sequence is never shared, so that no completion of the row is empty.
     shared = torch.minimum(same.cumprod(dim=1).sum(dim=1), lengths.amin(dim=0) - 1)
     branches = Branches.of(torch.stack([shared, *(lengths - shared)], dim=1).tolist())

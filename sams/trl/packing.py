@@ -88,6 +88,8 @@ def _try(model: PackedModel, trainer: Any) -> list[str]:
             wrapped.train()  # whose attention may have dropout
             with torch.random.fork_rng(devices=[probe.device] if probe.device.type == "cuda" else []):
                 logps_of(probe, task.sequences([0]), probe)
+    except UserError as error:  # the layout is not the cause
+        model.attention, sentences = None, [f"rows are padded, as TRL computes them: {error.problem}"]
     except Exception as error:  # models raise any type
         model.attention, sentences = None, [_padded(model, first_line(error))]
     finally:

@@ -65,6 +65,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "cached": {"selector": "top_loss", "precompute_ref_log_probs": True},
     "sams": {"selector": "sams", "save_strategy": "steps", "save_steps": 2},
     "resumed": {"selector": "sams"},
+    "packed": {"selector": "top_margin", "packing": "true"},
     "fsdp": {"selector": "sams"},
 }
 

@@ -50,6 +50,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, An
         ("five", [5, 5, 4, 5]),  # the second process gets two pairs and one of weight 0
         ("cached", [8, 8, 4, 8]),  # data in memory, with TRL's cached reference
         ("sams", [8, 8, 4, 8]),
+        ("packed", [8, 8, 4, 8]),
     ],
 )
 def test_two_processes_train_on_the_chosen_rows(
