@@ -270,6 +270,10 @@ def select(selecting: Selecting, passes: Passes, step: Step) -> None:
     selector.accept(choice)
     step.chosen = choice.indices.tolist()
     step.choice = None if choice.is_plain else choice
+    if choice.weights is not None:
+        step.metrics["selected/weights_deviation"] = choice.weights.std(correction=0)
+    if choice.labels is not None:
+        step.metrics["selected/labels"] = choice.labels.mean()
 
 
 class Measures:

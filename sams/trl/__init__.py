@@ -6,6 +6,11 @@ A `ScheduledDPOTrainer` is TRL's `DPOTrainer` whose optimiser steps train on the
 each global batch (docs/trl.md).
 """
 
+from importlib.util import find_spec
+
+if find_spec("trl") is None:
+    raise ModuleNotFoundError("sams.trl needs TRL: run `pip install 'sams[trl]'`", name="trl")
+
 from sams.trl.config import ScheduledDPOConfig
 from sams.trl.trainer import ScheduledDPOTrainer
 
