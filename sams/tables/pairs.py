@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sams.runtime.errors import UserError
 from sams.tables.benchmarks import Items
-from sams.training.results import PAIRS
+from sams.training.results import PAIRS, TEXTS, WORK
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +114,7 @@ def texts(run: Path, pairs: "pd.DataFrame") -> dict[str, dict[str, Any]]:
     """Return prompt (messages), chosen and rejected response of pairs by id, as a run was trained on them.
 
     Args:
-        run: folder of the run, next to the prepared data of its study.
+        run: folder of the run, next to the prepared data of its study; or the output folder of a run with TRL.
         pairs: pairs as `by_pair` returns them; of the data only their rows are kept.
 
     Raises:
@@ -127,6 +127,8 @@ def texts(run: Path, pairs: "pd.DataFrame") -> dict[str, dict[str, Any]]:
     file = data / run.resolve().name / "train.parquet"  # of a study whose seeds have data of their own
     if not file.is_file():
         file = data / "train.parquet"
+    if (run / WORK / TEXTS).is_file():  # of a run with TRL
+        file = run / WORK / TEXTS
     if not file.is_file():
         raise UserError(
             "no training pairs beside the run", where=str(file), remedy="restore them, or use `read_pairs`"

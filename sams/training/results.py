@@ -2,6 +2,10 @@
 
 EVALUATED = "evaluated"
 PAIRS = "pairs.parquet"
+WORK = "_selector"
+"""Folder of a run with TRL, in its output folder; uploads to the Hub pass over names that begin with `_`."""
+TEXTS = "texts.parquet"
+"""File in `WORK` with prompt and responses of each recorded pair."""
 
 
 def evaluated_at(step: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from sams.runtime.files import whole_file
 from sams.training.pairs import PairLog
 
 
@@ -102,3 +103,27 @@ class PairRecord:
             known.rejected_tokens.numpy(),
         )
         self.log.write(out)
+
+
+def write_texts(data: Any, file: Path) -> None:
+    """Write prompt, as messages, and responses of all pairs, if the data has their text."""
+    if not {"prompt", "chosen", "rejected"} <= {*data.column_names}:
+        return
+
+    def as_text(row: dict[str, Any], number: int) -> dict[str, Any]:
+        prompt, *sides = row["prompt"], row["chosen"], row["rejected"]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        chosen, rejected = (
+            side if isinstance(side, str) else "\n".join(said["content"] for said in side) for side in sides
+        )
+        return {
+            "id": str(row.get("id", number)),
+            "prompt": [{"role": said["role"], "content": said["content"]} for said in messages],
+            "chosen": chosen,
+            "rejected": rejected,
+            "flipped": row.get("flipped"),
+        }
+
+    texts = data.map(as_text, with_indices=True, remove_columns=data.column_names, desc="Texts of the pairs")
+    with whole_file(file) as part:
+        texts.to_parquet(part)

@@ -21,8 +21,9 @@ from sams.scheduling.selection import Selection
 from sams.scheduling.selectors.base import Choice, Selector, Setup, View, checked
 from sams.scheduling.selectors.table import Entry, settings_of
 from sams.training.pairs import ROWS
+from sams.training.results import TEXTS, WORK
 from sams.trl.forward import bare
-from sams.trl.records import PairRecord
+from sams.trl.records import PairRecord, write_texts
 from sams.trl.refusals import candidates, nearest_multiple, ratio, read_scheduler, weights_file
 from sams.trl.scoring import Batch, gather_batch, gathered, refuse_non_finite
 
@@ -35,8 +36,7 @@ STATE = "selector.pt"
 """File in a checkpoint with the state of the selector."""
 REPLAY = "replay"
 """Folder in a checkpoint, and in `WORK`, with the files of the selector."""
-WORK = "_selector"
-"""Folder in `output_dir` with files of the run; uploads to the Hub pass over names that begin with `_`."""
+
 
 ROUNDING = {"no": 1e-6, "bf16": 5e-3, "fp16": 1e-3}
 """Rounding of a summed log-prob relative to its size, by `mixed_precision` (sams/training/tasks/preference.py)."""
@@ -341,11 +341,12 @@ class Schedule:
         self.flush()
         if self.record is not None:
             self.record.write(self.work.parent)
+            write_texts(self.trainer.train_dataset, self.work / TEXTS)
         self.trainer.accelerator.wait_for_everyone()
         if self.trainer.accelerator.is_local_main_process:
             (self.work / ROWS).unlink(missing_ok=True)
             shutil.rmtree(self.work / REPLAY, ignore_errors=True)
-            with suppress(OSError):  # there is none, or it has TRL's log-probs of the reference
+            with suppress(OSError):  # there is none, or it has texts, or TRL's log-probs of the reference
                 self.work.rmdir()
 
 

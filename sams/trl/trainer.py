@@ -14,6 +14,7 @@ from trl import DPOTrainer
 
 from sams.scheduling.selectors.base import Choice
 from sams.scheduling.selectors.table import Entry
+from sams.training.results import WORK
 from sams.trl.card import add_selection
 from sams.trl.config import ScheduledDPOConfig
 from sams.trl.forward import Forward, padded
@@ -21,7 +22,7 @@ from sams.trl.losses import plain_loss, weighted_loss
 from sams.trl.packing import choose_forward
 from sams.trl.refusals import refuse, refuse_version
 from sams.trl.rows import NUMBER, Numbered, NumberedCollator
-from sams.trl.schedule import WORK, Schedule, split
+from sams.trl.schedule import Schedule, split
 from sams.trl.scoring import Batch, reference_of
 
 WEIGHTS, LABELS, BETA_SCALES = "pair_weights", "pair_labels", "pair_beta_scales"
@@ -163,7 +164,7 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
         """
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         self._chosen = chosen = len(choice.indices)
-        most = max(len(inputs[NUMBER]) for inputs in batches)
+
         weights = torch.ones(chosen) if choice.weights is None else choice.weights.float()
         spare = -chosen % world
         parts: dict[str, Tensor] = {
@@ -176,7 +177,7 @@ class ScheduledDPOTrainer(DPOTrainer):  # type: ignore[misc]
         if choice.is_plain and not spare:
             del parts[WEIGHTS]
         own = {key: values[rank::world] for key, values in parts.items()}
-        sizes = split(len(own["indices"]), most, len(batches))
+        sizes = split(len(own["indices"]), self._train_batch_size, len(batches))
         dealt = {key: values.split(sizes) for key, values in own.items()}
         return [
             self._micro_batch(batch, {key: dealt[key][index] for key in dealt})

@@ -127,12 +127,13 @@ def test_a_workflow_killed_in_its_first_job_goes_on_with_all_others(tmp_path: Pa
 @pytest.mark.parametrize(
     ("target", "present", "absent"),
     [
-        ("sft", "train_sft", "compute_reference"),
+        # A dry run takes 4 s: the parts of others.
+        pytest.param("sft", "train_sft", "compute_reference", marks=pytest.mark.slow),
         ("pretrain", "pretrain_scheduler", "train_preference"),
         ("dpo", "train_preference", "score_mt_bench"),
-        ("train_all", "train_preference", "generate_alpaca_eval"),
+        pytest.param("train_all", "train_preference", "generate_alpaca_eval", marks=pytest.mark.slow),
         ("score_all", "score_mt_bench", "main_table"),
-        ("tables", "main_table", "all"),
+        pytest.param("tables", "main_table", "all", marks=pytest.mark.slow),
     ],
 )
 def test_targets(target: str, present: str, absent: str, tmp_path: Path) -> None:
@@ -141,22 +142,11 @@ def test_targets(target: str, present: str, absent: str, tmp_path: Path) -> None
     assert absent not in counts
 
 
-@pytest.mark.parametrize(
-    ("overlay", "message"),
-    [
-        ({"preference": {"bta": 0.1}}, "preference.bta': unknown key"),
-        ({"sft": {"learning_rate": "5e-7"}}, "write 5.0e-7"),
-        ({"methods": ["sft", "nonsense"]}, "method 'nonsense' has no entry"),
-    ],
-)
-def test_a_mistake_in_the_config_stops_the_parse_with_one_line(
-    overlay: dict[str, object], message: str, tmp_path: Path
-) -> None:
+def test_a_mistake_in_the_config_stops_the_parse_with_one_line(tmp_path: Path) -> None:
     file = tmp_path / "wrong.yaml"
-    file.write_text(yaml.safe_dump(overlay))
+    file.write_text(yaml.safe_dump({"sft": {"learning_rate": "5e-7"}}))
     output = snakemake(tmp_path, "-n", "--configfile", str(file), status=1)
-    assert message in output
-    assert "Traceback" not in output
+    assert "write 5.0e-7" in output and "Traceback" not in output
 
 
 @pytest.fixture(scope="module")

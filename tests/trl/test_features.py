@@ -19,7 +19,7 @@ from sams.policy.rows import pad_rows
 from sams.runtime.errors import UserError
 from sams.scheduling.selectors.base import Choice, Selector, Setup, View
 from sams.scheduling.selectors.table import SELECTORS
-from sams.tables.pairs import by_pair, read_pairs
+from sams.tables.pairs import by_pair, read_pairs, texts
 from sams.trl import ScheduledDPOConfig
 from sams.trl.__main__ import main, parser
 from sams.trl.refusals import refuse
@@ -120,7 +120,12 @@ def test_the_record_of_the_pairs(shown: tuple[Noted, list[View]]) -> None:
     torch.testing.assert_close(torch.tensor(found["margin"]), torch.cat([view.margins for view in views]))
     assert found["selected"].sum() == 18
     assert found["epoch"].tolist() == [1] * 24 + [2] * 24
-    assert by_pair([found])["seen"].tolist() == [2] * 24
+    pairs = by_pair([found])
+    assert pairs["seen"].tolist() == [2] * 24
+    said = texts(Path(trainer.args.output_dir), pairs[:1])[pairs.index[0]]
+    [row] = [row for row in trainer.train_dataset if row["id"] == pairs.index[0]]
+    assert said["prompt"] == [{"role": "user", "content": row["prompt"]}]
+    assert (said["chosen"], said["rejected"]) == (row["chosen"], row["rejected"])
 
 
 def test_the_log_and_the_card(shown: tuple[Noted, list[View]]) -> None:
