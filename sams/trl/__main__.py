@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from unittest.mock import patch
 
-from sams.runtime.errors import UserError
+from sams.runtime.errors import UserError, first_line
 from sams.runtime.processes import EXIT_USER_ERROR
 
 
@@ -22,6 +22,18 @@ def parser() -> Any:
     return TrlParser(kinds, prog="python -m sams.trl dpo")
 
 
+def read(arguments: Sequence[str]) -> Any:
+    """Return the settings of the script, of training, of model and of data.
+
+    Raises:
+        UserError: a file cannot be read, or has an unknown key.
+    """
+    try:
+        return parser().parse_args_and_config([*arguments])
+    except (OSError, ValueError) as error:
+        raise UserError(first_line(error), where="settings", remedy="`--help` lists the keys") from None
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run the script; return the exit status, 2 after an error of one line."""
     if not arguments or arguments[0] != "dpo":
@@ -33,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
         from sams.trl.trainer import ScheduledDPOTrainer
 
-        script, training, model, data = parser().parse_args_and_config([*arguments[1:]])
+        script, training, model, data = read(arguments[1:])
         with patch.object(trl, "DPOTrainer", ScheduledDPOTrainer):  # the script imports it when it runs
             dpo.main(script, training, model, data)
     except UserError as error:

@@ -74,13 +74,9 @@ def sharded(folder: Path) -> Any:
     """Return the policy, sharded by FSDP2 over all processes."""
     from transformers.distributed import DistributedConfig
 
-    world = int(os.environ["WORLD_SIZE"])
-    own = folder / f"model{os.environ['RANK']}"
-    small.models()[0].save_pretrained(own)
+    settings = DistributedConfig(fsdp_size=int(os.environ["WORLD_SIZE"]))
     kind = transformers.AutoModelForCausalLM
-    return kind.from_pretrained(
-        own, dtype=torch.float32, distributed_config=DistributedConfig(fsdp_size=world)
-    )
+    return kind.from_pretrained(folder / "model", dtype=torch.float32, distributed_config=settings)
 
 
 def run(folder: Path, name: str) -> None:
@@ -113,6 +109,7 @@ def main(folder: Path, world: int, names: list[str]) -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    small.models()[0].save_pretrained(folder / "model")
     children = []
     for rank in range(world):
         if child := os.fork():

@@ -347,6 +347,9 @@ def test_the_command_trains(
     assert main(["dpo", "--config", str(file), "--selector", "top_margn"]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: no selector is named 'top_margn'") and "did you mean top_margin?" in error
+    file.write_text(yaml.safe_dump(settings | {"selection_ration": 0.5}))
+    assert main(["dpo", "--config", str(file)]) == 2
+    assert "selection_ration" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 COMMON = (
