@@ -44,9 +44,10 @@ def entries(base: Entry) -> list[Entry]:
 
 def measured(base: Entry) -> dict[str, list[dict[str, float]]]:
     """Return time and memory of all contestants, by name and repeat."""
-    found = measure(entries(base))
+    repeats = base.batches - 1
+    found = measure(entries(base), repeats)
     for entry in entries(base):
-        [steps] = measure([replace(entry, memory=True, gradients_kept=True)]).values()
+        [steps] = measure([replace(entry, memory=True, gradients_kept=True)], repeats).values()
         for step, memory in zip(found[entry.name], steps, strict=True):
             step["activations_mb"] = memory["memory_mb"]
     return found
@@ -107,11 +108,12 @@ def draw(result: dict[str, Any], file: Path) -> None:
 def main(
     out: Annotated[Path, typer.Option(help="File of the figures.")] = Path("results/bench/trl.json"),
     figure: Annotated[Path | None, typer.Option(help="Image of these figures.")] = None,
+    repeats: Annotated[int, typer.Option(help="Measured steps, after one to warm up.")] = REPEATS,
     drawn: Annotated[bool, typer.Option(help="Draw the figures of `out`, without a measurement.")] = False,
 ) -> None:
     """Run the benchmark; write and print its figures."""
     if not drawn:
-        base = Entry("", "trl", batches=REPEATS + 1)
+        base = Entry("", "trl", batches=repeats + 1)
         found = measured(base)
         result = {
             "ratios": ratios(found),

@@ -37,6 +37,7 @@ def padded(
 ) -> tuple[Any, Tensor | None]:
     """Compute a batch as TRL does, as padded rows."""
     is_completion = inputs["labels"] != -100
+    is_completion[:, 0] = False  # nothing predicts it
     tokens: Any = SimpleNamespace(
         answers=is_completion.flatten().nonzero()[:, 0], counts=is_completion.sum(dim=1)
     )

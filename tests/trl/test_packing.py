@@ -117,7 +117,10 @@ def test_contexts_equal_those_of_the_study(kind: str) -> None:
             outputs, contexts = forward(model, arguments, blocks(model))
             torch.testing.assert_close(contexts, expected.contexts, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(outputs.log_probs.sum(dim=1), expected.logps, rtol=1e-5, atol=1e-5)
-        _, contexts = packed(model, {**arguments, **batch()}, blocks(model))
+        (_, contexts), (_, other) = (
+            forward(model, {**arguments, **batch()}, blocks(model)) for forward in (packed, padded)
+        )
+        torch.testing.assert_close(contexts, other, rtol=1e-5, atol=1e-5)
         assert contexts.shape == (12, 2, 32) and not contexts[4].any() and contexts[[0, 1, 3, 7]].any()
 
 
