@@ -90,7 +90,7 @@ def takes_targets(words: list[str]) -> None:
 
 def has_options(module: str, words: list[str], *, whole: bool = False) -> None:
     """Compare the options of a stage's command with the parameters of its main."""
-    if not module.startswith("sams.") or module == "sams.launch.nodes":
+    if not module.startswith("sams.") or module in ("sams.launch.nodes", "sams.trl"):
         return
     parameters = inspect.signature(import_module(module).main).parameters
     given = {word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
