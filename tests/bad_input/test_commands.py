@@ -104,7 +104,7 @@ SAMS: list[Any] = [
     (
         "a study that is not there",
         ("plan", "--study", "tabel2_hh"),
-        r"did you mean table2_hh.yaml\?; config/studies",
+        r"did you mean table2_hh.yaml\?; name a file, or a study of the package \(baselines, ",
     ),
     ("a GPU that is not known", ("plan", "--gpu", "H1000"), "--gpu: no GPU 'H1000'; choose one of"),
     ("results that are not there", ("verify", "nowhere"), "nowhere: no such folder; give results/"),

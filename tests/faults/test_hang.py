@@ -50,6 +50,7 @@ def ranks(folder: Path, hang: str) -> "list[subprocess.Popen[str]]":
     ]
 
 
+@pytest.mark.faults
 def test_the_first_rank_to_notice_tells_where_all_are(tmp_path: Path) -> None:
     both = ranks(tmp_path, "time.sleep(600)")
     told = [rank.communicate(timeout=patience(30))[1] for rank in both]
@@ -63,6 +64,7 @@ def test_the_first_rank_to_notice_tells_where_all_are(tmp_path: Path) -> None:
         assert 'File "<string>"' in text, "its stack"
 
 
+@pytest.mark.faults
 def test_a_rank_that_is_stopped_or_holds_the_interpreter_is_told_by_the_others(tmp_path: Path) -> None:
     both = ranks(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
     try:

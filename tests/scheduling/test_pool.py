@@ -366,6 +366,7 @@ def killed_at(line: int, act: Callable[[], Any]) -> bool:
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.faults
 def test_killed_anywhere_it_goes_on_from_the_last_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "replay"
     pool, rounds = pool_in(folder, shards=2), 8

@@ -200,6 +200,7 @@ def holding_the_key(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
 
 
+@pytest.mark.faults
 def test_no_fault_changes_a_figure_is_paid_twice_or_tells_the_key(
     stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,8 +165,9 @@ def read_task(
     if not training.needs_reference:
         return PreferenceTask(data, loss=loss, reference=None, precision=precision)
     if reference is None:
+        needing = f"loss {training.loss}" if loss.needs_reference else f"selector {training.selector}"
         raise UserError(
-            f"loss {training.loss} or selector {training.selector} needs reference log-probs",
+            f"{needing} needs reference log-probs",
             where="--reference",
             remedy="give the folder that `sams.training.reference` wrote",
         )
