@@ -201,6 +201,26 @@ def rising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     sys.modules.pop("rising", None)
 
 
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"selector": "dr_dpo", "ratio": 1.0, "selector_settings": {"beta_prime": 0.05}},
+        {"selector": "perplexity_difference", "selector_settings": {"use": "flip", "threshold": 0.0}},
+    ],
+    ids=lambda own: own["selector"],
+)
+def test_two_processes_weigh_and_flip_as_one_does(
+    prepared: dict[str, Path], tmp_path: Path, own: dict[str, Any]
+) -> None:
+    run(prepared, tmp_path / "one", **own)
+    run(prepared, tmp_path / "two", processes=2, **own)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-4)
+    run(prepared, tmp_path / "plain", **{**own, "selector": "all", "ratio": 1.0, "selector_settings": {}})
+    assert losses(tmp_path / "plain") != pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
 def test_the_selector_of_the_documentation_trains(
     prepared: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
