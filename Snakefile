@@ -14,7 +14,8 @@ min_version("9.19")
 configfile: workflow.current_basedir.join("config/config.yaml").get_path_or_uri(secret_free=True)
 
 
-if workflow.modifier.is_main_snakefile():  # in a `module` it would be filled in with the other workflow's config
+# In a `module` it would be filled in with the other workflow's config.
+if workflow.modifier.is_main_snakefile():
 
     report: "workflow/report/workflow.rst"
 
