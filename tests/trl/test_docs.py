@@ -1,5 +1,6 @@
 """The page for users of TRL and the notebook: settings, and code that runs."""
 
+import ast
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from trl import DPOConfig
 
 from sams.trl import ScheduledDPOConfig
 from tests.conftest import ROOT
+from tests.trl import small
 
 PAGE = (ROOT / "docs" / "trl.md").read_text()
 NOTEBOOK = json.loads((ROOT / "docs" / "scheduled_dpo.ipynb").read_text())
@@ -36,6 +38,25 @@ def test_the_script_is_short_and_names_settings_that_there_are() -> None:
     assert len(lines) <= 12
     [arguments] = re.findall(r"ScheduledDPOConfig\((.*?)\n\)", script, re.S)
     assert {*re.findall(r"(\w+)=", arguments)} <= {field.name for field in fields(ScheduledDPOConfig)}
+
+
+def test_the_selector_of_ones_own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "own_selector.md").read_text()
+    selector, settings = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    (tmp_path / "my_selector.py").write_text(selector)
+    monkeypatch.chdir(tmp_path)
+    [call] = [node for node in ast.walk(ast.parse(settings)) if isinstance(node, ast.Call)]
+    given = {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+    assert given.pop("output_dir") and given["selector_kwargs"]["doubt"] > 0
+    try:
+        trainer = small.trainer(tmp_path / "out", small.pairs(16), **given)
+        trainer.train()
+    finally:
+        sys.modules.pop("my_selector", None)
+    lines = [line for line in trainer.state.log_history if "selector/average" in line]
+    share = 1 - given["selector_kwargs"]["momentum"]
+    assert len(lines) == 6 and {line["selected/share"] for line in lines} == {0.5}
+    assert lines[0]["selector/average"] == pytest.approx(share * lines[0]["all/rewards/margins"], rel=1e-4)
 
 
 def test_the_notebook_has_been_run_from_top_to_bottom() -> None:
