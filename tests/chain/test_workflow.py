@@ -71,7 +71,7 @@ def jobs(output: str) -> dict[str, int]:
 
 
 # A dry run takes seconds: three studies and a rehearsal stand for the others (tests/study/test_studies.py).
-QUICK = ((None, False), ("own_data", False), ("noise", False), ("table1_gemma_v02", True))
+QUICK = ((None, False), ("own_data", False), ("table1_gemma_v02", True))
 
 
 @pytest.mark.parametrize(

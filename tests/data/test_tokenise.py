@@ -227,6 +227,7 @@ def test_processes_that_share_the_batches_write_the_same_bytes(
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 def test_a_mistake_that_another_process_meets_is_an_error_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_another_number(
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
 
 
+@pytest.mark.faults
 def test_a_process_that_raises_ends_all(prepared: dict[str, Path], tmp_path: Path) -> None:
     script = tmp_path / "failing.py"
     script.write_text(
