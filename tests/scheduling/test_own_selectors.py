@@ -58,6 +58,8 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An installed package with a selector and an entry point, on the path."""
     (tmp_path / "own_selectors.py").write_text(OWN)
     (tmp_path / "broken_selectors.py").write_text("import no_such_package\n")
+    (tmp_path / "torn_selectors.py").write_text("class Torn(\n")
+    (tmp_path / "failing_selectors.py").write_text("x = 1 / 0\n")
     info = tmp_path / "own-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 1.0\n")
@@ -93,6 +95,8 @@ def test_a_class_in_the_current_folder_is_found(own: Path, monkeypatch: pytest.M
         ("own_selectors:Missing", "selector own_selectors:Missing: AttributeError"),
         ("no_such_module:Missing", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("broken_selectors:Missing", "No module named 'no_such_package'"),
+        ("torn_selectors:Torn", r"SyntaxError: .*\(torn_selectors.py, line 1\)"),
+        ("failing_selectors:Any", "ZeroDivisionError: division by zero"),
         ("own_selectors:NoSelector", "is not a selector"),
         ("own_selectors:OWN", "AttributeError"),
         (":ByScore", "selector :ByScore"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from sams.runtime.errors import UserError, nearest
+from sams.runtime.errors import UserError, first_line, nearest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -132,8 +132,8 @@ def _of_class(name: str, path: str) -> Entry:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise refuse(f"{type(error).__name__}: {error}") from None
+    except Exception as error:  # a module of another project may raise any type
+        raise refuse(f"{type(error).__name__}: {first_line(error)}") from error
     if not (inspect.isclass(found) and issubclass(found, Selector)):
         raise refuse(f"{path} is not a selector")
     return Entry(path, needs_scores=found.needs_scores, needs_reference=found.needs_reference)
