@@ -189,7 +189,7 @@ def _resolved(imported: str, by: str) -> str | None:
     top, own = imported.partition(".")[0], by.partition(".")[0]
     if top not in ("sams", own) and (own == "sams" or _base(own) is None or _base(top) != _base(own)):
         return None
-    if top not in ("sams", own) and "site-packages" in str(_base(own)):
+    if top not in ("sams", own) and {"site-packages", "dist-packages"} & set((_base(own) or Path()).parts):
         return None
     return imported if _file(imported).is_file() else None
 

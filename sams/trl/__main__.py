@@ -43,9 +43,11 @@ def main(arguments: Sequence[str]) -> int:
         import trl
         from trl.scripts import dpo
 
+        from sams.trl.refusals import refuse
         from sams.trl.trainer import ScheduledDPOTrainer
 
         script, training, model, data = read(arguments[1:])
+        refuse(training, None)  # before the script reads the data
         with patch.object(trl, "DPOTrainer", ScheduledDPOTrainer):  # the script imports it when it runs
             dpo.main(script, training, model, data)
     except UserError as error:

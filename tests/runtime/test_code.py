@@ -208,10 +208,11 @@ def test_the_code_of_a_selector_of_ones_own_is_in_the_cache_key(
     code_digests._base.cache_clear()
 
 
+@pytest.mark.parametrize("installed", ["site-packages", "dist-packages"])
 def test_an_installed_selector_counts_with_its_package_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    installed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = tmp_path / "site-packages"
+    site = tmp_path / installed
     site.mkdir()
     (site / "their_selector.py").write_text("import their_neighbour\n")
     (site / "their_neighbour.py").write_text("")

@@ -16,12 +16,16 @@ from sams.scheduling.selectors.table import find, settings_of
 OWN = """
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor
 
-from sams.scheduling.selectors.base import Selector, Setup, View, top_k
+from sams.scheduling.selectors.base import Selector, top_k
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sams.scheduling.selectors.base import Setup, View
 
 
 class ByScore(Selector):
@@ -49,6 +53,10 @@ class Inner:
 
 
 class NoSelector:
+    pass
+
+
+class NoChoice(Selector):
     pass
 """
 
@@ -98,6 +106,7 @@ def test_a_class_in_the_current_folder_is_found(own: Path, monkeypatch: pytest.M
         ("torn_selectors:Torn", r"SyntaxError: .*\(torn_selectors.py, line 1\)"),
         ("failing_selectors:Any", "ZeroDivisionError: division by zero"),
         ("own_selectors:NoSelector", "is not a selector"),
+        ("own_selectors:NoChoice", "has no method `choose`"),
         ("own_selectors:OWN", "AttributeError"),
         (":ByScore", "selector :ByScore"),
     ],

@@ -344,7 +344,8 @@ def test_the_command_trains(
     assert main(["dpo", "--config", str(file)]) == 0
     state = json.loads((tmp_path / "out/checkpoint-2/trainer_state.json").read_text())
     assert "all/rewards/margins" in state["log_history"][0]
-    assert main(["dpo", "--config", str(file), "--selector", "top_margn"]) == 2
+    nowhere = ["--dataset_name", str(tmp_path / "nowhere")]  # refused before the data is read
+    assert main(["dpo", "--config", str(file), "--selector", "top_margn", *nowhere]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: no selector is named 'top_margn'") and "did you mean top_margin?" in error
     file.write_text(yaml.safe_dump(settings | {"selection_ration": 0.5}))

@@ -12,6 +12,7 @@ import sys
 import typing
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from sams.runtime.errors import UserError, first_line, nearest
@@ -136,6 +137,8 @@ def _of_class(name: str, path: str) -> Entry:
         raise refuse(f"{type(error).__name__}: {first_line(error)}") from error
     if not (inspect.isclass(found) and issubclass(found, Selector)):
         raise refuse(f"{path} is not a selector")
+    if found.choose is Selector.choose:
+        raise refuse(f"{path} has no method `choose`")
     return Entry(path, needs_scores=found.needs_scores, needs_reference=found.needs_reference)
 
 
@@ -177,12 +180,16 @@ def _settings_model(selector: "type[Selector]") -> "type[BaseModel]":
         if method in vars(base)
     )
     function = inspect.unwrap(getattr(builder, "__func__", builder))
-    hints = typing.get_type_hints(function, include_extras=True)
     parameters = [
         part
         for part in list(inspect.signature(function).parameters.values())[2:]
         if part.kind not in (part.VAR_KEYWORD, part.VAR_POSITIONAL)
     ]
+    # Those of the settings alone: `Setup` may be imported for the type checker only.
+    written = SimpleNamespace(
+        __annotations__={part.name: function.__annotations__.get(part.name, Any) for part in parameters}
+    )
+    hints = typing.get_type_hints(written, function.__globals__, include_extras=True)
     known: dict[str, Any] = {
         part.name: (hints.get(part.name, Any), ... if part.default is part.empty else part.default)
         for part in parameters
