@@ -1,7 +1,7 @@
 """Interface of a benchmark: its files, its columns, its notes and its part of the answers page.
 
 A benchmark is one file in this folder, a line in `sams.scoring.table`, and a class and a field in
-`sams.study.settings.benchmarks`. The file has three parts, of which each stage depends on its own (`sams.study.code`):
+`sams.study.settings.benchmarks`. Of its three parts each stage depends on its own (`sams.study.code`):
 
 * `QUESTIONS`, a `QuestionSet`: questions and answers, for stages `prepare_questions` and `generate_answers`;
 * `main`: the command line of stage `score_<name>`, which writes metrics.json and the judged file;

@@ -70,9 +70,7 @@ class QuestionSet:
         """Read the questions in the folder of stage `prepare_questions`; return the rows and their file."""
         raise NotImplementedError
 
-    def answer(
-        self, decoder: Decoder, rows: Sequence[Row], name: str
-    ) -> tuple[list[Row], dict[str, Answer]]:
+    def answer(self, decoder: Decoder, rows: Sequence[Row], name: str) -> tuple[list[Row], dict[str, Answer]]:
         """Return the answers to rows in the benchmark's form, and each answer by a name for the facts.
 
         Args:
@@ -121,9 +119,7 @@ class TestPrompts(QuestionSet):
         path = folder / TEST_PAIRS
         return list(test_prompts(path, ["id", "prompt"])), path
 
-    def answer(
-        self, decoder: Decoder, rows: Sequence[Row], name: str
-    ) -> tuple[list[Row], dict[str, Answer]]:
+    def answer(self, decoder: Decoder, rows: Sequence[Row], name: str) -> tuple[list[Row], dict[str, Answer]]:
         """Return rows {id, answer, tokens, truncated}, and the answers by id."""
         answers = decoder.answer(
             [row["prompt"] for row in rows], [decoder.decoding.temperature] * len(rows), "prompts"
