@@ -106,7 +106,7 @@ def check_lm_eval(study: Study) -> None:
         UserError: naming the package, the task or its data.
     """
     if study.benchmarks.lm_eval is not None:
-        from sams.judge.endpoint import key_withheld
+        from sams.judge.client import key_withheld
         from sams.scoring.lm_eval import check_tasks
 
         with key_withheld():  # from the code of tasks
@@ -129,28 +129,26 @@ def check_disk(results: Path) -> int:
 
 
 def check_judge(study: Study) -> None:
-    """Check that a judge endpoint has its key and answers one small call.
+    """Check that a judge endpoint has its key and judges a question with a known answer.
 
     Raises:
         UserError: the key is missing or the call fails; the message names the variable or the endpoint.
     """
-    scored = study.benchmarks.alpaca_eval or study.benchmarks.mt_bench
-    judge = study.benchmarks.judge
-    if not scored or judge.kind != "openai":
+    benchmarks, judge = study.benchmarks, study.benchmarks.judge
+    if not (benchmarks.alpaca_eval or benchmarks.mt_bench) or judge.kind != "openai":
         return
     for sentence in judge_warnings(judge):
         log.warning("warning: %s", sentence)
-    key = os.environ.get("OPENAI_API_KEY")
-    if not key:
+    from sams.judge.client import judge_key
+    from sams.judge.trial import try_out
+
+    if judge_key(judge) is None:
         raise UserError(
             "the judge needs a key",
             where="environment variable OPENAI_API_KEY",
             remedy="export it; it is never written to a file",
         )
-    from sams.judge.endpoint import DEFAULT_MODEL
-    from sams.judge.trial import try_out
-
-    try_out(judge, key, judge.model or DEFAULT_MODEL, log_probs=study.benchmarks.alpaca_eval is not None)
+    try_out(judge, pairs=benchmarks.alpaca_eval is not None, ratings=benchmarks.mt_bench is not None)
 
 
 def check_sources(study: Study) -> None:

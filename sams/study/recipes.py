@@ -167,6 +167,7 @@ class ScoreRecipe(Settings):
 
     judge: Judge
     world: World | None
+    accept_missing: int = 0
 
 
 class RewardRecipe(Settings):
