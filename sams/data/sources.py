@@ -122,7 +122,7 @@ def similar_data_set(name: str) -> str:
 
 
 def _read_file(file: Path) -> Iterator[tuple[int, Any]]:
-    with _unpacked(file) as stream, _named_faults(file):
+    with unpacked(file) as stream, named_faults(file):
         start = stream.read(4)
         stream.seek(0)
         if start == PARQUET:
@@ -146,7 +146,7 @@ def _read_file(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 @contextmanager
-def _unpacked(file: Path) -> Iterator[IO[bytes]]:
+def unpacked(file: Path) -> Iterator[IO[bytes]]:
     """Open a file. A gzip file is unpacked to a temporary one first, so that damage is noticed before use."""
     try:
         with file.open("rb") as packed:
@@ -179,7 +179,8 @@ def _unpack(packed: BinaryIO, plain: IO[bytes], file: Path) -> None:
 
 
 @contextmanager
-def _named_faults(file: Path) -> Iterator[None]:
+def named_faults(file: Path) -> Iterator[None]:
+    """Raise `UserError` for text inside that is not UTF-8."""
     try:
         yield
     except UnicodeDecodeError as error:

@@ -94,7 +94,7 @@ def check_packages(study: Study) -> None:
             where="lora.load_in_4bit",
             remedy="install it (extra `qlora` of this package), or set load_in_4bit: false",
         )
-    if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
+    if study.benchmarks.judged:
         require("score", where="benchmarks")
 
 
@@ -133,9 +133,8 @@ def check_judge(study: Study) -> None:
     Raises:
         UserError: the key is missing or the call fails; the message names the variable or the endpoint.
     """
-    scored = study.benchmarks.alpaca_eval or study.benchmarks.mt_bench
     judge = study.benchmarks.judge
-    if not scored or judge.kind != "openai":
+    if not study.benchmarks.judged or judge.kind != "openai":
         return
     key = os.environ.get("OPENAI_API_KEY")
     if not key:
@@ -319,13 +318,11 @@ def hub_commits(study: Study) -> dict[str, str | None]:
 
 def benchmark_sources(study: Study) -> dict[str, str]:
     """Return the files that the benchmarks' settings name, by key."""
-    groups = {"alpaca_eval": study.benchmarks.alpaca_eval, "mt_bench": study.benchmarks.mt_bench}
     return {
         f"benchmarks.{name}.{key}": value
-        for name, group in groups.items()
-        if group is not None
+        for name, group in study.benchmarks.judged.items()
         for key, value in group
-        if isinstance(value, str)
+        if isinstance(value, str) and key in (*group.question_keys, *group.source_keys)
     }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sams.runtime.errors import UserError
 from sams.scoring.fastchat_judge import needs_reference
-from sams.scoring.inputs import Row, doubled, read_json_lines, some_of, text_of
+from sams.scoring.inputs import Row, doubled, numbered, read_rows, some_of, text_of
 
 TURNS = 2
 PROMPTS = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
@@ -18,11 +18,11 @@ def read_questions(path: Path) -> list[Row]:
     Raises:
         UserError: naming the line.
     """
-    rows = read_json_lines(path)
-    for number, row in enumerate(rows, start=1):
-        where = f"{path}, line {number}"
+    rows = []
+    for where, row in numbered(path):
         text_of(row, "category", where)
         _check_turns(row.get("turns"), where, empty=False)
+        rows.append(row)
     if twice := doubled([row.get("question_id") for row in rows]):
         raise UserError(f"questions occur more than once: {some_of(twice)}", where=str(path))
     return rows
@@ -63,8 +63,7 @@ def read_references(path: Path, questions: Sequence[Row]) -> dict[Any, Row]:
 def _by_question(path: Path) -> tuple[dict[Any, Row], set[str]]:
     rows: dict[Any, Row] = {}
     models = set()
-    for number, row in enumerate(read_json_lines(path), start=1):
-        where = f"{path}, line {number}"
+    for where, row in numbered(path):
         question = row.get("question_id")
         if question in rows:
             raise UserError(f"answers question {question} again", where=where)
@@ -90,7 +89,7 @@ def read_prompts(path: Path) -> dict[str, Row]:
     Raises:
         UserError: naming the prompts for single-answer grading that are missing.
     """
-    prompts = {row.get("name"): row for row in read_json_lines(path)}
+    prompts = {row.get("name"): row for row in read_rows(path)}
     if absent := [name for name in PROMPTS if name not in prompts]:
         raise UserError(f"has no prompt {some_of(absent)}", where=str(path))
     return {name: prompts[name] for name in PROMPTS}

@@ -16,6 +16,7 @@ from sams.runtime.errors import UserError
 from sams.runtime.files import write_json
 from sams.runtime.jsonl import write_lines
 from sams.scoring.inputs import Row
+from sams.study.code import questions_of
 from sams.study.settings import Decoding, World
 
 
@@ -33,7 +34,7 @@ class Decoder(Protocol):
     decoding: Decoding
 
     def answer(
-        self, conversations: Sequence[Sequence[Message]], temperatures: Sequence[float], label: str
+        self, conversations: Sequence[list[Message]], temperatures: Sequence[float], label: str
     ) -> list[Any]:
         """Answer each conversation, at its temperature, in the order given."""
 
@@ -136,13 +137,8 @@ QUESTIONS = TestPrompts()
 
 def question_set(benchmark: str) -> QuestionSet:
     """Import the questions of a benchmark; `samples` are the test prompts."""
-    found: QuestionSet = pkgutil.resolve_name(part_of(benchmark))
+    found: QuestionSet = pkgutil.resolve_name(questions_of(benchmark))
     return found
-
-
-def part_of(benchmark: str) -> str:
-    """Return module and name of the questions of a benchmark."""
-    return f"sams.scoring.{'question_set' if benchmark == 'samples' else benchmark}:QUESTIONS"
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sams.runtime.errors import UserError
-from sams.scoring.inputs import read_json_lines, read_json_rows, some_of
+from sams.scoring.inputs import read_rows, some_of
 
 ROWS = [{"a": 1}, {"a": "ü"}]
 
@@ -15,9 +15,9 @@ def test_gzip_and_plain_read_alike_whatever_the_name(tmp_path: Path) -> None:
     (tmp_path / "plain.json").write_text(text)
     (tmp_path / "packed.json").write_bytes(gzip.compress(text.encode()))
     (tmp_path / "lines.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n\n{"a": "\\u00fc"}\n'))
-    assert read_json_rows(tmp_path / "plain.json") == ROWS
-    assert read_json_rows(tmp_path / "packed.json") == ROWS
-    assert read_json_lines(tmp_path / "lines.jsonl.gz") == ROWS
+    assert read_rows(tmp_path / "plain.json") == ROWS
+    assert read_rows(tmp_path / "packed.json") == ROWS
+    assert read_rows(tmp_path / "lines.jsonl.gz") == ROWS
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_unreadable_json_is_told_in_one_line(tmp_path: Path, content: bytes, pro
     path = tmp_path / "rows.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=problem) as error:
-        read_json_rows(path)
+        read_rows(path)
     assert str(path) in str(error.value)
 
 
@@ -43,9 +43,9 @@ def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(UserError, match="line 2: not JSON"):
-        read_json_lines(path)
+        read_rows(path)
     with pytest.raises(UserError, match="no such file"):
-        read_json_lines(tmp_path / "absent.jsonl")
+        read_rows(tmp_path / "absent.jsonl")
 
 
 def test_long_lists_are_cut_short() -> None:
@@ -58,4 +58,4 @@ def test_a_line_ends_where_json_lines_say_and_nowhere_else(tmp_path: Path) -> No
     path.write_text(
         "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline=""
     )
-    assert read_json_lines(path) == rows
+    assert read_rows(path) == rows
