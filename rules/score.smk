@@ -29,9 +29,9 @@ for benchmark in BENCHMARKS:
         input:
             **scored_from(benchmark),
         output:
+            **{name: f"{RUN}/{file}" for name, file in benchmark.outputs.items()},
             metrics=f"{RUN}/{benchmark.metrics}",
             judged=f"{RUN}/{benchmark.judged}",
-            **{name: f"{RUN}/{file}" for name, file in benchmark.outputs.items()},
         log:
             f"{LOGS}/score_{benchmark.name}/{{method}}-seed{{seed}}.log",
         benchmark:
@@ -39,7 +39,11 @@ for benchmark in BENCHMARKS:
         conda:
             "../envs/sams.yaml"
         resources:
-            **(resources.generation(STUDY, GPUS_HERE) if benchmark.needs_gpu else resources.plain(STUDY, "score")),
+            **(
+                resources.generation(STUDY, GPUS_HERE)
+                if benchmark.needs_gpu
+                else resources.plain(STUDY, "score")
+            ),
         params:
             **JOBS.parameters(f"score_{benchmark.name}"),
             options=scoring_options(benchmark),

@@ -23,12 +23,12 @@ def test_gzip_and_plain_read_alike_whatever_the_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b'[{"a": 1},\n {"a": }]', "line 2: not JSON"),
-        (b'{"a": 1}', "expected a list of objects, found dict"),
+        (b'[{"a": 1},\n {"a": }]', "at row 2"),
+        (b'{"a": {}\n}', "row 1: not JSON"),
         (b'[{"a": 1}, 2]', "row 2: expected an object"),
-        (b"[]", "holds no rows"),
-        (gzip.compress(b"[]", mtime=0)[:-6], "cannot be read"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"[]", "the data has no row"),
+        (gzip.compress(b"[]", mtime=0)[:-6], "cut off or damaged"),
+        (b"\xff\xfe", "not UTF-8"),
     ],
 )
 def test_unreadable_json_is_told_in_one_line(tmp_path: Path, content: bytes, problem: str) -> None:
@@ -42,7 +42,7 @@ def test_unreadable_json_is_told_in_one_line(tmp_path: Path, content: bytes, pro
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(UserError, match="line 2: not JSON"):
+    with pytest.raises(UserError, match="row 2: not JSON"):
         read_rows(path)
     with pytest.raises(UserError, match="no such file"):
         read_rows(tmp_path / "absent.jsonl")
