@@ -22,6 +22,7 @@ from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.extras import require
 from sams.runtime.files import write_json
 from sams.scoring.fetch import FOLDER, PUBLISHED, check, published
+from sams.scoring.question_set import question_set
 from sams.study.rates import rates_to_check
 from sams.study.settings import Model
 from sams.study.study import Study
@@ -44,6 +45,7 @@ def main(study: str, out: Path, results: Path = Path("results")) -> None:
     check_lm_eval(settings)
     check_judge(settings)
     check_sources(settings)
+    check_questions(settings)
     check_adapters(settings)
     for sentence in rates_to_check(settings):
         log.warning("warning: %s", sentence)
@@ -190,6 +192,18 @@ def check_sources(study: Study) -> None:
                 where=f"{key}.encoder",
                 remedy=f"set {' or '.join(ENCODERS)}, or name a folder",
             )
+
+
+def check_questions(study: Study) -> None:
+    """Check the files of the benchmarks by the scorers' own readers; those of files that are not fetched yet later.
+
+    Raises:
+        UserError: naming key, file and row.
+    """
+    for name, group in study.benchmarks.scored.items():
+        files = [path for path in group.part(group.question_keys).values() if path is not None]
+        if group.question_keys and all(Path(path).is_file() for path in files):
+            question_set(name).check(group, study.data.world)
 
 
 def check_model_source(model: Model, key: str) -> None:

@@ -318,6 +318,14 @@ class Instructions(QuestionSet):
                 check_reference([row["instruction"] for row in outputs], outputs[0]["generator"], given)
         return {self.file: Prepared(rows, given)}
 
+    def check(self, settings: AlpacaEval, world: World | None) -> None:
+        """Check the baseline's outputs, and that the difficulty table belongs to them."""
+        rows = self.prepare(settings, world)[self.file].rows
+        if settings.difficulty is not None and Path(settings.difficulty).is_file():
+            table = read_table(Path(settings.difficulty))
+            with self.naming("difficulty"):
+                check_table(table, [row["instruction"] for row in rows], settings.difficulty)
+
     def read(self, folder: Path) -> tuple[list[Row], Path]:
         """Read rows {instruction, dataset}; return them and their file."""
         path = folder / self.file

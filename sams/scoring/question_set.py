@@ -56,7 +56,7 @@ class QuestionSet:
         """Return the files of the questions by name, from the files of the study or from the synthetic world.
 
         Each has been read by the scorer's own readers. Stage `prepare_questions` writes the files, `.json` as a list
-        and `.jsonl` as lines; stage `preflight` calls this to find mistakes before anything is computed.
+        and `.jsonl` as lines.
 
         Args:
             settings: the benchmark's settings, of which only the `question_keys` count.
@@ -66,6 +66,14 @@ class QuestionSet:
             UserError: a file is missing or broken; the message names key, file and row.
         """
         return {}
+
+    def check(self, settings: Any, world: World | None) -> None:
+        """Check the files that `prepare` and the scoring stage read, as far as they exist.
+
+        Raises:
+            UserError: as `prepare`.
+        """
+        self.prepare(settings, world)
 
     def read(self, folder: Path) -> tuple[list[Row], Path]:
         """Read the questions in the folder of stage `prepare_questions`; return the rows and their file."""
