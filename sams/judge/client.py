@@ -1,102 +1,147 @@
-"""OpenAI clients: of the judge's endpoint, and of the proxy or the local judge."""
+"""OpenAI client of a judge's endpoint, and its key.
 
-import functools
+The key of a remote endpoint comes from the environment (OPENAI_API_KEY) and stays in this process: it is written to
+no file, recipe or log, and passed to no child and no command line.
+"""
+
+import contextlib
 import logging
 import os
-import time
-from collections.abc import Iterator
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
+from sams.runtime.errors import UserError, first_line
 from sams.study.settings import Judge
 
 if TYPE_CHECKING:
     import openai
 
 KEY_VARIABLE = "OPENAI_API_KEY"
+NO_KEY = "none"
+"""Sent to an endpoint that needs no key."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+MAX_ANSWER_BYTES = 4 << 20
+
+_withheld: ContextVar[str | None] = ContextVar("withheld key", default=None)
 
 
-def endpoint_client(settings: Judge, key: str) -> "openai.OpenAI":
-    """Return a client of the judge's endpoint, without the library's retries."""
-    import openai
+@contextlib.contextmanager
+def key_withheld() -> Iterator[None]:
+    """Remove the key from the environment within a block, so that no child inherits it.
 
-    _quiet()
-    address = urlsplit(settings.base_url)
-    query = dict(parse_qsl(address.query))
-    return openai.OpenAI(
-        base_url=address._replace(query="").geturl(),
-        api_key=key,
-        timeout=settings.timeout_seconds,
-        max_retries=0,
-        default_query=query,
-        # Azure's older addresses, .../openai/deployments/NAME?api-version=..., expect the key in this header.
-        default_headers={"api-key": key} if "api-version" in query else {},
-        # A redirect would send the key to another host; loopback is never reached through a network proxy.
-        http_client=openai.DefaultHttpxClient(
-            follow_redirects=False,
-            trust_env=address.hostname not in LOOPBACK,
-            event_hooks={"response": [functools.partial(_limit_body, seconds=settings.timeout_seconds)]},
-        ),
+    `judge_key` still returns it. Variables that contain the key are removed too.
+    """
+    key = os.environ.get(KEY_VARIABLE)
+    variables = {name: value for name, value in os.environ.items() if key and key in value}
+    for name in variables:
+        del os.environ[name]
+    token = _withheld.set(key)
+    try:
+        yield
+    finally:
+        _withheld.reset(token)
+        os.environ.update(variables)
+
+
+def judge_key(settings: Judge) -> str | None:
+    """Return the key of an endpoint; None if there is none and the endpoint needs one.
+
+    An http address is one of a server of one's own, which may need no key.
+
+    Raises:
+        UserError: the key cannot be sent; a pasted line end, for instance, cannot. The message does not contain it.
+    """
+    key = _withheld.get() or os.environ.get(KEY_VARIABLE)
+    if not key:
+        return NO_KEY if urlsplit(settings.base_url).scheme == "http" else None
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise UserError(
+            "the key contains white space or other invalid characters",
+            where=f"environment variable {KEY_VARIABLE}",
+            remedy="export it again, without quotes, blanks or a line end",
+        )
+    return key
+
+
+def missing_key(settings: Judge) -> UserError:
+    """Return the error of a missing key."""
+    return UserError(
+        f"the environment variable {KEY_VARIABLE} is not set, and judge {settings.base_url} needs a key",
+        remedy=f"export {KEY_VARIABLE}, or set 'judge.kind' to local",
     )
 
 
-def _limit_body(response: Any, seconds: float) -> None:
-    """Limit the time for the body of an answer.
+def endpoint_client(settings: Judge, key: str) -> "openai.AsyncOpenAI":
+    """Return a client of the judge's endpoint, without the library's retries.
 
-    The time-out of the library is between two bytes: an endpoint that sends a byte now and then would block a
-    call forever.
+    Raises:
+        UserError: the environment asks for a network proxy or certificates that cannot be used.
     """
+    import openai
+
+    for library in ("httpx", "httpx2"):  # a log line for each call
+        logging.getLogger(library).setLevel(logging.WARNING)
+    address = urlsplit(settings.base_url)
+    query = dict(parse_qsl(address.query))
+    try:
+        return openai.AsyncOpenAI(
+            base_url=address._replace(query="").geturl(),
+            api_key=key,
+            timeout=settings.timeout_seconds,
+            max_retries=0,
+            default_query=query,
+            # Azure's older addresses, .../openai/deployments/NAME?api-version=..., expect the key in this header.
+            default_headers={"api-key": key} if "api-version" in query else {},
+            # A redirect would send the key to another host; loopback is never reached through a network proxy.
+            http_client=openai.DefaultAsyncHttpxClient(
+                follow_redirects=False,
+                trust_env=address.hostname not in LOOPBACK,
+                event_hooks={"response": [_limit_body]},
+            ),
+        )
+    except (ImportError, OSError, ValueError) as error:
+        raise UserError(
+            f"no connection can be set up: {first_line(error)}",
+            where=settings.base_url,
+            remedy="check the environment variables ALL_PROXY, HTTPS_PROXY and SSL_CERT_FILE",
+        ) from None
+
+
+async def _limit_body(response: Any) -> None:
+    """Limit the size of an answer, whatever its headers promise."""
     import httpx2  # the HTTP library of openai's client
 
-    class Limited(httpx2.SyncByteStream):
+    class Limited(httpx2.AsyncByteStream):
         def __init__(self, stream: Any) -> None:
             self.stream = stream
 
-        def __iter__(self) -> Iterator[bytes]:
-            until = time.monotonic() + seconds
-            for part in self.stream:
-                if time.monotonic() > until:
-                    raise httpx2.ReadTimeout("the answer takes too long", request=response.request)
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            size = 0
+            async for part in self.stream:
+                size += len(part)
+                if size > MAX_ANSWER_BYTES:
+                    raise httpx2.ReadError(
+                        f"an answer of more than {MAX_ANSWER_BYTES} bytes", request=response.request
+                    )
                 yield part
 
-        def close(self) -> None:
-            self.stream.close()
+        async def aclose(self) -> None:
+            await self.stream.aclose()
 
     response.stream = Limited(response.stream)
 
 
-def judge_client(base_url: str, token: str) -> "openai.OpenAI":
-    """Return a client of the proxy or the local judge, one per process; the client is thread-safe.
-
-    AlpacaEval calls this function for each prompt, as the `client_class` of its client configuration.
-    """
-    return _client(os.getpid(), base_url, token)
-
-
-def no_judge() -> "openai.OpenAI":
-    """Replace `judge_client` where every judgment is recorded: any call is an error."""
-    raise RuntimeError("a judgment is needed that is not among the recorded ones")
-
-
-@functools.cache
-def _client(process: int, base_url: str, token: str) -> "openai.OpenAI":
-    # `process` is part of the key because a forked worker must not share connections.
-    import openai
-
-    _quiet()
-    return openai.OpenAI(
-        base_url=base_url,
-        api_key=token,
-        # The proxy may wait long between its tries; scorers check that the proxy or the local judge is still running.
-        timeout=None,
-        max_retries=1,
-        # Loopback is never reached through a network proxy.
-        http_client=openai.DefaultHttpxClient(trust_env=False),
-    )
-
-
-def _quiet() -> None:
-    """Turn off the log line of the HTTP libraries for each call."""
-    for library in ("httpx", "httpx2"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+def connection_problem(error: BaseException) -> tuple[str, str]:
+    """Return why an endpoint cannot be reached, and the remedy."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError) or "certificate" in str(cause).lower():
+            return (
+                f"the judge's certificate is not accepted ({first_line(cause)})",
+                "set SSL_CERT_FILE to the file of the authority that signed it, or use http",
+            )
+        cause = cause.__cause__ or cause.__context__
+    return "the judge cannot be reached", "check 'judge.base_url' and the network"

@@ -1,85 +1,106 @@
-"""Test call of a judge before training, which shows a wrong key, address or model."""
+"""Trial of a judge before training: a pair with a known answer in both orders, and a rating."""
 
-from sams.judge.client import KEY_VARIABLE
-from sams.judge.store import Request
-from sams.judge.upstream import CallFailed, Upstream, is_refusal
+import asyncio
+import logging
+import re
+
+from sams.judge.ask import DEFAULT_MODEL
+from sams.judge.calls import Answer, Call, Reading, Unusable, label_call, text_of
+from sams.judge.client import judge_key
+from sams.judge.upstream import CallFailed, Upstream
 from sams.runtime.errors import UserError
 from sams.study.settings import Judge
 from sams.world.verdicts import pair_prompt
 
+log = logging.getLogger(__name__)
+
 TRIES = 2
 SECONDS = 30.0
+# A judge with less probability of the labels together answers something else.
+LEAST_LABEL_MASS = 0.5
 
-# Short, and of the synthetic world, so that the judge of the tests can answer.
-QUESTION, RIGHT, WRONG = "what is 1 2 plus 3", "1 5", "1 4"
+QUESTION = "What is the capital of France? Answer in one sentence."
+RIGHT, WRONG = "The capital of France is Paris.", "The capital of France is Berlin."
 RATED = (
     f"[Question]\n{QUESTION}\n\n[The Start of Assistant's Answer]\n{RIGHT}\n[The End of Assistant's Answer]\n\n"
-    'Rate the answer from 1 to 10 in this form: "Rating: [[5]]".'
+    'Rate the answer from 1 (worthless) to 10 (right) in exactly this form: "Rating: [[5]]".'
 )
+RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
 
 
-def check_key(key: str) -> None:
-    """Check that a key can be sent; a pasted line end, for instance, cannot.
-
-    Raises:
-        UserError: the key is invalid. The message does not contain it.
-    """
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise UserError(
-            "the key contains white space or other invalid characters",
-            where=f"environment variable {KEY_VARIABLE}",
-            remedy="export it again, without quotes, blanks or a line end",
-        )
-
-
-def try_out(settings: Judge, key: str, model: str, *, log_probs: bool) -> None:
-    """Make one call in the form of a benchmark's calls.
+def try_out(settings: Judge, *, pairs: bool, ratings: bool) -> None:
+    """Make two calls in the form of AlpacaEval's and one in the form of MT-Bench's.
 
     Args:
         settings: the endpoint.
-        key: its key.
-        model: the judge.
-        log_probs: request log-probs, which AlpacaEval requires.
+        pairs: request the preference between two answers, in both orders.
+        ratings: request a rating.
 
     Raises:
-        UserError: the endpoint cannot be reached, refuses the key or the call, or returns no text or no log-probs.
+        UserError: the endpoint cannot be reached, refuses the key or a call, or returns no judgment or a wrong one.
     """
-    check_key(key)
     limits = {"tries": TRIES, "timeout_seconds": min(settings.timeout_seconds, SECONDS)}
-    upstream = Upstream(settings.model_copy(update=limits), key)
-    upstream.check()
+    asyncio.run(_try_out(settings.model_copy(update=limits), pairs, ratings))
+
+
+async def _try_out(settings: Judge, pairs: bool, ratings: bool) -> None:
+    upstream = Upstream(settings, judge_key(settings))
     try:
-        answer = upstream.ask(_request(model, log_probs))
+        await upstream.check()
+        values = []
+        for first, second in ((RIGHT, WRONG), (WRONG, RIGHT)) if pairs else ():
+            messages = [{"role": "user", "content": pair_prompt(QUESTION, first, second)}]
+            call = label_call("a pair", messages, ("m", "M"), log_probs=settings.log_probs)
+            values.append(await _asked(upstream, settings, call))
+        if pairs and not values[0].value > 0.5 > values[1].value:
+            raise UserError(
+                f"judge {settings.model or DEFAULT_MODEL} does not prefer {RIGHT!r} to {WRONG!r} in both orders",
+                where=settings.base_url,
+                remedy="set 'judge.model' to one that can judge",
+            )
+        if ratings:
+            fields = {"max_tokens": 512, "temperature": 0}
+            await _asked(
+                upstream, settings, Call("a rating", [{"role": "user", "content": RATED}], _rating, fields)
+            )
+    finally:
+        await upstream.close()
+
+
+async def _asked(upstream: Upstream, settings: Judge, call: Call) -> Reading:
+    model, where = settings.model or DEFAULT_MODEL, settings.base_url
+    try:
+        answer, reading = await upstream.ask(call, call.request(settings, model))
     except CallFailed as error:
         if upstream.stopped is not None:
             raise upstream.stopped from None
-        if str(error) == "no log-probs":
+        if error.reason == "no log-probs":
             raise UserError(
-                f"judge {model} gives no log-probs, which AlpacaEval needs",
-                where=settings.base_url,
-                remedy="set 'judge.model' to one that does, or 'benchmarks.alpaca_eval' to null",
+                f"judge {model} gives no log-probs, from which AlpacaEval reads preferences",
+                where=where,
+                remedy="set 'judge.log_probs' to false, or 'judge.model' to one that gives them",
             ) from None
         raise UserError(
-            f"a call of judge {model} failed {TRIES} times ({error})",
-            where=settings.base_url,
-            remedy="check 'judge.base_url' and 'judge.model', or try again later",
+            f"judge {model} gives no judgment of {call.name} ({error.reason})",
+            where=where,
+            remedy="check 'judge.base_url', 'judge.model' and 'judge.parameters', or try again later",
         ) from None
-    if is_refusal(answer):
+    mass = reading.label_mass
+    if mass is not None and mass < LEAST_LABEL_MASS:
         raise UserError(
-            f"judge {model} gives no text to a short question",
-            where=settings.base_url,
-            remedy="set 'judge.model' to one that answers at once, without reasoning",
+            f"judge {model} gives the labels m and M a probability of {mass:.2g} together: it answers something else",
+            where=where,
+            remedy="set 'judge.parameters' so that it answers at once, or 'judge.log_probs' to false",
         )
+    answered = str(answer.get("model") or model)
+    if not answered.startswith(model):
+        log.warning("warning: judge %s answers as %s: the scores will be labelled so", model, answered)
+    return reading
 
 
-def _request(model: str, log_probs: bool) -> Request:
-    if not log_probs:
-        return {"model": model, "messages": [{"role": "user", "content": RATED}], "max_tokens": 64}
-    prompt = pair_prompt(QUESTION, RIGHT, WRONG)
-    return {
-        "model": model,
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": 1,
-        "logprobs": True,
-        "top_logprobs": 5,
-    }
+def _rating(answer: Answer) -> Reading:
+    text = text_of(answer)
+    found = RATING.findall(text)
+    if len(found) != 1 or not 1 <= float(found[0]) <= 10:
+        raise Unusable(f"no rating from 1 to 10: {text!r:.60}")
+    return Reading(float(found[0]))

@@ -1,37 +1,62 @@
 """Calls of a judge's endpoint, within limits and with retries."""
 
+import asyncio
+import contextlib
 import email.utils
 import json
 import logging
-import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import tenacity
 
-from sams.judge.client import KEY_VARIABLE, endpoint_client
-from sams.judge.store import Answer, Request
+from sams.judge.calls import Answer, Call, Reading, Request, Unusable
+from sams.judge.client import KEY_VARIABLE, connection_problem, endpoint_client, missing_key
 from sams.runtime.errors import UserError
 from sams.study.settings import Judge
-
-if TYPE_CHECKING:
-    import openai
 
 log = logging.getLogger(__name__)
 
 LONGEST_BACK_OFF = 60.0
 # An endpoint that requests a longer pause counts as out of quota.
 LONGEST_RETRY_AFTER = 600.0
-# After this number of failed calls in a row, each with all its tries, the endpoint counts as down.
+# After this number of failed or refused calls in a row the endpoint counts as down, or as refusing every call.
 FAILED_IN_A_ROW = 3
 RETRIED_STATUSES = (408, 409, 429)
+# Statuses by which endpoints refuse one prompt: its length, its content, its form.
+PROMPT_STATUSES = (400, 403, 413, 422)
+# Codes by which they say that it is the prompt.
+PROMPT_CODES = (
+    "content_filter",
+    "content_policy_violation",
+    "context_length_exceeded",
+    "invalid_prompt",
+    "string_above_max_length",
+)
+# Requests of a judgment until an answer has one.
+ATTEMPTS = 3
+USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
 # A server may quote a part of the key: any piece of this length counts as the key.
 TELLING_PIECE = 6
 
 
 class CallFailed(Exception):
-    """A call without an answer, with a short reason."""
+    """A call without a usable answer, with a short reason.
+
+    Args:
+        reason: a few words, counted.
+        answer: the last answer, which was paid; None without one.
+    """
+
+    def __init__(self, reason: str, answer: Answer | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.answer = reason, answer
+
+
+class PromptRefused(CallFailed):
+    """The endpoint refuses this prompt; another try would end in the same way."""
 
 
 class _Transient(Exception):
@@ -40,12 +65,11 @@ class _Transient(Exception):
     Args:
         reason: a few words, counted.
         retry_after: pause that the endpoint requests, in seconds.
-        usage: `usage` of an answer that is paid and cannot be used.
     """
 
-    def __init__(self, reason: str, retry_after: float = 0.0, usage: Any = None) -> None:
+    def __init__(self, reason: str, retry_after: float = 0.0) -> None:
         super().__init__(reason)
-        self.reason, self.retry_after, self.usage = reason, retry_after, usage
+        self.reason, self.retry_after = reason, retry_after
 
 
 class Upstream:
@@ -57,78 +81,94 @@ class Upstream:
 
     Attributes:
         retried: failed tries by reason.
-        failed: failed calls by the reason of their last try.
         wasted: `usage` of answers that were paid and could not be used.
+        before_call: called before each call; it may stop them.
         stopped: the reason why no further calls are made; None while calls are allowed.
     """
 
     def __init__(self, settings: Judge, key: str | None) -> None:
         self.retried: Counter[str] = Counter()
-        self.failed: Counter[str] = Counter()
         self.wasted: list[Any] = []
+        self.before_call: Callable[[], None] = lambda: None
         self.stopped: UserError | None = None
         self._settings = settings
         self._key = key
         self._client = endpoint_client(settings, key) if key else None
-        self._lock = threading.Lock()
-        self._halt = threading.Event()
-        self._slots = threading.Semaphore(settings.concurrency)
+        self._halt = asyncio.Event()
+        self._slots = asyncio.Semaphore(settings.concurrency)
         self._next_start = 0.0
+        self._passed = False
         self._failed_in_a_row = 0
         self._back_off = tenacity.wait_random_exponential(settings.retry_seconds, LONGEST_BACK_OFF)
 
     def stop(self, reason: UserError) -> None:
         """Make no further call, and end the waits between tries. Only the first reason is kept."""
-        with self._lock:
-            self.stopped = self.stopped or reason
+        self.stopped = self.stopped or reason
         self._halt.set()
 
-    def check(self) -> None:
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def check(self) -> None:
         """Request the list of models, which shows a wrong key or address before the first paid call.
 
         Raises:
-            UserError: no key, a refused key, or an endpoint that cannot be reached.
+            UserError: no key, a refused key, or an address where no such API answers.
         """
+        import httpx2
         import openai
 
         where = self._settings.base_url
         if self._client is None:
             raise missing_key(self._settings)
         try:
-            self._client.models.list()
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                answer = await self._client.get("/models", cast_to=httpx2.Response)
         except (openai.AuthenticationError, openai.PermissionDeniedError):
             raise _refused_key(where) from None
-        except openai.APIConnectionError:
-            raise UserError(
-                "the judge cannot be reached",
-                where=where,
-                remedy="check 'judge.base_url' and the network",
-            ) from None
+        except openai.APIConnectionError as error:
+            problem, remedy = connection_problem(error)
+            raise UserError(problem, where=where, remedy=remedy) from None
+        except TimeoutError:
+            raise UserError("the judge does not answer", where=where) from None
         except openai.APIStatusError:
             log.info("%s does not list its models", where)
+            return
+        if answer.content.lstrip().startswith(b"<"):
+            raise _web_page(where)
 
-    def ask(self, request: Request) -> Answer:
-        """Make a call, with the tries that the settings allow.
+    async def ask(self, call: Call, request: Request) -> tuple[Answer, Reading]:
+        """Make a call until its answer has a judgment, with the tries that the settings allow.
 
         Raises:
-            CallFailed: all tries failed, or no further calls are made.
+            CallFailed: all tries failed, the prompt is refused, no answer has a judgment, or calls have stopped.
         """
-        retrying = tenacity.Retrying(
+        for attempt in range(1, ATTEMPTS + 1):
+            answer = await self._answer(request)
+            try:
+                return answer, call.read(answer)
+            except Unusable as error:
+                self.wasted.append(answer["usage"])
+                self.retried[str(error)] += attempt < ATTEMPTS
+                reason = str(error)
+        raise CallFailed(reason, answer)
+
+    async def _answer(self, request: Request) -> Answer:
+        retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_Transient),
-            stop=tenacity.stop_after_attempt(self._settings.tries) | tenacity.stop_when_event_set(self._halt),
+            stop=tenacity.stop_after_attempt(self._settings.tries) | _WhenSet(self._halt),
             wait=self._wait,
-            sleep=tenacity.sleep_using_event(self._halt),
+            sleep=self._sleep,
             after=self._note,
             reraise=True,
         )
         try:
-            answer: Answer = retrying(self._try, request)
+            answer: Answer = await retrying(self._try, request)
         except _Transient as error:
-            with self._lock:
-                self.failed[error.reason] += 1
-                self._failed_in_a_row += 1
-                down = self._failed_in_a_row >= FAILED_IN_A_ROW
-            if down:
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row >= FAILED_IN_A_ROW:
                 self.stop(
                     UserError(
                         f"the judge is down: {FAILED_IN_A_ROW} calls in a row failed after "
@@ -138,8 +178,12 @@ class Upstream:
                     )
                 )
             raise CallFailed(error.reason) from None
-        self._failed_in_a_row = 0
+        self._passed, self._failed_in_a_row = True, 0
         return answer
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._halt.wait(), seconds)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -148,70 +192,86 @@ class Upstream:
     def _note(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, _Transient):
-            with self._lock:
-                self.retried[error.reason] += 1
-                if error.usage:
-                    self.wasted.append(error.usage)
+            self.retried[error.reason] += 1
 
-    def _try(self, request: Request) -> Answer:
+    async def _try(self, request: Request) -> Answer:
         import openai
 
-        with self._slots:
-            self._await_turn()
+        async with self._slots:
+            await self._await_turn()
+            self.before_call()
             if self._client is None:
                 self.stop(missing_key(self._settings))
             if self.stopped is not None or self._client is None:
                 raise CallFailed("no further calls are made")
             try:
-                response = self._client.chat.completions.with_raw_response.create(
-                    model=request["model"], messages=request["messages"], extra_body=request
-                )
-            except openai.APITimeoutError:
+                # The time-out of the library is between two bytes; this one is of the whole answer.
+                async with asyncio.timeout(self._settings.timeout_seconds):
+                    response = await self._client.chat.completions.with_raw_response.create(
+                        model=request["model"], messages=request["messages"], extra_body=request
+                    )
+            except (openai.APITimeoutError, TimeoutError):
                 raise _Transient("time-out") from None
-            except openai.APIConnectionError:
+            except openai.APIConnectionError as error:
+                problem, remedy = connection_problem(error)
+                if "certificate" in problem:
+                    raise self._stopped(
+                        UserError(problem, where=self._settings.base_url, remedy=remedy)
+                    ) from None
                 raise _Transient("connection error") from None
             except openai.APIStatusError as error:
-                return self._handle_status(request, error)
-        return _checked(request, self._without_key(response.content))
+                code = error.code if isinstance(error.code, str) else ""
+                pause = _retry_after(error.response.headers.get("retry-after"))
+                raise self._failure(error.status_code, code, error.body, pause) from None
+            content = response.content.replace(str(self._key).encode(), b"[key]")
+        return self._checked(content)
 
-    def _await_turn(self) -> None:
+    async def _await_turn(self) -> None:
         if self._settings.requests_per_minute is None:
             return
-        with self._lock:
-            start = max(time.monotonic(), self._next_start)
-            self._next_start = start + 60.0 / self._settings.requests_per_minute
-        self._halt.wait(start - time.monotonic())
+        start = max(time.monotonic(), self._next_start)
+        self._next_start = start + 60.0 / self._settings.requests_per_minute
+        await self._sleep(start - time.monotonic())
 
-    def _handle_status(self, request: Request, error: "openai.APIStatusError") -> Answer:
-        """Handle a status other than 200: return a refusal, raise for another try, or stop all calls."""
-        status, where = error.status_code, self._settings.base_url
-        code = error.code if isinstance(error.code, str) else ""
-        if status == 400 and code == "content_filter":  # Azure refuses one prompt in this way
-            return _refusal(request)
-        pause = _retry_after(error.response.headers.get("retry-after"))
+    def _stopped(self, reason: UserError) -> CallFailed:
+        """Stop all calls, and return the error of this one."""
+        self.stop(reason)
+        return CallFailed("no further calls are made")
+
+    def _failure(self, status: int, code: str, body: Any, pause: float) -> Exception:
+        """Return the error of a status other than 200: of this try, of this prompt, or of all calls."""
+        where = self._settings.base_url
         transient = status in RETRIED_STATUSES or status >= 500
         if transient and code != "insufficient_quota" and pause <= LONGEST_RETRY_AFTER:
-            raise _Transient(f"HTTP {status}", pause)
+            return _Transient(f"HTTP {status}", pause)
+        if transient:
+            pausing = f", for {pause:.0f} s" if pause else ""
+            return self._stopped(
+                UserError(
+                    f"the judge has no quota left for this key{pausing}",
+                    where=where,
+                    remedy="run it again later; the answers so far are stored",
+                )
+            )
+        words = self._words(body)
+        if code in PROMPT_CODES or (status in PROMPT_STATUSES and self._passed):
+            # Others have passed, so that it is this prompt; but not if one after the other is refused.
+            self._failed_in_a_row += code not in PROMPT_CODES
+            if self._failed_in_a_row < FAILED_IN_A_ROW:
+                return PromptRefused(f"HTTP {status}{words}")
         if status in (401, 403):
-            reason = _refused_key(where)
-        elif transient:
-            reason = UserError(
-                "the judge has no quota left for this key" + (f", for {pause:.0f} s" if pause else ""),
+            return self._stopped(_refused_key(where))
+        return self._stopped(
+            UserError(
+                f"the judge refuses a call with HTTP {status}{words}",
                 where=where,
-                remedy="run it again later; the answers so far are stored",
+                remedy="check 'judge.base_url', 'judge.model' and 'judge.parameters'",
             )
-        else:
-            reason = UserError(
-                f"the judge refuses a call with HTTP {status}{self._words(error)}",
-                where=where,
-                remedy="check 'judge.base_url' and 'judge.model'",
-            )
-        self.stop(reason)
-        raise CallFailed(f"HTTP {status}")
+        )
 
-    def _words(self, error: "openai.APIStatusError") -> str:
+    def _words(self, body: Any) -> str:
         """Return the message of the server, unless it contains the key or a piece of it."""
-        body = error.body if isinstance(error.body, dict) else {}
+        body = body if isinstance(body, dict) else {}
         message = " ".join(str(body.get("message") or "").split())[:200]
         key = self._key or ""
         pieces = (key[start : start + TELLING_PIECE] for start in range(len(key) - TELLING_PIECE + 1))
@@ -219,22 +279,39 @@ class Upstream:
             return ""
         return f": {message}"
 
-    def _without_key(self, content: bytes) -> bytes:
-        return content.replace(str(self._key).encode(), b"[key]")
+    def _checked(self, content: bytes) -> Answer:
+        """Parse the body of an answer; raise for another try if it is broken."""
+        if content.lstrip().startswith(b"<"):
+            raise self._stopped(_web_page(self._settings.base_url))
+        try:
+            # A lone surrogate is no text that can be stored.
+            answer: Answer = json.loads(
+                json.dumps(json.loads(content), ensure_ascii=False).encode("utf-8", "replace")
+            )
+            if isinstance(fault := answer.get("error"), dict) and "choices" not in answer:
+                code = fault.get("code")
+                status = code if isinstance(code, int) and 400 <= code < 600 else 500
+                raise self._failure(status, code if isinstance(code, str) else "", fault, 0.0)
+            message = answer["choices"][0]["message"]
+            text = message.get("content")
+            if not (text is None or isinstance(text, str)):
+                raise TypeError
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            raise _Transient("broken JSON") from None
+        usage = answer.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        answer["usage"] = {key: usage[key] if isinstance(usage.get(key), int) else 0 for key in USAGE}
+        return answer
 
 
-def missing_key(settings: Judge) -> UserError:
-    """Return the error of a missing key."""
-    return UserError(
-        f"the environment variable {KEY_VARIABLE} is not set, and judge {settings.base_url} needs a key",
-        remedy=f"export {KEY_VARIABLE}, or set 'judge.kind' to local",
-    )
+class _WhenSet(tenacity.stop.stop_base):
+    """Stop when an asyncio event is set."""
 
+    def __init__(self, event: asyncio.Event) -> None:
+        self.event = event
 
-def is_refusal(answer: Answer) -> bool:
-    """Return whether an answer has no text: a refusal or an empty answer."""
-    message = answer["choices"][0]["message"]
-    return not (message.get("content") or "").strip()
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+        return self.event.is_set()
 
 
 def _refused_key(where: str) -> UserError:
@@ -242,43 +319,12 @@ def _refused_key(where: str) -> UserError:
     return UserError("the judge refuses the key", where=where, remedy=f"check {KEY_VARIABLE}")
 
 
-def _checked(request: Request, content: bytes) -> Answer:
-    """Parse the body of an answer; raise for another try if it is broken or has no log-probs."""
-    try:
-        answer: Answer = json.loads(content)
-        choice = answer["choices"][0]
-        message = choice["message"]
-        text = message.get("content")
-        if not (text is None or isinstance(text, str)):
-            raise TypeError
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise _Transient("broken JSON") from None
-    usage = answer.get("usage")
-    if request.get("logprobs") and not is_refusal(answer) and not _has_log_probs(choice):
-        raise _Transient("no log-probs", usage=usage)
-    if not isinstance(usage, dict):  # AlpacaEval requires it
-        answer["usage"] = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    return answer
-
-
-def _has_log_probs(choice: dict[str, Any]) -> bool:
-    try:
-        return bool(choice["logprobs"]["content"][0]["top_logprobs"])
-    except (KeyError, IndexError, TypeError):
-        return False
-
-
-def _refusal(request: Request) -> Answer:
-    """Return the refusal of a prompt as an answer without text."""
-    message = {"role": "assistant", "content": "", "refusal": "content_filter"}
-    return {
-        "id": "refused",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": request["model"],
-        "choices": [{"index": 0, "finish_reason": "content_filter", "message": message, "logprobs": None}],
-        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-    }
+def _web_page(where: str) -> UserError:
+    return UserError(
+        "a web page answers here, no judge",
+        where=where,
+        remedy="check 'judge.base_url'; it usually ends with /v1",
+    )
 
 
 def _retry_after(value: str | None) -> float:

@@ -23,6 +23,7 @@ from sams.runtime.extras import require
 from sams.runtime.files import write_json
 from sams.scoring.fetch import FOLDER, PUBLISHED, check, published
 from sams.scoring.question_set import question_set
+from sams.scoring.table import judged
 from sams.study.rates import rates_to_check
 from sams.study.settings import Model
 from sams.study.study import Study
@@ -107,7 +108,7 @@ def check_lm_eval(study: Study) -> None:
         UserError: naming the package, the task or its data.
     """
     if study.benchmarks.lm_eval is not None:
-        from sams.judge.endpoint import key_withheld
+        from sams.judge.client import key_withheld
         from sams.scoring.lm_eval import check_tasks
 
         with key_withheld():  # from the code of tasks
@@ -130,7 +131,7 @@ def check_disk(results: Path) -> int:
 
 
 def check_judge(study: Study) -> None:
-    """Check that a judge endpoint has its key and answers one small call.
+    """Check that a judge endpoint has its key and judges a question with a known answer.
 
     Raises:
         UserError: the key is missing or the call fails; the message names the variable or the endpoint.
@@ -138,17 +139,17 @@ def check_judge(study: Study) -> None:
     judge = study.benchmarks.judge
     if not study.benchmarks.judged or judge.kind != "openai":
         return
-    key = os.environ.get("OPENAI_API_KEY")
-    if not key:
+    from sams.judge.client import judge_key
+    from sams.judge.trial import try_out
+
+    if judge_key(judge) is None:
         raise UserError(
             "the judge needs a key",
             where="environment variable OPENAI_API_KEY",
             remedy="export it; it is never written to a file",
         )
-    from sams.judge.endpoint import DEFAULT_MODEL
-    from sams.judge.trial import try_out
-
-    try_out(judge, key, judge.model or DEFAULT_MODEL, log_probs=study.benchmarks.alpaca_eval is not None)
+    kinds = {benchmark.judgment for benchmark in judged(study)}
+    try_out(judge, pairs="pair" in kinds, ratings="rating" in kinds)
 
 
 def check_sources(study: Study) -> None:

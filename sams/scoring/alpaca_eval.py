@@ -4,37 +4,52 @@
         --recipe recipe.json --difficulty difficulty.csv --out metrics.json
 
 The package silently scores missing, repeated and reordered rows. Here, rows are put into order by instruction or
-refused, and every instruction must have a verdict.
+refused, and every instruction must have a judgment. The prompts are those of the package; `sams.judge` requests the
+judgments, and the package computes the figures.
 """
 
 import functools
 import json
 import logging
+import re
 import statistics
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
 
-from sams.judge.endpoint import DEFAULT_MODEL, STORE, judge_name, open_judge
-from sams.judge.proxy import DryRun
+from sams.judge.ask import (
+    DEFAULT_MODEL,
+    STORE,
+    DryRun,
+    Judgment,
+    Judgments,
+    ask_judge,
+    check_missing,
+    judge_name,
+)
+from sams.judge.calls import Reading
+from sams.judge.store import USUAL_ANSWER_TOKENS
 from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file
 from sams.runtime.stage import read_recipe, run
-from sams.scoring.alpaca_eval_run import ANNOTATOR, Key, Result, key_of, run_alpaca_eval
+from sams.scoring.alpaca_eval_run import PairCall, compute_figures, pair_calls
 from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Items, Score, Shown, Work, spread, values
 from sams.scoring.difficulty_table import check_reference, check_table, read_table
 from sams.scoring.inputs import Row, doubled, input_hashes, numbered, read_rows, some_of, text_of, versions
 from sams.scoring.job import run_scoring
-from sams.scoring.question_set import Answer, Decoder, Prepared, QuestionSet, user
+from sams.scoring.question_set import Decoded, Decoder, Prepared, QuestionSet, user
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import AlpacaEval, Judge, World
 from sams.world import examples as synthetic
 
 log = logging.getLogger("alpaca_eval")
 
+Key = tuple[str, str, str]  # instruction, baseline's output, model's output
+
+ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
+DRAW = 1.5
 COUNTS = ("n_wins", "n_wins_base", "n_draws", "n_total")
 RATES = ("win_rate", "standard_error", "discrete_win_rate")
 
@@ -47,6 +62,7 @@ def score_alpaca_eval(
     annotations: Path | None = None,
     difficulty: Path | None = None,
     annotations_out: Path | None = None,
+    accept_missing: int = 0,
     judge_store: Path | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -60,6 +76,7 @@ def score_alpaca_eval(
             if it made the recorded ones.
         difficulty: difficulty table; None gives no length-controlled win rate.
         annotations_out: file for all judgments.
+        accept_missing: number of judgments that may be missing; the figures are then those of the others.
         judge_store: file of a remote endpoint's answers, which are not paid again.
         dry_run: only log the estimate of the judge's calls.
 
@@ -68,7 +85,7 @@ def score_alpaca_eval(
         (ours), and the inputs, versions and settings.
 
     Raises:
-        UserError: inputs that the package would score wrongly, or instructions without a verdict.
+        UserError: inputs that the package would score wrongly, or judgments that are missing.
         DryRun: at the end of a dry run.
     """
     reference = read_outputs(reference_outputs)
@@ -79,28 +96,30 @@ def score_alpaca_eval(
         check_table(read_table(difficulty), instructions, str(difficulty))
     reason = lc_obstacle(outputs, reference, difficulty)
 
-    with ExitStack() as stack:
-        recorded, recorded_by = _recorded(annotations) if annotations else ({}, None)
-        unjudged = _unjudged(outputs, reference, recorded)
-        judge = _judge_of(unjudged, recorded_by, annotations, recipe)
-        if dry_run and not unjudged:
-            raise DryRun
-        endpoint = None
-        if unjudged:
-            assert recipe is not None
-            endpoint = stack.enter_context(open_judge(recipe, judge_store, dry_run))
-        [result] = run_alpaca_eval(
-            reference,
-            [outputs],
-            endpoint=endpoint,
-            recorded=recorded,
-            difficulty=difficulty if reason is None else None,
-        )
+    recorded, recorded_by = _recorded(annotations) if annotations else ({}, None)
+    unjudged = _unjudged(outputs, reference, recorded)
+    asks = _is_asked(unjudged, recorded_by, annotations, recipe, accept_missing)
+    if dry_run and not asks:
+        raise DryRun
+    judged, [judgments] = judge_outputs(
+        recipe if asks else None, reference, [outputs], recorded, store=judge_store, dry_run=dry_run
+    )
+    judge = (
+        judged.judge
+        if judged
+        else recorded_by or judge_name(recipe.judge if recipe else Judge(kind="openai"))
+    )
+    if recorded_by not in (None, judge):
+        raise UserError(f"mixes judgments of {recorded_by} and {judge}", where=str(annotations))
+    check_missing(judgments, accept_missing, str(annotations or model_outputs))
+    rows = annotations_of(reference, outputs, judgments, annotator_name(judge, recipe))
+    [computed] = compute_figures([rows], difficulty if reason is None else None)
     metrics = {
-        **figures(result, reason),
+        **figures(computed, reason),
+        "n_missing": sum(bool(judgment.missing) for judgment in judgments),
         "judge": judge,
-        "judge_calls": endpoint.proxy.facts() if endpoint and endpoint.proxy else None,
-        "annotator": ANNOTATOR,
+        "judge_calls": judged.facts if judged else None,
+        "annotator": rows[0]["annotator"],
         "generator": outputs[0]["generator"],
         "reference": reference[0]["generator"],
         "order_repaired": reordered,
@@ -118,7 +137,7 @@ def score_alpaca_eval(
         ),
     }
     if annotations_out is not None:
-        _write_annotations(annotations_out, result.annotations, judge)
+        _write_annotations(annotations_out, rows, judge)
     return metrics
 
 
@@ -199,6 +218,109 @@ def lc_obstacle(outputs: Sequence[Row], reference: Sequence[Row], difficulty: Pa
 # --- judgments ------------------------------------------------------------------------------------
 
 
+def judge_outputs(
+    recipe: ScoreRecipe | None,
+    reference: Sequence[Row],
+    models: Sequence[Sequence[Row]],
+    recorded: Mapping[Key, float],
+    *,
+    store: Path | None,
+    dry_run: bool = False,
+) -> tuple[Judgments | None, list[list[Judgment]]]:
+    """Return what the judge was asked, and a preference from 1 (baseline) to 2 (model) for each output of each model.
+
+    Args:
+        recipe: the judge; None requests no judgment.
+        reference: the baseline's rows.
+        models: rows of each model, in the same order.
+        recorded: known preferences. Identical outputs are a draw without a call.
+        store: file of a remote endpoint's answers.
+        dry_run: only log the estimate of the calls.
+    """
+    pairs = [
+        (ours, theirs, f"instruction {number}")
+        for outputs in models
+        for number, (theirs, ours) in enumerate(zip(reference, outputs, strict=True), start=1)
+    ]
+    called = {
+        index: pair_calls(
+            name, theirs, ours, log_probs=recipe.judge.log_probs or recipe.judge.kind == "local"
+        )
+        for index, (ours, theirs, name) in enumerate(pairs)
+        if recipe is not None and needs_judge(theirs, ours, recorded)
+    }
+    judged = None
+    answers: Iterator[Judgment] = iter(())
+    if recipe is not None:
+        calls = [each.call for of_pair in called.values() for each in of_pair]
+        judged = ask_judge(recipe, calls, store=store, dry_run=dry_run)
+        answers = iter(judged.each)
+    preferences = []
+    for index, (ours, theirs, name) in enumerate(pairs):
+        if index in called:
+            of_pair = [(each, next(answers)) for each in called[index]]
+            preferences.append(_preference(name, of_pair))
+        elif ours["output"] == theirs["output"]:
+            preferences.append(Judgment(name, (Reading(DRAW),)))
+        elif (known := recorded.get(key_of(theirs, ours))) is not None:
+            preferences.append(Judgment(name, (Reading(known),)))
+        else:
+            preferences.append(Judgment(name, missing="not among the recorded judgments"))
+    count = len(reference)
+    return judged, [preferences[start : start + count] for start in range(0, len(preferences), count)]
+
+
+def _preference(name: str, of_pair: Sequence[tuple[PairCall, Judgment]]) -> Judgment:
+    """Return the mean preference over the orders of a pair, for each repeat; missing if one of them is."""
+    for _, judgment in of_pair:
+        if judgment.missing:
+            return Judgment(name, missing=judgment.missing)
+    repeats = zip(
+        *([call.preference(r.value) for r in judgment.readings] for call, judgment in of_pair), strict=True
+    )
+    return Judgment(name, tuple(Reading(statistics.fmean(values)) for values in repeats))
+
+
+def key_of(reference: Row, output: Row) -> Key:
+    """Return the key of a judgment."""
+    return reference["instruction"], reference["output"], output["output"]
+
+
+def needs_judge(reference: Row, output: Row, recorded: Mapping[Key, float]) -> bool:
+    """Return whether a pair needs a call."""
+    return output["output"] != reference["output"] and key_of(reference, output) not in recorded
+
+
+def annotator_name(judge: str, recipe: ScoreRecipe | None) -> str:
+    """Return the name of the annotator: the package's for its judge, one of its own for each other judge."""
+    if judge == DEFAULT_MODEL:
+        return ANNOTATOR
+    slug = re.sub(r"[^A-Za-z0-9.]+", "_", judge).strip("_")
+    weighted = recipe is None or recipe.judge.log_probs or recipe.judge.kind == "local"
+    return f"{'weighted_' if weighted else ''}alpaca_eval_{slug}"
+
+
+def annotations_of(
+    reference: Sequence[Row], outputs: Sequence[Row], judgments: Sequence[Judgment], annotator: str
+) -> list[Row]:
+    """Return judgments in AlpacaEval's form."""
+    return [
+        {
+            "instruction": theirs["instruction"],
+            "dataset": theirs["dataset"],
+            "output_1": theirs["output"],
+            "generator_1": theirs["generator"],
+            "output_2": ours["output"],
+            "generator_2": ours["generator"],
+            "annotator": annotator,
+            "preference": None if judgment.missing else judgment.value,
+            **({"missing": judgment.missing} if judgment.missing else {}),
+            **({"repeats": [r.value for r in judgment.readings]} if len(judgment.readings) > 1 else {}),
+        }
+        for theirs, ours, judgment in zip(reference, outputs, judgments, strict=True)
+    ]
+
+
 def _recorded(path: Path) -> tuple[dict[Key, float], str]:
     """Read recorded judgments and the name of their judge, without failed calls.
 
@@ -209,7 +331,7 @@ def _recorded(path: Path) -> tuple[dict[Key, float], str]:
     judges = set()
     for where, row in numbered(path):
         annotator = row.get("annotator", ANNOTATOR)
-        if annotator != ANNOTATOR:
+        if annotator != ANNOTATOR and "judge" not in row:
             raise UserError(f"expected judgments of {ANNOTATOR}, found {annotator!r}", where=where)
         key = (
             text_of(row, "instruction", where),
@@ -236,44 +358,46 @@ def _recorded(path: Path) -> tuple[dict[Key, float], str]:
 
 
 def _unjudged(outputs: Sequence[Row], reference: Sequence[Row], recorded: Mapping[Key, float]) -> list[str]:
-    """Return the instructions that need a call; identical outputs are a draw without a call."""
+    """Return the instructions that need a call."""
     return [
         ours["instruction"]
         for theirs, ours in zip(reference, outputs, strict=True)
-        if ours["output"] != theirs["output"] and key_of(theirs, ours) not in recorded
+        if needs_judge(theirs, ours, recorded)
     ]
 
 
-def _judge_of(
+def _is_asked(
     unjudged: Sequence[str],
     recorded_by: str | None,
     annotations: Path | None,
     recipe: ScoreRecipe | None,
-) -> str:
-    """Return the name of the judge.
+    accept_missing: int,
+) -> bool:
+    """Return whether the judge of the recipe is asked for what is not recorded.
 
     Raises:
         UserError: judgments are missing, and the recipe does not have the judge of the recorded ones.
     """
-    requested = judge_name(recipe.judge) if recipe else None
-    judge = recorded_by or requested
-    if judge is not None and not unjudged:
+    if not unjudged:
         log.info("no call of the judge is needed")
-        return judge
-    if recipe is None or judge != requested:
+        return False
+    requested = judge_name(recipe.judge) if recipe else None
+    # The recorded name may be that of a snapshot.
+    if requested is not None and (recorded_by or requested).startswith(requested):
+        log.info("%d judgments are needed of %s", len(unjudged), requested)
+        return True
+    if len(unjudged) > accept_missing:
         raise UserError(
             f"{len(unjudged)} judgments are missing: {some_of(list(unjudged))}",
             where=str(annotations) if annotations else "--annotations",
             remedy="give judgments of exactly these outputs, or a --recipe with the judge"
             + (f" ({recorded_by}, as for the others)" if recorded_by else ""),
         )
-    log.info("%d judgments are needed of %s", len(unjudged), judge)
-    return judge_name(recipe.judge)
+    return False
 
 
-def figures(result: Result, lc_unavailable: str | None) -> dict[str, Any]:
+def figures(metrics: Mapping[str, Any], lc_unavailable: str | None) -> dict[str, Any]:
     """Return AlpacaEval's figures by its own names, and our standard error of the length-controlled win rate."""
-    metrics = result.metrics
     if lc_unavailable is None and metrics.get("length_controlled_winrate") is None:
         raise RuntimeError("alpaca_eval gave no length-controlled win rate")
     lengths: dict[str, Any] = {
@@ -291,7 +415,7 @@ def figures(result: Result, lc_unavailable: str | None) -> dict[str, Any]:
 
 
 def _write_annotations(path: Path, annotations: Sequence[Row], judge: str) -> None:
-    """Write judgments in AlpacaEval's form, with the name of the judge, which the package omits."""
+    """Write judgments with the name of the judge, which AlpacaEval's form does not have."""
     with whole_file(path) as part:
         rows = [{**row, "judge": judge} for row in annotations]
         part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -334,7 +458,9 @@ class Instructions(QuestionSet):
             text_of(row, "instruction", where)
         return [row for _, row in rows], path
 
-    def answer(self, decoder: Decoder, rows: Sequence[Row], name: str) -> tuple[list[Row], dict[str, Answer]]:
+    def answer(
+        self, decoder: Decoder, rows: Sequence[Row], name: str
+    ) -> tuple[list[Row], dict[str, Decoded]]:
         """Return outputs in AlpacaEval's form, in the order of the rows, and the answers by the name of their row.
 
         The form has one answer per row: of several samples the first, which does not depend on their number.
@@ -393,12 +519,14 @@ class AlpacaEval2(Benchmark):
     )
 
     def work(self, settings: AlpacaEval, judge: Judge) -> Work:
-        """Return the work of 805 instructions.
+        """Return the work of 805 instructions, in both orders of the outputs for a judge without log-probs.
 
         The judge's prompt, at four characters a token, is the template, an instruction, the baseline's output (3,612
         characters) and an output of 2,034.
         """
-        return Work(prompts=805, calls=805, prompt_tokens=1410, answer_tokens=1)
+        orders, answer = (1, 1) if judge.log_probs else (2, USUAL_ANSWER_TOKENS)
+        calls = 805 * orders * judge.repeats
+        return Work(prompts=805, calls=calls, prompt_tokens=1410, answer_tokens=answer)
 
     def items(self, path: Path) -> ByColumn:
         """Return the preference for the model on each instruction, in percent: their mean is `win_rate`.
@@ -472,12 +600,16 @@ def main(
     annotations: Annotated[Path | None, typer.Option(help="Recorded judgments.")] = None,
     difficulty: Annotated[Path | None, typer.Option(help="Difficulty table, for length control.")] = None,
     annotations_out: Annotated[Path | None, typer.Option(help="File for all judgments.")] = None,
+    accept_missing: Annotated[
+        int, typer.Option(help="Number of judgments that may be missing (at least that of the recipe).")
+    ] = 0,
     judge_store: Annotated[
         Path | None, typer.Option(help=f"Store of an endpoint's answers ({STORE} in the folder of --out).")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only log the estimate of the judge's calls.")] = False,
 ) -> None:
     """Score a model's outputs with AlpacaEval 2."""
+    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
     score = functools.partial(
         score_alpaca_eval,
         model_outputs,
@@ -485,8 +617,8 @@ def main(
         annotations=annotations,
         difficulty=difficulty,
         annotations_out=annotations_out,
+        accept_missing=max(accept_missing, settings.accept_missing if settings else 0),
     )
-    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
     metrics = run_scoring("score_alpaca_eval", score, settings, out, judge_store, dry_run)
     if metrics is None:
         return

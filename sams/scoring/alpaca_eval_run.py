@@ -1,135 +1,112 @@
-"""Run the alpaca_eval package in a child process, in a temporary folder.
+"""Prompts of AlpacaEval's annotator, and its figures by the package, which runs in a child process.
 
-The folder holds judgments, hub cache and client configuration, so that nothing is written into the installation of
+The child works in a temporary folder with a hub cache of its own, so that nothing is written into the installation of
 the package or the caches of the user.
 """
 
+import functools
 import importlib.util
 import os
-import sys
+import random
+import re
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import yaml
-
-from sams.judge.endpoint import DEFAULT_MODEL, Endpoint
-from sams.runtime.errors import UserError
+from sams.judge.calls import Call, label_call
 from sams.runtime.files import read_json, sha256_of, write_json
 from sams.runtime.processes import end_child, start_child
-from sams.scoring.inputs import Row, read_text, some_of
+from sams.scoring.inputs import Row, read_text
 
 if TYPE_CHECKING:  # the child is started by name; this import makes its code part of the digest
     import sams.scoring.alpaca_eval_child  # noqa: F401
 
-Key = tuple[str, str, str]  # instruction, baseline's output, model's output
-
-ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 BOOTSTRAP_SAMPLES = 200
-POLL_SECONDS = 0.1
+LABELS = ("m", "M")
+TEMPLATE = "evaluators_configs/alpaca_eval_clf_gpt4_turbo/alpaca_eval_clf.txt"
+START, END = "<|im_start|>", "<|im_end|>"
 
 
-@dataclass(frozen=True)
-class Result:
-    """Result of one model: its leaderboard row, and one annotation per instruction."""
+class PairCall(NamedTuple):
+    """A call for a pair of outputs, and whether the model's output is shown first."""
 
-    metrics: dict[str, Any]
-    annotations: list[Row]
+    call: Call
+    switched: bool
+
+    def preference(self, value: float) -> float:
+        """Return the preference from 1 (baseline) to 2 (model) of a judgment of this call."""
+        return 1 + value if self.switched else 2 - value
 
 
-def run_alpaca_eval(
-    reference: Sequence[Row],
-    models: Sequence[Sequence[Row]],
-    *,
-    endpoint: Endpoint | None,
-    recorded: Mapping[Key, float] = MappingProxyType({}),
-    difficulty: Path | None = None,
-    bootstrap: int = BOOTSTRAP_SAMPLES,
-) -> list[Result]:
-    """Score models against reference outputs of the same instructions in the same order.
+def pair_calls(name: str, reference: Row, output: Row, *, log_probs: bool) -> list[PairCall]:
+    """Return the calls that judge an output against the baseline's.
+
+    With log-probs this is one call, with the prompt and the random order of alpaca_eval 0.6.2; without them, there is
+    one call for each order.
+    """
+    instruction, baseline, ours = reference["instruction"], reference["output"], output["output"]
+    # RandomSwitchTwoColumnsProcessor of the package, with its seed.
+    drawn = random.Random(f"is_switched_outputs{instruction}0").choices([False, True], k=1)[0]
+    found = []
+    for switched in [drawn] if log_probs else [False, True]:
+        messages = _messages(instruction, *((ours, baseline) if switched else (baseline, ours)))
+        order = "" if log_probs else f", order {2 if switched else 1}"
+        found.append(PairCall(label_call(f"{name}{order}", messages, LABELS, log_probs=log_probs), switched))
+    return found
+
+
+def _messages(instruction: str, first: str, second: str) -> list[dict[str, str]]:
+    """Fill in the template by the rules of the package's `make_prompts` and `prompt_to_chatml`."""
+    prompt = _template()
+    values = {"instruction": instruction, "output_1": first, "output_2": second}
+    # The first occurrence only: a text may hold a name in braces.
+    for key in dict.fromkeys(re.findall(r"{([^ \s]+?)}", prompt)):
+        prompt = prompt.replace("{" + key + "}", values[key], 1)
+    messages = []
+    for part in prompt.strip().split(START)[1:]:
+        role, content = part.split("\n", 1)
+        messages.append({"content": content.split(END, 1)[0].strip(), "role": role.strip()})
+    return messages
+
+
+@functools.cache
+def _template() -> str:
+    package = importlib.util.find_spec("alpaca_eval")
+    assert package is not None and package.origin is not None
+    return (Path(package.origin).parent / TEMPLATE).read_text(encoding="utf-8")
+
+
+def compute_figures(
+    annotations: Sequence[Sequence[Row]], difficulty: Path | None = None, bootstrap: int = BOOTSTRAP_SAMPLES
+) -> list[dict[str, Any]]:
+    """Return the package's figures of models.
 
     Args:
-        reference: the baseline's rows {instruction, output, generator}.
-        models: rows of each model.
-        endpoint: the judge; None if `recorded` holds every judgment. Paid calls are planned first.
-        recorded: known preferences, 1 (baseline) to 2 (model).
+        annotations: of each model, rows in AlpacaEval's form in the order of the instructions; a preference of None
+            is missing.
         difficulty: checked difficulty table; None for no length control.
         bootstrap: samples for the standard error of the length-controlled win rate; 0 for none.
-
-    Raises:
-        UserError: instructions without a verdict; calls that failed or would cost too much.
-        DryRun: in a dry run.
     """
     with tempfile.TemporaryDirectory(prefix="sams-alpaca-eval-") as name:
         folder = Path(name)
         if difficulty is not None:
             _make_hub_cache(folder / "hub", difficulty)
-        write_json(
-            folder / "job.json",
-            {
-                "reference": list(reference),
-                "models": [list(rows) for rows in models],
-                "annotators_config": _annotator(endpoint, folder),
-                "annotation_kwargs": {
-                    "num_procs": 1 if endpoint is None else endpoint.concurrency,
-                    "chunksize": None,  # all at once; the proxy stores the answers
-                },
-                "plan_calls": endpoint is not None and endpoint.proxy is not None,
-                "length_control": difficulty is not None,
-                "bootstrap": bootstrap,
-            },
-        )
-        for number, rows in enumerate(models):
-            if known := _known(reference, rows, recorded):
-                write_json(folder / f"annotations-{number}.json", known)
-        _run(folder, _environment(folder, endpoint), endpoint)
-        results = [Result(**result) for result in read_json(folder / "result.json")]
-    for rows, result in zip(models, results, strict=True):
-        _check_coverage(rows, result)
-    return results
-
-
-def key_of(reference: Row, output: Row) -> Key:
-    """Return the key of a judgment."""
-    return reference["instruction"], reference["output"], output["output"]
-
-
-def _known(reference: Sequence[Row], outputs: Sequence[Row], recorded: Mapping[Key, float]) -> list[Row]:
-    """Return the recorded judgments of one model, in the form of the package's store."""
-    keys = [key_of(*pair) for pair in zip(reference, outputs, strict=True)]
-    return [
-        {
-            "instruction": key[0],
-            "output_1": key[1],
-            "output_2": key[2],
-            "annotator": ANNOTATOR,
-            "preference": recorded[key],
+        job = {
+            "annotations": [list(rows) for rows in annotations],
+            "length_control": difficulty is not None,
+            "bootstrap": bootstrap,
         }
-        for key in keys
-        if key in recorded
-    ]
-
-
-def _annotator(endpoint: Endpoint | None, folder: Path) -> str:
-    """Return the annotator of the package; for another judge model, a copy of its configuration with that name."""
-    if endpoint is None or endpoint.model == DEFAULT_MODEL:
-        return ANNOTATOR
-    package = importlib.util.find_spec("alpaca_eval")
-    assert package is not None and package.origin is not None
-    configs = Path(package.origin).parent / "evaluators_configs"
-    config = yaml.safe_load((configs / ANNOTATOR / "configs.yaml").read_text(encoding="utf-8"))
-    settings = config[ANNOTATOR]
-    settings["prompt_template"] = str(configs / settings["prompt_template"])
-    # The package recognises chat models by OpenAI names; here every judge is a chat model.
-    settings["completions_kwargs"].update(model_name=endpoint.model, requires_chatml=True)
-    path = folder / "annotator" / "configs.yaml"
-    path.parent.mkdir()
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    return str(path)
+        write_json(folder / "job.json", job)
+        process = start_child(["sams.scoring.alpaca_eval_child", str(folder)], env=_environment(folder))
+        try:
+            status = process.wait()
+        finally:
+            end_child(process)
+        if status:
+            raise RuntimeError(f"alpaca_eval ended with status {status}; its messages are above")
+        figures: list[dict[str, Any]] = read_json(folder / "result.json")
+    return figures
 
 
 def _make_hub_cache(hub: Path, difficulty: Path) -> None:
@@ -144,22 +121,9 @@ def _make_hub_cache(hub: Path, difficulty: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def _environment(folder: Path, endpoint: Endpoint | None) -> dict[str, str]:
-    clients = folder / "clients.yaml"
-    # The package creates a client for every call; `judge_client` returns one per process.
-    client: dict[str, Any] = {"client_class": "sams.judge.client.no_judge"}
-    if endpoint is not None:
-        client = {
-            "client_class": "sams.judge.client.judge_client",
-            "base_url": endpoint.base_url,
-            "token": endpoint.token,
-        }
-    clients.write_text(yaml.safe_dump({"default": [client]}), encoding="utf-8")
-    quiet = {} if sys.stderr.isatty() else {"TQDM_DISABLE": "1"}
+def _environment(folder: Path) -> dict[str, str]:
     return {
         **{key: value for key, value in os.environ.items() if key != "DATASETS_FORCE_DOWNLOAD"},
-        **quiet,
-        "OPENAI_CLIENT_CONFIG_PATH": str(clients),
         "IS_ALPACA_EVAL_2": "True",
         "PYTHON_DOTENV_DISABLED": "1",
         "HF_HOME": str(folder),
@@ -167,37 +131,3 @@ def _environment(folder: Path, endpoint: Endpoint | None) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-
-
-def _run(folder: Path, environment: dict[str, str], endpoint: Endpoint | None) -> None:
-    process = start_child(["sams.scoring.alpaca_eval_child", str(folder)], env=environment)
-    try:
-        waiting = proxy = endpoint.proxy if endpoint is not None else None
-        while process.poll() is None:
-            if endpoint is not None:
-                endpoint.check()
-            if waiting is not None and (folder / "planned").exists():
-                waiting.admit()
-                (folder / "admitted").touch()
-                waiting = None
-            time.sleep(POLL_SECONDS)
-    finally:
-        end_child(process)
-    if proxy is not None:
-        proxy.check_complete()
-    if process.returncode:
-        raise RuntimeError(f"alpaca_eval ended with status {process.returncode}; its messages are above")
-
-
-def _check_coverage(rows: Sequence[Row], result: Result) -> None:
-    """Raise an error for instructions without a verdict, which the package omits."""
-    judged = {row["instruction"] for row in result.annotations if row.get("preference") is not None}
-    unjudged = [row["instruction"] for row in rows if row["instruction"] not in judged]
-    if unjudged:
-        raise UserError(
-            f"{len(unjudged)} of {len(rows)} instructions have no verdict of the judge: {some_of(unjudged)}",
-            remedy="see the messages above, and run it again",
-        )
-    order = [row["instruction"] for row in result.annotations]
-    if order != [row["instruction"] for row in rows] or result.metrics["n_total"] != len(rows):
-        raise RuntimeError("alpaca_eval changed the order or the number of the instructions")

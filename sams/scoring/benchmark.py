@@ -101,6 +101,8 @@ class Benchmark:
     # --- the rules ---
     has_judge: ClassVar[bool] = True
     """Whether a judge scores the answers, which a page then shows with its verdicts."""
+    judgment: ClassVar[str] = "pair"
+    """What the judge gives: pair (the better of two answers) or rating; stage `preflight` tries that."""
     asks_test_prompts: ClassVar[bool] = False
     """Whether the questions are the prompts of the test pairs, and not files of stage `prepare_questions`."""
     needs_gpu: ClassVar[bool] = False

@@ -29,12 +29,20 @@ import typer
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from sams.judge.endpoint import STORE, judge_name, key_withheld, open_judge
+from sams.judge.ask import STORE, check_missing
+from sams.judge.client import key_withheld
 from sams.runtime.errors import UserError
 from sams.runtime.files import sha256_of, write_json
 from sams.runtime.stage import read_recipe, run
-from sams.scoring.alpaca_eval import align, figures, read_outputs
-from sams.scoring.alpaca_eval_run import Key, Result, run_alpaca_eval
+from sams.scoring.alpaca_eval import (
+    align,
+    annotations_of,
+    annotator_name,
+    figures,
+    judge_outputs,
+    read_outputs,
+)
+from sams.scoring.alpaca_eval_run import compute_figures
 from sams.scoring.difficulty_table import TableRow, check_table, instruction_hash, write_table
 from sams.scoring.inputs import Row, versions
 from sams.study.recipes import ScoreRecipe
@@ -79,9 +87,16 @@ def make_difficulty(recipe: ScoreRecipe, questions: Path, out: Path) -> dict[str
     models = _aligned(world.answerers(recipe.world), baseline, baseline_path)
     all_outputs = [*variants.values(), *models.values()]
 
-    with open_judge(recipe, out.with_name(STORE)) as endpoint:
-        judged = run_alpaca_eval(baseline, all_outputs, endpoint=endpoint)
-    preferences = [_preferences(result) for result in judged]
+    judged, judgments = judge_outputs(recipe, baseline, all_outputs, {}, store=out.with_name(STORE))
+    assert judged is not None
+    for outputs, of_model in zip(all_outputs, judgments, strict=True):
+        check_missing(of_model, 0, outputs[0]["generator"])
+    annotations = [
+        annotations_of(baseline, outputs, of_model, annotator_name(judged.judge, recipe))
+        for outputs, of_model in zip(all_outputs, judgments, strict=True)
+    ]
+    # From 0 to 1 instead of AlpacaEval's 1 to 2; shape (instructions,).
+    preferences = [np.array([row["preference"] - 1.0 for row in rows]) for rows in annotations]
     gaps = [std_delta_len(baseline, outputs, str(baseline_path)) for outputs in all_outputs]
     first = len(variants)
     difficulty, length_weights = fit_difficulty(np.array(preferences[first:]), np.array(gaps[first:]))
@@ -103,18 +118,17 @@ def make_difficulty(recipe: ScoreRecipe, questions: Path, out: Path) -> dict[str
     with TemporaryDirectory(prefix="sams-difficulty-") as folder:
         table = Path(folder) / "difficulty.csv"
         write_table(table, rows)
-        recorded = {key: value for result in judged[:first] for key, value in _recorded(result).items()}
-        control = run_alpaca_eval(
-            baseline, all_outputs[:first], endpoint=None, recorded=recorded, difficulty=table, bootstrap=0
-        )
+        control = compute_figures(annotations[:first], table, bootstrap=0)
     write_table(out, rows)
     return {
-        "judge": judge_name(recipe.judge),
+        "judge": judged.judge,
         "recipe": recipe.model_dump(mode="json"),
         "control": {name: figures(result, None) for name, result in zip(variants, control, strict=True)},
         "models": {
             name: {**figures(result, "not scored here"), "length_weight": float(weight)}
-            for name, result, weight in zip(models, judged[first:], length_weights, strict=True)
+            for name, result, weight in zip(
+                models, compute_figures(annotations[first:]), length_weights, strict=True
+            )
         },
         "baseline_avg_length": int(np.mean([len(row["output"]) for row in baseline])),
         "versions": versions("alpaca-eval", "scikit-learn", "scipy", "numpy"),
@@ -127,18 +141,6 @@ def _aligned(made: Mapping[str, Sequence[Row]], baseline: Sequence[Row], where: 
     return {
         name: align(list(rows), baseline, f"the world's {name}, against {where}")[0]
         for name, rows in made.items()
-    }
-
-
-def _preferences(result: Result) -> FloatArray:
-    """Return preferences for the model, 0 to 1 instead of AlpacaEval's 1 to 2; shape (instructions,)."""
-    return np.array([row["preference"] - 1.0 for row in result.annotations])
-
-
-def _recorded(result: Result) -> dict[Key, float]:
-    return {
-        (row["instruction"], row["output_1"], row["output_2"]): row["preference"]
-        for row in result.annotations
     }
 
 

@@ -7,7 +7,6 @@ prompts, parsing of ratings and choice of reference prompts are used unchanged.
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -23,15 +22,6 @@ Chat = Callable[
 KNOWN_JUDGE = "gpt-4"
 FAILED = -1
 ERROR = "$ERROR$"  # FastChat's text for a call that failed
-
-
-@dataclass(frozen=True)
-class Grading:
-    """One judgment: the prompt of FastChat, the answer of the judge, the rating or -1."""
-
-    user_prompt: str
-    judgment: str
-    score: float
 
 
 def make_matches(
@@ -89,11 +79,11 @@ def try_prompts(prompts: Mapping[str, Row]) -> Iterator[tuple[str, str]]:
             needed = {f"<question {turn}>": "question", f"<answer {turn}>": "answer"}
             needed |= {f"<reference {turn}>": "ref_answer"} if category == "math" else {}
             try:
-                grading = grade_match(match, lambda *_: "[[7]]")
+                prompt, _, _ = prompt_of(match)
                 lacking = [
                     f"{{{name}}}" if turn == 1 and name != "ref_answer" else f"{{{name}_{turn}}}"
                     for text, name in needed.items()
-                    if text not in grading.user_prompt
+                    if text not in prompt
                 ]
                 reason = f"has no {' and no '.join(lacking)}" if lacking else ""
             except (KeyError, IndexError) as error:
@@ -109,14 +99,35 @@ def turn_of(match: Any) -> int:
     return 2 if match.multi_turn else 1
 
 
-def grade_match(match: Any, chat: Chat) -> Grading:
-    """Grade one match with FastChat, with `chat` in place of its call of OpenAI. Thread-safe."""
+def prompt_of(match: Any) -> tuple[str, list[dict[str, str]], dict[str, Any]]:
+    """Return the user prompt that FastChat builds for a match, its messages, and the fields of its request."""
+    seen: dict[str, Any] = {}
+
+    def chat(messages: Messages, temperature: float, max_tokens: int) -> str:
+        seen.update(messages=messages, fields={"n": 1, "temperature": temperature, "max_tokens": max_tokens})
+        return ERROR
+
+    prompt = _run(match, chat)[1]
+    return prompt, seen["messages"], seen["fields"]
+
+
+def rating_of(match: Any, judgment: str) -> float:
+    """Return the rating that FastChat reads in a judgment; -1 if it finds none.
+
+    Raises:
+        Exception: FastChat evaluates what looks like a number, and `08` is none.
+    """
+    return float(_run(match, lambda *_: judgment)[0])
+
+
+def _run(match: Any, chat: Chat) -> tuple[float, str, str]:
+    """Grade a match with FastChat, with `chat` in place of its call of OpenAI; return rating, prompt and judgment."""
     common, _ = _fastchat()
     _calls.chat = chat
-    score, prompt, judgment = common.run_judge_single(
+    graded: tuple[float, str, str] = common.run_judge_single(
         match.question, match.answer, match.judge, match.ref_answer, multi_turn=match.multi_turn
     )
-    return Grading(prompt, judgment, score)
+    return graded
 
 
 _calls = threading.local()

@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from sams.judge.endpoint import STORE, key_withheld
-from sams.judge.proxy import DryRun
+from sams.judge.ask import STORE, DryRun
+from sams.judge.client import key_withheld
 from sams.runtime.code import code_digest
 from sams.runtime.files import write_json
 from sams.runtime.provenance import ENVIRONMENT, made_on

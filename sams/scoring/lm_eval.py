@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from sams.judge.endpoint import key_withheld
+from sams.judge.client import key_withheld
 from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.files import write_json
 from sams.runtime.jsonl import write_lines

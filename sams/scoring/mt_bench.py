@@ -3,8 +3,9 @@
     python -m sams.scoring.mt_bench --answers answers.jsonl --questions question.jsonl \
         --references gpt-4.jsonl --judge-prompts judge_prompts.jsonl --recipe recipe.json --out metrics.json
 
-FastChat's own summary silently drops failed judgments and averages repeated ones. Here, failed ones are retried, and
-a score is given only if each turn of each question has exactly one rating.
+FastChat's own summary silently drops failed judgments and averages repeated ones, and takes any number as a rating.
+Here, an answer without a rating from 1 to 10 is requested again, and a score is given only if each turn of each
+question has a rating.
 """
 
 import functools
@@ -14,29 +15,27 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
 
 from sams.data.records import Message
-from sams.judge.client import judge_client
-from sams.judge.endpoint import STORE, Endpoint, judge_name, open_judge
-from sams.judge.proxy import ATTEMPT_HEADER, DryRun
+from sams.judge.ask import STORE, DryRun, Judgment, ask_judge, check_missing, judge_name
+from sams.judge.calls import Answer, Call, Reading, Unusable, text_of
 from sams.judge.store import USUAL_ANSWER_TOKENS
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json
 from sams.runtime.jsonl import write_lines
-from sams.runtime.progress import progress
 from sams.runtime.stage import read_recipe, run
 from sams.scoring import fastchat_judge as fastchat
+from sams.scoring import inputs
 from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Score, Shown, Work, spread, values
-from sams.scoring.fastchat_judge import ERROR, FAILED, Grading, Messages
-from sams.scoring.inputs import Row, input_hashes, numbered, read_rows, some_of, text_of, versions
+from sams.scoring.fastchat_judge import FAILED
+from sams.scoring.inputs import Row, input_hashes, numbered, read_rows, some_of, versions
 from sams.scoring.job import run_scoring
 from sams.scoring.mt_bench_inputs import TURNS, read_answers, read_prompts, read_questions, read_references
-from sams.scoring.question_set import Answer, Decoder, Prepared, QuestionSet, sample_label, user
+from sams.scoring.question_set import Decoded, Decoder, Prepared, QuestionSet, sample_label, user
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge, MtBench, World
 from sams.world import examples as synthetic
@@ -44,7 +43,7 @@ from sams.world.judge_prompts import judge_prompts
 
 log = logging.getLogger("mt_bench")
 
-ATTEMPTS = 3
+LOWEST, HIGHEST = 1, 10
 
 Turn = tuple[Any, int]  # question id, number of the turn
 
@@ -58,7 +57,7 @@ def score_mt_bench(
     recipe: ScoreRecipe | None = None,
     judgments: Path | None = None,
     judgments_out: Path | None = None,
-    accept_failed: bool = False,
+    accept_missing: int = 0,
     judge_store: Path | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -73,7 +72,7 @@ def score_mt_bench(
         judgments: recorded judgments, in FastChat's form; those of other models are ignored. Missing ones are
             requested from the judge of the recipe if it made the recorded ones.
         judgments_out: file for all judgments.
-        accept_failed: give a score without the missing judgments.
+        accept_missing: number of judgments that may be missing; the score is then that of the others.
         judge_store: file of a remote endpoint's answers, which are not paid again.
         dry_run: only log the estimate of the judge's calls.
 
@@ -93,41 +92,33 @@ def score_mt_bench(
 
     rated, recorded_by = _recorded(judgments, model, matches) if judgments else ({}, None)
     unrated = [match for match in matches if _turn(match) not in rated]
-    judge = recorded_by or (judge_name(recipe.judge) if recipe else None)
-    log.info("%d judgments are needed of %s", len(unrated), judge)
-    calls = None
-    if unrated and recipe is not None and judge == judge_name(recipe.judge):
-        with open_judge(recipe, judge_store, dry_run) as endpoint:
-            if endpoint.proxy is not None:
-                _ask(unrated, endpoint)
-                endpoint.proxy.admit()
-            rated.update(_ask(unrated, endpoint))
-            if endpoint.proxy is not None:
-                if not accept_failed:
-                    endpoint.proxy.check_complete()
-                calls = endpoint.proxy.facts()
+    requested = judge_name(recipe.judge) if recipe else None
+    asked = None
+    # The recorded name may be that of a snapshot.
+    if unrated and recipe is not None and (recorded_by or str(requested)).startswith(str(requested)):
+        log.info("%d judgments are needed of %s", len(unrated), requested)
+        asked = ask_judge(recipe, [_call(match) for match in unrated], store=judge_store, dry_run=dry_run)
+        rated.update({_turn(match): judgment for match, judgment in zip(unrated, asked.each, strict=True)})
     if dry_run:
         raise DryRun
-    failed = [_turn(match) for match in matches if rated.get(_turn(match), NO_RATING).score == FAILED]
+    judge = str(asked.judge if asked else recorded_by or requested)
+    if recorded_by not in (None, judge):
+        raise UserError(f"mixes ratings of {recorded_by} and {judge}", where=str(judgments))
+    complete = [rated.get(_turn(match)) or Judgment(_name(match), missing=NOT_RECORDED) for match in matches]
+    check_missing(complete, accept_missing, str(judgments or answers))
     rows = [
-        _row(match, model, str(judge), rated[_turn(match)]) for match in matches if _turn(match) not in failed
+        _row(match, model, judge, judgment)
+        for match, judgment in zip(matches, complete, strict=True)
+        if not judgment.missing
     ]
-    if judgments_out is not None and rows:
+    if judgments_out is not None:
         write_lines(judgments_out, rows)
-    if failed and not (accept_failed and rows):
-        raise UserError(
-            f"{len(failed)} of {len(matches)} judgments of {model} are missing or failed: "
-            + some_of([f"question {question} turn {turn}" for question, turn in failed]),
-            where=str(judgments) if judgments else str(answers),
-            remedy="give a --recipe with the judge, or run it again"
-            + (f" (judge: {recorded_by}, as for the others)" if recorded_by else ""),
-        )
     return {
         **summary(rows, {question["question_id"]: question["category"] for question in question_rows}),
         "n_judgments": len(rows),
-        "n_failed": len(failed),
+        "n_failed": len(matches) - len(rows),
         "judge": judge,
-        "judge_calls": calls,
+        "judge_calls": asked.facts if asked else None,
         "model_id": model,
         "references": sorted({str(row.get("model_id")) for row in reference_rows.values()}),
         "recipe": recipe.judge.model_dump(mode="json") if recipe else None,
@@ -173,50 +164,46 @@ def _mean(scores: Sequence[float]) -> float | None:
 
 # --- judging --------------------------------------------------------------------------------------
 
-NO_RATING = Grading("", ERROR, FAILED)
+NOT_RECORDED = "not among the recorded judgments"
 
 
 def _turn(match: Any) -> Turn:
     return match.question["question_id"], fastchat.turn_of(match)
 
 
-def _ask(matches: Sequence[Any], endpoint: Endpoint) -> dict[Turn, Grading]:
-    """Request a judgment of each match, several at a time; repeat a request whose answer has no rating."""
-    import openai
-
-    judge = judge_client(endpoint.base_url, endpoint.token)
-
-    def chat(messages: Messages, temperature: float, max_tokens: int, *, attempt: int) -> str:
-        answer = judge.chat.completions.create(
-            model=endpoint.model,
-            messages=messages,  # type: ignore[arg-type]  # the types are those of plain dicts
-            n=1,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            extra_headers={ATTEMPT_HEADER: str(attempt)},
-        )
-        return answer.choices[0].message.content or ERROR
-
-    def ask(match: Any) -> tuple[Turn, Grading]:
-        grading = NO_RATING
-        for attempt in range(1, ATTEMPTS + 1):
-            endpoint.check()
-            try:
-                grading = fastchat.grade_match(match, functools.partial(chat, attempt=attempt))
-            except openai.OpenAIError:  # after all tries; the proxy reports them
-                break
-            if grading.score != FAILED:
-                break
-        return _turn(match), grading
-
-    with ThreadPoolExecutor(endpoint.concurrency) as pool:
-        answers = pool.map(ask, matches)
-        if endpoint.proxy is not None:  # the proxy shows the progress
-            return dict(answers)
-        return dict(progress(answers, "mt_bench", len(matches), "judgments"))
+def _name(match: Any) -> str:
+    return "question {} turn {}".format(*_turn(match))
 
 
-def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Turn, Grading], str | None]:
+def _call(match: Any) -> Call:
+    """Return the call that rates a match."""
+    _, messages, fields = fastchat.prompt_of(match)
+    return Call(_name(match), messages, functools.partial(_read, match), fields)
+
+
+def _read(match: Any, answer: Answer) -> Reading:
+    """Read the rating in an answer of the judge."""
+    return reading_of(match, text_of(answer))
+
+
+def reading_of(match: Any, judgment: str) -> Reading:
+    """Return the rating in a judgment, as FastChat reads it.
+
+    Raises:
+        Unusable: no rating, or one that is not from 1 to 10.
+    """
+    try:
+        rating = fastchat.rating_of(match, judgment)
+    except Exception:  # FastChat evaluates the text of the rating
+        raise Unusable("a rating that is no number") from None
+    if rating == FAILED:
+        raise Unusable("no rating")
+    if not LOWEST <= rating <= HIGHEST:
+        raise Unusable(f"a rating of {rating:g}, not from {LOWEST} to {HIGHEST}")
+    return Reading(rating)
+
+
+def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Turn, Judgment], str | None]:
     """Read recorded ratings of a model, and the name of their judge.
 
     FastChat builds each prompt and parses each rating again, to check that the record belongs to these answers.
@@ -225,7 +212,7 @@ def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Turn
         UserError: several ratings of one turn, several judges, or a row of other answers, prompts or rating.
     """
     by_turn = {_turn(match): match for match in matches}
-    rated: dict[Turn, Grading] = {}
+    rated: dict[Turn, Judgment] = {}
     judges: set[str] = set()
     for where, row in numbered(path):
         if row.get("model") != model or row.get("score") == FAILED:
@@ -239,11 +226,15 @@ def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Turn
             raise UserError(
                 f"rates {name} of {model} again", where=where, remedy="keep one rating of each turn"
             )
-        judgment = text_of(row, "judgment", where)
-        grading = fastchat.grade_match(match, lambda *_, text=judgment: text)
+        judgment = inputs.text_of(row, "judgment", where)
+        prompt, _, _ = fastchat.prompt_of(match)
+        try:
+            reading = reading_of(match, judgment)
+        except Unusable as error:
+            raise UserError(f"{name}: {error}", where=f"{where}, key 'judgment'") from None
         for key, recorded, expected in (
-            ("user_prompt", row.get("user_prompt"), grading.user_prompt),
-            ("score", row.get("score"), grading.score),
+            ("user_prompt", row.get("user_prompt"), prompt),
+            ("score", row.get("score"), reading.value),
         ):
             if recorded != expected:
                 raise UserError(
@@ -251,7 +242,7 @@ def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Turn
                     where=f"{where}, key '{key}'",
                     remedy="give the files that the judgments were made from",
                 )
-        rated[turn] = grading
+        rated[turn] = Judgment(name, (reading,), (judgment,))
         judge = row.get("judge")
         judges.add(str(judge[0] if isinstance(judge, list) and judge else judge))
     if len(judges) > 1:
@@ -259,15 +250,15 @@ def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Turn
     return rated, judges.pop() if judges else None
 
 
-def _row(match: Any, model: str, judge: str, grading: Grading) -> Row:
+def _row(match: Any, model: str, judge: str, judgment: Judgment) -> Row:
     """Return a judgment in FastChat's form."""
     return {
         "question_id": match.question["question_id"],
         "model": model,
         "judge": [judge, match.judge.prompt_template["name"]],
-        "user_prompt": grading.user_prompt,
-        "judgment": grading.judgment,
-        "score": grading.score,
+        "user_prompt": fastchat.prompt_of(match)[0],
+        "judgment": judgment.text,
+        "score": judgment.value,
         "turn": fastchat.turn_of(match),
         "tstamp": time.time(),
     }
@@ -319,7 +310,9 @@ class Dialogues(QuestionSet):
         path = folder / self.file
         return read_questions(path), path
 
-    def answer(self, decoder: Decoder, rows: Sequence[Row], name: str) -> tuple[list[Row], dict[str, Answer]]:
+    def answer(
+        self, decoder: Decoder, rows: Sequence[Row], name: str
+    ) -> tuple[list[Row], dict[str, Decoded]]:
         """Return answers in FastChat's form, and the answers by the name of their turn; samples are `choices`."""
         dialogues = [_dialogues(decoder, rows, sample) for sample in range(decoder.decoding.samples)]
         answers = {
@@ -335,12 +328,12 @@ class Dialogues(QuestionSet):
         return outputs, answers
 
 
-def _dialogues(decoder: Decoder, rows: Sequence[Row], sample: int) -> list[list[Answer]]:
+def _dialogues(decoder: Decoder, rows: Sequence[Row], sample: int) -> list[list[Decoded]]:
     """Return the answers to all turns of each question."""
     settings = decoder.decoding
     temperatures = [settings.category_temperatures.get(row["category"], settings.temperature) for row in rows]
     conversations: list[list[Message]] = [[] for _ in rows]
-    dialogues: list[list[Answer]] = [[] for _ in rows]
+    dialogues: list[list[Decoded]] = [[] for _ in rows]
     for turn in range(TURNS):
         for conversation, row in zip(conversations, rows, strict=True):
             conversation.append(user(row["turns"][turn]))
@@ -373,7 +366,7 @@ class MtBenchScores(Benchmark):
     """MT-Bench, by single-answer grading."""
 
     name, title = "mt_bench", "MT-Bench"
-    answers, judged = "mt_bench/answers.jsonl", "mt_bench/judgments.jsonl"
+    answers, judged, judgment = "mt_bench/answers.jsonl", "mt_bench/judgments.jsonl", "rating"
     options: ClassVar = {
         "questions": "{questions}/mt_bench_questions.jsonl",
         "references": "{questions}/mt_bench_references.jsonl",
@@ -388,8 +381,8 @@ class MtBenchScores(Benchmark):
 
     def work(self, settings: MtBench, judge: Judge) -> Work:
         """Return the work of 80 questions; prompts are the mean of 480 recorded ones (3,101 characters)."""
-        calls = 80 * TURNS
-        return Work(prompts=calls, calls=calls, prompt_tokens=775, answer_tokens=USUAL_ANSWER_TOKENS)
+        turns = 80 * TURNS
+        return Work(turns, turns * judge.repeats, prompt_tokens=775, answer_tokens=USUAL_ANSWER_TOKENS)
 
     def items(self, path: Path) -> ByColumn:
         """Return the mean rating of both turns of each question; questions with a failed turn are left out.
@@ -450,13 +443,16 @@ def main(
     recipe: Annotated[str | None, typer.Option(help="ScoreRecipe, as JSON or a file: the judge.")] = None,
     judgments: Annotated[Path | None, typer.Option(help="Recorded judgments.")] = None,
     judgments_out: Annotated[Path | None, typer.Option(help="File for all judgments.")] = None,
-    accept_failed: Annotated[bool, typer.Option(help="Give a score without the missing judgments.")] = False,
+    accept_missing: Annotated[
+        int, typer.Option(help="Number of judgments that may be missing (at least that of the recipe).")
+    ] = 0,
     judge_store: Annotated[
         Path | None, typer.Option(help=f"Store of an endpoint's answers ({STORE} in the folder of --out).")
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Only log the estimate of the judge's calls.")] = False,
 ) -> None:
     """Score a model's answers with MT-Bench."""
+    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
     score = functools.partial(
         score_mt_bench,
         answers,
@@ -465,9 +461,8 @@ def main(
         judge_prompts,
         judgments=judgments,
         judgments_out=judgments_out,
-        accept_failed=accept_failed,
+        accept_missing=max(accept_missing, settings.accept_missing if settings else 0),
     )
-    settings = read_recipe(recipe, ScoreRecipe) if recipe else None
     metrics = run_scoring("score_mt_bench", score, settings, out, judge_store, dry_run)
     if metrics is None:
         return

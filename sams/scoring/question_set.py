@@ -20,7 +20,7 @@ from sams.study.code import questions_of
 from sams.study.settings import Decoding, World
 
 
-class Answer(Protocol):
+class Decoded(Protocol):
     """A decoded answer: its text, its number of tokens, and whether it ends without a stop token."""
 
     text: str
@@ -36,7 +36,7 @@ class Decoder(Protocol):
     def answer(
         self, conversations: Sequence[list[Message]], temperatures: Sequence[float], label: str
     ) -> list[Any]:
-        """Answer each conversation, at its temperature, in the order given."""
+        """Decoded each conversation, at its temperature, in the order given."""
 
 
 class Prepared(NamedTuple):
@@ -79,7 +79,9 @@ class QuestionSet:
         """Read the questions in the folder of stage `prepare_questions`; return the rows and their file."""
         raise NotImplementedError
 
-    def answer(self, decoder: Decoder, rows: Sequence[Row], name: str) -> tuple[list[Row], dict[str, Answer]]:
+    def answer(
+        self, decoder: Decoder, rows: Sequence[Row], name: str
+    ) -> tuple[list[Row], dict[str, Decoded]]:
         """Return the answers to rows in the benchmark's form, and each answer by a name for the facts.
 
         Args:
@@ -128,7 +130,9 @@ class TestPrompts(QuestionSet):
         path = folder / TEST_PAIRS
         return list(test_prompts(path, ["id", "prompt"])), path
 
-    def answer(self, decoder: Decoder, rows: Sequence[Row], name: str) -> tuple[list[Row], dict[str, Answer]]:
+    def answer(
+        self, decoder: Decoder, rows: Sequence[Row], name: str
+    ) -> tuple[list[Row], dict[str, Decoded]]:
         """Return rows {id, answer, tokens, truncated}, and the answers by id."""
         answers = decoder.answer(
             [row["prompt"] for row in rows], [decoder.decoding.temperature] * len(rows), "prompts"

@@ -164,6 +164,7 @@ class ScoreRecipe(Settings):
 
     judge: Judge
     world: World | None
+    accept_missing: int = 0
 
 
 class RewardRecipe(Settings):

@@ -1,32 +1,36 @@
 """Stand-in for a paid endpoint: it grades as the local judge does, requires a key, fails on request, and counts.
 
-And the caching proxy before it, with requests to ask.
+And calls of it.
 """
 
 import contextlib
 import hashlib
 import json
+import os
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
-from sams.judge.proxy import Proxy, judge_proxy
-from sams.judge.upstream import CallFailed
+from sams.judge.ask import Judgments, ask_judge
+from sams.judge.calls import Call, label_call
 from sams.runtime.loopback import HOST, LoopbackServer
+from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge
-from sams.world.local_judge import _Handler
+from sams.world.local_judge import _Handler, completion
+from sams.world.verdicts import Verdict
 
 KEY = "sk-test-5up3rs3cr3t-0123456789abcdef"
 
 # Says how the n-th time of a request ends: ok, an HTTP status, broken, no_log_probs, hangs_up, refusal, empty,
-# quotes_key.
+# quotes_key, text:... (the text of the answer).
 Faults = Callable[[str, int], str]
 
 
@@ -58,6 +62,8 @@ class Endpoint:
         self.seconds = seconds
         self.drips = 0.0
         """Seconds between two pieces of an answer's body; 0 sends it at once."""
+        self.more_tokens = 0
+        """Tokens that an answer counts beyond the words of its prompt."""
         self.headers: dict[str, str] = {}
         self.message, self.code = f"Incorrect API key provided: {KEY}", ""
         self.base_url = ""
@@ -113,6 +119,8 @@ class _Paid(_Handler):
             time.sleep(endpoint.seconds)
             if self.outcome.isdigit():
                 self._fail(int(self.outcome))
+            elif PARIS in json.dumps(request):  # the trial's question, which is not of the synthetic world
+                self._send(HTTPStatus.OK, completion(trial_verdict(request), "", "judge"))
             elif self.outcome == "hangs_up":
                 self.close_connection = True
             else:
@@ -133,9 +141,12 @@ class _Paid(_Handler):
             if outcome in ("refusal", "empty"):
                 choice["message"] = {"role": "assistant", "content": None if outcome == "refusal" else ""}
                 choice["logprobs"] = None
+            if outcome.startswith("text:"):
+                choice["message"]["content"] = outcome.removeprefix("text:")
             if outcome == "quotes_key":
                 choice["message"]["content"] = f"m {KEY}"
         if "choices" in content:
+            content["usage"]["prompt_tokens"] += self.endpoint.more_tokens
             content = {**content, "model": "judge-2024-01-01", "system_fingerprint": "fp_1"}
         body = json.dumps(content).encode()
         if outcome == "broken":
@@ -145,10 +156,22 @@ class _Paid(_Handler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        pieces = 10 if self.endpoint.drips else 1
+        pieces = 10 if self.endpoint.drips and self.command == "POST" else 1
         for start in range(0, len(body), -(-len(body) // pieces)):
             time.sleep(self.endpoint.drips)
             self.wfile.write(body[start : start + -(-len(body) // pieces)])
+
+
+PARIS = "The capital of France is Paris."
+
+
+def trial_verdict(request: dict[str, Any]) -> Verdict:
+    """Return the right judgment of the pair or of the answer that the trial of a judge shows."""
+    prompt = request["messages"][-1]["content"]
+    if "[[" in prompt:
+        return Verdict("Rating: [[10]]")
+    label = "m" if prompt.index("Paris.") < prompt.index("Berlin.") else "M"
+    return Verdict(label, {label: -0.01, "Mm".replace(label, ""): -4.6})
 
 
 @contextlib.contextmanager
@@ -166,25 +189,18 @@ def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
         server.server_close()
 
 
-# --- the proxy before it ---------------------------------------------------------------------------
+# --- calls of it ---------------------------------------------------------------------------------
 
-Request = dict[str, Any]
-Ask = Callable[[int], Request]
+CallOf = Callable[[int], Call]
 
 
 @pytest.fixture
-def request_of(pair_prompt: Callable[[str, str, str], str], question: tuple[str, str]) -> Ask:
-    """Return requests in AlpacaEval's form, different for each number."""
+def call_of(pair_prompt: Callable[[str, str, str], str], question: tuple[str, str]) -> CallOf:
+    """Return calls in AlpacaEval's form, different for each number."""
 
-    def build(number: int) -> Request:
+    def build(number: int) -> Call:
         prompt = pair_prompt(question[0], f"no idea {number}", question[1])
-        return {
-            "model": "judge",
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": 1,
-            "logprobs": True,
-            "top_logprobs": 5,
-        }
+        return label_call(f"pair {number}", [{"role": "user", "content": prompt}], ("m", "M"), log_probs=True)
 
     return build
 
@@ -196,21 +212,18 @@ def endpoint() -> Iterator[Endpoint]:
         yield running
 
 
-def proxied(
+def ask(
     endpoint: Endpoint,
+    calls: Sequence[Call],
     store: Path | None = None,
     *,
     key: str | None = KEY,
     dry_run: bool = False,
     **settings: Any,
-) -> AbstractContextManager[tuple[str, Proxy]]:
-    """Return the proxy of an endpoint, with short waits between tries."""
-    defaults = {"kind": "openai", "base_url": endpoint.base_url, "retry_seconds": 0.001}
-    return judge_proxy(Judge.model_validate(defaults | settings), key, store, dry_run)
-
-
-def plan(proxy: Proxy, requests: list[Request]) -> None:
-    """Make requests while the proxy plans calls."""
-    for request in requests:
-        with pytest.raises(CallFailed, match="not made"):
-            proxy.answer(request, 1)
+) -> Judgments:
+    """Ask an endpoint, with short waits between tries."""
+    defaults = {"kind": "openai", "base_url": endpoint.base_url, "model": "judge", "retry_seconds": 0.001}
+    recipe = ScoreRecipe(judge=Judge.model_validate(defaults | settings), world=None)
+    environment = {name: value for name, value in os.environ.items() if name != "OPENAI_API_KEY"}
+    with patch.dict(os.environ, environment | ({"OPENAI_API_KEY": key} if key else {}), clear=True):
+        return ask_judge(recipe, calls, store=store, dry_run=dry_run)

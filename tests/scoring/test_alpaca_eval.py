@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from sams.runtime.errors import UserError
-from sams.scoring.alpaca_eval import align, lc_obstacle, read_outputs, score_alpaca_eval
-from sams.scoring.alpaca_eval_run import Result, _check_coverage
+from sams.scoring.alpaca_eval import align, annotator_name, lc_obstacle, read_outputs, score_alpaca_eval
 from sams.study.recipes import ScoreRecipe
 
 Rows = list[dict[str, Any]]
@@ -135,13 +134,24 @@ def test_the_official_table_under_another_baseline_is_refused(tmp_path: Path, sh
         )
 
 
-def test_an_instruction_without_a_verdict_is_an_error() -> None:
-    """The package would give the win rate of the other instructions."""
-    metrics = {"n_total": 3}
-    judged_rows = [{**row, "preference": 1.5} for row in OURS]
-    _check_coverage(OURS, Result(metrics, judged_rows))
-    with pytest.raises(UserError, match="1 of 3 instructions have no verdict of the judge: 'do 2'"):
-        _check_coverage(OURS, Result(metrics, [*judged_rows[:2], {**OURS[2], "preference": None}]))
-    for wrong in (judged_rows[::-1], [*judged_rows, judged_rows[0]]):
-        with pytest.raises(RuntimeError, match="order or the number"):
-            _check_coverage(OURS, Result(metrics, wrong))
+def test_a_score_without_some_judgments_is_that_of_the_others(tmp_path: Path) -> None:
+    """As for the published rows whose `n_total` is below 805."""
+    annotations = written(tmp_path / "annotations.json", judged((2.0, None)))
+    metrics = score_alpaca_eval(
+        written(tmp_path / "ours.json", OURS),
+        written(tmp_path / "base.json", BASE),
+        annotations=annotations,
+        annotations_out=tmp_path / "out.json",
+        accept_missing=1,
+    )
+    # The third output is the baseline's: a draw.
+    assert (metrics["n_total"], metrics["n_missing"], metrics["win_rate"]) == (2, 1, 75.0)
+    kept = json.loads((tmp_path / "out.json").read_text())
+    assert [row["preference"] for row in kept] == [2.0, None, 1.5]
+
+
+def test_each_judge_has_an_annotator_name() -> None:
+    assert annotator_name("gpt-4-1106-preview", OPENAI) == "weighted_alpaca_eval_gpt4_turbo"
+    assert annotator_name("org/Judge-7B", OPENAI) == "weighted_alpaca_eval_org_Judge_7B"
+    words = ScoreRecipe(judge=OPENAI.judge.model_copy(update={"log_probs": False}), world=None)
+    assert annotator_name("o5", words) == "alpaca_eval_o5"

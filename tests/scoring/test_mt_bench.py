@@ -1,16 +1,16 @@
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sams.runtime.errors import UserError
-from sams.scoring import mt_bench
 from sams.scoring.mt_bench import score_mt_bench
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge, World
 from sams.world.examples import mt_bench_questions, mt_bench_references
+from tests.judge.endpoint import KEY, Endpoint, serving
 
 Rows = list[dict[str, Any]]
 LOCAL = ScoreRecipe(judge=Judge(), world=World())
@@ -68,13 +68,13 @@ def test_answers_are_rated_and_rated_again_from_the_record(inputs: dict[str, Any
 
     # A record with a gap is filled by the judge that made it, and by no other.
     edited(record, lambda rows: rows[1].update(score=-1, judgment="$ERROR$"))
-    with pytest.raises(UserError, match="1 of 4 judgments of ours are missing or failed: 'question"):
+    with pytest.raises(UserError, match=r"1 of 4 judgments are missing \(question"):
         score_mt_bench(**inputs, judgments=record)
     other = ScoreRecipe(judge=Judge(kind="openai", model="other"), world=None)
-    with pytest.raises(UserError, match=r"judge: local judge, as for the others"):
+    with pytest.raises(UserError, match=r"1 of 4 judgments are missing"):
         score_mt_bench(**inputs, judgments=record, recipe=other)
     assert score_mt_bench(**inputs, judgments=record, recipe=LOCAL)["average"] == 5.5
-    partial = score_mt_bench(**inputs, judgments=record, accept_failed=True)
+    partial = score_mt_bench(**inputs, judgments=record, accept_missing=1)
     assert (partial["n_judgments"], partial["n_failed"]) == (3, 1)
 
 
@@ -128,34 +128,38 @@ def test_inputs_that_do_not_fit_are_refused(
         score_mt_bench(**inputs, recipe=LOCAL)
 
 
-def judge_that_says(monkeypatch: pytest.MonkeyPatch, *contents: str | None) -> list[dict[str, Any]]:
-    """Replace the judge by one with a list of answers, of which the last repeats; return its requests."""
-    asked: list[dict[str, Any]] = []
-
-    def create(**request: Any) -> Any:
-        asked.append(request)
-        message = SimpleNamespace(content=contents[min(len(asked), len(contents)) - 1])
-        return SimpleNamespace(choices=[SimpleNamespace(message=message)])
-
-    judge = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
-    monkeypatch.setattr(mt_bench, "judge_client", lambda base_url, token: judge)
-    return asked
+@pytest.fixture
+def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Endpoint, ScoreRecipe]]:
+    """An endpoint, whose texts a test sets, and its recipe."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(Endpoint()) as endpoint:
+        settings = {"kind": "openai", "base_url": endpoint.base_url, "concurrency": 1, "retry_seconds": 0.001}
+        yield endpoint, ScoreRecipe(judge=Judge.model_validate(settings), world=None)
 
 
-def test_a_judgment_without_a_rating_is_asked_for_again(
-    inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def texts(*contents: str) -> Callable[[str, int], str]:
+    """Answer with texts in turn, of which the last repeats."""
+    left = list(contents)
+    return lambda request, time: f"text:{left.pop(0) if len(left) > 1 else left[0]}"
+
+
+def test_a_judgment_without_a_rating_is_requested_again(
+    inputs: dict[str, Any], judge: tuple[Endpoint, ScoreRecipe]
 ) -> None:
-    asked = judge_that_says(monkeypatch, "I would rather not say.", None, "[[4]]")
-    assert score_mt_bench(**inputs, recipe=LOCAL)["average"] == 4.0
-    assert len(asked) == 6  # four judgments, and the first two answers had no rating
-    assert asked[0]["temperature"] == 0 and asked[0]["max_tokens"] == 2048
-    assert [message["role"] for message in asked[0]["messages"]] == ["system", "user"]
+    endpoint, recipe = judge
+    endpoint.faults = texts("I would rather not say.", "", "[[4]]")
+    assert score_mt_bench(**inputs, recipe=recipe)["average"] == 4.0
+    assert endpoint.billed == 6  # four judgments, and the first two answers had no rating
+    request = endpoint.requests[0][1]
+    assert request["temperature"] == 0 and request["max_tokens"] == 2048
+    assert [message["role"] for message in request["messages"]] == ["system", "user"]
 
 
 def test_a_judge_that_never_rates_gives_no_score(
-    inputs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Any], judge: tuple[Endpoint, ScoreRecipe]
 ) -> None:
-    asked = judge_that_says(monkeypatch, None)
-    with pytest.raises(UserError, match="4 of 4 judgments of ours are missing or failed"):
-        score_mt_bench(**inputs, recipe=LOCAL, accept_failed=True)
-    assert len(asked) == 4 * mt_bench.ATTEMPTS
+    endpoint, recipe = judge
+    endpoint.faults = texts("[[85]]")
+    with pytest.raises(UserError, match=r"4 of 4 judgments are missing .*a rating of 85, not from 1 to 10"):
+        score_mt_bench(**inputs, recipe=recipe, accept_missing=9)
+    assert endpoint.billed == 4 * 3

@@ -136,6 +136,11 @@ class AlpacaEval(Benchmark):
         description="Difficulty table; null: made for the instructions of the world. "
         "inputs/df_gamed.csv is downloaded.",
     )
+    accept_missing: int = Field(
+        0,
+        ge=0,
+        description="Number of judgments that may be missing; the score is then marked as one of fewer.",
+    )
     decoding: Decoding = Field(Decoding(), description="Decode settings.")
 
 
@@ -153,6 +158,11 @@ class MtBench(Benchmark):
     )
     judge_prompts: str | None = Field(
         None, description="Judge prompts; null: those of the world. inputs/judge_prompts.jsonl is downloaded."
+    )
+    accept_missing: int = Field(
+        0,
+        ge=0,
+        description="Number of judgments that may be missing; the score is then marked as one of fewer.",
     )
     decoding: MtBenchDecoding = Field(MtBenchDecoding(), description="Decode settings.")
 
@@ -233,6 +243,17 @@ class Judge(Settings):
         description="Maximum wait before the second attempt; doubled for each further attempt, up to a minute.",
     )
     timeout_seconds: Positive = Field(120.0, description="Maximum wait for an answer.")
+    parameters: dict[str, Any] = Field(
+        {},
+        description="Fields of every request: added, or in place of a benchmark's own; null removes one. A reasoning "
+        "model needs {max_tokens: null, max_completion_tokens: 4096, temperature: null}.",
+    )
+    log_probs: bool = Field(
+        True,
+        description="The endpoint gives log-probs, from which AlpacaEval reads preferences; false: labels are read "
+        "from the text, and both orders of the answers are judged.",
+    )
+    repeats: Count = Field(1, description="Judgments of each item; the score is computed from their mean.")
     prices: Prices | None = Field(None, description="Prices of the tokens; null: the cost is not computed.")
     max_cost: Positive | None = Field(
         None, description="Maximum cost in dollars of the judgments of one result; needs `prices`."
@@ -252,6 +273,13 @@ class Judge(Settings):
         if {name for name, _ in parse_qsl(parts.query)} - {"api-version"}:  # where a key could hide
             raise ValueError("expected no parameter but api-version (Azure); the key is OPENAI_API_KEY")
         return url
+
+    @field_validator("parameters")
+    @classmethod
+    def _leaves_the_prompt_alone(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted({"model", "messages", "n", "stream", "logprobs"} & parameters.keys()):
+            raise ValueError(f"{', '.join(taken)}: set by the benchmark, `judge.model` or `judge.log_probs`")
+        return parameters
 
     @model_validator(mode="after")
     def _a_limit_needs_prices(self) -> Self:
