@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.data import findings
+from sams.judge.known import PAPERS, comparable, papers_judge
 from sams.runtime.files import read_json
 from sams.scoring.benchmark import Figures
 from sams.scoring.table import BENCHMARKS, judged, scored
@@ -104,7 +105,8 @@ def judge_note(study: Study, shown: Cells) -> str:
         if cell.benchmark in study.benchmarks.judged and values.get("judge")
     }
     names = " and ".join(sorted(judges)) or study.benchmarks.judge.model or "each benchmark's own"
-    return f"Judge: {names}. Scores of different judges are not comparable."
+    note = f"Judge: {names}. Scores of different judges are not comparable."
+    return note if names == PAPERS else f"{note} Published scores are of {papers_judge()}."
 
 
 def missing_notes(study: Study, cells: Cells) -> list[str]:
@@ -138,7 +140,7 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
         + ". difference is reproduced minus reported; the paper gives no errors.",
         errors_note(study.seeds) + " n is the number of seeds.",
     ]
-    if reported.judges:
+    if any(map(comparable, reported.columns)):
         notes.append(judge_note(study, shown))
     runs: dict[str, list[str]] = {}
     for method, score, ids in zip(table["method"], table["score"], table["run_ids"], strict=True):
