@@ -61,7 +61,7 @@ from sams.world import examples as synthetic
 log = logging.getLogger("own_prompts")
 
 WIN, TIE, LOSS = 1.0, 0.5, 0.0
-WORDS = {WIN: "wins", TIE: "ties", LOSS: "loses"}
+WORDS = {WIN: "beats", TIE: "ties with", LOSS: "loses to"}
 POSITIONS = ("shown first", "shown second")
 
 SYSTEM = (
@@ -143,6 +143,7 @@ def score_own_prompts(
         write_lines(judgments_out, verdicts)
     return {
         **figures(verdicts),
+        **({"win_rate_se": None} if start is None else {}),  # 50 by definition
         "avg_length": statistics.fmean(len(pair.ours) for pair in pairs),
         "baseline_length": statistics.fmean(len(pair.theirs) for pair in pairs),
         "missing": {judgment.name: judgment.missing for judgment in judgments if judgment.missing},
@@ -393,7 +394,7 @@ USUAL_LENGTH = 2034
 class OwnComparison(Benchmark):
     """Comparison with the start model on prompts of one's own."""
 
-    name, title = "own_prompts", "own prompts"
+    name, title = "own_prompts", "Own prompts"
     answers, judged = "own_prompts/answers.jsonl", "own_prompts/judgments.jsonl"
     inputs, given = ("answers", "questions", "start"), ("answers", "start")
     options: ClassVar = {"questions": "{questions}/own_prompts.jsonl", "judgments_out": "{output.judged}"}
@@ -402,8 +403,8 @@ class OwnComparison(Benchmark):
     page_scores = (
         ("win rate", "win_rate", 1),
         ("ties", "tie_share", 1),
-        ("shown first wins", "first_wins", 1),
-        ("longer wins", "longer_wins", 1),
+        ("first answer wins", "first_wins", 1),
+        ("longer answer wins", "longer_wins", 1),
     )
     compared = ("win rate over the start model", "points", "prompts")
     verdict_note = (
@@ -473,17 +474,16 @@ def _leanings(known: Sequence[Mapping[str, Any]]) -> list[str]:
         found = [one[key] for one in known if one.get(key) is not None]
         return statistics.fmean(found) if found else None
 
-    said = []
+    said = [
+        f"won {mean('n_wins'):g}, lost {mean('n_losses'):g}, tied {mean('n_ties'):g}, "
+        f"with another winner in each order {mean('n_inconsistent'):g}"
+    ]
     if len(known) == 1:
-        said.append(f"95 % interval {known[0]['win_rate_low']:.1f} to {known[0]['win_rate_high']:.1f}")
-    said.append(f"won {mean('n_wins'):g}, lost {mean('n_losses'):g}, tied {mean('n_ties'):g}")
-    said.append(f"winner by order {mean('n_inconsistent'):g}")
-    for key, words in (
-        ("first_wins", "of the verdicts without ties the answer shown first won {:.0f} %"),
-        ("longer_wins", "the longer answer won {:.0f} %"),
-    ):
-        if (share := mean(key)) is not None:
-            said.append(words.format(share))
+        said.insert(0, f"95 % interval {known[0]['win_rate_low']:.1f} to {known[0]['win_rate_high']:.1f}")
+    if (share := mean("first_wins")) is not None:
+        said.append(f"of the verdicts that are no tie, {share:.0f} % are for the answer shown first")
+    if (share := mean("longer_wins")) is not None:
+        said.append(f"of the prompts won or lost, {share:.0f} % are won by the longer answer")
     said.append(
         f"mean length {mean('avg_length'):.0f} characters, the start model's {mean('baseline_length'):.0f}"
     )
@@ -497,14 +497,16 @@ def _verdict(row: Row) -> str:
     if row["value"] is None:
         return "not judged"
     if not row["verdicts"]:
-        return "equals the start model's"
+        return "the same as the start model's"
     first, second = (_words(repeats) for repeats in row["verdicts"])
-    return f"{first} in both orders" if first == second else f"{first} shown first, {second} shown second"
+    if first == second:
+        return f"{first} the start model's in both orders"
+    return f"{first} the start model's when shown first, {second} it when second"
 
 
 def _words(repeats: Sequence[float]) -> str:
     mean = statistics.fmean(repeats)
-    return WORDS.get(mean) or f"wins {mean:.2f}"
+    return WORDS.get(mean) or f"wins {mean:.2f} of the judgments against"
 
 
 def _explanation(row: Row) -> str:
