@@ -23,7 +23,6 @@ import transformers
 from torch.distributed.checkpoint.api import CheckpointException
 
 from sams.data.forms import read_pairs
-from sams.judge import proxy as judge_proxy
 from sams.launch import jobs
 from sams.runtime import stage
 from sams.runtime.errors import UserError
@@ -273,9 +272,8 @@ def test_captions_of_the_report_hold_no_markup_of_a_judges_name() -> None:
 
 
 def test_servers_listen_on_loopback_with_limits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for server in (judge_proxy, local_judge):
-        assert server.HOST == "127.0.0.1"
-        assert server.MAX_REQUEST_BYTES <= 4 << 20 and 0 < server._Handler.timeout <= 300
+    assert local_judge.HOST == "127.0.0.1"
+    assert local_judge.MAX_REQUEST_BYTES <= 4 << 20 and 0 < local_judge._Handler.timeout <= 300
     started: list[str] = []
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     server = SimpleNamespace(wait=lambda: 0)

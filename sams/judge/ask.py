@@ -176,6 +176,9 @@ class _Asked:
     cached: list[Answer] = field(default_factory=list)
     bar: Progress | None = None
 
+    def __post_init__(self) -> None:
+        self.upstream.before_call = self._check_cost
+
     def requests(self, call: Call) -> list[tuple[str, Request]]:
         """Return the keys and requests of a call, one for each repeat."""
         request = call.request(self.settings, self.settings.model or DEFAULT_MODEL)
@@ -267,7 +270,6 @@ class _Asked:
             if known := self.known(call, key):  # from another process
                 self.cached.append(known[0])
                 return known
-            self._check_cost()
             answer, reading = await self.upstream.ask(call, request)
             self.paid.append(answer)
             try:

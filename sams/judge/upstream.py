@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import tenacity
@@ -81,12 +82,14 @@ class Upstream:
     Attributes:
         retried: failed tries by reason.
         wasted: `usage` of answers that were paid and could not be used.
+        before_call: called before each call; it may stop them.
         stopped: the reason why no further calls are made; None while calls are allowed.
     """
 
     def __init__(self, settings: Judge, key: str | None) -> None:
         self.retried: Counter[str] = Counter()
         self.wasted: list[Any] = []
+        self.before_call: Callable[[], None] = lambda: None
         self.stopped: UserError | None = None
         self._settings = settings
         self._key = key
@@ -196,6 +199,7 @@ class Upstream:
 
         async with self._slots:
             await self._await_turn()
+            self.before_call()
             if self._client is None:
                 self.stop(missing_key(self._settings))
             if self.stopped is not None or self._client is None:

@@ -1,4 +1,4 @@
-"""JSON over HTTP on loopback: base of the local judge and of the judge's proxy."""
+"""JSON over HTTP on loopback: base of the local judge."""
 
 import json
 from http import HTTPStatus

@@ -1,4 +1,4 @@
-"""A judge endpoint that cannot be used: `preflight` reports it in one line, after at most two small calls."""
+"""A judge endpoint that cannot be used: `preflight` reports it in one line, after at most three small calls."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,11 @@ __all__ = ["refused"]
 
 # How the endpoint answers, what differs in the settings, the key.
 JUDGES: list[Any] = [
-    ("no key", ("ok", {}, None), "environment variable OPENAI_API_KEY: the judge needs a key; export it"),
+    (
+        "no key",
+        ("ok", {"base_url": "https://127.0.0.1:9/v1"}, None),
+        "environment variable OPENAI_API_KEY: the judge needs a key; export it",
+    ),
     (
         "a key with its line end",
         ("ok", {}, f"{KEY}\n"),
@@ -35,23 +39,27 @@ JUDGES: list[Any] = [
     (
         "another address",
         ("404", {}, KEY),
-        "URL: the judge refuses a call with HTTP 404; check 'judge.base_url' and 'judge.model'",
+        "URL: the judge refuses a call with HTTP 404; check 'judge.base_url', 'judge.model' and 'judge.parameters'",
     ),
     (
         "no log-probs",
         ("no_log_probs", {}, KEY),
-        "URL: judge judge gives no log-probs, which AlpacaEval needs; set 'judge.model'",
+        "URL: judge judge gives no log-probs, from which AlpacaEval reads preferences; set 'judge.log_probs'",
     ),
-    ("no text", ("empty", {}, KEY), "URL: judge judge gives no text to a short question; set 'judge.model'"),
+    (
+        "no text",
+        ("empty", {"log_probs": False}, KEY),
+        "URL: judge judge gives no judgment of a pair .no text.; check",
+    ),
     (
         "an endpoint that is down",
         ("500", {}, KEY),
-        "URL: a call of judge judge failed 2 times .HTTP 500.; check",
+        "URL: judge judge gives no judgment of a pair .HTTP 500.; check",
     ),
     (
         "answers that are no JSON",
         ("broken", {}, KEY),
-        "URL: a call of judge judge failed 2 times .broken JSON.; check",
+        "URL: judge judge gives no judgment of a pair .broken JSON.; check",
     ),
 ]
 
@@ -73,7 +81,7 @@ def test_the_judge_is_asked_before_anything_is_trained(
             results=tmp_path / "r",
             says=case.says.replace("URL", endpoint.base_url),
         )
-        assert endpoint.billed <= 2, "no more than two small calls"
+        assert endpoint.billed <= 3, "no more than three small calls"
     assert KEY[3:] not in said
 
 
@@ -84,4 +92,4 @@ def test_a_judge_that_answers_passes(benchmark: str, monkeypatch: pytest.MonkeyP
     with serving(Endpoint()) as endpoint:
         judge = {"kind": "openai", "base_url": endpoint.base_url, "model": "judge"}
         preflight.check_judge(tiny_study(benchmarks__judge=judge, **{f"benchmarks__{other}": None}))
-        assert endpoint.billed == 1
+        assert endpoint.billed == {"alpaca_eval": 2, "mt_bench": 1}[benchmark]

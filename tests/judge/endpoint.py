@@ -62,6 +62,8 @@ class Endpoint:
         self.seconds = seconds
         self.drips = 0.0
         """Seconds between two pieces of an answer's body; 0 sends it at once."""
+        self.more_tokens = 0
+        """Tokens that an answer counts beyond the words of its prompt."""
         self.headers: dict[str, str] = {}
         self.message, self.code = f"Incorrect API key provided: {KEY}", ""
         self.base_url = ""
@@ -144,6 +146,7 @@ class _Paid(_Handler):
             if outcome == "quotes_key":
                 choice["message"]["content"] = f"m {KEY}"
         if "choices" in content:
+            content["usage"]["prompt_tokens"] += self.endpoint.more_tokens
             content = {**content, "model": "judge-2024-01-01", "system_fingerprint": "fp_1"}
         body = json.dumps(content).encode()
         if outcome == "broken":
@@ -153,7 +156,7 @@ class _Paid(_Handler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        pieces = 10 if self.endpoint.drips else 1
+        pieces = 10 if self.endpoint.drips and self.command == "POST" else 1
         for start in range(0, len(body), -(-len(body) // pieces)):
             time.sleep(self.endpoint.drips)
             self.wfile.write(body[start : start + -(-len(body) // pieces)])

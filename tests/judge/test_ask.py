@@ -302,12 +302,12 @@ def test_nothing_is_called_that_would_cost_too_much(endpoint: Endpoint, call_of:
 def test_the_running_cost_ends_it_and_counts_what_was_paid_before(
     endpoint: Endpoint, call_of: CallOf, tmp_path: Path
 ) -> None:
-    """Each call costs 0.001 x its prompt tokens, as the endpoint counts them."""
-    prices, path = {"input": 1000.0, "output": 0.0}, tmp_path / "calls"
+    """Each call costs more than the estimate of all, by characters."""
+    prices, path, endpoint.more_tokens = {"input": 1000.0, "output": 0.0}, tmp_path / "calls", 10_000
     facts = ask(endpoint, [call_of(0)], path, prices=prices).facts
     assert facts is not None
     each = facts["cost"]
-    assert each == pytest.approx(len(call_of(0).messages[0]["content"].split()) / 1000)
+    assert each == pytest.approx((len(call_of(0).messages[0]["content"].split()) + 10_000) / 1000)
     # The first was paid before; with the second 2.0 of 2.5 are spent.
     with pytest.raises(UserError, match=r"'judge.max_cost': the judgments have cost .*; raise it"):
         ask(endpoint, calls(call_of, 4), path, prices=prices, max_cost=2.5 * each, concurrency=1)

@@ -151,8 +151,9 @@ def test_every_prompt_is_rebuilt_byte_by_byte_and_every_rating_parsed_again(publ
         answers, name = read_answers(published.answers(model), questions)
         for match in fastchat.make_matches(questions, name, answers, references, prompts):
             key = (model, match.question["question_id"], fastchat.turn_of(match))
-            grading = fastchat.grade_match(match, lambda *_, text=said[key]: text)
-            rebuilt[key] = (grading.user_prompt, match.judge.prompt_template["name"], grading.score)
+            prompt, _, _ = fastchat.prompt_of(match)
+            rating = fastchat.rating_of(match, said[key])
+            rebuilt[key] = (prompt, match.judge.prompt_template["name"], rating)
     assert len(rebuilt) == 480
     assert rebuilt == recorded
 
@@ -203,9 +204,9 @@ def test_ratings_of_seventeen_models_are_summarised_as_published(
         files = {"answers": answers, **published.inputs, "judgments": judgments}
         if missing := int(row["n_missing"]):
             incomplete.add(model)
-            with pytest.raises(UserError, match=f"{missing} of 160 judgments of {model} are missing"):
+            with pytest.raises(UserError, match=f"{missing} of 160 judgments are missing"):
                 score_mt_bench(**files)
-        metrics = score_mt_bench(**files, accept_failed=bool(missing))
+        metrics = score_mt_bench(**files, accept_missing=missing)
         assert (metrics["n_judgments"], metrics["n_failed"]) == (int(row["n"]), missing)
         for key, column in (("turn_1", "turn1"), ("turn_2", "turn2"), ("average", "average")):
             assert metrics[key] == pytest.approx(float(row[column]), abs=1e-6), (model, key)
@@ -235,7 +236,7 @@ def made_judgments(published: Published, model: str, rated: dict[tuple[int, int]
                     "turn": place[1],
                     "model": model,
                     "judge": ["gpt-4", match.judge.prompt_template["name"]],
-                    "user_prompt": fastchat.grade_match(match, lambda *_, text=said: text).user_prompt,
+                    "user_prompt": fastchat.prompt_of(match)[0],
                     "judgment": said,
                     "score": rated[place],
                 }
@@ -272,7 +273,7 @@ def test_repeated_and_failed_ratings_are_refused_or_counted(published: Published
     with pytest.raises(UserError, match=rf"line 15: rates question 85 turn 1 of {REPEATED} again"):
         score_mt_bench(answers[REPEATED], **published.inputs, judgments=published.edge)
     with pytest.raises(UserError, match="line 15: rates"):
-        score_mt_bench(answers[REPEATED], **published.inputs, judgments=published.edge, accept_failed=True)
+        score_mt_bench(answers[REPEATED], **published.inputs, judgments=published.edge, accept_missing=9)
 
     # Another model in the same file is not touched by that.
     clean = score_mt_bench(answers[CLEAN], **published.inputs, judgments=published.edge)
@@ -292,8 +293,8 @@ def test_repeated_and_failed_ratings_are_refused_or_counted(published: Published
     places = {(row["question_id"], row["turn"]) for row in failed}
     others = [row for place, row in last.items() if place not in places]
     gaps = written(tmp_path / "gaps.jsonl", [*failed, *others])
-    with pytest.raises(UserError, match=r"4 of 160 .* missing or failed: 'question 81 turn 1', .* 1 more"):
+    with pytest.raises(UserError, match=r"4 of 160 .* missing \(question 81 turn 1: .* 1 more"):
         score_mt_bench(answers[REPEATED], **published.inputs, judgments=gaps)
-    partial = score_mt_bench(answers[REPEATED], **published.inputs, judgments=gaps, accept_failed=True)
+    partial = score_mt_bench(answers[REPEATED], **published.inputs, judgments=gaps, accept_missing=9)
     assert (partial["n_judgments"], partial["n_failed"]) == (156, 4)
     assert partial["average"] == pytest.approx(statistics.fmean(row["score"] for row in others))

@@ -4,6 +4,7 @@ from sams.study.settings.base import Count, Name, Positive, Settings, Share
 from sams.study.settings.benchmarks import (
     MT_BENCH_TEMPERATURES,
     AlpacaEval,
+    Benchmark,
     Benchmarks,
     Decoding,
     Judge,
@@ -15,6 +16,7 @@ from sams.study.settings.benchmarks import (
     RewardScore,
     Samples,
     WorldAccuracy,
+    benchmark_settings,
 )
 from sams.study.settings.data import Data, Form, World
 from sams.study.settings.model import Export, MethodModel, Model, ModelSource
@@ -36,6 +38,7 @@ from sams.study.settings.training import (
 __all__ = [
     "MT_BENCH_TEMPERATURES",
     "AlpacaEval",
+    "Benchmark",
     "Benchmarks",
     "Count",
     "Data",
@@ -72,4 +75,5 @@ __all__ = [
     "Training",
     "World",
     "WorldAccuracy",
+    "benchmark_settings",
 ]

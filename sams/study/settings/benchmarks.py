@@ -1,6 +1,6 @@
 """Benchmarks: decoding, AlpacaEval 2, MT-Bench and the judge."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -103,8 +103,28 @@ class MtBenchDecoding(Decoding):
     )
 
 
-class AlpacaEval(Settings):
+class Benchmark(Settings):
+    """A benchmark; `sams.scoring` has a file of the name of its key.
+
+    Attributes:
+        question_keys: keys that stage `prepare_questions` reads.
+        source_keys: keys with files or models that the scoring stage reads besides.
+        has_judge: whether a judge scores the answers.
+    """
+
+    question_keys: ClassVar[tuple[str, ...]] = ()
+    source_keys: ClassVar[tuple[str, ...]] = ()
+    has_judge: ClassVar[bool] = False
+
+    def part(self, keys: tuple[str, ...]) -> dict[str, Any]:
+        """Return the values of some keys as JSON."""
+        return self.model_dump(mode="json", include={*keys})
+
+
+class AlpacaEval(Benchmark):
     """AlpacaEval 2: answers of the baseline, and the table for length control."""
+
+    question_keys, source_keys, has_judge = ("reference_outputs",), ("difficulty",), True
 
     reference_outputs: str | None = Field(
         None,
@@ -124,8 +144,10 @@ class AlpacaEval(Settings):
     decoding: Decoding = Field(Decoding(), description="Decode settings.")
 
 
-class MtBench(Settings):
+class MtBench(Benchmark):
     """MT-Bench: its questions, references and judge prompts."""
+
+    question_keys, has_judge = ("questions", "references", "judge_prompts"), True
 
     questions: str | None = Field(
         None,
@@ -145,8 +167,10 @@ class MtBench(Settings):
     decoding: MtBenchDecoding = Field(MtBenchDecoding(), description="Decode settings.")
 
 
-class RewardScore(Settings):
+class RewardScore(Benchmark):
     """Mean reward of answers to test prompts, by a reward model, and the win rate over the start model's answers."""
+
+    source_keys = ("model",)
 
     model: str = Field(description="Sequence classifier with one output: folder, hub id or id@revision.")
     prompts: Count = Field(200, description="Number of prompts, the first ones of the test pairs.")
@@ -154,8 +178,10 @@ class RewardScore(Settings):
     batch_size: Count = Field(8, description="Answers that the reward model scores together.")
 
 
-class LmEval(Settings):
+class LmEval(Benchmark):
     """Tasks of EleutherAI's lm-eval: what training costs in other abilities (docs/generation.md)."""
+
+    source_keys = ("include_path",)
 
     tasks: list[str] = Field(
         min_length=1, description="Names of tasks or groups of lm-eval: ifeval, gsm8k, truthfulqa_mc2, ..."
@@ -274,3 +300,19 @@ class Benchmarks(Settings):
     lm_eval: LmEval | None = Field(
         None, description="Tasks of lm-eval, an extra of this package; null skips them."
     )
+
+    @property
+    def scored(self) -> dict[str, Benchmark]:
+        """The benchmarks that are scored, by key."""
+        return {name: group for name, group in self if isinstance(group, Benchmark)}
+
+    @property
+    def judged(self) -> dict[str, Benchmark]:
+        """The benchmarks that a judge scores, by key."""
+        return {name: group for name, group in self.scored.items() if group.has_judge}
+
+
+def benchmark_settings() -> dict[str, type[Benchmark]]:
+    """Return the class of each benchmark's settings, by key."""
+    kinds = {name: get_args(field.annotation) for name, field in Benchmarks.model_fields.items()}
+    return {name: kind[0] for name, kind in kinds.items() if kind and issubclass(kind[0], Benchmark)}
