@@ -134,6 +134,10 @@ def check_judge(study: Study) -> None:
         UserError: the key is missing or the call fails; the message names the variable or the endpoint.
     """
     benchmarks, judge = study.benchmarks, study.benchmarks.judge
+    if judge.agreement is not None:
+        from sams.tables.agreement_note import read_agreement
+
+        read_agreement(Path(judge.agreement))
     if not (benchmarks.alpaca_eval or benchmarks.mt_bench) or judge.kind != "openai":
         return
     from sams.judge.client import judge_key

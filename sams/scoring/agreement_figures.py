@@ -3,6 +3,7 @@
 Preferences are for the model's output, from 0 (the baseline's) to 1; 0.5 is a draw. Shares are in percent.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -22,7 +23,7 @@ SHARES = ("agreement", "agreement_both_orders", "consistency")
 """Figures that can be 0 or 100 % in every resample."""
 MARGINS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0)
 """Limits of the record's probability of the preferred output, by which `by_margin` divides pairs."""
-# Weight of the penalty on the logistic coefficients, in pairs: without it, few pairs that are all of one kind have none.
+# Weight of the penalty on the logistic coefficients: without it, pairs that are all of one kind have none.
 PENALTY = 0.01
 
 
@@ -118,6 +119,23 @@ def figures_of(pairs: Pairs) -> dict[str, float]:
     }
 
 
+def counts_of(pairs: Pairs) -> dict[str, int]:
+    """Return the numbers of pairs that figures are computed from.
+
+    All, those that the record decides, those judged in both orders, both, and those of outputs of unequal length.
+    """
+    import numpy as np
+
+    decided, both = pairs.record != 0.5, ~np.isnan(pairs.orders).any(axis=1)
+    return {
+        "pairs": len(pairs),
+        "decided": int(decided.sum()),
+        "both_orders": int(both.sum()),
+        "decided_both_orders": int((decided & both).sum()),
+        "unequal": int((pairs.log_length != 0).sum()),
+    }
+
+
 def win_rates(pairs: Pairs, draws: Draws, models: int) -> "tuple[Floats, Floats]":
     """Return the win rate of each model in percent, by the judge and by the record; identical outputs are draws."""
     import numpy as np
@@ -135,14 +153,13 @@ def win_rates(pairs: Pairs, draws: Draws, models: int) -> "tuple[Floats, Floats]
 def model_figures(judge: "Floats", record: "Floats") -> dict[str, float]:
     """Return the mean shift of win rates and, for three models or more, their correlations."""
     import numpy as np
-    from scipy.stats import kendalltau
 
     enough = len(judge) >= LEAST_MODELS
     return {
         "win_rate_shift": float(np.mean(judge - record)),
         "models_pearson": _correlation(judge, record) if enough else math.nan,
         "models_spearman": _correlation(_ranks(judge), _ranks(record)) if enough else math.nan,
-        "models_kendall": float(kendalltau(judge, record).statistic) if enough else math.nan,
+        "models_kendall": _correlation(_signs(judge), _signs(record)) if enough else math.nan,
     }
 
 
@@ -172,7 +189,7 @@ def with_intervals(
             if len(known) > 0.9 * len(column)
             else (math.nan, math.nan)
         )
-        found.append({"value": value, "low": float(low), "high": float(high)})
+        found.append({"value": float(value), "low": float(low), "high": float(high)})
     names = [*figures_of(pairs), *model_figures(*win_rates(pairs, draws, models))]
     figures = dict(zip(names, found, strict=False))
     instructions = len(np.unique(pairs.item))
@@ -190,7 +207,7 @@ def by_margin(pairs: Pairs) -> list[dict[str, float]]:
 
     sure = np.maximum(pairs.record, 1 - pairs.record)
     found = []
-    for low, high in zip(MARGINS, MARGINS[1:], strict=False):
+    for low, high in itertools.pairwise(MARGINS):
         inside = pairs.take((sure > low) & (sure <= high))
         if not len(inside):
             continue
@@ -276,10 +293,20 @@ def _mean(values: Any) -> float:
 
 
 def _ranks(values: "Floats") -> "Floats":
-    from scipy.stats import rankdata
+    """Return ranks; equal values have their mean rank."""
+    import numpy as np
 
-    ranks: Floats = rankdata(values)
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place]
     return ranks
+
+
+def _signs(values: "Floats") -> "Floats":
+    """Return the signs of all differences; their correlation is Kendall's tau-b."""
+    import numpy as np
+
+    signs: Floats = np.sign(values[:, None] - values).ravel()
+    return signs
 
 
 def _correlation(first: "Floats", second: "Floats") -> float:
