@@ -17,7 +17,8 @@ Message = Mapping[str, str]
 TOP_LOGPROBS = 5
 ANSWER_TOKENS = 2048
 """Limit for an answer in words, as in FastChat."""
-THOUGHTS = re.compile(r"\A\s*<think>.*?(</think>|\Z)", re.DOTALL)
+# Chat templates that end with <think> leave only the closing mark in the answer.
+THOUGHTS = re.compile(r"\A(\s*<think>.*?(</think>|\Z)|((?!<think>).)*?</think>)", re.DOTALL)
 
 
 class Unusable(Exception):
@@ -122,7 +123,7 @@ def _first_label(answer: Answer, labels: tuple[str, str]) -> Reading:
 
 
 def text_of(answer: Answer) -> str:
-    """Return the text of an answer, without the thoughts that a reasoning model puts before it.
+    """Return the text of an answer, without thoughts.
 
     Raises:
         Unusable: a refusal, no text, or an answer that the token limit has cut.
@@ -135,7 +136,12 @@ def text_of(answer: Answer) -> str:
         raise Unusable("refused by the judge")
     if choice.get("finish_reason") == "length":
         raise Unusable("cut by the token limit")
-    text = THOUGHTS.sub("", message.get("content") or "").strip()
+    text = without_thoughts(message.get("content") or "")
     if not text:
         raise Unusable("no text")
     return text
+
+
+def without_thoughts(text: str) -> str:
+    """Return a text without the thoughts that a reasoning model puts before it."""
+    return THOUGHTS.sub("", text).strip()

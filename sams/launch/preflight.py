@@ -17,6 +17,7 @@ from sams.data.sources import (
     similar_data_set,
     similar_file,
 )
+from sams.judge.known import judge_warnings
 from sams.launch.machine import gpus_here, processes
 from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.extras import require
@@ -140,6 +141,8 @@ def check_judge(study: Study) -> None:
         read_agreement(Path(judge.agreement))
     if not (benchmarks.alpaca_eval or benchmarks.mt_bench) or judge.kind != "openai":
         return
+    for sentence in judge_warnings(judge):
+        log.warning("warning: %s", sentence)
     from sams.judge.client import judge_key
     from sams.judge.trial import try_out
 

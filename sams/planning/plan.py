@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
+from sams.judge.known import PAPERS, judge_warnings, papers_judge
 from sams.judge.store import USUAL_ANSWER_TOKENS, Tokens
 from sams.launch.machine import gpus_here, processes
 from sams.planning import work as count
@@ -358,6 +359,10 @@ class Planner:
                 "Judge tokens: four characters a token."
                 + ("" if priced else " Their cost is not known: set `benchmarks.judge.prices`.")
             )
+            if self.study.benchmarks.judge.model != PAPERS:
+                notes.append(
+                    f"Published scores are of {papers_judge()}; those of another judge are not comparable."
+                )
 
     def _micro_batches(self) -> list[MicroBatch]:
         return [training.micro_batch_size for training in self._preferences]
@@ -368,6 +373,8 @@ class Planner:
 
     def _add_warnings(self, plan: Plan) -> None:
         warnings = plan.warnings
+        if plan.judge:
+            warnings += judge_warnings(self.study.benchmarks.judge)
         for row in plan.memory:
             if row.fits is False:
                 warnings.append(

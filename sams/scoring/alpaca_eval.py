@@ -30,6 +30,7 @@ from sams.judge.ask import (
     judge_name,
 )
 from sams.judge.calls import Reading
+from sams.judge.noise import judge_standard_error
 from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file
 from sams.runtime.stage import read_recipe, run
@@ -78,7 +79,7 @@ def score_alpaca_eval(
 
     Returns:
         AlpacaEval's figures by its own names (rates and standard errors in percentage points), `lc_standard_error`
-        (ours), and the inputs, versions and settings.
+        and `judge_standard_error` of repeated judgments (ours), and the inputs, versions and settings.
 
     Raises:
         UserError: inputs that the package would score wrongly, or judgments that are missing.
@@ -113,6 +114,7 @@ def score_alpaca_eval(
     metrics = {
         **figures(computed, reason),
         "n_missing": sum(bool(judgment.missing) for judgment in judgments),
+        "judge_standard_error": judge_standard_error(judgments, 100),
         "judge": judge,
         "judge_calls": judged.facts if judged else None,
         "annotator": rows[0]["annotator"],

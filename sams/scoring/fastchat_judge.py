@@ -90,6 +90,12 @@ def rating_of(match: Any, judgment: str) -> float:
     return float(_run(match, lambda *_: judgment)[0])
 
 
+def ratings_in(judgment: str) -> set[float]:
+    """Return the different numbers in a judgment that have FastChat's form of a rating, `[[n]]`."""
+    common, _ = _fastchat()
+    return {float(number) for number in common.one_score_pattern.findall(judgment)}
+
+
 def _run(match: Any, chat: Chat) -> tuple[float, str, str]:
     """Grade a match with FastChat, with `chat` in place of its call of OpenAI; return rating, prompt and judgment."""
     common, _ = _fastchat()

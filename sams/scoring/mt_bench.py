@@ -20,7 +20,8 @@ from typing import Annotated, Any
 import typer
 
 from sams.judge.ask import STORE, DryRun, Judgment, ask_judge, check_missing, judge_name
-from sams.judge.calls import Answer, Call, Reading, Unusable, text_of
+from sams.judge.calls import Answer, Call, Reading, Unusable, text_of, without_thoughts
+from sams.judge.noise import judge_standard_error
 from sams.runtime.errors import UserError
 from sams.runtime.jsonl import write_lines
 from sams.runtime.stage import read_recipe, run
@@ -69,7 +70,8 @@ def score_mt_bench(
 
     Returns:
         `turn_1`, `turn_2`, `average`, `average_standard_error` (over questions), `categories`, `n_judgments`,
-        `n_failed`, and the inputs, versions and settings.
+        `n_failed`, missing and doubtful judgments with their reasons, `judge_standard_error` of repeated judgments,
+        and the inputs, versions and settings.
 
     Raises:
         UserError: inputs that do not fit together, or a judgment that is missing after the retries.
@@ -82,7 +84,7 @@ def score_mt_bench(
     matches = fastchat.make_matches(question_rows, model, answer_rows, reference_rows, prompts)
 
     rated, recorded_by = _recorded(judgments, model, matches) if judgments else ({}, None)
-    unrated = [match for match in matches if _turn(match) not in rated]
+    unrated = [match for match in matches if _turn(match) not in rated or rated[_turn(match)].missing]
     requested = judge_name(recipe.judge) if recipe else None
     asked = None
     # The recorded name may be that of a snapshot.
@@ -108,6 +110,9 @@ def score_mt_bench(
         **summary(rows, {question["question_id"]: question["category"] for question in question_rows}),
         "n_judgments": len(rows),
         "n_failed": len(matches) - len(rows),
+        "missing": {judgment.name: judgment.missing for judgment in complete if judgment.missing},
+        "doubtful": {judgment.name: judgment.doubt for judgment in complete if judgment.doubt},
+        "judge_standard_error": judge_standard_error(complete),
         "judge": judge,
         "judge_calls": asked.facts if asked else None,
         "model_id": model,
@@ -178,11 +183,15 @@ def _read(match: Any, answer: Answer) -> Reading:
 
 
 def reading_of(match: Any, judgment: str) -> Reading:
-    """Return the rating in a judgment, as FastChat reads it.
+    """Return the rating in a judgment, as FastChat reads it: the first `[[n]]`, else the first `[n]`.
+
+    It is doubtful if the judgment holds another rating too, or only `[n]`, which may be any number in brackets.
+    Thoughts are left out.
 
     Raises:
         Unusable: no rating, or one that is not from 1 to 10.
     """
+    judgment = without_thoughts(judgment)
     try:
         rating = fastchat.rating_of(match, judgment)
     except Exception:  # FastChat evaluates the text of the rating
@@ -191,13 +200,18 @@ def reading_of(match: Any, judgment: str) -> Reading:
         raise Unusable("no rating")
     if not LOWEST <= rating <= HIGHEST:
         raise Unusable(f"a rating of {rating:g}, not from {LOWEST} to {HIGHEST}")
-    return Reading(rating)
+    ratings = fastchat.ratings_in(judgment)
+    if len(ratings) > 1:
+        return Reading(rating, doubt="several ratings, of which the first counts")
+    return Reading(rating, doubt="" if ratings else "a rating in single brackets")
 
 
 def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Turn, Judgment], str | None]:
     """Read recorded ratings of a model, and the name of their judge.
 
     FastChat builds each prompt and parses each rating again, to check that the record belongs to these answers.
+
+    A judgment without a rating from 1 to 10 counts as missing.
 
     Raises:
         UserError: several ratings of one turn, several judges, or a row of other answers, prompts or rating.
@@ -214,27 +228,23 @@ def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Turn
         name = f"question {turn[0]} turn {turn[1]}"
         if match is None:
             raise UserError(f"{name} is not among the questions", where=where)
-        if turn in rated:
+        if turn in rated and not rated[turn].missing:
             raise UserError(
                 f"rates {name} of {model} again", where=where, remedy="keep one rating of each turn"
             )
-        judgment = inputs.text_of(row, "judgment", where)
-        prompt, _, _ = fastchat.prompt_of(match)
+        texts = tuple(row.get("judgments") or [inputs.text_of(row, "judgment", where)])
         try:
-            reading = reading_of(match, judgment)
+            rated[turn] = Judgment(name, tuple(reading_of(match, text) for text in texts), texts)
         except Unusable as error:
-            raise UserError(f"{name}: {error}", where=f"{where}, key 'judgment'") from None
-        for key, recorded, expected in (
-            ("user_prompt", row.get("user_prompt"), prompt),
-            ("score", row.get("score"), reading.value),
-        ):
-            if recorded != expected:
+            rated[turn] = Judgment(name, missing=str(error))
+        score = row.get("score") if rated[turn].missing else rated[turn].value
+        for key, expected in (("user_prompt", fastchat.prompt_of(match)[0]), ("score", score)):
+            if row.get(key) != expected:
                 raise UserError(
                     f"of {name} is not what follows from the answers, questions and prompts given",
                     where=f"{where}, key '{key}'",
                     remedy="give the files that the judgments were made from",
                 )
-        rated[turn] = Judgment(name, (reading,), (judgment,))
         judge = row.get("judge")
         judges.add(str(judge[0] if isinstance(judge, list) and judge else judge))
     if len(judges) > 1:
@@ -250,6 +260,7 @@ def _row(match: Any, model: str, judge: str, judgment: Judgment) -> Row:
         "judge": [judge, match.judge.prompt_template["name"]],
         "user_prompt": fastchat.prompt_of(match)[0],
         "judgment": judgment.text,
+        **({"judgments": list(judgment.texts)} if len(judgment.texts) > 1 else {}),
         "score": judgment.value,
         "turn": fastchat.turn_of(match),
         "tstamp": time.time(),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.data import findings
+from sams.judge.known import PAPERS, comparable, papers_judge
 from sams.runtime.files import read_json
 from sams.study.reported import Reported, read_reported
 from sams.study.study import BASE_METHOD, Study
@@ -97,12 +98,10 @@ def judge_note(study: Study, shown: Cells) -> str:
             "Judge: the study's local judge, which checks the answers to its own tasks. These are not GPT-4 "
             "judgments and never comparable with published AlpacaEval 2 or MT-Bench scores."
         )
-    names = (
-        " and ".join(sorted(judges_of(study, shown)))
-        or study.benchmarks.judge.model
-        or "each benchmark's own"
-    )
-    return f"Judge: {names}. Scores of different judges are not comparable."
+    judges = judges_of(study, shown)
+    names = " and ".join(sorted(judges)) or study.benchmarks.judge.model or "each benchmark's own"
+    note = f"Judge: {names}. Scores of different judges are not comparable."
+    return note if names == PAPERS else f"{note} Published scores are of {papers_judge()}."
 
 
 def agreement_of_judge(study: Study, shown: Cells) -> list[str]:
@@ -222,7 +221,7 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
         + ". difference is reproduced minus reported; the paper gives no errors.",
         errors_note(study.seeds) + " n is the number of seeds.",
     ]
-    if reported.judges:
+    if any(map(comparable, reported.columns)):
         notes.append(judge_note(study, shown))
     runs: dict[str, list[str]] = {}
     for method, score, ids in zip(table["method"], table["score"], table["run_ids"], strict=True):
