@@ -275,6 +275,11 @@ def start_rewards(wildcards):
     return f"{RESULTS}/sft/seed{{seed}}/reward_model/rewards.jsonl" if has_start else []
 
 
+def agreement_file(wildcards):
+    """Agreement of the judge with recorded judgments, if the study names its file."""
+    return STUDY.benchmarks.judge.agreement or []
+
+
 def table(script):
     """Parameters of a script: its name, the study, the folder of its setting, and the digests of its code."""
     return {

@@ -222,7 +222,7 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
         errors_note(study.seeds) + " n is the number of seeds.",
     ]
     if any(map(comparable, reported.columns)):
-        notes.append(judge_note(study, shown))
+        notes += [judge_note(study, shown), *agreement_of_judge(study, shown)]
     runs: dict[str, list[str]] = {}
     for method, score, ids in zip(table["method"], table["score"], table["run_ids"], strict=True):
         if ids:

@@ -13,6 +13,7 @@ from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file, write_json
 from sams.runtime.terminal import Readable, print_table
 from sams.scoring.agreement import judge_agreement, read_record, some_instructions
+from sams.scoring.agreement_figures import RESAMPLES
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge
 from sams.study.study import Study
@@ -91,7 +92,9 @@ def compare_judge(
         judge = Judge.model_validate(settings)
     except ValidationError as error:
         fault = error.errors()[0]
-        raise UserError(fault["msg"], where=f"--{str(fault['loc'][0]).replace('_', '-')}") from None
+        raise UserError(
+            fault["msg"].removeprefix("Value error, "), where=f"--{str(fault['loc'][0]).replace('_', '-')}"
+        ) from None
     recipe = ScoreRecipe(judge=judge, world=study.data.world)
     record = some_instructions(read_record(annotations), limit)
     folder = out or FOLDER / re.sub(r"[^A-Za-z0-9.]+", "_", judge_name(judge)).strip("_")
@@ -102,6 +105,7 @@ def compare_judge(
             both_orders=both_orders,
             store=store or folder / STORE,
             dry_run=dry_run,
+            resamples=RESAMPLES,
         )
     except DryRun:
         return
