@@ -1364,8 +1364,8 @@ FAULTS = [
     ),
     Fault(
         "comparisons: a judgment without a rating counts",
-        "tables/benchmarks.py",
-        'if row["score"] != -1:',
+        "scoring/mt_bench.py",
+        'if row["score"] != FAILED:',
         "if True:",
         ("tables/test_comparisons.py",),
     ),

@@ -29,7 +29,7 @@ from sams.scoring.agreement_figures import (
 )
 from sams.scoring.alpaca_eval import ANNOTATOR, DRAW
 from sams.scoring.alpaca_eval_run import PairCall, pair_calls
-from sams.scoring.inputs import read_json_rows, some_of, text_of, versions
+from sams.scoring.inputs import numbered, some_of, text_of, versions
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge
 from sams.world.tasks import read_instruction
@@ -90,8 +90,7 @@ def read_record(paths: Sequence[Path]) -> Record:
     failed, judges, baselines, files = 0, set(), set(), []
     for path in paths:
         models: dict[str, None] = {}
-        for number, row in enumerate(read_json_rows(path), start=1):
-            where = f"{path}, row {number}"
+        for where, row in numbered(path):
             preference = row.get("preference")
             if preference is None or preference == -1:  # the package's mark of a call that failed
                 failed += 1

@@ -14,9 +14,9 @@ from sams.runtime.errors import UserError
 from sams.study.reported import Reported, read_reported
 from sams.study.settings import Paper
 from sams.study.study import BASE_METHOD, Study
-from sams.tables.benchmarks import SCORES
 from sams.tables.main_table import main_table, seeds_of
 from sams.tables.results import Cell, Cells
+from sams.tables.scores import SCORES
 from sams.tracking.log import run_id
 
 if TYPE_CHECKING:

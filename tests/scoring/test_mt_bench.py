@@ -86,9 +86,9 @@ def repeat(rows: Rows) -> None:
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
-        (repeat, "line 5: rates question"),
-        (lambda rows: rows[0].update(score=7), "line 1, key 'score'"),
-        (lambda rows: rows[0].update(user_prompt="?"), "line 1, key 'user_prompt'"),
+        (repeat, "row 5: rates question"),
+        (lambda rows: rows[0].update(score=7), "row 1, key 'score'"),
+        (lambda rows: rows[0].update(user_prompt="?"), "row 1, key 'user_prompt'"),
         (lambda rows: rows[0].update(turn=3), "turn 3 is not among the questions"),
         (
             lambda rows: rows[0].update(judge=["gpt-4", "single-v1"]),
@@ -111,14 +111,14 @@ def test_a_record_that_does_not_fit_is_refused(
     ("name", "edit", "problem"),
     [
         ("answers", lambda rows: rows.pop(), "1 of 2 questions have no answer"),
-        ("answers", repeat, "line 3: answers question"),
+        ("answers", repeat, "row 3: answers question"),
         ("answers", lambda rows: rows.append(answer(999, "a", "b")), "unknown questions: 999"),
         ("answers", lambda rows: rows[0].update(model_id="b"), "expected answers of one model"),
-        ("answers", lambda rows: rows[0]["choices"][0]["turns"].pop(), "line 1, key 'turns': expected 2"),
-        ("answers", lambda rows: rows[0].update(choices=[]), "line 1, key 'choices'"),
+        ("answers", lambda rows: rows[0]["choices"][0]["turns"].pop(), "row 1, key 'turns': expected 2"),
+        ("answers", lambda rows: rows[0].update(choices=[]), "row 1, key 'choices'"),
         ("references", lambda rows: rows[0].update(question_id=999), "no reference answer to questions"),
         ("questions", repeat, "questions occur more than once"),
-        ("questions", lambda rows: rows[0].update(turns=["one", " "]), "line 1, key 'turns'"),
+        ("questions", lambda rows: rows[0].update(turns=["one", " "]), "row 1, key 'turns'"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(
