@@ -231,7 +231,7 @@ class Judge(Settings):
     model: str | None = Field(
         None,
         pattern=r"^[\x21-\x7e]+$",
-        description="Judge model of the endpoint; null: the default of each benchmark (GPT-4 Turbo).",
+        description="Judge model of the endpoint, which must be named; config/judges has examples.",
     )
     concurrency: Count = Field(8, description="Number of concurrent calls.")
     requests_per_minute: Count | None = Field(
@@ -292,6 +292,12 @@ class Judge(Settings):
         if taken := sorted({"model", "messages", "n", "stream", "logprobs"} & parameters.keys()):
             raise ValueError(f"{', '.join(taken)}: set by the benchmark, `judge.model` or `judge.log_probs`")
         return parameters
+
+    @model_validator(mode="after")
+    def _an_endpoint_needs_a_model(self) -> Self:
+        if self.kind == "openai" and self.model is None:
+            raise ValueError("kind openai needs `model`, the judge's name; config/judges has examples")
+        return self
 
     @model_validator(mode="after")
     def _a_limit_needs_prices(self) -> Self:
