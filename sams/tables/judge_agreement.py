@@ -92,9 +92,8 @@ def compare_judge(
         judge = Judge.model_validate(settings)
     except ValidationError as error:
         fault = error.errors()[0]
-        raise UserError(
-            fault["msg"].removeprefix("Value error, "), where=f"--{str(fault['loc'][0]).replace('_', '-')}"
-        ) from None
+        option = str(fault["loc"][0]).replace("_", "-") if fault["loc"] else "model"
+        raise UserError(fault["msg"].removeprefix("Value error, "), where=f"--{option}") from None
     recipe = ScoreRecipe(judge=judge, world=study.data.world)
     record = some_instructions(read_record(annotations), limit)
     folder = out or FOLDER / re.sub(r"[^A-Za-z0-9.]+", "_", judge_name(judge)).strip("_")

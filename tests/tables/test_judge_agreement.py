@@ -91,12 +91,13 @@ def test_the_command_prints_and_writes(
     ("options", "words"),
     [
         (["--limit", "2"], "the calls of the local judge are free"),
-        (["--base-url", "http://127.0.0.1:9/v1"], "48 calls, 0 of them in the store"),
+        (["--base-url", "http://127.0.0.1:9/v1", "--model", "x"], "48 calls, 0 of them in the store"),
         (
-            ["--set", "benchmarks.judge.kind=openai", "--model", "x", "--one-order", "--limit", "2"],
-            "judge https://api.openai.com/v1: 6 calls",
+            ["--configfile", "config/judges/open.yaml", "--model", "x", "--one-order", "--limit", "2"],
+            "judge http://localhost:8000/v1: 6 calls",
         ),
-        (["--base-url", "ftp://x"], "--base-url: .*expected http"),
+        (["--base-url", "http://127.0.0.1:9/v1"], "--model: kind openai needs `model`"),
+        (["--base-url", "ftp://x", "--model", "x"], "--base-url: .*expected http"),
         (["--model", "a b"], "--model: String should match pattern"),
     ],
 )
