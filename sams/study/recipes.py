@@ -272,8 +272,9 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         "score_lm_eval": lambda: LmEvalRecipe(
             precision=study.model.precision, lm_eval=require(study.benchmarks.lm_eval, "benchmarks.lm_eval")
         ),
+        # What is known about the judge changes no judgment.
         "score": lambda: ScoreRecipe(
-            judge=study.benchmarks.judge,
+            judge=study.benchmarks.judge.model_copy(update={"agreement": None}),
             world=study.data.world,
             accept_missing=getattr(study.benchmarks.scored.get(benchmark), "accept_missing", 0),
         ),

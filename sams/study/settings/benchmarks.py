@@ -285,6 +285,18 @@ class Judge(Settings):
         ge=0.0,
         description="Local judge only: bias towards the longer answer, in logits per log length ratio.",
     )
+    agreement: str | None = Field(
+        None,
+        description="agreement.json of `sams judge-agreement` for this judge; tables then say how well it agrees "
+        "with recorded judgments.",
+    )
+
+    @property
+    def asked_with(self) -> dict[str, Any]:
+        """The settings on which judgments depend, besides the name of the judge."""
+        if self.kind == "local":
+            return {"length_lean": self.length_lean}
+        return {"parameters": self.parameters, "log_probs": self.log_probs}
 
     @field_validator("base_url")
     @classmethod
