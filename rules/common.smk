@@ -24,12 +24,11 @@ from sams.runtime.files import canonical_json, restrict_umask
 from sams.runtime.code import code_of
 from sams.runtime.source import PACKAGE
 from sams.scoring.fetch import PUBLISHED
+from sams.scoring.table import judged, parts_of, scored
 from sams.study.files import DEFAULT, from_command_line, load_study, read_settings
 from sams.study.recipes import recipe_json
 from sams.study.rounds import required_rows
 from sams.study.settings import Launch
-from sams.tables.benchmarks import BENCHMARKS as FILES
-from sams.tables.benchmarks import judged_files, scored
 from sams.tables.figures import figures_of
 from sams.tables.side_by_side import pairs
 
@@ -131,8 +130,8 @@ wildcard_constraints:
 
 
 def code(module):
-    """Parameter of a rule with the digests of a module's code."""
-    return code_text(code_of(module))
+    """Parameter of a rule with the digests of a module's code, and of the study's benchmarks."""
+    return code_text(code_of(module, *parts_of(STUDY)))
 
 
 def without(section):
@@ -160,8 +159,8 @@ def scores():
     """Metrics of every method, seed and benchmark."""
     return [
         f
-        for name in BENCHMARKS
-        for f in per_run(f"{{method}}/seed{{seed}}/{name}/metrics.json", STUDY.methods)
+        for benchmark in BENCHMARKS
+        for f in per_run(f"{{method}}/seed{{seed}}/{benchmark.metrics}", STUDY.methods)
     ]
 
 
@@ -190,9 +189,9 @@ def answers():
     """Answers of every method, seed and benchmark."""
     return [
         f
-        for name in BENCHMARKS
-        if (file := FILES[name].answers)
-        for f in per_run(f"{{method}}/seed{{seed}}/{file}", STUDY.methods)
+        for benchmark in BENCHMARKS
+        if benchmark.answers
+        for f in per_run(f"{{method}}/seed{{seed}}/{benchmark.answers}", STUDY.methods)
     ]
 
 
@@ -262,6 +261,19 @@ def tokens_of_export(wildcards):
     return [] if is_finished else TOKENS
 
 
+def scored_from(benchmark):
+    """Inputs of a benchmark's scoring."""
+    files = {
+        "answers": f"{RUN}/{benchmark.answers}",
+        "questions": QUESTIONS,
+        "data": DATA,
+        "model": f"{RUN}/model/manifest.json",
+        "start": start_of(benchmark.start),
+        "difficulty": difficulty_table,
+    }
+    return {name: files[name] for name in benchmark.inputs}
+
+
 def difficulty_table(wildcards):
     """Difficulty table of AlpacaEval's length control: the file of the study, that made for the world, or none."""
     if STUDY.benchmarks.alpaca_eval.difficulty is not None:
@@ -269,10 +281,21 @@ def difficulty_table(wildcards):
     return f"{RESULTS}/difficulty/difficulty.csv" if STUDY.data.world is not None else []
 
 
-def start_rewards(wildcards):
-    """Rewards of the start model's answers; none for the start model, and without one."""
-    has_start = "sft" in STUDY.started_methods and wildcards.method != "sft"
-    return f"{RESULTS}/sft/seed{{seed}}/reward_model/rewards.jsonl" if has_start else []
+def start_of(file):
+    """Function of the wildcards: a file of the start model; none for the start model, and without one."""
+
+    def of_seed(wildcards):
+        has_start = "sft" in STUDY.started_methods and wildcards.method != "sft"
+        return f"{RESULTS}/sft/seed{{seed}}/{file}" if has_start else []
+
+    return of_seed
+
+
+def scoring_options(benchmark):
+    """Options of a benchmark's scoring."""
+    folder = f"{RESULTS}/questions"
+    own = {name: value.replace("{questions}", folder) for name, value in benchmark.options.items()}
+    return options(*benchmark.given, out="{output.metrics}", **own)
 
 
 def table(script):
@@ -331,5 +354,6 @@ def judged_answers(wildcards):
     return [
         f"{RESULTS}/{method}/seed{STUDY.seeds[0]}/{file}"
         for method in (wildcards.method, wildcards.base)
-        for file in judged_files(STUDY)
+        for benchmark in judged(STUDY)
+        for file in (benchmark.answers, benchmark.judged, benchmark.metrics)
     ]

@@ -4,41 +4,33 @@
 
 # Finished batches are in .<answers>.parts next to the answers. That file is not an output: Snakemake deletes the
 # outputs of a failed job, and the next start resumes from the file.
-rule generate_alpaca_eval:
-    input:
-        model=f"{RUN}/model/manifest.json",
-        questions=QUESTIONS,
-    output:
-        answers=f"{RUN}/alpaca_eval/answers.json",
-    log:
-        f"{LOGS}/generate_alpaca_eval/{{method}}-seed{{seed}}.log",
-    benchmark:
-        f"{COSTS}/generate_alpaca_eval/{{method}}-seed{{seed}}.tsv"
-    conda:
-        "../envs/sams.yaml"
-    resources:
-        **resources.generation(STUDY, GPUS_HERE),
-    params:
-        **JOBS.parameters("generate_answers", benchmark="alpaca_eval"),
-        options=options("model", "questions", out="{output.answers}"),
-    shell:
-        STAGE
+for benchmark in [benchmark for benchmark in BENCHMARKS if benchmark.answers]:
 
-
-use rule generate_alpaca_eval as generate_mt_bench with:
-    output:
-        answers=f"{RUN}/mt_bench/answers.jsonl",
-    log:
-        f"{LOGS}/generate_mt_bench/{{method}}-seed{{seed}}.log",
-    benchmark:
-        f"{COSTS}/generate_mt_bench/{{method}}-seed{{seed}}.tsv"
-    params:
-        **JOBS.parameters("generate_answers", benchmark="mt_bench"),
-        options=options("model", "questions", out="{output.answers}"),
+    rule:
+        name:
+            f"generate_{benchmark.name}"
+        input:
+            model=f"{RUN}/model/manifest.json",
+            questions=DATA if benchmark.asks_test_prompts else QUESTIONS,
+        output:
+            answers=f"{RUN}/{benchmark.answers}",
+        log:
+            f"{LOGS}/generate_{benchmark.name}/{{method}}-seed{{seed}}.log",
+        benchmark:
+            f"{COSTS}/generate_{benchmark.name}/{{method}}-seed{{seed}}.tsv"
+        conda:
+            "../envs/sams.yaml"
+        resources:
+            **resources.generation(STUDY, GPUS_HERE),
+        params:
+            **JOBS.parameters("generate_answers", benchmark=benchmark.name),
+            options=options("model", "questions", out="{output.answers}"),
+        shell:
+            STAGE
 
 
 # Answers to the first test prompts, for the page that shows the start model and the methods side by side.
-use rule generate_alpaca_eval as generate_samples with:
+rule generate_samples:
     input:
         model=f"{RUN}/model/manifest.json",
         questions=DATA,
@@ -48,27 +40,21 @@ use rule generate_alpaca_eval as generate_samples with:
         f"{LOGS}/generate_samples/{{method}}-seed{{seed}}.log",
     benchmark:
         f"{COSTS}/generate_samples/{{method}}-seed{{seed}}.tsv"
+    conda:
+        "../envs/sams.yaml"
+    resources:
+        **resources.generation(STUDY, GPUS_HERE),
     params:
         **JOBS.parameters("generate_answers", benchmark="samples"),
         options=options("model", "questions", out="{output.answers}"),
-
-
-use rule generate_samples as generate_reward_model with:
-    output:
-        answers=f"{RUN}/reward_model/answers.jsonl",
-    log:
-        f"{LOGS}/generate_reward_model/{{method}}-seed{{seed}}.log",
-    benchmark:
-        f"{COSTS}/generate_reward_model/{{method}}-seed{{seed}}.tsv"
-    params:
-        **JOBS.parameters("generate_answers", benchmark="reward_model"),
-        options=options("model", "questions", out="{output.answers}"),
+    shell:
+        STAGE
 
 
 if STUDY.on_policy:
 
     # Pairs of the best and the worst of several answers to each prompt, by a reward model.
-    use rule generate_alpaca_eval as sample_pairs with:
+    use rule generate_samples as sample_pairs with:
         input:
             model=f"{RUN}/model/manifest.json",
             sources=ancient(JOBS.sources("sample_pairs")),

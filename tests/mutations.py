@@ -1286,6 +1286,20 @@ FAULTS = [
     ),
     # Tables, verify, compare.
     Fault(
+        "a retired judge is found by its name at any endpoint",
+        "judge/known.py",
+        "urlsplit(judge.base_url).hostname != known().host",
+        "not urlsplit(judge.base_url).hostname",
+        ("judge/test_known.py::test_dates_are_of_one_endpoint",),
+    ),
+    Fault(
+        "a judge answers on the day of its end",
+        "judge/known.py",
+        "if left <= 0 else",
+        "if left < 0 else",
+        ("judge/test_known.py::test_warnings_by_day",),
+    ),
+    Fault(
         "table: a local judge's score stands beside the paper's",
         "tables/paper_table.py",
         "if name not in accepted)",
@@ -1350,8 +1364,8 @@ FAULTS = [
     ),
     Fault(
         "comparisons: a judgment without a rating counts",
-        "tables/benchmarks.py",
-        'if row["score"] != -1:',
+        "scoring/mt_bench.py",
+        'if row["score"] != FAILED:',
         "if True:",
         ("tables/test_comparisons.py",),
     ),

@@ -51,6 +51,7 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _JSON, _BLANK = json.JSONDecoder(object_pairs_hook=_object), re.compile(r"[ \t\n\r]*")
 # Errors of `json`: for invalid text or a number of thousands of digits, and for deep nesting.
 FAULTS = (ValueError, RecursionError)
@@ -122,7 +123,7 @@ def similar_data_set(name: str) -> str:
 
 
 def _read_file(file: Path) -> Iterator[tuple[int, Any]]:
-    with _unpacked(file) as stream, _named_faults(file):
+    with unpacked(file) as stream, named_faults(file):
         start = stream.read(4)
         stream.seek(0)
         if start == PARQUET:
@@ -146,7 +147,7 @@ def _read_file(file: Path) -> Iterator[tuple[int, Any]]:
 
 
 @contextmanager
-def _unpacked(file: Path) -> Iterator[IO[bytes]]:
+def unpacked(file: Path) -> Iterator[IO[bytes]]:
     """Open a file. A gzip file is unpacked to a temporary one first, so that damage is noticed before use."""
     try:
         with file.open("rb") as packed:
@@ -179,7 +180,8 @@ def _unpack(packed: BinaryIO, plain: IO[bytes], file: Path) -> None:
 
 
 @contextmanager
-def _named_faults(file: Path) -> Iterator[None]:
+def named_faults(file: Path) -> Iterator[None]:
+    """Raise `UserError` for text inside that is not UTF-8."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -221,6 +223,7 @@ def _json_list(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
             raise fault("',' or ']' expected")
         try:
             row = text.value()
+            _check_surrogates(text.taken, row)
         except UnicodeDecodeError:
             raise
         except FAULTS as error:
@@ -232,9 +235,10 @@ def _json_list(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
 
 
 class _Text:
-    """Incremental reader of JSON in UTF-8."""
+    """Incremental reader of JSON in UTF-8; `taken` is the text of the last value."""
 
     def __init__(self, stream: IO[bytes]) -> None:
+        self.taken = ""
         self._stream = stream
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._buffer = ""
@@ -270,6 +274,7 @@ class _Text:
                     raise
             else:
                 if end < len(self._buffer) or self._ended:  # a number at the end of the buffer may continue
+                    self.taken = self._buffer[self._index : end]
                     self._index = end
                     return value
             self._read_on()
@@ -336,7 +341,9 @@ def _json_lines(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
             continue
         where = f"{file}, row {number}"
         try:
-            row = _JSON.decode(line.decode("utf-8"))
+            text = line.decode("utf-8")
+            row = _JSON.decode(text)
+            _check_surrogates(text, row)
         except UnicodeDecodeError as error:
             raise UserError(f"not UTF-8 ({error})", where=where, remedy="convert it to UTF-8") from None
         except FAULTS as error:
@@ -345,6 +352,16 @@ def _json_lines(stream: IO[bytes], file: Path) -> Iterator[tuple[int, Any]]:
                 f"not JSON ({_message(error)}{column})", where=where, remedy="give one JSON object per line"
             ) from None
         yield number, row
+
+
+def _check_surrogates(text: str, row: Any) -> None:
+    """Raise `ValueError` if an escape in the text of a row is half a character, which no file can hold as UTF-8."""
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = ord(error.object[error.start])
+            raise ValueError(f"\\u{half:x} is half a surrogate pair") from None
 
 
 def _message(error: Exception) -> str:

@@ -12,7 +12,7 @@ from sams.scoring.inputs import versions
 from sams.study.settings import Decoding, ModelDecoding
 
 
-def made_with(decoding: Decoding | ModelDecoding, module: str) -> dict[str, Any]:
+def made_with(decoding: Decoding | ModelDecoding, module: str, *more: str) -> dict[str, Any]:
     """Return the digest of our code and the versions of the decoding libraries, on which answers depend.
 
     Raises:
@@ -27,7 +27,7 @@ def made_with(decoding: Decoding | ModelDecoding, module: str) -> dict[str, Any]
                 remedy="`pip install vllm` in this environment, or set it to transformers",
             )
         libraries.append("vllm")
-    return {"code": code_digest(module), "versions": versions(*libraries)}
+    return {"code": code_digest(module, *more), "versions": versions(*libraries)}
 
 
 def parts_path(out: Path) -> Path:
@@ -46,8 +46,3 @@ def model_digest(folder: Path) -> str:
         return manifest_digest(folder)
     files = {path.name: sha256_of(path) for path in sorted(folder.glob("*")) if path.is_file()}
     return hashlib.sha256(canonical_json(files).encode()).hexdigest()[:16]
-
-
-def sample_label(label: str, sample: int) -> str:
-    """Return the label of a sample, counted from 0. The first has the label of a single sample."""
-    return f"{label}, sample {sample + 1}" if sample else label

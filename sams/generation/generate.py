@@ -1,4 +1,4 @@
-"""Stage `generate_answers`: answer AlpacaEval's instructions, MT-Bench's questions or test prompts with a model.
+"""Stage `generate_answers`: answer the questions of a benchmark or test prompts with a model.
 
     python -m sams.generation.generate --recipe recipe.json --model R/dpo/seed0/model \
         --questions R/questions --out answers.json
@@ -10,21 +10,28 @@ the digest of the model and figures of the answers. Decoded batches are stored i
 until the answers are written, so that a killed run resumes with bitwise the same answers.
 """
 
+import itertools
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sams.generation.answers import SETS, fitting
 from sams.generation.facts import made_with, model_digest, parts_path
 from sams.generation.shards import Shards
+from sams.runtime.errors import UserError
 from sams.runtime.files import sha256_of, write_json
 from sams.runtime.provenance import made_on
 from sams.runtime.stage import read_recipe, run
-from sams.scoring.inputs import meta_path
+from sams.scoring.inputs import Row, meta_path
+from sams.scoring.question_set import question_set
+from sams.study.code import questions_of
 from sams.study.recipes import GenerateRecipe
+
+if TYPE_CHECKING:
+    from sams.generation.decode import Decoder
 
 log = logging.getLogger("generate")
 
@@ -50,20 +57,20 @@ def generate_answers(
     """
     from sams.generation.decode import Decoder
 
-    questions_of = SETS[recipe.benchmark]
-    rows, source = questions_of.read(questions)
+    asked = question_set(recipe.benchmark)
+    rows, source = asked.read(questions)
     facts = {
         "recipe": recipe.model_dump(mode="json"),
         "model": model_digest(model),
         "questions": sha256_of(source),
-        **made_with(recipe.decoding, "sams.generation.generate"),
+        **made_with(recipe.decoding, "sams.generation.generate", questions_of(recipe.benchmark)),
     }
     shards = Shards(parts or parts_path(out), facts)
     decoder = Decoder(model, recipe.precision, recipe.decoding, recipe.seed, shards, recipe.template_date)
     if recipe.prompts is not None:
         rows = fitting(decoder, rows, recipe.prompts)
     started = time.monotonic()
-    outputs, by_name = questions_of.answer(decoder, rows, f"{recipe.method}-seed{recipe.seed}")
+    outputs, by_name = asked.answer(decoder, rows, f"{recipe.method}-seed{recipe.seed}")
     answers = by_name.values()
     meta = {
         **facts,
@@ -81,11 +88,23 @@ def generate_answers(
     meta_path(out).unlink(
         missing_ok=True
     )  # a kill before the next write must not leave facts that belong to other answers
-    questions_of.write(out, outputs)
+    asked.write(out, outputs)
     meta |= {"sha256": sha256_of(out), "environment": made_on()}
     write_json(meta_path(out), meta)
     shards.remove()
     return meta
+
+
+def fitting(decoder: "Decoder", rows: Sequence[Row], count: int | None) -> list[Row]:
+    """Return the first `count` rows with a prompt that leaves room for an answer in the model's context.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = list(itertools.islice((row for row in rows if decoder.fits(row["prompt"])), count))
+    if not found:
+        raise UserError(f"none of {len(rows)} prompts fits the model's context")
+    return found
 
 
 # --- command line ---------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from sams.data.forms import read_prompts
-from sams.generation.facts import made_with, model_digest, parts_path, sample_label
+from sams.generation.facts import made_with, model_digest, parts_path
 from sams.generation.shards import Shards
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json, sha256_of, write_json
@@ -29,6 +29,7 @@ from sams.runtime.jsonl import write_lines
 from sams.runtime.provenance import made_on
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.inputs import meta_path
+from sams.scoring.question_set import sample_label
 from sams.study.recipes import OnPolicyRecipe
 
 log = logging.getLogger("generate")

@@ -1,1 +1,1 @@
-"""Judges: endpoints, the caching proxy, calls and their retries, the store of answers."""
+"""Judges: calls, their retries, the store of answers, and what is known of judges."""

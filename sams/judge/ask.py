@@ -66,6 +66,11 @@ class Judgment:
         """Text of the first answer."""
         return self.texts[0]
 
+    @property
+    def doubt(self) -> str:
+        """Why a judgment may be wrong; empty if none is doubtful."""
+        return next((reading.doubt for reading in self.readings if reading.doubt), "")
+
 
 @dataclass(frozen=True)
 class Judgments:

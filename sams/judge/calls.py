@@ -18,7 +18,8 @@ TOP_LOGPROBS = 5
 ANSWER_TOKENS = 2048
 """Limit for an answer in words, as in FastChat."""
 LONGEST_NAME = 200
-THOUGHTS = re.compile(r"\A\s*<think>.*?(</think>|\Z)", re.DOTALL)
+# Chat templates that end with <think> leave only the closing mark in the answer.
+THOUGHTS = re.compile(r"\A(\s*<think>.*?(</think>|\Z)|((?!<think>).)*?</think>)", re.DOTALL)
 
 
 # Endings by which an endpoint names the snapshot of a model: -0613, -2024-08-06, @20240806.
@@ -137,7 +138,7 @@ def is_snapshot(model: str, requested: str) -> bool:
 
 
 def text_of(answer: Answer) -> str:
-    """Return the text of an answer, without the thoughts that a reasoning model puts before it.
+    """Return the text of an answer, without thoughts.
 
     Raises:
         Unusable: a refusal, no text, or an answer that the token limit has cut.
@@ -150,7 +151,12 @@ def text_of(answer: Answer) -> str:
         raise Unusable("refused by the judge")
     if choice.get("finish_reason") == "length":
         raise Unusable("cut by the token limit")
-    text = THOUGHTS.sub("", message.get("content") or "").strip()
+    text = without_thoughts(message.get("content") or "")
     if not text:
         raise Unusable("no text")
     return text
+
+
+def without_thoughts(text: str) -> str:
+    """Return a text without the thoughts that a reasoning model puts before it."""
+    return THOUGHTS.sub("", text).strip()

@@ -13,11 +13,14 @@ from sams.scoring.fetch import published
 from sams.study.code import ENTRY_POINTS, code_of_job
 from sams.study.model_files import is_weights
 from sams.study.recipes import recipe_json, recipe_of
-from sams.study.settings import Settings
+from sams.study.settings import Settings, benchmark_settings
 from sams.study.sources import sources_of
 from sams.study.study import BASE_METHOD, Study
 
-SCORING = ("make_difficulty", "score_alpaca_eval", "score_mt_bench")
+SCORING = (
+    "make_difficulty",
+    *(f"score_{name}" for name, kind in benchmark_settings().items() if kind.has_judge),
+)
 """Stages that share the recipe `score`."""
 
 
@@ -28,14 +31,13 @@ class Jobs:
         self.study = study
         self._recipe = functools.cache(functools.partial(recipe_of, study))
         self._digest = functools.cache(_digest)
-        on_policy, alpaca_eval = study.on_policy, study.benchmarks.alpaca_eval
-        rewards, lm_eval = study.benchmarks.reward_model, study.benchmarks.lm_eval
+        on_policy = study.on_policy
         # Sources that no recipe names.
         self._more: dict[str, list[str | None]] = {
             "sample_pairs": [on_policy.prompts, on_policy.reward_model] if on_policy else [],
-            "score_alpaca_eval": [alpaca_eval.difficulty] if alpaca_eval else [],
-            "score_reward_model": [rewards.model] if rewards else [],
-            "score_lm_eval": [lm_eval.include_path] if lm_eval else [],
+        } | {
+            f"score_{name}": [*group.part(group.source_keys).values()]
+            for name, group in study.benchmarks.scored.items()
         }
 
     def recipe(self, stage: str, wildcards: Any, benchmark: str = "") -> Settings:

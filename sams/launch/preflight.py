@@ -17,11 +17,14 @@ from sams.data.sources import (
     similar_data_set,
     similar_file,
 )
+from sams.judge.known import judge_warnings
 from sams.launch.machine import gpus_here, processes
 from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.extras import require
 from sams.runtime.files import write_json
 from sams.scoring.fetch import FOLDER, PUBLISHED, check, published
+from sams.scoring.question_set import question_set
+from sams.scoring.table import judged
 from sams.study.rates import rates_to_check
 from sams.study.settings import Model
 from sams.study.study import Study
@@ -44,6 +47,7 @@ def main(study: str, out: Path, results: Path = Path("results")) -> None:
     check_lm_eval(settings)
     check_judge(settings)
     check_sources(settings)
+    check_questions(settings)
     check_adapters(settings)
     for sentence in rates_to_check(settings):
         log.warning("warning: %s", sentence)
@@ -94,7 +98,7 @@ def check_packages(study: Study) -> None:
             where="lora.load_in_4bit",
             remedy="install it (extra `qlora` of this package), or set load_in_4bit: false",
         )
-    if study.benchmarks.alpaca_eval or study.benchmarks.mt_bench:
+    if study.benchmarks.judged:
         require("score", where="benchmarks")
 
 
@@ -133,9 +137,11 @@ def check_judge(study: Study) -> None:
     Raises:
         UserError: the key is missing or the call fails; the message names the variable or the endpoint.
     """
-    benchmarks, judge = study.benchmarks, study.benchmarks.judge
-    if not (benchmarks.alpaca_eval or benchmarks.mt_bench) or judge.kind != "openai":
+    judge = study.benchmarks.judge
+    if not study.benchmarks.judged or judge.kind != "openai":
         return
+    for sentence in judge_warnings(judge):
+        log.warning("warning: %s", sentence)
     from sams.judge.client import judge_key
     from sams.judge.trial import try_out
 
@@ -145,7 +151,8 @@ def check_judge(study: Study) -> None:
             where="environment variable OPENAI_API_KEY",
             remedy="export it; it is never written to a file",
         )
-    try_out(judge, pairs=benchmarks.alpaca_eval is not None, ratings=benchmarks.mt_bench is not None)
+    kinds = {benchmark.judgment for benchmark in judged(study)}
+    try_out(judge, pairs="pair" in kinds, ratings="rating" in kinds)
 
 
 def check_sources(study: Study) -> None:
@@ -189,6 +196,18 @@ def check_sources(study: Study) -> None:
                 where=f"{key}.encoder",
                 remedy=f"set {' or '.join(ENCODERS)}, or name a folder",
             )
+
+
+def check_questions(study: Study) -> None:
+    """Check the files of the benchmarks by the scorers' own readers; those of files that are not fetched yet later.
+
+    Raises:
+        UserError: naming key, file and row.
+    """
+    for name, group in study.benchmarks.scored.items():
+        files = [path for path in group.part(group.question_keys).values() if path is not None]
+        if group.question_keys and all(Path(path).is_file() for path in files):
+            question_set(name).check(group, study.data.world)
 
 
 def check_model_source(model: Model, key: str) -> None:
@@ -317,13 +336,11 @@ def hub_commits(study: Study) -> dict[str, str | None]:
 
 def benchmark_sources(study: Study) -> dict[str, str]:
     """Return the files that the benchmarks' settings name, by key."""
-    groups = {"alpaca_eval": study.benchmarks.alpaca_eval, "mt_bench": study.benchmarks.mt_bench}
     return {
         f"benchmarks.{name}.{key}": value
-        for name, group in groups.items()
-        if group is not None
+        for name, group in study.benchmarks.judged.items()
         for key, value in group
-        if isinstance(value, str)
+        if isinstance(value, str) and key in (*group.question_keys, *group.source_keys)
     }
 
 

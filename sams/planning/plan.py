@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from sams.judge.store import USUAL_ANSWER_TOKENS, Tokens
+from sams.judge.known import PAPERS, judge_warnings, papers_judge
+from sams.judge.store import Tokens
 from sams.launch.machine import gpus_here, processes
 from sams.planning import work as count
 from sams.planning.data import Facts
@@ -19,23 +20,17 @@ from sams.planning.parts import Disk, Judged, Plan, Stage
 from sams.planning.peaks import Memory, Peaks, together
 from sams.planning.work import SchedulerCosts, Work, scheduler_costs
 from sams.runtime.gpus import Gpu
+from sams.scoring.benchmark import Benchmark
+from sams.scoring.table import judged, scored
 from sams.study.architectures import config_of
 from sams.study.recipes import recipe_of
-from sams.study.study import Study
+from sams.study.study import BASE_METHOD, Study
 from sams.tables.render import number
 from sams.training.checkpoints import KEPT
 from sams.training.reference import MOST_ITEMS
 
 if TYPE_CHECKING:
     from sams.study.settings import Decoding, MicroBatch, ModelDecoding, Preference
-
-QUESTIONS = {"alpaca_eval": 805, "mt_bench": 80}
-TURNS = {"alpaca_eval": 1, "mt_bench": 2}
-
-# Tokens of a judge's prompt, at four characters a token. AlpacaEval: template, instruction, baseline (3,612
-# characters) and an answer of 2,034. MT-Bench: the mean of 480 recorded judgments (3,101 characters).
-JUDGE_PROMPT = {"alpaca_eval": 1410, "mt_bench": 775}
-JUDGE_ANSWER = {"alpaca_eval": 1, "mt_bench": USUAL_ANSWER_TOKENS}
 
 LONGEST_ANSWER = 1024
 """Decoding steps of a batch, which ends with its longest answer. An assumption."""
@@ -143,16 +138,17 @@ class Planner:
             stages.append(
                 self._generation("samples", study.samples.decoding, len(study.sampled_methods), asked)
             )
-        for name in self.benchmarks:
-            decoding = getattr(study.benchmarks, name).decoding
-            asked = QUESTIONS[name] * TURNS[name] * decoding.samples
-            stages.append(self._generation(name, decoding, models, asked))
-            stages.append(Stage(f"score_{name}", models))
-        if (scored := study.benchmarks.reward_model) is not None:
-            stages.append(self._generation("reward_model", scored.decoding, models, scored.prompts))
-            stages.append(Stage("score_reward_model", models))
-        if study.benchmarks.lm_eval is not None:
-            stages.append(Stage("score_lm_eval", models))
+        for benchmark, settings in self.scored:
+            if benchmark.answers:
+                asked = benchmark.work(settings, study.benchmarks.judge).prompts
+                asked *= getattr(settings.decoding, "samples", 1)
+                answering = models + self.seeds * (
+                    bool(benchmark.start)
+                    and BASE_METHOD in study.started_methods
+                    and BASE_METHOD not in study.methods
+                )
+                stages.append(self._generation(benchmark.name, settings.decoding, answering, asked))
+            stages.append(Stage(f"score_{benchmark.name}", models))
         return stages
 
     @property
@@ -168,10 +164,10 @@ class Planner:
         return pretrain is not None and pretrain.policy == "frozen" and self.study.pretrains
 
     @property
-    def benchmarks(self) -> list[Literal["alpaca_eval", "mt_bench"]]:
-        """Benchmarks that the study scores."""
-        names: tuple[Literal["alpaca_eval", "mt_bench"], ...] = ("alpaca_eval", "mt_bench")
-        return [name for name in names if getattr(self.study.benchmarks, name) is not None]
+    def scored(self) -> list[tuple[Benchmark, Any]]:
+        """Benchmarks that the study scores, with their settings."""
+        settings = self.study.benchmarks.scored
+        return [(benchmark, settings[benchmark.name]) for benchmark in scored(self.study)]
 
     def _stage(self, name: str, jobs: int, work: Work, scheduler: SchedulerCosts | None = None) -> Stage:
         # Selective recomputation repeats no matrix product.
@@ -234,7 +230,7 @@ class Planner:
             costs = self._scheduler(method) if training.selector == "sams" else None
             rows.append(self.peaks.trained(method, training, largest, 2, costs))
         rows = together(rows)
-        decodings = [getattr(study.benchmarks, name).decoding for name in self.benchmarks]
+        decodings = [settings.decoding for benchmark, settings in self.scored if benchmark.has_judge]
         if decodings and self.gpu is not None:
             largest_cache = max(decoding.batch_size * self._positions(decoding) for decoding in decodings)
             weights_and_cache = 2.0 * self.sizes.total + self.sizes.cache * largest_cache
@@ -301,10 +297,12 @@ class Planner:
         """Return the calls of a judge endpoint."""
         judge, models = self.study.benchmarks.judge, len(self.study.methods) * self.seeds
         parts = []
-        for name in self.benchmarks if judge.kind == "openai" else []:
-            calls = models * QUESTIONS[name] * TURNS[name]
-            tokens = Tokens(calls * JUDGE_PROMPT[name], calls * JUDGE_ANSWER[name])
-            parts.append(Judged(name, calls, tokens, tokens.cost(judge.prices)))
+        for benchmark, settings in self.scored:
+            work = benchmark.work(settings, judge)
+            if work.calls and judge.kind == "openai":
+                calls = models * work.calls
+                tokens = Tokens(calls * work.prompt_tokens, calls * work.answer_tokens)
+                parts.append(Judged(benchmark.name, calls, tokens, tokens.cost(judge.prices)))
         return parts
 
     # --- notes and warnings-----------------------------------------------------------------------
@@ -323,7 +321,7 @@ class Planner:
             )
         else:
             notes.append("Hours are planned for bfloat16 on GPUs only.")
-        if self.benchmarks and self.timed:
+        if judged(self.study) and self.timed:
             notes.append(
                 f"Assumed: a batch of answers takes {LONGEST_ANSWER} steps of {1000 * STEP_SECONDS:.0f} ms or more, "
                 "and each job uses one GPU; vLLM would be faster."
@@ -358,6 +356,10 @@ class Planner:
                 "Judge tokens: four characters a token."
                 + ("" if priced else " Their cost is not known: set `benchmarks.judge.prices`.")
             )
+            if self.study.benchmarks.judge.model != PAPERS:
+                notes.append(
+                    f"Published scores are of {papers_judge()}; those of another judge are not comparable."
+                )
 
     def _micro_batches(self) -> list[MicroBatch]:
         return [training.micro_batch_size for training in self._preferences]
@@ -368,6 +370,8 @@ class Planner:
 
     def _add_warnings(self, plan: Plan) -> None:
         warnings = plan.warnings
+        if plan.judge:
+            warnings += judge_warnings(self.study.benchmarks.judge)
         for row in plan.memory:
             if row.fits is False:
                 warnings.append(

@@ -11,13 +11,14 @@ from sams.runtime.files import sha256_of_text
 from sams.runtime.source import PACKAGE, SOURCE
 
 # Packages and modules that are in no digest: what they decide is in the recipe, or is only reported.
-# The tables only name modules; `sams.study.code` adds the modules of a job's loss and selector to its code.
+# The tables only name modules; `sams.study.code` adds those of a job's loss, selector or benchmark to its code.
 NOT_HASHED = (
     "sams.runtime",
     "sams.study",
     "sams.tracking",
     "sams.losses.table",
     "sams.scheduling.selectors.table",
+    "sams.scoring.table",
 )
 
 
@@ -25,7 +26,7 @@ def code_of(module: str, *more: str) -> dict[str, str]:
     """Return the modules that an entry point runs, each with a digest of its code, twelve hex digits.
 
     Args:
-        module: the entry point.
+        module: the entry point, or `module:name` for one function or object of a module and what it uses of it.
         more: modules that it imports by name, such as that of a loss or of a selector in another package.
     """
     return {name: _code(name).digest for name in sorted(imported_modules(module, *more))}
@@ -71,7 +72,10 @@ class _Code(NamedTuple):
 @functools.cache  # the digests of all rules share most modules
 def _code(name: str) -> _Code:
     """Return the digest of a module's code, and the `sams` modules that it imports."""
-    return _Code(*remembered(f"code by {_version()}", _file(name), _read))
+    part = name.partition(":")[2]
+    return _Code(
+        *remembered(f"code {part} by {_version()}", _file(name), functools.partial(_read, part=part))
+    )
 
 
 @functools.cache
@@ -79,8 +83,10 @@ def _version() -> str:
     return _digest(Path(__file__).read_text(encoding="utf-8"))
 
 
-def _read(file: Path) -> tuple[str, list[str]]:
+def _read(file: Path, part: str) -> tuple[str, list[str]]:
     tree = _RemoveNotHashed().visit(ast.parse(file.read_text(encoding="utf-8")))
+    if part:
+        _keep_used(tree, part)
     imports: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -91,6 +97,42 @@ def _read(file: Path) -> tuple[str, list[str]]:
             imports += [base, *(f"{base}{dot}{alias.name}" for alias in node.names)]
     # Unlike `ast.dump`, `ast.unparse` gives the same text on every Python that the project supports.
     return _digest(ast.unparse(tree)), imports
+
+
+def _keep_used(tree: ast.Module, part: str) -> None:
+    """Remove the statements of a module that define nothing that a name of it uses, directly or not."""
+    defined = [(node, _names_of(node)) for node in tree.body]
+    used, waiting = {part}, [part]
+    while waiting:
+        name = waiting.pop()
+        for node, names in defined:
+            if name in names and not isinstance(node, ast.Import | ast.ImportFrom):
+                new = {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} - used
+                used |= new
+                waiting += new
+    tree.body = [node for node, names in defined if names & used]
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            node.names = [alias for alias in node.names if _bound(alias) in used]
+
+
+def _names_of(node: ast.stmt) -> set[str]:
+    """Return the names that a statement at the top of a module defines."""
+    match node:
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            return {_bound(alias) for alias in names}
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            return {name}
+        case _:
+            return {
+                each.id
+                for each in ast.walk(node)
+                if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+            }
+
+
+def _bound(alias: ast.alias) -> str:
+    return alias.asname or alias.name.partition(".")[0]
 
 
 class _RemoveNotHashed(ast.NodeTransformer):
@@ -180,6 +222,7 @@ def _digest(text: str) -> str:
 
 def _resolved(imported: str, by: str) -> str | None:
     """Return the name of a module that a module imports; None if it is of another project, or no module."""
+    by = by.partition(":")[0]
     if imported.startswith("."):
         package = by if _file(by).name == "__init__.py" else by.rpartition(".")[0]
         try:
@@ -208,6 +251,7 @@ def _base(top: str) -> Path | None:
 
 
 def _path(name: str) -> Path:
+    name = name.partition(":")[0]
     top = name.partition(".")[0]
     base = {"sams": PACKAGE.parent, "workflow": SOURCE}.get(top) or _base(top) or Path(top)
     return base.joinpath(*name.split("."))

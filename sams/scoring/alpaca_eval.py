@@ -15,7 +15,7 @@ import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -30,15 +30,20 @@ from sams.judge.ask import (
     judge_name,
 )
 from sams.judge.calls import Reading
+from sams.judge.noise import judge_standard_error
+from sams.judge.store import USUAL_ANSWER_TOKENS
 from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.alpaca_eval_run import PairCall, compute_figures, pair_calls
+from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Items, Score, Shown, Work, spread, values
 from sams.scoring.difficulty_table import check_reference, check_table, read_table
-from sams.scoring.inputs import Row, doubled, input_hashes, read_json_rows, some_of, text_of, versions
+from sams.scoring.inputs import Row, doubled, input_hashes, numbered, read_rows, some_of, text_of, versions
 from sams.scoring.job import run_scoring
+from sams.scoring.question_set import Decoded, Decoder, Prepared, QuestionSet, user
 from sams.study.recipes import ScoreRecipe
-from sams.study.settings import Judge
+from sams.study.settings import AlpacaEval, Judge, World
+from sams.world import examples as synthetic
 
 log = logging.getLogger("alpaca_eval")
 
@@ -78,7 +83,7 @@ def score_alpaca_eval(
 
     Returns:
         AlpacaEval's figures by its own names (rates and standard errors in percentage points), `lc_standard_error`
-        (ours), and the inputs, versions and settings.
+        and `judge_standard_error` of repeated judgments (ours), and the inputs, versions and settings.
 
     Raises:
         UserError: inputs that the package would score wrongly, or judgments that are missing.
@@ -113,6 +118,7 @@ def score_alpaca_eval(
     metrics = {
         **figures(computed, reason),
         "n_missing": sum(bool(judgment.missing) for judgment in judgments),
+        "judge_standard_error": judge_standard_error(judgments, 100),
         "judge": judge,
         "judge_calls": judged.facts if judged else None,
         "annotator": rows[0]["annotator"],
@@ -147,8 +153,7 @@ def read_outputs(path: Path) -> list[Row]:
         UserError: a row without text, a repeated instruction, several generators, or only empty outputs.
     """
     rows = []
-    for number, row in enumerate(read_json_rows(path), start=1):
-        where = f"{path}, row {number}"
+    for where, row in numbered(path):
         rows.append(
             {
                 "instruction": text_of(row, "instruction", where),
@@ -326,8 +331,7 @@ def _recorded(path: Path) -> tuple[dict[Key, float], str]:
     """
     known: dict[Key, float] = {}
     judges = set()
-    for number, row in enumerate(read_json_rows(path), start=1):
-        where = f"{path}, row {number}"
+    for where, row in numbered(path):
         annotator = row.get("annotator", ANNOTATOR)
         if annotator != ANNOTATOR and "judge" not in row:
             raise UserError(f"expected judgments of {ANNOTATOR}, found {annotator!r}", where=where)
@@ -417,6 +421,174 @@ def _write_annotations(path: Path, annotations: Sequence[Row], judge: str) -> No
     with whole_file(path) as part:
         rows = [{**row, "judge": judge} for row in annotations]
         part.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# --- questions and answers ------------------------------------------------------------------------
+
+
+class Instructions(QuestionSet):
+    """AlpacaEval's instructions, with the baseline's outputs, and a model's outputs."""
+
+    key = "alpaca_eval"
+    file = "alpaca_eval.json"
+
+    def prepare(self, settings: AlpacaEval, world: World | None) -> dict[str, Prepared]:
+        """Return the baseline's outputs, which the scorer must be able to read."""
+        given = settings.reference_outputs
+        if given is None:
+            rows = synthetic.baseline_outputs(self.world(world, "reference_outputs"))
+        else:
+            with self.naming("reference_outputs"):
+                rows = read_rows(Path(given))
+                outputs = read_outputs(Path(given))
+                check_reference([row["instruction"] for row in outputs], outputs[0]["generator"], given)
+        return {self.file: Prepared(rows, given)}
+
+    def check(self, settings: AlpacaEval, world: World | None) -> None:
+        """Check the baseline's outputs, and that the difficulty table belongs to them."""
+        rows = self.prepare(settings, world)[self.file].rows
+        if settings.difficulty is not None and Path(settings.difficulty).is_file():
+            table = read_table(Path(settings.difficulty))
+            with self.naming("difficulty"):
+                check_table(table, [row["instruction"] for row in rows], settings.difficulty)
+
+    def read(self, folder: Path) -> tuple[list[Row], Path]:
+        """Read rows {instruction, dataset}; return them and their file."""
+        path = folder / self.file
+        rows = numbered(path)
+        for where, row in rows:
+            text_of(row, "instruction", where)
+        return [row for _, row in rows], path
+
+    def answer(
+        self, decoder: Decoder, rows: Sequence[Row], name: str
+    ) -> tuple[list[Row], dict[str, Decoded]]:
+        """Return outputs in AlpacaEval's form, in the order of the rows, and the answers by the name of their row.
+
+        The form has one answer per row: of several samples the first, which does not depend on their number.
+        """
+        conversations = [[user(row["instruction"])] for row in rows]
+        answers = decoder.answer(conversations, [decoder.decoding.temperature] * len(rows), self.key)
+        outputs = [
+            {
+                "instruction": row["instruction"],
+                "output": answer.text,
+                "generator": name,
+                "dataset": row.get("dataset", ""),
+            }
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+        return outputs, {f"row {number}": answer for number, answer in enumerate(answers, start=1)}
+
+
+QUESTIONS = Instructions()
+
+
+# --- tables and pages -----------------------------------------------------------------------------
+
+
+class AlpacaEval2(Benchmark):
+    """AlpacaEval 2, with length control."""
+
+    name, title = "alpaca_eval", "AlpacaEval 2"
+    answers, answers_key = "alpaca_eval/answers.json", "model_outputs"
+    judged = "alpaca_eval/annotations.json"
+    inputs, given = ("answers", "questions", "difficulty"), ("difficulty",)
+    options: ClassVar = {
+        "model_outputs": "{input.answers}",
+        "reference_outputs": "{questions}/alpaca_eval.json",
+        "annotations_out": "{output.judged}",
+    }
+    scores = (
+        Score(
+            "length_controlled_winrate",
+            "alpaca_eval",
+            "length_controlled_winrate",
+            "lc_standard_error",
+            1,
+            "LC win rate",
+            "%",
+        ),
+        Score("win_rate", "alpaca_eval", "win_rate", "standard_error", 1, "win rate", "%"),
+    )
+    in_every_table = True
+    page_scores = (("LC win rate", "length_controlled_winrate", 1), ("win rate", "win_rate", 1))
+    compared = ("win rate", "points", "instructions")
+    tie = 1.0
+    verdict_note = (
+        "A preference is the judge's probability that the answer is better than the baseline's. Equal: less than a "
+        "point apart"
+    )
+
+    def work(self, settings: AlpacaEval, judge: Judge) -> Work:
+        """Return the work of 805 instructions, in both orders of the outputs for a judge without log-probs.
+
+        The judge's prompt, at four characters a token, is the template, an instruction, the baseline's output (3,612
+        characters) and an output of 2,034.
+        """
+        orders, answer = (1, 1) if judge.log_probs else (2, USUAL_ANSWER_TOKENS)
+        calls = 805 * orders * judge.repeats
+        return Work(prompts=805, calls=calls, prompt_tokens=1410, answer_tokens=answer)
+
+    def items(self, path: Path) -> ByColumn:
+        """Return the preference for the model on each instruction, in percent: their mean is `win_rate`.
+
+        AlpacaEval counts preferences from 1 (baseline) to 2 (model); older versions wrote 0 for a draw.
+        """
+        items: Items = {}
+        for row in read_rows(path):
+            preference = row.get("preference")
+            if preference is not None and (preference == 0 or 1 <= preference <= 2):
+                items[row["instruction"]] = 100 * ((preference or 1.5) - 1)
+        return {"win_rate": items}
+
+    def notes(self, settings: AlpacaEval, figures: Figures) -> list[str]:
+        """Return the number of instructions, length control or the reason why it is missing, and answer lengths."""
+        counts = values(figures, "n_total")
+        notes = [
+            f"AlpacaEval 2: win rates in percent over {spread(counts)} instructions, against the baseline."
+        ]
+        reasons = sorted({str(reason) for reason in values(figures, "lc_unavailable")})
+        if reasons:
+            notes.append(f"Length control: unavailable: {'; '.join(reasons)}.")
+        elif settings.difficulty is None:
+            notes.append(
+                "Length control: with a difficulty table made for this study's own instructions, not the "
+                "official one; its standard error is this project's bootstrap over instructions."
+            )
+        else:
+            notes.append(
+                f"Length control: with the difficulty table {settings.difficulty}; its standard error is this "
+                "project's bootstrap over instructions."
+            )
+        lengths = {method: values({method: of}, "avg_length") for method, of in figures.items()}
+        means = [f"{method} {statistics.fmean(known):.0f}" for method, known in lengths.items() if known]
+        if means:
+            notes.append(f"Mean answer length in characters: {', '.join(means)}.")
+        return notes
+
+    def shown(self, run: Path, questions: Path) -> dict[str, Shown]:
+        """Return instructions with the model's output, the baseline's, and the preference."""
+        preferences = self.items(run / self.judged)["win_rate"]
+        return {
+            row["instruction"]: Shown(
+                name=row.get("dataset", ""),
+                questions=[row["instruction"]],
+                answers=[row["output_2"]],
+                verdicts=[
+                    f"preferred with {preferences[row['instruction']]:.1f} %"
+                    if row["instruction"] in preferences
+                    else "not judged"
+                ],
+                explanations=[],
+                judge=row.get("judge", "unknown"),
+                baseline=row["output_1"],
+            )
+            for row in read_rows(run / self.judged)
+        }
+
+
+BENCHMARK = AlpacaEval2()
 
 
 # --- command line ---------------------------------------------------------------------------------

@@ -101,6 +101,8 @@ class Benchmark:
     # --- the rules ---
     has_judge: ClassVar[bool] = True
     """Whether a judge scores the answers, which a page then shows with its verdicts."""
+    judgment: ClassVar[str] = "pair"
+    """What the judge gives: pair (the better of two answers) or rating; stage `preflight` tries that."""
     asks_test_prompts: ClassVar[bool] = False
     """Whether the questions are the prompts of the test pairs, and not files of stage `prepare_questions`."""
     needs_gpu: ClassVar[bool] = False
@@ -182,8 +184,8 @@ class Benchmark:
         raise NotImplementedError
 
 
-def values(figures: Figures, key: str) -> list[float]:
-    """Return the known values of a figure, of all methods and seeds."""
+def values(figures: Figures, key: str) -> list[Any]:
+    """Return the known values of a key of metrics.json, of all methods and seeds."""
     found = [metrics.get(key) for of_method in figures.values() for metrics in of_method]
     return [value for value in found if value is not None]
 

@@ -6,7 +6,7 @@ prompts, parsing of ratings and choice of reference prompts are used unchanged.
 
 import functools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -64,6 +64,36 @@ def needs_reference(category: str) -> bool:
     return category in common.NEED_REF_CATS
 
 
+def try_prompts(prompts: Mapping[str, Row]) -> Iterator[tuple[str, str]]:
+    """Yield the name of each judge prompt with which FastChat cannot grade an answer, and the reason.
+
+    FastChat fills in the placeholders by `str.format`, so that other braces must be doubled.
+    """
+    question = {"question_id": 1, "turns": ["<question 1>", "<question 2>"]}
+    answer = {"choices": [{"turns": ["<answer 1>", "<answer 2>"]}]}
+    reference = {"choices": [{"turns": ["<reference 1>", "<reference 2>"]}]}
+    for category in ("plain", "math"):
+        questions = [{**question, "category": category}]
+        for match in make_matches(questions, "model", {1: answer}, {1: reference}, prompts):
+            turn = turn_of(match)
+            needed = {f"<question {turn}>": "question", f"<answer {turn}>": "answer"}
+            needed |= {f"<reference {turn}>": "ref_answer"} if category == "math" else {}
+            try:
+                prompt, _, _ = prompt_of(match)
+                lacking = [
+                    f"{{{name}}}" if turn == 1 and name != "ref_answer" else f"{{{name}_{turn}}}"
+                    for text, name in needed.items()
+                    if text not in prompt
+                ]
+                reason = f"has no {' and no '.join(lacking)}" if lacking else ""
+            except (KeyError, IndexError) as error:
+                reason = f"has the unknown placeholder {{{error}}}; other braces are doubled: {{{{ }}}}"
+            except ValueError as error:
+                reason = f"cannot be filled in: {error}; braces of the text are doubled: {{{{ }}}}"
+            if reason:
+                yield match.judge.prompt_template["name"], reason
+
+
 def turn_of(match: Any) -> int:
     """Return the turn of a match, 1 or 2."""
     return 2 if match.multi_turn else 1
@@ -88,6 +118,12 @@ def rating_of(match: Any, judgment: str) -> float:
         Exception: FastChat evaluates what looks like a number, and `08` is none.
     """
     return float(_run(match, lambda *_: judgment)[0])
+
+
+def ratings_in(judgment: str) -> set[float]:
+    """Return the different numbers in a judgment that have FastChat's form of a rating, `[[n]]`."""
+    common, _ = _fastchat()
+    return {float(number) for number in common.one_score_pattern.findall(judgment)}
 
 
 def _run(match: Any, chat: Chat) -> tuple[float, str, str]:

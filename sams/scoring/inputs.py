@@ -1,43 +1,52 @@
 """Read the files of the benchmarks, gzip or not, with errors that name the row or line."""
 
-import gzip
-import hashlib
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from sams.data.sources import Row, named_faults, numbered_rows, unpacked
 from sams.runtime.errors import UserError
 from sams.runtime.files import MANIFEST, read_json, read_manifest, sha256_of
 
-Row = dict[str, Any]
-
-GZIP_MAGIC = b"\x1f\x8b"
 NAMED = 3
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, unpacked if its content is gzip.
+def read_rows(path: Path) -> list[Row]:
+    """Read the objects of a file: a JSON list or JSON lines, gzip or not, as `sams.data.sources` reads all files.
 
     Raises:
-        UserError: the file does not exist, is not UTF-8 text, or differs from the SHA-256 in its facts or in the
-            manifest of its folder.
+        UserError: naming the row, counted from 1; that of JSON lines is the number of the line. Or the file does not
+            exist, has no row, or differs from the SHA-256 in its facts or in the manifest of its folder.
     """
-    try:
-        content = path.read_bytes()
-        if (written := _digest_of(path)) and hashlib.sha256(content).hexdigest() != written:
-            raise UserError(
-                "has changed since it was written (its SHA-256 differs)",
-                where=str(path),
-                remedy="restore it, or delete it: snakemake then makes it again",
-            )
-        if content.startswith(GZIP_MAGIC):
-            content = gzip.decompress(content)
-        return content.decode("utf-8")
-    except FileNotFoundError:
-        raise UserError("no such file", where=str(path)) from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}", where=str(path)) from None
+    return [row for _, row in numbered(path)]
+
+
+def numbered(path: Path) -> list[tuple[str, Row]]:
+    """Return the rows of `read_rows`, each with its location for messages (`answers.jsonl, row 7`)."""
+    _check_written(path)
+    return list(numbered_rows(str(path), "train"))
+
+
+def read_text(path: Path) -> str:
+    """Read a UTF-8 file, gzip or not.
+
+    Raises:
+        UserError: the file does not exist, cannot be read, or has changed, as in `read_rows`.
+    """
+    _check_written(path)
+    with unpacked(path) as stream, named_faults(path):
+        return stream.read().decode("utf-8-sig")
+
+
+def _check_written(path: Path) -> None:
+    if not path.is_file():
+        raise UserError("a folder, expected a file" if path.is_dir() else "no such file", where=str(path))
+    if (written := _digest_of(path)) and sha256_of(path) != written:
+        raise UserError(
+            "has changed since it was written (its SHA-256 differs)",
+            where=str(path),
+            remedy="restore it, or delete it: snakemake then makes it again",
+        )
 
 
 def _digest_of(path: Path) -> str:
@@ -53,47 +62,6 @@ def _digest_of(path: Path) -> str:
 def meta_path(answers: Path) -> Path:
     """Return the path of the facts of a file of answers, <answers>.meta.json."""
     return answers.with_name(f"{answers.name}.meta.json")
-
-
-def read_json_rows(path: Path) -> list[Row]:
-    """Read a JSON file with a list of objects.
-
-    Raises:
-        UserError: the file is not a list of objects; the message names the line or the type.
-    """
-    try:
-        rows = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON: {error.msg}", where=f"{path}, line {error.lineno}") from None
-    if not isinstance(rows, list):
-        raise UserError(f"expected a list of objects, found {type(rows).__name__}", where=str(path))
-    return _objects(rows, path, "row")
-
-
-def read_json_lines(path: Path) -> list[Row]:
-    """Read a JSON-lines file; empty lines are ignored.
-
-    Raises:
-        UserError: naming the line.
-    """
-    rows = []
-    # Not `splitlines`, which also splits at U+2028 and similar characters inside texts.
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"not JSON: {error.msg}", where=f"{path}, line {number}") from None
-    return _objects(rows, path, "line")
-
-
-def _objects(rows: list[Any], path: Path, unit: str) -> list[Row]:
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise UserError(f"expected an object, found {row!r:.60}", where=f"{path}, {unit} {number}")
-    if not rows:
-        raise UserError("holds no rows", where=str(path))
-    return rows
 
 
 def text_of(row: Row, key: str, where: str, *, empty: bool = False) -> str:

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -24,7 +24,8 @@ from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.files import write_json
 from sams.runtime.jsonl import write_lines
 from sams.runtime.stage import read_recipe, run
-from sams.scoring.inputs import some_of, versions
+from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Score, values
+from sams.scoring.inputs import read_rows, some_of, versions
 from sams.scoring.job import log_scores
 from sams.study.recipes import LmEvalRecipe
 from sams.study.settings import LmEval
@@ -212,6 +213,55 @@ def readable(value: Any) -> Any:
             return value if value == value and abs(value) != float("inf") else None
         case _:
             return str(value)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+COLUMN = "lm_eval_"
+"""Prefix of the columns of tasks."""
+
+
+class LmEvalScores(Benchmark):
+    """Tasks of lm-eval, a column each."""
+
+    name, title = "lm_eval", "lm-eval"
+    judged = "lm_eval/items.jsonl"
+    has_judge, needs_gpu = False, True
+    inputs, given = ("model",), ("model",)
+    options: ClassVar = {"items_out": "{output.judged}", "results_out": "{output.results}"}
+    outputs: ClassVar = {"results": "lm_eval/results.json"}
+
+    def columns(self, metrics: Mapping[str, Any]) -> list[Score]:
+        """Return a column for each task."""
+        return [_score(task) for task in metrics.get("tasks", {})]
+
+    def score_of(self, column: str) -> Score | None:
+        """Return the score of a task's column."""
+        return _score(column.removeprefix(COLUMN)) if column.startswith(COLUMN) else None
+
+    def items(self, path: Path) -> ByColumn:
+        """Return the score of each item of each task."""
+        items: ByColumn = {}
+        for row in read_rows(path) if path.stat().st_size else []:
+            items.setdefault(COLUMN + row["task"], {})[row["item"]] = row["score"]
+        return items
+
+    def notes(self, settings: LmEval, figures: Figures) -> list[str]:
+        """Return the metric and the number of items of each task."""
+        described = {task: facts for tasks in values(figures, "tasks") for task, facts in tasks.items()}
+        tasks = [
+            f"{task} ({facts['metric'].removesuffix(',none')}"
+            + (f", {facts['n']} items)" if facts["n"] else ")")
+            for task, facts in described.items()
+        ]
+        return [f"lm-eval, in percent, with the chat template: {', '.join(tasks) or 'no results yet'}."]
+
+
+def _score(task: str) -> Score:
+    return Score(COLUMN + task, "lm_eval", task, f"{task}_se", 1, task, "%")
+
+
+BENCHMARK = LmEvalScores()
 
 
 # --- command line ---------------------------------------------------------------------------------

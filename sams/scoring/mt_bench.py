@@ -9,28 +9,38 @@ question has a rating.
 """
 
 import functools
+import hashlib
 import logging
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
+from sams.data.records import Message
 from sams.judge.ask import STORE, DryRun, Judgment, ask_judge, check_missing, judge_name
-from sams.judge.calls import Answer, Call, Reading, Unusable, text_of
+from sams.judge.calls import Answer, Call, Reading, Unusable, text_of, without_thoughts
+from sams.judge.noise import judge_standard_error
+from sams.judge.store import USUAL_ANSWER_TOKENS
 from sams.runtime.errors import UserError
+from sams.runtime.files import canonical_json
 from sams.runtime.jsonl import write_lines
 from sams.runtime.stage import read_recipe, run
 from sams.scoring import fastchat_judge as fastchat
 from sams.scoring import inputs
+from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Score, Shown, Work, spread, values
 from sams.scoring.fastchat_judge import FAILED
-from sams.scoring.inputs import Row, input_hashes, read_json_lines, some_of, versions
+from sams.scoring.inputs import Row, input_hashes, numbered, read_rows, some_of, versions
 from sams.scoring.job import run_scoring
 from sams.scoring.mt_bench_inputs import TURNS, read_answers, read_prompts, read_questions, read_references
+from sams.scoring.question_set import Decoded, Decoder, Prepared, QuestionSet, sample_label, user
 from sams.study.recipes import ScoreRecipe
+from sams.study.settings import Judge, MtBench, World
+from sams.world import examples as synthetic
+from sams.world.judge_prompts import judge_prompts
 
 log = logging.getLogger("mt_bench")
 
@@ -69,7 +79,8 @@ def score_mt_bench(
 
     Returns:
         `turn_1`, `turn_2`, `average`, `average_standard_error` (over questions), `categories`, `n_judgments`,
-        `n_failed`, and the inputs, versions and settings.
+        `n_failed`, missing and doubtful judgments with their reasons, `judge_standard_error` of repeated judgments,
+        and the inputs, versions and settings.
 
     Raises:
         UserError: inputs that do not fit together, or a judgment that is missing after the retries.
@@ -82,7 +93,7 @@ def score_mt_bench(
     matches = fastchat.make_matches(question_rows, model, answer_rows, reference_rows, prompts)
 
     rated, recorded_by = _recorded(judgments, model, matches) if judgments else ({}, None)
-    unrated = [match for match in matches if _turn(match) not in rated]
+    unrated = [match for match in matches if _turn(match) not in rated or rated[_turn(match)].missing]
     requested = judge_name(recipe.judge) if recipe else None
     asked = None
     # The recorded name may be that of a snapshot.
@@ -108,6 +119,9 @@ def score_mt_bench(
         **summary(rows, {question["question_id"]: question["category"] for question in question_rows}),
         "n_judgments": len(rows),
         "n_failed": len(matches) - len(rows),
+        "missing": {judgment.name: judgment.missing for judgment in complete if judgment.missing},
+        "doubtful": {judgment.name: judgment.doubt for judgment in complete if judgment.doubt},
+        "judge_standard_error": judge_standard_error(complete),
         "judge": judge,
         "judge_calls": asked.facts if asked else None,
         "model_id": model,
@@ -178,11 +192,15 @@ def _read(match: Any, answer: Answer) -> Reading:
 
 
 def reading_of(match: Any, judgment: str) -> Reading:
-    """Return the rating in a judgment, as FastChat reads it.
+    """Return the rating in a judgment, as FastChat reads it: the first `[[n]]`, else the first `[n]`.
+
+    It is doubtful if the judgment holds another rating too, or only `[n]`, which may be any number in brackets.
+    Thoughts are left out.
 
     Raises:
         Unusable: no rating, or one that is not from 1 to 10.
     """
+    judgment = without_thoughts(judgment)
     try:
         rating = fastchat.rating_of(match, judgment)
     except Exception:  # FastChat evaluates the text of the rating
@@ -191,7 +209,10 @@ def reading_of(match: Any, judgment: str) -> Reading:
         raise Unusable("no rating")
     if not LOWEST <= rating <= HIGHEST:
         raise Unusable(f"a rating of {rating:g}, not from {LOWEST} to {HIGHEST}")
-    return Reading(rating)
+    ratings = fastchat.ratings_in(judgment)
+    if len(ratings) > 1:
+        return Reading(rating, doubt="several ratings, of which the first counts")
+    return Reading(rating, doubt="" if ratings else "a rating in single brackets")
 
 
 def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Turn, Judgment], str | None]:
@@ -199,42 +220,39 @@ def _recorded(path: Path, model: str, matches: Sequence[Any]) -> tuple[dict[Turn
 
     FastChat builds each prompt and parses each rating again, to check that the record belongs to these answers.
 
+    A judgment without a rating from 1 to 10 counts as missing.
+
     Raises:
         UserError: several ratings of one turn, several judges, or a row of other answers, prompts or rating.
     """
     by_turn = {_turn(match): match for match in matches}
     rated: dict[Turn, Judgment] = {}
     judges: set[str] = set()
-    for number, row in enumerate(read_json_lines(path), start=1):
+    for where, row in numbered(path):
         if row.get("model") != model or row.get("score") == FAILED:
             continue
-        where = f"{path}, line {number}"
         turn: Any = (row.get("question_id"), row.get("turn"))
         match = by_turn.get(turn)
         name = f"question {turn[0]} turn {turn[1]}"
         if match is None:
             raise UserError(f"{name} is not among the questions", where=where)
-        if turn in rated:
+        if turn in rated and not rated[turn].missing:
             raise UserError(
                 f"rates {name} of {model} again", where=where, remedy="keep one rating of each turn"
             )
-        judgment = inputs.text_of(row, "judgment", where)
-        prompt, _, _ = fastchat.prompt_of(match)
+        texts = tuple(row.get("judgments") or [inputs.text_of(row, "judgment", where)])
         try:
-            reading = reading_of(match, judgment)
+            rated[turn] = Judgment(name, tuple(reading_of(match, text) for text in texts), texts)
         except Unusable as error:
-            raise UserError(f"{name}: {error}", where=f"{where}, key 'judgment'") from None
-        for key, recorded, expected in (
-            ("user_prompt", row.get("user_prompt"), prompt),
-            ("score", row.get("score"), reading.value),
-        ):
-            if recorded != expected:
+            rated[turn] = Judgment(name, missing=str(error))
+        score = row.get("score") if rated[turn].missing else rated[turn].value
+        for key, expected in (("user_prompt", fastchat.prompt_of(match)[0]), ("score", score)):
+            if row.get(key) != expected:
                 raise UserError(
                     f"of {name} is not what follows from the answers, questions and prompts given",
                     where=f"{where}, key '{key}'",
                     remedy="give the files that the judgments were made from",
                 )
-        rated[turn] = Judgment(name, (reading,), (judgment,))
         judge = row.get("judge")
         judges.add(str(judge[0] if isinstance(judge, list) and judge else judge))
     if len(judges) > 1:
@@ -250,10 +268,178 @@ def _row(match: Any, model: str, judge: str, judgment: Judgment) -> Row:
         "judge": [judge, match.judge.prompt_template["name"]],
         "user_prompt": fastchat.prompt_of(match)[0],
         "judgment": judgment.text,
+        **({"judgments": list(judgment.texts)} if len(judgment.texts) > 1 else {}),
         "score": judgment.value,
         "turn": fastchat.turn_of(match),
         "tstamp": time.time(),
     }
+
+
+# --- questions and answers ------------------------------------------------------------------------
+
+
+class Dialogues(QuestionSet):
+    """MT-Bench's questions of two turns, and a model's answers, each turn after the answer to the one before."""
+
+    key = "mt_bench"
+    file = "mt_bench_questions.jsonl"
+    references = "mt_bench_references.jsonl"
+    judge_prompts = "judge_prompts.jsonl"
+
+    def prepare(self, settings: MtBench, world: World | None) -> dict[str, Prepared]:
+        """Return questions, references and judge prompts, which the scorer must be able to read together."""
+        if (settings.questions is None) != (settings.references is None):
+            lacking = "questions" if settings.questions is None else "references"
+            raise UserError(
+                "questions and references belong together: give both files or neither",
+                where=self.where(lacking),
+            )
+        if settings.questions and settings.references:
+            with self.naming("questions"):
+                questions = read_questions(Path(settings.questions))
+            with self.naming("references"):
+                references = read_rows(Path(settings.references))
+                read_references(Path(settings.references), questions)
+        else:
+            own = self.world(world, "questions")
+            questions, references = synthetic.mt_bench_questions(own), synthetic.mt_bench_references(own)
+        if settings.judge_prompts:
+            with self.naming("judge_prompts"):
+                prompts = read_rows(Path(settings.judge_prompts))
+                read_prompts(Path(settings.judge_prompts))
+        else:
+            self.world(world, "judge_prompts")
+            prompts = judge_prompts()
+        return {
+            self.file: Prepared(questions, settings.questions),
+            self.references: Prepared(references, settings.references),
+            self.judge_prompts: Prepared(prompts, settings.judge_prompts),
+        }
+
+    def read(self, folder: Path) -> tuple[list[Row], Path]:
+        """Read rows {question_id, category, turns}; return them and their file."""
+        path = folder / self.file
+        return read_questions(path), path
+
+    def answer(
+        self, decoder: Decoder, rows: Sequence[Row], name: str
+    ) -> tuple[list[Row], dict[str, Decoded]]:
+        """Return answers in FastChat's form, and the answers by the name of their turn; samples are `choices`."""
+        dialogues = [_dialogues(decoder, rows, sample) for sample in range(decoder.decoding.samples)]
+        answers = {
+            f"question {row['question_id']}, {sample_label(f'turn {turn}', sample)}": answer
+            for sample, answered in enumerate(dialogues)
+            for row, turns in zip(rows, answered, strict=True)
+            for turn, answer in enumerate(turns, start=1)
+        }
+        outputs = [
+            _fastchat_row(row, name, [[answer.text for answer in turns] for turns in samples])
+            for row, *samples in zip(rows, *dialogues, strict=True)
+        ]
+        return outputs, answers
+
+
+def _dialogues(decoder: Decoder, rows: Sequence[Row], sample: int) -> list[list[Decoded]]:
+    """Return the answers to all turns of each question."""
+    settings = decoder.decoding
+    temperatures = [settings.category_temperatures.get(row["category"], settings.temperature) for row in rows]
+    conversations: list[list[Message]] = [[] for _ in rows]
+    dialogues: list[list[Decoded]] = [[] for _ in rows]
+    for turn in range(TURNS):
+        for conversation, row in zip(conversations, rows, strict=True):
+            conversation.append(user(row["turns"][turn]))
+        label = sample_label(f"mt_bench turn {turn + 1}", sample)
+        answers = decoder.answer(conversations, temperatures, label)
+        for conversation, dialogue, answer in zip(conversations, dialogues, answers, strict=True):
+            conversation.append({"role": "assistant", "content": answer.text})
+            dialogue.append(answer)
+    return dialogues
+
+
+def _fastchat_row(question: Row, name: str, samples: list[list[str]]) -> Row:
+    content = canonical_json([question["question_id"], name, samples])
+    return {
+        "question_id": question["question_id"],
+        "answer_id": hashlib.sha256(content.encode()).hexdigest()[:22],
+        "model_id": name,
+        "choices": [{"index": index, "turns": turns} for index, turns in enumerate(samples)],
+        "tstamp": 0.0,  # required by the form; a constant makes the files of equal answers equal
+    }
+
+
+QUESTIONS = Dialogues()
+
+
+# --- tables and pages -----------------------------------------------------------------------------
+
+
+class MtBenchScores(Benchmark):
+    """MT-Bench, by single-answer grading."""
+
+    name, title = "mt_bench", "MT-Bench"
+    answers, judged, judgment = "mt_bench/answers.jsonl", "mt_bench/judgments.jsonl", "rating"
+    options: ClassVar = {
+        "questions": "{questions}/mt_bench_questions.jsonl",
+        "references": "{questions}/mt_bench_references.jsonl",
+        "judge_prompts": "{questions}/judge_prompts.jsonl",
+        "judgments_out": "{output.judged}",
+    }
+    scores = (Score("mt_bench", "mt_bench", "average", "average_standard_error", 2, "MT-Bench", "1–10"),)
+    in_every_table = True
+    page_scores = (("average", "average", 2), ("first turn", "turn_1", 2), ("second turn", "turn_2", 2))
+    compared = ("average", "of 10", "questions")
+    verdict_note = "Ratings are 1 to 10 for each turn. Equal: the same mean of both turns"
+
+    def work(self, settings: MtBench, judge: Judge) -> Work:
+        """Return the work of 80 questions; prompts are the mean of 480 recorded ones (3,101 characters)."""
+        turns = 80 * TURNS
+        return Work(turns, turns * judge.repeats, prompt_tokens=775, answer_tokens=USUAL_ANSWER_TOKENS)
+
+    def items(self, path: Path) -> ByColumn:
+        """Return the mean rating of both turns of each question; questions with a failed turn are left out.
+
+        Raises:
+            UserError: the file holds judgments of several models.
+        """
+        turns: dict[str, dict[int, float]] = {}
+        models = set()
+        for row in read_rows(path):
+            models.add(row.get("model"))
+            if row["score"] != FAILED:
+                turns.setdefault(str(row["question_id"]), {})[row["turn"]] = row["score"]
+        if len(models) > 1:
+            raise UserError(f"judgments of {len(models)} models, expected one", where=str(path))
+        means = {
+            question: (rated[1] + rated[2]) / 2 for question, rated in turns.items() if len(rated) == TURNS
+        }
+        return {"mt_bench": means}
+
+    def notes(self, settings: MtBench, figures: Figures) -> list[str]:
+        """Return the number of judgments, and of failed ones."""
+        counts, failed = values(figures, "n_judgments"), sum(values(figures, "n_failed"))
+        return [f"MT-Bench: mean of both turns, 1 to 10, over {spread(counts)} judgments; {failed:g} failed."]
+
+    def shown(self, run: Path, questions: Path) -> dict[str, Shown]:
+        """Return questions with the answers to both turns, and the judge's rating and explanation for each."""
+        rated = {(str(row["question_id"]), row["turn"]): row for row in read_rows(run / self.judged)}
+        asked = {str(row["question_id"]): row for row in read_rows(questions / QUESTIONS.file)}
+        shown = {}
+        for row in read_rows(run / self.answers):
+            key = str(row["question_id"])
+            of_turns = [rated.get((key, turn)) for turn in range(1, TURNS + 1)]
+            judges = [row["judge"][0] for row in of_turns if row]
+            shown[key] = Shown(
+                name=f"question {key}, {asked[key]['category']}",
+                questions=asked[key]["turns"],
+                answers=row["choices"][0]["turns"],
+                verdicts=[f"rated {row['score']:g}" if row else "not rated" for row in of_turns],
+                explanations=[row["judgment"] if row else "" for row in of_turns],
+                judge=judges[0] if judges else "",
+            )
+        return {key: shown[key] for key in asked if key in shown}
+
+
+BENCHMARK = MtBenchScores()
 
 
 # --- command line ---------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from sams.runtime.errors import UserError
-from sams.scoring.fastchat_judge import needs_reference
-from sams.scoring.inputs import Row, doubled, read_json_lines, some_of, text_of
+from sams.scoring.fastchat_judge import needs_reference, try_prompts
+from sams.scoring.inputs import Row, doubled, numbered, some_of, text_of
+from sams.study.settings import MT_BENCH_TEMPERATURES
 
 TURNS = 2
+CATEGORIES = tuple(MT_BENCH_TEMPERATURES)
 PROMPTS = ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
 
 
@@ -18,11 +20,15 @@ def read_questions(path: Path) -> list[Row]:
     Raises:
         UserError: naming the line.
     """
-    rows = read_json_lines(path)
-    for number, row in enumerate(rows, start=1):
-        where = f"{path}, line {number}"
-        text_of(row, "category", where)
+    rows = []
+    for where, row in numbered(path):
+        _question_id(row, where)
+        category = text_of(row, "category", where)
+        if category not in CATEGORIES and (known := category.strip().lower()) in CATEGORIES:
+            # FastChat grades an unknown category without a reference answer.
+            raise UserError(f"unknown category {category!r}", where=where, remedy=f"did you mean {known!r}?")
         _check_turns(row.get("turns"), where, empty=False)
+        rows.append(row)
     if twice := doubled([row.get("question_id") for row in rows]):
         raise UserError(f"questions occur more than once: {some_of(twice)}", where=str(path))
     return rows
@@ -63,9 +69,8 @@ def read_references(path: Path, questions: Sequence[Row]) -> dict[Any, Row]:
 def _by_question(path: Path) -> tuple[dict[Any, Row], set[str]]:
     rows: dict[Any, Row] = {}
     models = set()
-    for number, row in enumerate(read_json_lines(path), start=1):
-        where = f"{path}, line {number}"
-        question = row.get("question_id")
+    for where, row in numbered(path):
+        question = _question_id(row, where)
         if question in rows:
             raise UserError(f"answers question {question} again", where=where)
         choices = row.get("choices")
@@ -77,6 +82,13 @@ def _by_question(path: Path) -> tuple[dict[Any, Row], set[str]]:
     return rows, models
 
 
+def _question_id(row: Row, where: str) -> int:
+    question = row.get("question_id")
+    if not isinstance(question, int):
+        raise UserError(f"expected an integer, found {question!r:.60}", where=f"{where}, key 'question_id'")
+    return question
+
+
 def _check_turns(turns: Any, where: str, *, empty: bool) -> None:
     if not (isinstance(turns, list) and len(turns) == TURNS and all(isinstance(turn, str) for turn in turns)):
         raise UserError(f"expected {TURNS} texts, found {turns!r:.60}", where=f"{where}, key 'turns'")
@@ -85,12 +97,22 @@ def _check_turns(turns: Any, where: str, *, empty: bool) -> None:
 
 
 def read_prompts(path: Path) -> dict[str, Row]:
-    """Read judge prompts by name.
+    """Read judge prompts by name, those for single-answer grading.
 
     Raises:
-        UserError: naming the prompts for single-answer grading that are missing.
+        UserError: naming the row, the prompts that are missing, or a prompt with which FastChat cannot grade.
     """
-    prompts = {row.get("name"): row for row in read_json_lines(path)}
+    prompts: dict[str, Row] = {}
+    for where, row in numbered(path):
+        name = text_of(row, "name", where)
+        if name in PROMPTS:
+            if name in prompts:
+                raise UserError(f"the second prompt {name}", where=where, remedy="keep one")
+            for key in ("prompt_template", "system_prompt", "output_format"):
+                text_of(row, key, where, empty=True)
+            prompts[name] = row
     if absent := [name for name in PROMPTS if name not in prompts]:
         raise UserError(f"has no prompt {some_of(absent)}", where=str(path))
+    for name, reason in try_prompts(prompts):
+        raise UserError(f"the template {reason}", where=f"{path}, prompt {name}")
     return {name: prompts[name] for name in PROMPTS}

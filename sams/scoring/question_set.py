@@ -16,10 +16,11 @@ from sams.runtime.errors import UserError
 from sams.runtime.files import write_json
 from sams.runtime.jsonl import write_lines
 from sams.scoring.inputs import Row
+from sams.study.code import questions_of
 from sams.study.settings import Decoding, World
 
 
-class Answer(Protocol):
+class Decoded(Protocol):
     """A decoded answer: its text, its number of tokens, and whether it ends without a stop token."""
 
     text: str
@@ -33,9 +34,9 @@ class Decoder(Protocol):
     decoding: Decoding
 
     def answer(
-        self, conversations: Sequence[Sequence[Message]], temperatures: Sequence[float], label: str
+        self, conversations: Sequence[list[Message]], temperatures: Sequence[float], label: str
     ) -> list[Any]:
-        """Answer each conversation, at its temperature, in the order given."""
+        """Decoded each conversation, at its temperature, in the order given."""
 
 
 class Prepared(NamedTuple):
@@ -55,7 +56,7 @@ class QuestionSet:
         """Return the files of the questions by name, from the files of the study or from the synthetic world.
 
         Each has been read by the scorer's own readers. Stage `prepare_questions` writes the files, `.json` as a list
-        and `.jsonl` as lines; stage `preflight` calls this to find mistakes before anything is computed.
+        and `.jsonl` as lines.
 
         Args:
             settings: the benchmark's settings, of which only the `question_keys` count.
@@ -66,11 +67,21 @@ class QuestionSet:
         """
         return {}
 
+    def check(self, settings: Any, world: World | None) -> None:
+        """Check the files that `prepare` and the scoring stage read, as far as they exist.
+
+        Raises:
+            UserError: as `prepare`.
+        """
+        self.prepare(settings, world)
+
     def read(self, folder: Path) -> tuple[list[Row], Path]:
         """Read the questions in the folder of stage `prepare_questions`; return the rows and their file."""
         raise NotImplementedError
 
-    def answer(self, decoder: Decoder, rows: Sequence[Row], name: str) -> tuple[list[Row], dict[str, Answer]]:
+    def answer(
+        self, decoder: Decoder, rows: Sequence[Row], name: str
+    ) -> tuple[list[Row], dict[str, Decoded]]:
         """Return the answers to rows in the benchmark's form, and each answer by a name for the facts.
 
         Args:
@@ -119,7 +130,9 @@ class TestPrompts(QuestionSet):
         path = folder / TEST_PAIRS
         return list(test_prompts(path, ["id", "prompt"])), path
 
-    def answer(self, decoder: Decoder, rows: Sequence[Row], name: str) -> tuple[list[Row], dict[str, Answer]]:
+    def answer(
+        self, decoder: Decoder, rows: Sequence[Row], name: str
+    ) -> tuple[list[Row], dict[str, Decoded]]:
         """Return rows {id, answer, tokens, truncated}, and the answers by id."""
         answers = decoder.answer(
             [row["prompt"] for row in rows], [decoder.decoding.temperature] * len(rows), "prompts"
@@ -136,13 +149,8 @@ QUESTIONS = TestPrompts()
 
 def question_set(benchmark: str) -> QuestionSet:
     """Import the questions of a benchmark; `samples` are the test prompts."""
-    found: QuestionSet = pkgutil.resolve_name(part_of(benchmark))
+    found: QuestionSet = pkgutil.resolve_name(questions_of(benchmark))
     return found
-
-
-def part_of(benchmark: str) -> str:
-    """Return module and name of the questions of a benchmark."""
-    return f"sams.scoring.{'question_set' if benchmark == 'samples' else benchmark}:QUESTIONS"
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:

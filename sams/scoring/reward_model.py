@@ -11,7 +11,7 @@ import functools
 import logging
 import statistics
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import typer
 
@@ -19,10 +19,13 @@ from sams.data.prompts import TEST_PAIRS, test_prompts
 from sams.runtime.errors import UserError
 from sams.runtime.jsonl import write_lines
 from sams.runtime.stage import read_recipe, run
-from sams.scoring.inputs import input_hashes, read_json_lines, some_of
+from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Score, Work, spread, values
+from sams.scoring.inputs import input_hashes, read_rows, some_of
 from sams.scoring.job import log_scores
+from sams.scoring.question_set import TestPrompts
 from sams.scoring.wins import read_rewards, wins
 from sams.study.recipes import RewardRecipe
+from sams.study.settings import Judge, RewardScore
 
 log = logging.getLogger("reward")
 
@@ -48,7 +51,7 @@ def score_reward_model(
     """
     from sams.scoring.reward import RewardModel
 
-    rows = read_json_lines(answers)
+    rows = read_rows(answers)
     wanted = {row["id"] for row in rows}
     found = (row for row in test_prompts(data / TEST_PAIRS, ["id", "prompt"]) if row["id"] in wanted)
     prompts = {row["id"]: row["prompt"] for row in found}
@@ -94,6 +97,51 @@ def mean_and_error(name: str, values: list[float]) -> dict[str, float | None]:
         return {}
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
     return {name: statistics.fmean(values), f"{name}_se": error}
+
+
+# --- questions, tables and pages ------------------------------------------------------------------
+
+
+QUESTIONS = TestPrompts()
+
+
+class RewardScores(Benchmark):
+    """Rewards of answers to test prompts."""
+
+    name, title = "reward_model", "Reward model"
+    answers, judged = "reward_model/answers.jsonl", "reward_model/rewards.jsonl"
+    has_judge, asks_test_prompts, needs_gpu = False, True, True
+    inputs, given = ("answers", "data", "start"), ("answers", "data", "start")
+    options: ClassVar = {"rewards_out": "{output.judged}"}
+    start = judged
+    scores = (
+        Score("reward", "reward_model", "reward", "reward_se", 3, "reward"),
+        Score("reward_win_rate", "reward_model", "win_rate", "win_rate_se", 1, "reward win rate", "%"),
+    )
+    wins: ClassVar = {"reward": "reward_win_rate"}
+    comparison_notes = (
+        "reward win rate: percentage of prompts with a larger reward than the base's answer, minus 50.",
+    )
+
+    def work(self, settings: RewardScore, judge: Judge) -> Work:
+        """Return the number of prompts."""
+        return Work(prompts=settings.prompts)
+
+    def items(self, path: Path) -> ByColumn:
+        """Return the reward of the answer to each prompt."""
+        return {"reward": read_rewards(path)}
+
+    def notes(self, settings: RewardScore, figures: Figures) -> list[str]:
+        """Return the model, the number of prompts, and of answers without a reward."""
+        counts, longest = values(figures, "n_answers"), sum(values(figures, "n_too_long"))
+        return [
+            f"Rewards: by {settings.model}, of answers to {spread(counts)} test prompts; {longest:g} too long for "
+            "it. Rewards are comparable within one reward model only. reward win rate is the percentage of prompts "
+            "with a larger reward than the start model's answer, a tie counting one half."
+        ]
+
+
+BENCHMARK = RewardScores()
 
 
 # --- command line ---------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from sams.scoring.inputs import read_json_lines
+from sams.scoring.inputs import read_rows
 
 
 def read_rewards(path: Path) -> dict[str, float]:
     """Return the rewards of a file by prompt; answers without one are left out."""
-    return {row["id"]: row["reward"] for row in read_json_lines(path) if row["reward"] is not None}
+    return {row["id"]: row["reward"] for row in read_rows(path) if row["reward"] is not None}
 
 
 def wins(rewards: dict[str, float], base: dict[str, float]) -> dict[str, float]:

@@ -1,12 +1,19 @@
-"""Code that each stage's result depends on: its entry point, its own loss and its own selector."""
+"""Code that each stage's result depends on: its entry point, its own loss, selector and questions."""
 
 import functools
 
 from sams.losses.table import LOSSES
 from sams.runtime.code import code_of
 from sams.scheduling.selectors.table import SELECTORS
-from sams.study.recipes import AssessRecipe, PreferenceRecipe, PretrainRecipe, SftRecipe
-from sams.study.settings import Preference, Settings
+from sams.study.recipes import (
+    AssessRecipe,
+    GenerateRecipe,
+    PreferenceRecipe,
+    PretrainRecipe,
+    QuestionsRecipe,
+    SftRecipe,
+)
+from sams.study.settings import Preference, Settings, benchmark_settings
 
 ENTRY_POINTS = {
     "prepare_data": "sams.data.prepare",
@@ -22,10 +29,7 @@ ENTRY_POINTS = {
     "generate_answers": "sams.generation.generate",
     "sample_pairs": "sams.generation.on_policy",
     "make_difficulty": "sams.scoring.difficulty",
-    "score_alpaca_eval": "sams.scoring.alpaca_eval",
-    "score_mt_bench": "sams.scoring.mt_bench",
-    "score_reward_model": "sams.scoring.reward_model",
-    "score_lm_eval": "sams.scoring.lm_eval",
+    **{f"score_{name}": f"sams.scoring.{name}" for name in benchmark_settings()},
 }
 """Module of each stage, started by `python -m`."""
 
@@ -40,14 +44,17 @@ def code_of_job(stage: str, recipe: Settings) -> dict[str, str]:
         stage: key of `ENTRY_POINTS`.
         recipe: the job's recipe, which names its loss and its selector.
     """
-    return dict(_code_of(ENTRY_POINTS[stage], *named_modules(recipe)))
+    module = ENTRY_POINTS[stage]
+    # The files of benchmarks also have questions, captions and pages, on which a score does not depend.
+    entry = f"{module}:main" if stage.startswith("score_") else module
+    return dict(_code_of(entry, *named_modules(recipe)))
 
 
 _code_of = functools.cache(code_of)  # many jobs share a loss and a selector
 
 
 def named_modules(recipe: Settings) -> list[str]:
-    """Return the modules that a job imports by a name in its recipe: those of losses and selectors."""
+    """Return the modules that a job imports by a name in its recipe: of losses, selectors and benchmarks."""
     match recipe:
         case PreferenceRecipe(training=training):
             return [*_loss(training), training.selector_entry.module]
@@ -57,8 +64,17 @@ def named_modules(recipe: Settings) -> list[str]:
             return [SELECTORS["sams"].module]
         case SftRecipe(watching=watching):
             return [] if watching is None else [WATCHING, SELECTORS["sams"].module]
+        case GenerateRecipe(benchmark=name):
+            return [questions_of(name)]
+        case QuestionsRecipe(benchmarks=benchmarks):
+            return [questions_of(name) for name in benchmarks]
         case _:
             return []
+
+
+def questions_of(benchmark: str) -> str:
+    """Return module and name of the questions of a benchmark; `samples` are the test prompts."""
+    return f"sams.scoring.{'question_set' if benchmark == 'samples' else benchmark}:QUESTIONS"
 
 
 def _loss(training: Preference) -> list[str]:

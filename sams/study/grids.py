@@ -6,6 +6,7 @@ from typing import Any
 
 from sams.runtime.errors import UserError
 from sams.study.recipes import recipe_of
+from sams.study.settings import benchmark_settings
 from sams.study.study import BASE_METHOD, Study, with_point
 
 Point = dict[str, float]
@@ -76,7 +77,7 @@ def written_out(study: Study, methods: list[str] | None = None) -> dict[str, Any
     overlay = {
         "methods": [BASE_METHOD, *made],
         "method_settings": made,
-        "benchmarks": {"alpaca_eval": None, "mt_bench": None},
+        "benchmarks": {name: None for name, kind in benchmark_settings().items() if kind.has_judge},
     }
     return ({} if _shares(study, [BASE_METHOD, *chosen]) else {"study": f"{study.study}-grid"}) | overlay
 

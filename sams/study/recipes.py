@@ -13,7 +13,6 @@ from pydantic import Field
 from sams.runtime.errors import UserError, nearest
 from sams.runtime.files import canonical_json
 from sams.study.settings import (
-    AlpacaEval,
     Count,
     Data,
     Decoding,
@@ -25,7 +24,6 @@ from sams.study.settings import (
     Model,
     ModelDecoding,
     ModelSource,
-    MtBench,
     Name,
     OnPolicyDecoding,
     Preference,
@@ -59,11 +57,10 @@ class DataRecipe(Settings):
 
 
 class QuestionsRecipe(Settings):
-    """Stage `prepare_questions`: inputs of the benchmarks."""
+    """Stage `prepare_questions`: of each benchmark with questions, the keys that it reads."""
 
     world: World | None
-    alpaca_eval: AlpacaEval | None
-    mt_bench: MtBench | None
+    benchmarks: dict[str, dict[str, Any]]
 
 
 class TokeniseRecipe(Settings):
@@ -135,7 +132,7 @@ class GenerateRecipe(Settings):
 
     seed: int
     method: Name
-    benchmark: Literal["alpaca_eval", "mt_bench", "samples", "reward_model"]
+    benchmark: Name = Field(description="Name of the benchmark, or `samples`.")
     prompts: Count | None = Field(None, description="Number of test prompts, for sets of these.")
     precision: Literal["float32", "bfloat16"]
     template_date: Day = TEMPLATE_DATE
@@ -210,7 +207,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         stage: name of the rule.
         method: method of the job, in stages with one job per method.
         seed: seed of the job, in stages with one job per seed.
-        benchmark: alpaca_eval, mt_bench, samples or reward_model, in `generate_answers`.
+        benchmark: name of a benchmark, or `samples`, in `generate_answers`.
 
     Raises:
         UserError: the study has no such stage or method.
@@ -226,8 +223,11 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         "prepare_data": lambda: DataRecipe(data=_data(study, seed)),
         "prepare_questions": lambda: QuestionsRecipe(
             world=study.data.world,
-            alpaca_eval=study.benchmarks.alpaca_eval,
-            mt_bench=study.benchmarks.mt_bench,
+            benchmarks={
+                name: group.part(group.question_keys)
+                for name, group in study.benchmarks.scored.items()
+                if group.question_keys
+            },
         ),
         "tokenise": lambda: TokeniseRecipe(
             model=ModelSource.model_validate(study.model.model_dump(include=set(ModelSource.model_fields))),

@@ -10,6 +10,7 @@ from typing import Any
 
 from sams.runtime.errors import UserError
 from sams.runtime.source import SOURCE
+from sams.study.settings import benchmark_settings
 from sams.study.settings.scheduling import PRESETS
 
 TEMPLATES = SOURCE / "config" / "rehearsal"
@@ -138,8 +139,8 @@ def _method(own: dict[str, Any]) -> dict[str, Any]:
 
 def _benchmarks(given: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"judge": {"kind": "local"}}
-    for name in ("alpaca_eval", "mt_bench"):
-        if given.get(name):
+    for name, kind in benchmark_settings().items():
+        if kind.has_judge and given.get(name):
             decoding = given[name].get("decoding") or {}
             made[name] = {"decoding": {**decoding, **DECODING, "engine": "transformers"}}
     return made

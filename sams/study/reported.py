@@ -19,7 +19,6 @@ class Reported(NamedTuple):
     Args:
         title: name of the table in the paper.
         columns: columns by their names in the main table; `hours` is run time.
-        judges: judges whose scores are comparable with the reported ones, by column; other columns have no judge.
         rows: figures by row and column; figures that are not reported are absent.
         notes: what a reader must know about the figures.
     """
@@ -27,7 +26,6 @@ class Reported(NamedTuple):
     title: str
     source: str
     columns: list[str]
-    judges: dict[str, list[str]]
     rows: dict[str, dict[str, Figure]]
     notes: list[str]
 
@@ -52,7 +50,6 @@ def read_reported(table: str, setting: str) -> Reported:
         content["title"],
         content["source"],
         content["columns"],
-        content.get("judges", {}),
         rows,
         content.get("notes", []),
     )

@@ -29,8 +29,7 @@ def sources_of(recipe: Settings) -> list[str]:
         case DataRecipe(data=data):
             given = [_local(source) for source in data.sources.values()]
         case QuestionsRecipe():
-            groups = [group for group in (recipe.alpaca_eval, recipe.mt_bench) if group is not None]
-            given = [value for group in groups for key, value in group if key != "difficulty"]
+            given = [value for keys in recipe.benchmarks.values() for value in keys.values()]
         case TokeniseRecipe(model=model):
             given = [model.chat_template, *_files(model.path, "config.json", *TOKENIZER)]
         case SftRecipe(model=model, watching=watching):

@@ -127,11 +127,11 @@ class Study(Settings):
             self.model_of(method)
         self._check_grids()
         self._check_chosen()
-        scored = self.benchmarks.alpaca_eval or self.benchmarks.mt_bench
-        if self.data.world is None and self.benchmarks.judge.kind == "local" and scored:
+        judged = self.benchmarks.judged
+        if self.data.world is None and self.benchmarks.judge.kind == "local" and judged:
             raise ValueError(
                 "`benchmarks.judge.kind: local` can only grade the synthetic world: "
-                "set it to openai, or both benchmarks to null"
+                f"set it to openai, or {' and '.join(judged)} to null"
             )
         if self.pretrains and self.pretrain is not None and self.pretrain.policy == "moving":
             if self.sft is None:

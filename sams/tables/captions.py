@@ -1,15 +1,17 @@
 """Titles and notes of tables: units, errors, judge, missing files. Derived from settings and results."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.data import findings
+from sams.judge.known import PAPERS, comparable, papers_judge
 from sams.runtime.files import read_json
+from sams.scoring.benchmark import Figures
+from sams.scoring.table import BENCHMARKS, judged, scored
 from sams.study.reported import Reported, read_reported
 from sams.study.study import BASE_METHOD, Study
 from sams.tables import render
-from sams.tables.benchmarks import BENCHMARKS, judged, scored
 from sams.tables.repeats import least_p
 from sams.tables.results import Cell, Cells, reports_of
 
@@ -61,8 +63,10 @@ def main_notes(study: Study, cells: Cells) -> list[str]:
     else:
         names = " and ".join(benchmark.title for benchmark in BENCHMARKS.values() if benchmark.has_judge)
         notes.append(f"{names}: left out by this study.")
-    for name in scored(study):
-        notes += BENCHMARK_NOTES[name](study, shown)
+    for benchmark in scored(study):
+        notes += benchmark.notes(
+            study.benchmarks.scored[benchmark.name], _figures(study, shown, benchmark.name)
+        )
     notes.append(
         "Preferences, on the test pairs: test accuracy is the percentage of pairs with a larger reward for the "
         "chosen response, a tie counting one half; chosen reward is the mean implicit reward of the chosen "
@@ -98,88 +102,17 @@ def judge_note(study: Study, shown: Cells) -> str:
     judges = {
         str(values["judge"])
         for cell, values in shown.items()
-        if cell.benchmark in judged(study) and values.get("judge")
+        if cell.benchmark in study.benchmarks.judged and values.get("judge")
     }
     names = " and ".join(sorted(judges)) or study.benchmarks.judge.model or "each benchmark's own"
-    return f"Judge: {names}. Scores of different judges are not comparable."
-
-
-def alpaca_eval_notes(study: Study, shown: Cells) -> list[str]:
-    """Notes on AlpacaEval: number of instructions, length control or the reason why it is missing, answer lengths."""
-    assert study.benchmarks.alpaca_eval is not None
-    counts = _values(shown, "alpaca_eval", "n_total")
-    notes = [f"AlpacaEval 2: win rates in percent over {_range(counts)} instructions, against the baseline."]
-    reasons = sorted(
-        {str(values["lc_unavailable"]) for values in shown.values() if values.get("lc_unavailable")}
-    )
-    if reasons:
-        notes.append(f"Length control: unavailable: {'; '.join(reasons)}.")
-    elif study.benchmarks.alpaca_eval.difficulty is None:
-        notes.append(
-            "Length control: with a difficulty table made for this study's own instructions, not the "
-            "official one; its standard error is this project's bootstrap over instructions."
-        )
-    else:
-        notes.append(
-            f"Length control: with the difficulty table {study.benchmarks.alpaca_eval.difficulty}; its "
-            "standard error is this project's bootstrap over instructions."
-        )
-    lengths = []
-    for method in study.methods:
-        of_method = {cell: values for cell, values in shown.items() if cell.method == method}
-        if means := _values(of_method, "alpaca_eval", "avg_length"):
-            lengths.append(f"{method} {sum(means) / len(means):.0f}")
-    if lengths:
-        notes.append(f"Mean answer length in characters: {', '.join(lengths)}.")
-    return notes
-
-
-def mt_bench_notes(study: Study, shown: Cells) -> list[str]:
-    """Note on MT-Bench: number of judgments, and of failed ones."""
-    counts = _values(shown, "mt_bench", "n_judgments")
-    failed = sum(_values(shown, "mt_bench", "n_failed"))
-    return [f"MT-Bench: mean of both turns, 1 to 10, over {_range(counts)} judgments; {failed:g} failed."]
-
-
-def reward_notes(study: Study, shown: Cells) -> list[str]:
-    """Note on rewards: the model, the prompts, and answers without a reward."""
-    assert study.benchmarks.reward_model is not None
-    counts = _values(shown, "reward_model", "n_answers")
-    longest = sum(_values(shown, "reward_model", "n_too_long"))
-    return [
-        f"Rewards: by {study.benchmarks.reward_model.model}, of answers to {_range(counts)} test prompts; "
-        f"{longest:g} too long for it. Rewards are comparable within one reward model only. reward win rate is the "
-        "percentage of prompts with a larger reward than the start model's answer, a tie counting one half."
-    ]
-
-
-def lm_eval_notes(study: Study, shown: Cells) -> list[str]:
-    """Note on lm-eval: the metric and the number of items of each task."""
-    described = {
-        task: facts
-        for cell, values in shown.items()
-        if cell.benchmark == "lm_eval"
-        for task, facts in values["tasks"].items()
-    }
-    tasks = [
-        f"{task} ({facts['metric'].removesuffix(',none')}" + (f", {facts['n']} items)" if facts["n"] else ")")
-        for task, facts in described.items()
-    ]
-    return [f"lm-eval, in percent, with the chat template: {', '.join(tasks) or 'no results yet'}."]
-
-
-BENCHMARK_NOTES = {
-    "lm_eval": lm_eval_notes,
-    "alpaca_eval": alpaca_eval_notes,
-    "mt_bench": mt_bench_notes,
-    "reward_model": reward_notes,
-}
+    note = f"Judge: {names}. Scores of different judges are not comparable."
+    return note if names == PAPERS else f"{note} Published scores are of {papers_judge()}."
 
 
 def missing_notes(study: Study, cells: Cells) -> list[str]:
     """Notes that name the missing metrics files."""
     notes = []
-    for benchmark in ["train", *scored(study)]:
+    for benchmark in ["train", *study.benchmarks.scored]:
         absent = [
             f"{method} seed {seed}"
             for method in study.methods
@@ -207,7 +140,7 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
         + ". difference is reproduced minus reported; the paper gives no errors.",
         errors_note(study.seeds) + " n is the number of seeds.",
     ]
-    if reported.judges:
+    if any(map(comparable, reported.columns)):
         notes.append(judge_note(study, shown))
     runs: dict[str, list[str]] = {}
     for method, score, ids in zip(table["method"], table["score"], table["run_ids"], strict=True):
@@ -272,10 +205,7 @@ def comparison_notes(study: Study, resamples: int) -> list[str]:
             "corrected for their number: without any effect, one in 20 excludes 0."
         ),
     ]
-    if study.benchmarks.reward_model is not None:
-        notes.append(
-            "reward win rate: percentage of prompts with a larger reward than the base's answer, minus 50."
-        )
+    notes += [note for benchmark in scored(study) for note in benchmark.comparison_notes]
     if len(study.seeds) > 1:
         notes.append(repeats_note(len(study.seeds)))
     if judged(study):
@@ -315,14 +245,9 @@ def _shown(study: Study, cells: Cells) -> Cells:
     }
 
 
-def _values(cells: Cells, benchmark: str, key: str) -> list[float]:
-    """Return the values of a figure that are known."""
-    values = [metrics.get(key) for cell, metrics in cells.items() if cell.benchmark == benchmark]
-    return [value for value in values if value is not None]
-
-
-def _range(values: Iterable[float]) -> str:
-    distinct = sorted(set(values))
-    if not distinct:
-        return "no"
-    return f"{distinct[0]:g}" if len(distinct) == 1 else f"{distinct[0]:g} to {distinct[-1]:g}"
+def _figures(study: Study, shown: Cells, benchmark: str) -> Figures:
+    """Return the metrics files of a benchmark by method, in the order of the table."""
+    return {
+        method: [values for cell, values in shown.items() if cell[::2] == (method, benchmark)]
+        for method in study.methods
+    }

@@ -14,13 +14,13 @@ from sams.runtime.files import read_json, whole_file
 from sams.runtime.mappings import flatten, numbers
 from sams.runtime.terminal import Readable, print_table
 from sams.tables import comparisons, render
-from sams.tables.benchmarks import score_named
 from sams.tables.captions import repeats_note
 from sams.tables.comparisons import RESAMPLES, Side
 from sams.tables.figures import learning_curves
 from sams.tables.panels import save_as
 from sams.tables.render import number
 from sams.tables.results import Cell, read_log, read_run
+from sams.tables.scores import score_named
 from sams.tracking.log import run_id
 
 if TYPE_CHECKING:

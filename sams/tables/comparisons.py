@@ -5,13 +5,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sams.scoring.benchmark import ByColumn, Items
+from sams.scoring.table import BENCHMARKS
 from sams.scoring.wins import wins
 from sams.study.study import BASE_METHOD
-from sams.tables.benchmarks import BENCHMARKS, WINS, ByColumn, Items, scores_in
 from sams.tables.main_table import main_table, seeds_of
 from sams.tables.pairs import accuracies
 from sams.tables.repeats import Repeats, over_repeats
 from sams.tables.results import Cell, Cells
+from sams.tables.scores import WINS, scores_in
 
 if TYPE_CHECKING:
     import pandas as pd

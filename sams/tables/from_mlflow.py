@@ -5,8 +5,8 @@ No rule uses this module: jobs exchange files.
 
 from typing import TYPE_CHECKING
 
+from sams.scoring.table import BENCHMARKS
 from sams.study.study import Study
-from sams.tables.benchmarks import BENCHMARKS
 from sams.tables.main_table import main_table
 from sams.tables.results import Cell
 from sams.tracking.log import tracking_uri

@@ -14,8 +14,9 @@ import math
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from sams.tables.benchmarks import SCORES, Score, scores_in
+from sams.scoring.benchmark import Score
 from sams.tables.results import Cell, Cells
+from sams.tables.scores import SCORES, scores_in
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sams.runtime.errors import UserError
-from sams.tables.benchmarks import Items
+from sams.scoring.benchmark import Items
 from sams.training.results import PAIRS, TEXTS, WORK
 
 if TYPE_CHECKING:

@@ -9,13 +9,14 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sams.judge.known import comparable
 from sams.runtime.errors import UserError
 from sams.study.reported import Reported, read_reported
 from sams.study.settings import Paper
 from sams.study.study import BASE_METHOD, Study
-from sams.tables.benchmarks import SCORES
 from sams.tables.main_table import main_table, seeds_of
 from sams.tables.results import Cell, Cells
+from sams.tables.scores import SCORES
 from sams.tracking.log import run_id
 
 if TYPE_CHECKING:
@@ -106,21 +107,20 @@ def reproduce(cells: Cells, method: str, seeds: list[int]) -> dict[str, Reproduc
     return reproduced
 
 
-def not_comparable(study: Study, reported: Reported, score: str, judges: set[str]) -> str:
+def not_comparable(study: Study, score: str, judges: set[str]) -> str:
     """Return the reason why a reported score is not comparable with the study's; empty when it is comparable.
 
     Args:
         study: the study.
-        reported: the paper's table.
-        score: one of its columns.
+        score: a column of the paper's table.
         judges: judges of the study's scores; empty before any score exists.
     """
     if study.data.world is not None:
         return "not comparable: synthetic data"
     if study.model.path is None:
         return "not comparable: a model built from scratch"
-    accepted = reported.judges.get(score)
-    if accepted is None:
+    accepted = comparable(score)
+    if not accepted:
         return ""
     judge = study.benchmarks.judge
     planned = {"the local judge"} if judge.kind == "local" else {judge.model} if judge.model else set()
@@ -154,7 +154,7 @@ def _row(
     }
     judges = {str(values["judge"]) for values in figures.values() if values.get("judge")}
     figure = reported.rows.get(row, {}).get(score)
-    obstacle = not_comparable(study, reported, score, judges)
+    obstacle = not_comparable(study, score, judges)
     if row not in reported.rows:
         reported_missing = f"not in the paper's {reported.title}"
     elif figure is None:

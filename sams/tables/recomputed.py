@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sams.runtime.files import canonical_json, read_json, sha256_of
+from sams.scoring.table import BENCHMARKS
 from sams.study.study import Study
-from sams.tables.benchmarks import BENCHMARKS, METRICS, score_named
 from sams.tables.choose import chosen_of
 from sams.tables.chosen_table import chosen_table, read_figures
 from sams.tables.findings import Finding, summary
@@ -14,6 +14,7 @@ from sams.tables.main_table import main_table
 from sams.tables.pairs import accuracies
 from sams.tables.paper_table import paper_table
 from sams.tables.results import read_cells, read_log
+from sams.tables.scores import METRICS, score_named
 
 # Figures of a training job: the metric on its last log line, and the factor between them.
 LAST = {

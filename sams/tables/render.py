@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sams.runtime.files import whole_file
 from sams.runtime.terminal import Readable
 from sams.study.study import BASE_METHOD
-from sams.tables.benchmarks import score_named
+from sams.tables.scores import score_named
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sams.runtime.errors import UserError
 from sams.runtime.mappings import numbers
-from sams.tables.benchmarks import METRICS
+from sams.tables.scores import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd

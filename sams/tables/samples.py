@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sams.data.prompts import TEST_PAIRS, test_prompts
 from sams.runtime.files import read_json
-from sams.scoring.inputs import Row, meta_path, read_json_lines
+from sams.scoring.inputs import Row, meta_path, read_rows
 from sams.study.study import BASE_METHOD, Study
 from sams.tables import captions
 from sams.tables.pages import render_page
@@ -45,7 +45,7 @@ def page(study: Study, results: Path, data: Path) -> str:
     """
     seed = study.seeds[0]
     files = {method: results / method / f"seed{seed}" / ANSWERS for method in study.sampled_methods}
-    answers = {method: {row["id"]: row for row in read_json_lines(file)} for method, file in files.items()}
+    answers = {method: {row["id"]: row for row in read_rows(file)} for method, file in files.items()}
     asked = [
         row
         for row in test_prompts(data / TEST_PAIRS, ["id", "prompt", "chosen"])

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sams.runtime.errors import UserError
-from sams.scoring.inputs import read_json_lines, read_json_rows, some_of
+from sams.scoring.benchmark import Benchmark
+from sams.scoring.inputs import some_of
+from sams.scoring.table import judged
 from sams.study.study import BASE_METHOD, Study
 from sams.tables import captions
-from sams.tables.benchmarks import BENCHMARKS, judged
 from sams.tables.comparisons import paired_difference
 from sams.tables.pages import render_page
-from sams.tables.render import number
+from sams.tables.render import MISSING, number
 from sams.tables.results import Cell, read_cells
-
-TIES = {"alpaca_eval": 1.0, "mt_bench": 0.0}  # largest difference of two answers that are shown as equal
-TURNS = (1, 2)
 
 
 class Side(NamedTuple):
@@ -52,6 +50,7 @@ class Section(NamedTuple):
     columns: list[str]
     scores: list[list[str]]
     difference: str
+    verdict_note: str
     items: list[Item]
 
     @property
@@ -89,9 +88,9 @@ def page(study: Study, results: Path, method: str, base: str) -> str:
     cells = read_cells(results)
     shown = {cell: values for cell, values in cells.items() if cell.method in folders and cell.seed == seed}
     sections = []
-    for name in judged(study):
-        figures = [shown.get(Cell(one, seed, name), {}) for one in folders]
-        sections.append(SECTIONS[name](folders, figures, results / "questions"))
+    for benchmark in judged(study):
+        figures = [shown.get(Cell(one, seed, benchmark.name), {}) for one in folders]
+        sections.append(section(benchmark, folders, figures, results / "questions"))
     return render_page(
         "side_by_side",
         study=study,
@@ -104,115 +103,53 @@ def page(study: Study, results: Path, method: str, base: str) -> str:
     )
 
 
-# --- AlpacaEval -----------------------------------------------------------------------------------
-
-
-def alpaca_eval(
-    folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]], questions: Path
+def section(
+    benchmark: Benchmark,
+    folders: Mapping[str, Path],
+    figures: Sequence[Mapping[str, Any]],
+    questions: Path,
 ) -> Section:
-    """Instructions with both answers and the preference for each over the baseline's answer.
+    """Return the part of the page for one benchmark.
 
     Args:
+        benchmark: the benchmark.
         folders: folder of the seed by name: the method, then the base.
-        figures: AlpacaEval's figures of both methods.
-        questions: not read; annotations contain the instructions.
-    """
-    files, scores = _judged("alpaca_eval", folders)
-    rows = [{row["instruction"]: row for row in read_json_rows(file)} for file in files]
-    items = []
-    for instruction in scores[0]:
-        method, base = (
-            Side(
-                answers=[of[instruction]["output_2"]],
-                verdicts=[f"preferred with {number(values[instruction], 1)} %"],
-                explanations=[],
-                score=values[instruction],
-            )
-            for of, values in zip(rows, scores, strict=True)
-        )
-        better = _better(method, base, TIES["alpaca_eval"])
-        row = rows[0][instruction]
-        items.append(Item(row.get("dataset", ""), [instruction], method, base, better, row["output_1"]))
-    answers = [[row["output_2"] for row in of.values()] for of in rows]
-    table = [
-        [
-            name,
-            number(values.get("length_controlled_winrate"), 1),
-            number(values.get("win_rate"), 1),
-            *lengths(texts),
-        ]
-        for name, values, texts in zip(folders, figures, answers, strict=True)
-    ]
-    baseline = [row["output_1"] for row in rows[0].values()]
-    return Section(
-        key="alpaca_eval",
-        title=BENCHMARKS["alpaca_eval"].title,
-        judge=_one_judge([row.get("judge", "unknown") for of in rows for row in of.values()], files),
-        columns=["", "LC win rate", "win rate", *LENGTHS],
-        scores=[*table, ["baseline", number(None, 1), number(None, 1), *lengths(baseline)]],
-        difference=_difference(list(folders), scores, "win rate", "points", "instructions"),
-        items=items,
-    )
-
-
-# --- MT-Bench -------------------------------------------------------------------------------------
-
-
-def mt_bench(folders: Mapping[str, Path], figures: Sequence[Mapping[str, Any]], questions: Path) -> Section:
-    """Questions of two turns with both methods' answers, and the judge's rating and explanation for each.
-
-    Args:
-        folders: folder of the seed by name: the method, then the base.
-        figures: MT-Bench's figures of both methods.
+        figures: the benchmark's figures of both methods.
         questions: folder of the study's questions.
     """
-    files, scores = _judged("mt_bench", folders)
-    rated = [{(str(row["question_id"]), row["turn"]): row for row in read_json_lines(file)} for file in files]
-    answers_of = [_answers(folder / BENCHMARKS["mt_bench"].answers) for folder in folders.values()]
+    files, scores = _judged(benchmark, folders)
+    shown = [benchmark.shown(folder, questions) for folder in folders.values()]
     items = []
-    for question in read_json_lines(questions / "mt_bench_questions.jsonl"):
-        key = str(question["question_id"])
+    for key, one in shown[0].items():
         if key not in scores[0]:
             continue
         method, base = (
-            Side(
-                answers=answers[key],
-                verdicts=[f"rated {judged[key, turn]['score']:g}" for turn in TURNS],
-                explanations=[judged[key, turn]["judgment"] for turn in TURNS],
-                score=values[key],
-            )
-            for answers, judged, values in zip(answers_of, rated, scores, strict=True)
+            Side(of[key].answers, of[key].verdicts, of[key].explanations, values[key])
+            for of, values in zip(shown, scores, strict=True)
         )
-        better = _better(method, base, TIES["mt_bench"])
-        items.append(Item(f"question {key}, {question['category']}", question["turns"], method, base, better))
+        better = _better(method, base, benchmark.tie)
+        items.append(Item(one.name, one.questions, method, base, better, one.baseline))
     table = [
         [
             name,
-            *(number(values.get(key), 2) for key in ("average", "turn_1", "turn_2")),
-            *lengths([turn for turns in answers.values() for turn in turns]),
+            *(number(values.get(key), decimals) for _, key, decimals in benchmark.page_scores),
+            *lengths([answer for item in of.values() for answer in item.answers]),
         ]
-        for name, values, answers in zip(folders, figures, answers_of, strict=True)
+        for name, values, of in zip(folders, figures, shown, strict=True)
     ]
+    if baseline := [item.baseline for item in shown[0].values() if item.baseline is not None]:
+        table.append(["baseline", *(MISSING for _ in benchmark.page_scores), *lengths(baseline)])
     return Section(
-        key="mt_bench",
-        title=BENCHMARKS["mt_bench"].title,
-        judge=_one_judge([row["judge"][0] for judged in rated for row in judged.values()], files),
-        columns=["", "average", "first turn", "second turn", *LENGTHS],
+        key=benchmark.name,
+        title=benchmark.title,
+        judge=_one_judge([item.judge for of in shown for item in of.values() if item.judge], files),
+        columns=["", *(heading for heading, _, _ in benchmark.page_scores), *LENGTHS],
         scores=table,
-        difference=_difference(list(folders), scores, "average", "of 10", "questions"),
+        difference=_difference(list(folders), scores, benchmark.compared),
+        verdict_note=benchmark.verdict_note,
         items=items,
     )
 
-
-def _answers(path: Path) -> dict[str, list[str]]:
-    """Answers of both turns by question id."""
-    return {str(row["question_id"]): row["choices"][0]["turns"] for row in read_json_lines(path)}
-
-
-SECTIONS = {"alpaca_eval": alpaca_eval, "mt_bench": mt_bench}
-
-
-# --- all benchmarks -------------------------------------------------------------------------------
 
 LENGTHS = ["mean length", "median length", "longest"]
 
@@ -223,14 +160,14 @@ def lengths(texts: Sequence[str]) -> list[str]:
     return [number(value, 0) for value in (statistics.fmean(sizes), statistics.median(sizes), max(sizes))]
 
 
-def _judged(name: str, folders: Mapping[str, Path]) -> tuple[list[Path], list[dict[str, float]]]:
+def _judged(benchmark: Benchmark, folders: Mapping[str, Path]) -> tuple[list[Path], list[dict[str, float]]]:
     """Return the files of verdicts of both methods and their scores by item.
 
     Raises:
         UserError: the methods were judged on different items.
     """
-    files = [folder / BENCHMARKS[name].judged for folder in folders.values()]
-    scores = [items for file in files for items in BENCHMARKS[name].items(file).values()]
+    files = [folder / benchmark.judged for folder in folders.values()]
+    scores = [next(iter(benchmark.items(file).values())) for file in files]
     if differing := sorted(scores[0].keys() ^ scores[1].keys()):
         raise UserError(
             f"judged on other questions than {files[0]}: {some_of(differing)}",
@@ -247,8 +184,9 @@ def _better(method: Side, base: Side, tie: float) -> str:
     return "method" if difference > 0 else "base"
 
 
-def _difference(names: list[str], scores: list[dict[str, float]], score: str, unit: str, items: str) -> str:
+def _difference(names: list[str], scores: list[dict[str, float]], compared: tuple[str, str, str]) -> str:
     """Return the difference between both methods, with its paired interval."""
+    score, unit, items = compared
     *values, count = paired_difference(*scores)
     mean, low, high = (f"{value:+.2f}".replace("-", "−") for value in values)
     return (

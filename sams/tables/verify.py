@@ -17,9 +17,9 @@ from sams.runtime.files import DESCRIBING, MANIFEST, canonical_json, manifest_di
 from sams.runtime.mappings import flatten
 from sams.study.recipes import recipe_of
 from sams.study.study import BASE_METHOD, Study
-from sams.tables.benchmarks import METRICS
 from sams.tables.findings import SHOWN, Finding, summary
 from sams.tables.recomputed import run_figures, study_tables
+from sams.tables.scores import METRICS
 
 SUMS = "SHA256SUMS"  # file of a bundle, which has no weights
 NOT_SETTINGS = {"checkpoints", "tables", "logs", "benchmarks"}

@@ -18,12 +18,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json
 from sams.runtime.jsonl import Jsonl, complete_lines
 from sams.runtime.mappings import flatten, numbers
+from sams.study.settings import benchmark_settings
 from sams.tracking.mirror import Identity, Mirror, Status, now, run_id
 from sams.tracking.server import prepare_database, tracking_uri
 
@@ -40,20 +41,18 @@ __all__ = [
     "tracking_uri",
 ]
 
-# Stages that have an MLflow run; the names are those of their rules.
-Stage = Literal[
+Stage = str
+STAGES = (
     "train_sft",
     "compute_reference",
     "pretrain_scheduler",
     "train_crossfit",
     "train_preference",
     "generate_answers",
-    "score_alpaca_eval",
-    "score_mt_bench",
-    "score_reward_model",
-    "score_lm_eval",
+    *(f"score_{name}" for name in benchmark_settings()),
     "make_difficulty",
-]
+)
+"""Stages that have an MLflow run; the names are those of their rules."""
 
 START_SECONDS = 20.0  # longest wait of `start` for the first answer of MLflow
 
@@ -96,8 +95,8 @@ def start(
     Raises:
         UserError: the metric log is shorter than it was at the checkpoint.
     """
-    if stage not in get_args(Stage):
-        raise ValueError(f"stage {stage!r} is none of {get_args(Stage)}")
+    if stage not in STAGES:
+        raise ValueError(f"stage {stage!r} is none of {STAGES}")
     log = _open_log(jsonl, resume_at) if jsonl else None
     mirror = None
     if enabled:

@@ -13,7 +13,7 @@ from sams.generation.shards import Shards
 from sams.judge.store import Store
 from sams.runtime.errors import UserError
 from sams.runtime.files import write_manifest
-from sams.scoring.inputs import meta_path, read_json_rows
+from sams.scoring.inputs import meta_path, read_rows
 from sams.study.recipes import DataRecipe, ExportRecipe, TokeniseRecipe, recipe_json
 from sams.study.settings import Data, World
 from sams.training import export
@@ -177,10 +177,10 @@ def test_damaged_answers_and_questions_are_not_scored(tmp_path: Path) -> None:
     write_manifest(tmp_path)
     for name in ("answers.json", "questions.json"):
         file = tmp_path / name
-        assert len(read_json_rows(file)) == 1
+        assert len(read_rows(file)) == 1
         file.write_text(file.read_text().replace("2", "3"))
         with pytest.raises(UserError, match=f"{name}: has changed since it was written"):
-            read_json_rows(file)
+            read_rows(file)
 
 
 @pytest.mark.faults

@@ -10,8 +10,9 @@ from tokenizers.processors import TemplateProcessing
 
 from sams.generation.decode import Decoder, completed, make_batches
 from sams.generation.engines import derived_seed, vllm_sampling
-from sams.generation.facts import made_with, sample_label
+from sams.generation.facts import made_with
 from sams.runtime.errors import UserError
+from sams.scoring.question_set import sample_label
 from sams.study.settings import Decoding, ModelDecoding
 from tests.generation.conftest import TEMPLATE, make_model
 

@@ -121,8 +121,18 @@ def test_a_model_is_known_by_its_files(model: Path, tmp_path: Path) -> None:
     ("benchmark", "name", "content", "problem"),
     [
         ("alpaca_eval", "alpaca_eval.json", '[{"dataset": "d"}]', "row 1, key 'instruction'"),
-        ("mt_bench", "mt_bench_questions.jsonl", '{"category": "c", "turns": "t"}', "line 1, key 'turns'"),
-        ("mt_bench", "mt_bench_questions.jsonl", '{"turns": ["t"]}', "line 1, key 'category'"),
+        (
+            "mt_bench",
+            "mt_bench_questions.jsonl",
+            '{"question_id": 1, "category": "c", "turns": "t"}',
+            "row 1, key 'turns'",
+        ),
+        (
+            "mt_bench",
+            "mt_bench_questions.jsonl",
+            '{"question_id": 1, "turns": ["t"]}',
+            "row 1, key 'category'",
+        ),
         ("mt_bench", "elsewhere.jsonl", "{}", "mt_bench_questions.jsonl: no such file"),
     ],
 )

@@ -11,10 +11,11 @@ import transformers
 
 from sams.data.forms import read_pairs
 from sams.generation.decode import Decoder
-from sams.generation.facts import parts_path, sample_label
+from sams.generation.facts import parts_path
 from sams.generation.on_policy import best_and_worst, make_pairs
 from sams.runtime.errors import UserError
 from sams.scoring.inputs import meta_path
+from sams.scoring.question_set import sample_label
 from sams.scoring.reward import RewardModel
 from sams.study.recipes import OnPolicyRecipe
 from tests.generation.conftest import make_tokenizer

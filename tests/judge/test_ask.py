@@ -108,7 +108,7 @@ def test_calls_at_once_are_bounded(endpoint: Endpoint, call_of: CallOf) -> None:
 
 def test_calls_in_a_minute_are_bounded(endpoint: Endpoint, call_of: CallOf) -> None:
     ask(endpoint, calls(call_of, 6), requests_per_minute=600)
-    assert max(endpoint.starts) - min(endpoint.starts) >= 0.49  # six calls, a tenth of a second apart
+    assert max(endpoint.starts) - min(endpoint.starts) >= 0.45  # six calls, a tenth of a second apart
 
 
 @pytest.mark.parametrize("fault", ["429", "408", "500", "503", "broken", "no_log_probs", "hangs_up"])

@@ -75,9 +75,10 @@ def test_a_batch_that_the_machines_gpus_do_not_divide(gpus: Any, tmp_path: Path)
     refused(tiny_study(), tmp_path, "batch_size: 64 is not divisible by 3 processes")
 
 
-def test_a_judge_without_its_key(tmp_path: Path) -> None:
-    study = tiny_study(benchmarks__judge={"kind": "openai"})
+def test_a_judge_without_its_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    study = tiny_study(benchmarks__judge={"kind": "openai", "model": "gpt-4-turbo"})
     refused(study, tmp_path, "environment variable OPENAI_API_KEY: the judge needs a key; export it")
+    assert "gpt-4-turbo was shut down on 2026-10-23" in caplog.text
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from sams.planning.data import facts_of
 from sams.planning.memory import RESERVE, Passes, Simulation
+from sams.planning.parts import Plan
 from sams.planning.plan import GIB, Planner
 from sams.planning.show import print_plan
 from sams.runtime.errors import UserError
@@ -119,6 +120,14 @@ def test_the_judge_is_asked_for_every_question_of_every_model(tmp_path: Path) ->
     assert (alpaca.calls, bench.calls) == (12 * 805, 12 * 160)
     assert alpaca.dollars == pytest.approx((alpaca.tokens.prompt * 10 + alpaca.calls * 30) / 1e6)
     assert planner(study(""), tmp_path).judge() == []
+
+
+def test_a_retired_judge_is_a_warning(tmp_path: Path) -> None:
+    judge = {"kind": "openai", "model": "gpt-4-turbo"}
+    retired = planner(study("table1_llama3_instruct", benchmarks={"judge": judge}), tmp_path)
+    plan = Plan([], [], [], retired.judge())
+    retired._add_warnings(plan)
+    assert any("gpt-4-turbo was shut down on 2026-10-23" in warning for warning in plan.warnings)
 
 
 def test_gradients_are_exchanged_in_every_micro_batch_before_anything_is_recomputed(tmp_path: Path) -> None:

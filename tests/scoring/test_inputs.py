@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sams.runtime.errors import UserError
-from sams.scoring.inputs import read_json_lines, read_json_rows, some_of
+from sams.scoring.inputs import read_rows, some_of
 
 ROWS = [{"a": 1}, {"a": "ü"}]
 
@@ -15,37 +15,37 @@ def test_gzip_and_plain_read_alike_whatever_the_name(tmp_path: Path) -> None:
     (tmp_path / "plain.json").write_text(text)
     (tmp_path / "packed.json").write_bytes(gzip.compress(text.encode()))
     (tmp_path / "lines.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n\n{"a": "\\u00fc"}\n'))
-    assert read_json_rows(tmp_path / "plain.json") == ROWS
-    assert read_json_rows(tmp_path / "packed.json") == ROWS
-    assert read_json_lines(tmp_path / "lines.jsonl.gz") == ROWS
+    assert read_rows(tmp_path / "plain.json") == ROWS
+    assert read_rows(tmp_path / "packed.json") == ROWS
+    assert read_rows(tmp_path / "lines.jsonl.gz") == ROWS
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b'[{"a": 1},\n {"a": }]', "line 2: not JSON"),
-        (b'{"a": 1}', "expected a list of objects, found dict"),
+        (b'[{"a": 1},\n {"a": }]', "at row 2"),
+        (b'{"a": {}\n}', "row 1: not JSON"),
         (b'[{"a": 1}, 2]', "row 2: expected an object"),
-        (b"[]", "holds no rows"),
-        (gzip.compress(b"[]", mtime=0)[:-6], "cannot be read"),
-        (b"\xff\xfe", "cannot be read"),
+        (b"[]", "the data has no row"),
+        (gzip.compress(b"[]", mtime=0)[:-6], "cut off or damaged"),
+        (b"\xff\xfe", "not UTF-8"),
     ],
 )
 def test_unreadable_json_is_told_in_one_line(tmp_path: Path, content: bytes, problem: str) -> None:
     path = tmp_path / "rows.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=problem) as error:
-        read_json_rows(path)
+        read_rows(path)
     assert str(path) in str(error.value)
 
 
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(UserError, match="line 2: not JSON"):
-        read_json_lines(path)
+    with pytest.raises(UserError, match="row 2: not JSON"):
+        read_rows(path)
     with pytest.raises(UserError, match="no such file"):
-        read_json_lines(tmp_path / "absent.jsonl")
+        read_rows(tmp_path / "absent.jsonl")
 
 
 def test_long_lists_are_cut_short() -> None:
@@ -58,4 +58,4 @@ def test_a_line_ends_where_json_lines_say_and_nowhere_else(tmp_path: Path) -> No
     path.write_text(
         "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8", newline=""
     )
-    assert read_json_lines(path) == rows
+    assert read_rows(path) == rows

@@ -12,10 +12,9 @@ import transformers
 
 from sams.launch.preflight import check_lm_eval
 from sams.runtime.errors import UserError
-from sams.scoring.lm_eval import check_tasks, figures_of, items_of, main, readable
+from sams.scoring.lm_eval import BENCHMARK, check_tasks, figures_of, items_of, main, readable
 from sams.study.recipes import LmEvalRecipe
 from sams.study.settings import LmEval
-from sams.tables.benchmarks import lm_eval_items
 from sams.tables.main_table import main_table
 from sams.tables.results import Cell
 from tests.generation.conftest import make_model
@@ -145,7 +144,7 @@ def test_the_harness_scores_an_own_task_as_transformers_does(tasks: Path, tmp_pa
     out, items, results = (tmp_path / name for name in ("metrics.json", "items.jsonl", "results.json"))
     main(model, recipe.model_dump_json(), out, items, results)
     expected = [100 * right(model, *row) for row in ROWS]
-    assert list(lm_eval_items(items)["lm_eval_fruit"].values()) == expected
+    assert list(BENCHMARK.items(items)["lm_eval_fruit"].values()) == expected
     found = json.loads(out.read_text())
     assert found["fruit"] == statistics.fmean(expected) and found["tasks"]["fruit"]["n"] == 4
     assert json.loads(results.read_text())["results"]["fruit"]["acc,none"] == statistics.fmean(expected) / 100

@@ -161,7 +161,7 @@ def test_every_prompt_is_rebuilt_byte_by_byte_and_every_rating_parsed_again(publ
 def test_judgments_of_other_answers_or_references_are_refused(published: Published, tmp_path: Path) -> None:
     first, second, _ = AVERAGES
     swapped = [{**row, "model_id": second} for row in read(published.answers(first))]
-    with pytest.raises(UserError, match=r"line \d+, key 'user_prompt': of question \d+ turn \d is not what"):
+    with pytest.raises(UserError, match=r"row \d+, key 'user_prompt': of question \d+ turn \d is not what"):
         score_mt_bench(
             written(tmp_path / "answers.jsonl", swapped), **published.inputs, judgments=published.judgments
         )
@@ -270,9 +270,9 @@ def test_repeated_and_failed_ratings_are_refused_or_counted(published: Published
     }
 
     # FastChat would average the 166 ratings of its 160 turns.
-    with pytest.raises(UserError, match=rf"line 15: rates question 85 turn 1 of {REPEATED} again"):
+    with pytest.raises(UserError, match=rf"row 15: rates question 85 turn 1 of {REPEATED} again"):
         score_mt_bench(answers[REPEATED], **published.inputs, judgments=published.edge)
-    with pytest.raises(UserError, match="line 15: rates"):
+    with pytest.raises(UserError, match="row 15: rates"):
         score_mt_bench(answers[REPEATED], **published.inputs, judgments=published.edge, accept_missing=9)
 
     # Another model in the same file is not touched by that.

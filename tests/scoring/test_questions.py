@@ -10,17 +10,19 @@ import pytest
 from sams.runtime.errors import UserError
 from sams.runtime.files import read_json, sha256_of
 from sams.scoring import questions
+from sams.scoring.mt_bench_inputs import PROMPTS
 from sams.study.settings import World
 from sams.world import examples as world
 from sams.world.judge_prompts import judge_prompts
 
 QUESTION = {"question_id": 7, "category": "math", "turns": ["One?", "Two?"]}
-REFERENCE = {"question_id": 7, "choices": [{"index": 0, "turns": ["1", "2"]}]}
+REFERENCE = {"question_id": 7, "model_id": "someone", "choices": [{"index": 0, "turns": ["1", "2"]}]}
 OUTPUT = {"instruction": "Why?", "output": "So.", "generator": "someone", "dataset": "own"}
 
 
 def run(out: Path, **recipe: Any) -> Path:
-    questions.main(json.dumps({"world": None, "alpaca_eval": None, "mt_bench": None} | recipe), out)
+    world = recipe.pop("world", None)
+    questions.main(json.dumps({"world": world, "benchmarks": recipe}), out)
     return out
 
 
@@ -94,7 +96,7 @@ def test_the_published_files(tmp_path: Path, shared_data: Path) -> None:
 
 def test_judge_prompts_have_fastchats_placeholders_and_give_the_texts_back() -> None:
     prompts = {prompt["name"]: prompt for prompt in judge_prompts()}
-    assert set(prompts) == questions.JUDGE_PROMPTS
+    assert set(prompts) == {*PROMPTS}
     texts = {
         "single-v1": ["question", "answer"],
         "single-math-v1": ["question", "ref_answer_1", "answer"],
@@ -125,7 +127,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "missing file",
         {"alpaca_eval": {"reference_outputs": "nowhere.json"}},
-        "benchmarks.alpaca_eval.reference_outputs: no such file: nowhere.json",
+        "benchmarks.alpaca_eval.reference_outputs: nowhere.json: no such file",
     ),
     (
         "questions alone",
@@ -145,33 +147,33 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "a judge prompt lacks",
         {"world": {}, "mt_bench": {"judge_prompts": judge_prompts()[:3]}},
-        r"prompts are missing: single-math-v1-multi-turn",
+        r"benchmarks.mt_bench.judge_prompts: .*: has no prompt 'single-math-v1-multi-turn'",
     ),
     (
         "no generator",
         {"alpaca_eval": {"reference_outputs": [OUTPUT, {"instruction": "Who?", "output": "Me."}]}},
-        "row 2: expected text at `generator`; correct the row",
+        "row 2, key 'generator': expected text, found nothing",
     ),
     (
         "an instruction twice",
         {"alpaca_eval": {"reference_outputs": [OUTPUT, OUTPUT]}},
-        r"row 2: the same `instruction` as in .*row 1; drop one",
+        "1 instructions occur more than once: 'Why\\?'; give one row per instruction",
     ),
     ("empty", {"alpaca_eval": {"reference_outputs": []}}, "the data has no row"),
     (
         "an id of text",
         {"mt_bench": {"questions": [QUESTION | {"question_id": "7"}], "references": [REFERENCE]}},
-        "row 1: expected an integer `question_id`",
+        "row 1, key 'question_id': expected an integer, found '7'",
     ),
     (
         "one turn",
         {"mt_bench": {"questions": [QUESTION | {"turns": ["One?"]}], "references": [REFERENCE]}},
-        "row 1: expected `turns` of two texts",
+        r"row 1, key 'turns': expected 2 texts, found \['One\?'\]",
     ),
     (
         "a reference without choices",
         {"mt_bench": {"questions": [QUESTION], "references": [{"question_id": 7, "choices": []}]}},
-        "row 1: expected `choices` with `turns`",
+        "row 1, key 'choices': expected a list with the answer's turns",
     ),
     (
         "a question without its reference",
@@ -179,7 +181,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
             "world": {},
             "mt_bench": {"questions": [QUESTION | {"question_id": 9}], "references": [REFERENCE]},
         },
-        r"question 9 \(math\) has no reference answer",
+        "has no reference answer to questions 9",
     ),
 ]
 

@@ -11,8 +11,8 @@ import pytest
 from scipy.stats import ttest_rel
 
 from sams.runtime.errors import UserError
+from sams.scoring.table import BENCHMARKS
 from sams.tables import comparisons
-from sams.tables.benchmarks import alpaca_eval_items, mt_bench_items
 from sams.tables.results import read_cells
 from tests.tables.made import alpaca_eval, train, write
 
@@ -29,19 +29,19 @@ def judgments(rows: list[tuple[int, int, float]], model: str = "dpo") -> list[di
 def test_alpaca_eval_items(tmp_path: Path) -> None:
     values = {"win": 2.0, "loss": 1.0, "lean": 1.75, "draw": 1.5, "old draw": 0, "failed": None, "broken": -1}
     write(tmp_path, {"annotations.json": preferences(values)})
-    items = alpaca_eval_items(tmp_path / "annotations.json")
+    items = BENCHMARKS["alpaca_eval"].items(tmp_path / "annotations.json")
     assert items == {"win_rate": {"win": 100.0, "loss": 0.0, "lean": 75.0, "draw": 50.0, "old draw": 50.0}}
 
 
 def test_mt_bench_items(tmp_path: Path) -> None:
     write(tmp_path, {"judgments.jsonl": judgments([(81, 1, 7), (81, 2, 4), (82, 1, 9), (82, 2, -1)])})
-    assert mt_bench_items(tmp_path / "judgments.jsonl") == {"mt_bench": {"81": 5.5}}
+    assert BENCHMARKS["mt_bench"].items(tmp_path / "judgments.jsonl") == {"mt_bench": {"81": 5.5}}
 
 
 def test_judgments_of_two_models_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {"judgments.jsonl": judgments([(81, 1, 7)]) + judgments([(81, 1, 3)], "other")})
     with pytest.raises(UserError, match=r"judgments\.jsonl: judgments of 2 models, expected one"):
-        mt_bench_items(tmp_path / "judgments.jsonl")
+        BENCHMARKS["mt_bench"].items(tmp_path / "judgments.jsonl")
 
 
 def test_constant_difference_has_no_width() -> None:
@@ -181,7 +181,7 @@ def test_items_of_recorded_annotations_give_the_published_win_rates(
         path.write_bytes(
             gzip.decompress((shared_data / "alpaca_eval/open" / model / "annotations.json.gz").read_bytes())
         )
-        items[model] = alpaca_eval_items(path)["win_rate"]
+        items[model] = BENCHMARKS["alpaca_eval"].items(path)["win_rate"]
         assert len(items[model]) == 805
         assert statistics.fmean(items[model].values()) == pytest.approx(rate, abs=1e-6)
     difference, low, high, _ = comparisons.paired_difference(

@@ -131,6 +131,7 @@ def test_caption_says_what_scores_may_be_compared_with(tmp_path: Path) -> None:
         ["dpo"], [0], benchmarks={"judge": judge, "alpaca_eval": {"difficulty": "df_gamed.csv"}}
     )
     endpoint = "\n".join(captions.main_notes(requested, cells))
+    assert "Published scores are of gpt-4-1106-preview, which was shut down on 2026-03-26." in endpoint
     assert "Judge: gpt-4-turbo." in endpoint and "df_gamed.csv" in endpoint and "MT-Bench:" not in endpoint
     alone = "\n".join(captions.main_notes(study(["dpo"], [0], benchmarks={}), cells))
     assert "left out by this study" in alone and "Judge" not in alone
