@@ -27,7 +27,7 @@ from sams.world.local_judge import local_judge
 
 log = logging.getLogger(__name__)
 
-# Judge of the benchmarks unless the settings name one: GPT-4 Turbo, as in the paper.
+# Judge of recorded judgments that name none, and name of the local judge in its calls.
 DEFAULT_MODEL = "gpt-4-1106-preview"
 LOCAL_NAME = "local judge"
 STORE = "judge_calls.jsonl"  # in the folder of the result by default

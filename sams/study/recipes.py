@@ -272,7 +272,10 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         "score_lm_eval": lambda: LmEvalRecipe(
             precision=study.model.precision, lm_eval=require(study.benchmarks.lm_eval, "benchmarks.lm_eval")
         ),
-        "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
+        # What is known about the judge changes no judgment.
+        "score": lambda: ScoreRecipe(
+            judge=study.benchmarks.judge.model_copy(update={"agreement": None}), world=study.data.world
+        ),
     }
     if stage not in stages:
         raise UserError(

@@ -250,7 +250,7 @@ def test_an_azure_address(endpoint: Endpoint, call_of: CallOf) -> None:
 )
 def test_an_address_holds_no_secret(url: str) -> None:
     with pytest.raises(ValueError, match="OPENAI_API_KEY"):
-        Judge(kind="openai", base_url=url)
+        Judge(kind="openai", model="judge", base_url=url)
 
 
 # --- slow endpoints -------------------------------------------------------------------------------

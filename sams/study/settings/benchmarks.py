@@ -231,7 +231,7 @@ class Judge(Settings):
     model: str | None = Field(
         None,
         pattern=r"^[\x21-\x7e]+$",
-        description="Judge model of the endpoint; null: the default of each benchmark (GPT-4 Turbo).",
+        description="Judge model of the endpoint, which must be named; config/judges has examples.",
     )
     concurrency: Count = Field(8, description="Number of concurrent calls.")
     requests_per_minute: Count | None = Field(
@@ -263,6 +263,18 @@ class Judge(Settings):
         ge=0.0,
         description="Local judge only: bias towards the longer answer, in logits per log length ratio.",
     )
+    agreement: str | None = Field(
+        None,
+        description="agreement.json of `sams judge-agreement` for this judge; tables then say how well it agrees "
+        "with recorded judgments.",
+    )
+
+    @property
+    def asked_with(self) -> dict[str, Any]:
+        """The settings on which judgments depend, besides the name of the judge."""
+        if self.kind == "local":
+            return {"length_lean": self.length_lean}
+        return {"parameters": self.parameters, "log_probs": self.log_probs}
 
     @field_validator("base_url")
     @classmethod
@@ -280,6 +292,12 @@ class Judge(Settings):
         if taken := sorted({"model", "messages", "n", "stream", "logprobs"} & parameters.keys()):
             raise ValueError(f"{', '.join(taken)}: set by the benchmark, `judge.model` or `judge.log_probs`")
         return parameters
+
+    @model_validator(mode="after")
+    def _an_endpoint_needs_a_model(self) -> Self:
+        if self.kind == "openai" and self.model is None:
+            raise ValueError("kind openai needs `model`, the judge's name; config/judges has examples")
+        return self
 
     @model_validator(mode="after")
     def _a_limit_needs_prices(self) -> Self:
