@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+from collections.abc import Sequence
 
 from sams.judge.ask import DEFAULT_MODEL
 from sams.judge.calls import Answer, Call, Reading, Unusable, label_call, text_of
@@ -28,22 +29,23 @@ RATED = (
 RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
 
 
-def try_out(settings: Judge, *, pairs: bool, ratings: bool) -> None:
-    """Make two calls in the form of AlpacaEval's and one in the form of MT-Bench's.
+def try_out(settings: Judge, *, pairs: bool, ratings: bool, comparisons: Sequence[Call] = ()) -> None:
+    """Make two calls in the form of AlpacaEval's, one in the form of MT-Bench's, and those of other benchmarks.
 
     Args:
         settings: the endpoint.
         pairs: request the preference between two answers, in both orders.
         ratings: request a rating.
+        comparisons: calls whose judgment must be above one half.
 
     Raises:
         UserError: the endpoint cannot be reached, refuses the key or a call, or returns no judgment or a wrong one.
     """
     limits = {"tries": TRIES, "timeout_seconds": min(settings.timeout_seconds, SECONDS)}
-    asyncio.run(_try_out(settings.model_copy(update=limits), pairs, ratings))
+    asyncio.run(_try_out(settings.model_copy(update=limits), pairs, ratings, comparisons))
 
 
-async def _try_out(settings: Judge, pairs: bool, ratings: bool) -> None:
+async def _try_out(settings: Judge, pairs: bool, ratings: bool, comparisons: Sequence[Call]) -> None:
     upstream = Upstream(settings, judge_key(settings))
     try:
         await upstream.check()
@@ -52,7 +54,10 @@ async def _try_out(settings: Judge, pairs: bool, ratings: bool) -> None:
             messages = [{"role": "user", "content": pair_prompt(QUESTION, first, second)}]
             call = label_call("a pair", messages, ("m", "M"), log_probs=settings.log_probs)
             values.append(await _asked(upstream, settings, call))
-        if pairs and not values[0].value > 0.5 > values[1].value:
+        compared = [(await _asked(upstream, settings, call)).value for call in comparisons]
+        if (pairs and not values[0].value > 0.5 > values[1].value) or not all(
+            value > 0.5 for value in compared
+        ):
             raise UserError(
                 f"judge {settings.model or DEFAULT_MODEL} does not prefer {RIGHT!r} to {WRONG!r} in both orders",
                 where=settings.base_url,
