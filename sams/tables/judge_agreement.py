@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from sams.judge.ask import STORE, DryRun, judge_name
+from sams.judge.ask import LABEL_MASS, STORE, DryRun, judge_name
 from sams.runtime.errors import UserError
 from sams.runtime.extras import require
 from sams.runtime.files import whole_file, write_json
@@ -181,7 +181,8 @@ def notes(content: Content) -> list[str]:
     if (mass := content["label_mass"]) is not None:
         found.append(
             f"Probability of both labels together: {mass['mean']:.3f} in the mean; below .9 in "
-            f"{mass['low_share']:.1f} % of {mass['n']:,} judgments."
+            f"{mass['low_share']:.1f} % of {mass['n']:,} judgments"
+            + (": it answers something else." if mass["mean"] < LABEL_MASS else ".")
         )
     if (facts := content["judge_calls"]) is not None:
         found.append(
