@@ -44,6 +44,7 @@ PROMPT_CODES = (
     "content_filter",
     "content_policy_violation",
     "context_length_exceeded",
+    "exceed_context_size_error",  # llama.cpp
     "invalid_prompt",
     "string_above_max_length",
 )
