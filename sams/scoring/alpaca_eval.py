@@ -36,7 +36,7 @@ from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.alpaca_eval_run import PairCall, compute_figures, pair_calls
-from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Items, Score, Shown, Work, spread, values
+from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Items, Score, Shown, Work, spread, values_of
 from sams.scoring.difficulty_table import check_reference, check_table, read_table
 from sams.scoring.inputs import Row, doubled, input_hashes, numbered, read_rows, some_of, text_of, versions
 from sams.scoring.job import run_scoring
@@ -544,11 +544,11 @@ class AlpacaEval2(Benchmark):
 
     def notes(self, settings: AlpacaEval, figures: Figures) -> list[str]:
         """Return the number of instructions, length control or the reason why it is missing, and answer lengths."""
-        counts = values(figures, "n_total")
+        counts = values_of(figures, "n_total")
         notes = [
             f"AlpacaEval 2: win rates in percent over {spread(counts)} instructions, against the baseline."
         ]
-        reasons = sorted({str(reason) for reason in values(figures, "lc_unavailable")})
+        reasons = sorted({str(reason) for reason in values_of(figures, "lc_unavailable")})
         if reasons:
             notes.append(f"Length control: unavailable: {'; '.join(reasons)}.")
         elif settings.difficulty is None:
@@ -561,7 +561,7 @@ class AlpacaEval2(Benchmark):
                 f"Length control: with the difficulty table {settings.difficulty}; its standard error is this "
                 "project's bootstrap over instructions."
             )
-        lengths = {method: values({method: of}, "avg_length") for method, of in figures.items()}
+        lengths = {method: values_of({method: of}, "avg_length") for method, of in figures.items()}
         means = [f"{method} {statistics.fmean(known):.0f}" for method, known in lengths.items() if known]
         if means:
             notes.append(f"Mean answer length in characters: {', '.join(means)}.")

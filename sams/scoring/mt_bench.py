@@ -31,7 +31,7 @@ from sams.runtime.jsonl import write_lines
 from sams.runtime.stage import read_recipe, run
 from sams.scoring import fastchat_judge as fastchat
 from sams.scoring import inputs
-from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Score, Shown, Work, spread, values
+from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Score, Shown, Work, spread, values_of
 from sams.scoring.fastchat_judge import FAILED
 from sams.scoring.inputs import Row, input_hashes, numbered, read_rows, some_of, versions
 from sams.scoring.job import run_scoring
@@ -416,7 +416,7 @@ class MtBenchScores(Benchmark):
 
     def notes(self, settings: MtBench, figures: Figures) -> list[str]:
         """Return the number of judgments, and of failed ones."""
-        counts, failed = values(figures, "n_judgments"), sum(values(figures, "n_failed"))
+        counts, failed = values_of(figures, "n_judgments"), sum(values_of(figures, "n_failed"))
         return [f"MT-Bench: mean of both turns, 1 to 10, over {spread(counts)} judgments; {failed:g} failed."]
 
     def shown(self, run: Path, questions: Path) -> dict[str, Shown]:

@@ -207,7 +207,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         stage: name of the rule.
         method: method of the job, in stages with one job per method.
         seed: seed of the job, in stages with one job per seed.
-        benchmark: name of a benchmark, or `samples`, in `generate_answers`.
+        benchmark: name of a benchmark, in `score`; of that or `samples`, in `generate_answers`.
 
     Raises:
         UserError: the study has no such stage or method.
@@ -272,7 +272,11 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         "score_lm_eval": lambda: LmEvalRecipe(
             precision=study.model.precision, lm_eval=require(study.benchmarks.lm_eval, "benchmarks.lm_eval")
         ),
-        "score": lambda: ScoreRecipe(judge=study.benchmarks.judge, world=study.data.world),
+        "score": lambda: ScoreRecipe(
+            judge=study.benchmarks.judge,
+            world=study.data.world,
+            accept_missing=getattr(study.benchmarks.judged.get(benchmark), "accept_missing", 0),
+        ),
     }
     if stage not in stages:
         raise UserError(
