@@ -169,7 +169,11 @@ def read_outputs(path: Path) -> list[Row]:
             remedy="give one row per instruction",
         )
     if len(generators := sorted({row["generator"] for row in rows})) > 1:
-        raise UserError(f"expected one generator, found {some_of(generators)}", where=str(path))
+        raise UserError(
+            f"expected one generator, found {some_of(generators)}",
+            where=str(path),
+            remedy="give the outputs of one model",
+        )
     if not any(row["output"].strip() for row in rows):
         raise UserError("all outputs are empty", where=str(path), remedy="check how they were generated")
     return rows
