@@ -298,6 +298,11 @@ def scoring_options(benchmark):
     return options(*benchmark.given, out="{output.metrics}", **own)
 
 
+def agreement_file(wildcards):
+    """Agreement of the judge with recorded judgments, if the study names its file."""
+    return STUDY.benchmarks.judge.agreement or []
+
+
 def table(script):
     """Parameters of a script: its name, the study, the folder of its setting, and the digests of its code."""
     return {

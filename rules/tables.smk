@@ -7,6 +7,7 @@ rule main_table:
         data=per_seed(f"data/{OF_SEED}manifest.json"),
         curves=training_figures(),
         scores=scores(),
+        agreement=agreement_file,
     output:
         **forms("main", "main_table", "main"),
     log:
@@ -30,6 +31,7 @@ if STUDY.paper:
             data=per_seed(f"data/{OF_SEED}manifest.json"),
             curves=training_figures(),
             scores=scores(),
+            agreement=agreement_file,
             reported=f"{PACKAGE}/study/paper/{STUDY.paper.table}.yaml",
         output:
             **forms("paper", "paper_table", "compared with the paper"),

@@ -361,6 +361,62 @@ def compare(
         write_curves(compared, out)
 
 
+@app.command("judge-agreement")
+def judge_agreement(
+    annotations: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="ANNOTATIONS...",
+            help="Recorded judgments in AlpacaEval's form, JSON, gzip or not: "
+            "results/<model>/weighted_alpaca_eval_gpt4_turbo/annotations.json of github.com/tatsu-lab/alpaca_eval, "
+            "or alpaca_eval/annotations.json of a run.",
+        ),
+    ],
+    base_url: Annotated[str | None, typer.Option(help="Address of an OpenAI-compatible judge.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of the judge.")] = None,
+    configfile: ConfigFiles = None,
+    given: Given = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Number of instructions; each model has a pair on each.")
+    ] = None,
+    one_order: Annotated[
+        bool, typer.Option("--one-order", help="Judge only the order that a scoring uses: half the calls.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print the number of calls and the cost.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for agreement.json, pairs.jsonl and the figure; default: by the judge's name."
+        ),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="File of the judge's answers; default: in the folder of the result.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print agreement.json instead of tables.")] = False,
+) -> None:
+    """Compare a judge with recorded judgments of GPT-4 Turbo."""
+    import logging
+
+    from sams.tables.judge_agreement import compare_judge
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    settings = _study(_files(None, configfile), given=given)
+    compare_judge(
+        annotations,
+        settings,
+        base_url=base_url,
+        model=model,
+        limit=limit,
+        both_orders=not one_order,
+        dry_run=dry_run,
+        out=out,
+        store=store,
+        as_json=as_json,
+    )
+
+
 @app.command()
 def verify(
     results: Annotated[Path, typer.Argument(help="results/<study>, or a bundle of it.")],

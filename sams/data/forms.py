@@ -168,7 +168,12 @@ def read_examples(source: str, split: str, reading: Reading | None = None) -> It
 
 
 def read_prompts(source: str, split: str) -> Iterator[list[Message]]:
-    """Yield the prompts of a file or hub data set, whose rows may also hold answers.
+    """Yield the prompts of `numbered_prompts`."""
+    return (prompt for _, _, prompt in numbered_prompts(source, split))
+
+
+def numbered_prompts(source: str, split: str) -> Iterator[tuple[str, Row, list[Message]]]:
+    """Yield location, row and prompt of each row of a file or hub data set; rows may also hold answers.
 
     Raises:
         UserError: a row cannot be read; the message names source, row (from 1) and key.
@@ -177,7 +182,7 @@ def read_prompts(source: str, split: str) -> Iterator[list[Message]]:
     for where, row in numbered_rows(source, split):
         column = column or next((key for key in PROMPTS if key in row), "prompt")
         refuse_unknown(row, where)
-        yield _prompt(row, column, where)
+        yield where, row, _checked(_prompt(row, column, where), where)
 
 
 # --- forms ----------------------------------------------------------------------------------------

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sams.judge.calls import Answer, Call, Reading, Request, Unusable
-from sams.judge.client import NO_KEY, judge_key
+from sams.judge.calls import Answer, Call, Reading, Request, Unusable, is_snapshot, model_of
+from sams.judge.client import NO_KEY, judge_key, run_async
 from sams.judge.store import Store, Tokens, expected_tokens, key_of, tokens_of
-from sams.judge.upstream import CallFailed, Upstream
+from sams.judge.upstream import CallFailed, Upstream, brief, read
 from sams.runtime.errors import UserError
+from sams.runtime.processes import EXIT_INTERRUPTED, stop_later
 from sams.runtime.progress import Progress
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge
@@ -26,7 +27,7 @@ from sams.world.local_judge import local_judge
 
 log = logging.getLogger(__name__)
 
-# Judge of the benchmarks unless the settings name one: GPT-4 Turbo, as in the paper.
+# Judge of recorded judgments that name none, and name of the local judge in its calls.
 DEFAULT_MODEL = "gpt-4-1106-preview"
 LOCAL_NAME = "local judge"
 STORE = "judge_calls.jsonl"  # in the folder of the result by default
@@ -126,7 +127,7 @@ def ask_judge(
     """
     settings = recipe.judge
     if settings.kind == "openai":
-        return asyncio.run(_ask(settings, judge_key(settings), calls, store, dry_run))
+        return run_async(_ask(settings, judge_key(settings), calls, store, dry_run))
     if recipe.world is None:
         raise UserError(
             "the local judge can only grade the synthetic world",
@@ -139,7 +140,7 @@ def ask_judge(
     with local_judge(settings.length_lean) as judge:
         # One call in flight is enough: an answer takes less than a millisecond of one core.
         local = {"base_url": judge.base_url, "model": DEFAULT_MODEL, "concurrency": 1, "tries": 2}
-        judgments = asyncio.run(
+        judgments = run_async(
             _ask(settings.model_copy(update=local), NO_KEY, calls, None, dry_run, free=True)
         )
     return Judgments(judgments.each, LOCAL_NAME)
@@ -159,8 +160,10 @@ async def _ask(
     asked = _Asked(settings, upstream, store)
     try:
         await asked.plan(calls, dry_run=dry_run, free=free)
-        with asked.progress(len(calls)):
+        with asked.progress(len(calls)), stop_later(asked.interrupt):
             await asyncio.gather(*(asked.judge(call) for call in calls))
+        if upstream.stopped is None and not upstream.good:
+            upstream.stopped = upstream.refused
         if upstream.stopped is not None:
             raise upstream.stopped
         return Judgments([asked.judgment(call) for call in calls], asked.one_judge(), asked.facts(calls))
@@ -179,10 +182,12 @@ class _Asked:
     answers: dict[str, asyncio.Future[tuple[Answer, Reading]]] = field(default_factory=dict)
     paid: list[Answer] = field(default_factory=list)
     cached: list[Answer] = field(default_factory=list)
+    models: Counter[str] = field(default_factory=Counter)
     bar: Progress | None = None
 
     def __post_init__(self) -> None:
         self.upstream.before_call = self._check_cost
+        self.loop = asyncio.get_running_loop()
 
     def requests(self, call: Call) -> list[tuple[str, Request]]:
         """Return the keys and requests of a call, one for each repeat."""
@@ -193,7 +198,7 @@ class _Asked:
         """Return a stored answer and its judgment; None if there is none, or no judgment in it."""
         answer = self.store.get(key)
         with contextlib.suppress(Unusable):
-            return None if answer is None else (answer, call.read(answer))
+            return None if answer is None else (answer, read(call, answer))
         return None
 
     # --- before the calls ---
@@ -208,6 +213,8 @@ class _Asked:
         planned = {key: (call, request) for call in calls for key, request in self.requests(call)}
         kept = [known[0] for key, (call, _) in planned.items() if (known := self.known(call, key))]
         missing = [request for key, (call, request) in planned.items() if self.known(call, key) is None]
+        self.upstream.good = len(kept)
+        self.models.update(self.model(answer) for answer in kept)
         if free:
             return
         expected, prices = expected_tokens(missing), self.settings.prices
@@ -232,6 +239,7 @@ class _Asked:
                 remedy="raise it, or score less",
             )
         if missing:
+            self.check_models()
             await self.upstream.check()
 
     @contextlib.contextmanager
@@ -260,10 +268,9 @@ class _Asked:
             if key not in self.answers:
                 self.answers[key] = asyncio.ensure_future(self._answer(call, key, request))
             waiting.append(self.answers[key])
-        await asyncio.gather(*waiting, return_exceptions=True)
-        for each in waiting:
-            if not isinstance(error := each.exception(), CallFailed | None):
-                raise error
+        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
+            if isinstance(outcome, BaseException) and not isinstance(outcome, CallFailed):
+                self.upstream.stop(outcome)  # once the calls in flight have been answered and stored
         assert self.bar is not None
         self.bar.add()
 
@@ -274,9 +281,12 @@ class _Asked:
         async with self.store.claim(key):
             if known := self.known(call, key):  # from another process
                 self.cached.append(known[0])
+                self.models[self.model(known[0])] += 1
+                self.check_models()
                 return known
             answer, reading = await self.upstream.ask(call, request)
             self.paid.append(answer)
+            self.models[self.model(answer)] += 1
             try:
                 self.store.put(key, answer)
             except OSError as error:
@@ -285,7 +295,30 @@ class _Asked:
                         f"cannot store the judge's answers: {error.strerror}", where=str(self.store.path)
                     )
                 )
+            self.check_models()
         return answer, reading
+
+    def interrupt(self) -> None:
+        """End with the answers of the calls in flight, which are paid."""
+        self.loop.call_soon_threadsafe(self.upstream.stop, SystemExit(EXIT_INTERRUPTED))
+
+    def model(self, answer: Answer) -> str:
+        """Return the name of the model that has answered."""
+        return model_of(answer, self.settings.model or DEFAULT_MODEL)
+
+    def check_models(self) -> None:
+        """Check that one model has given all answers.
+
+        Raises:
+            UserError: several have.
+        """
+        if len(self.models) > 1:
+            named = ", ".join(f"{name} ({count})" for name, count in self.models.most_common(NAMED))
+            raise UserError(
+                f"{len(self.models)} models have answered: {named}; their judgments are not comparable",
+                where=str(self.store.path or self.settings.base_url),
+                remedy="set 'judge.model' to one snapshot, or delete the lines of the other one from the store",
+            )
 
     def _check_cost(self) -> None:
         limit = self.settings.max_cost
@@ -314,22 +347,16 @@ class _Asked:
         return Judgment(call.name, tuple(found), tuple(texts))
 
     def one_judge(self) -> str:
-        """Return the name of the judge by the models that answered.
+        """Return the name of the judge by the model that has answered.
 
         Raises:
-            UserError: several models answered.
+            UserError: several have.
         """
+        self.models = Counter(map(self.model, [*self.paid, *self.cached]))
+        self.check_models()
         requested = self.settings.model or DEFAULT_MODEL
-        models = Counter(str(answer.get("model") or requested) for answer in [*self.paid, *self.cached])
-        if len(models) > 1:
-            named = ", ".join(f"{name} ({count})" for name, count in models.most_common(NAMED))
-            raise UserError(
-                f"{len(models)} models answered: {named}; their judgments are not comparable",
-                where=str(self.store.path or self.settings.base_url),
-                remedy="set 'judge.model' to one snapshot, and delete the answers of the others from the store",
-            )
-        judge = next(iter(models), requested)
-        if not judge.startswith(requested):
+        judge = next(iter(self.models), requested)
+        if not is_snapshot(judge, requested):
             log.warning("warning: judge %s answers as %s: the scores are labelled so", requested, judge)
         return judge
 
@@ -358,14 +385,14 @@ class _Asked:
             "n_retried": self.upstream.retried.total(),
             "retried": dict(self.upstream.retried.most_common()),
             "n_missing": sum(bool(judgment.missing) for judgment in judgments),
-            "missing": dict(Counter(each.missing for each in judgments if each.missing).most_common()),
+            "missing": dict(Counter(brief(each.missing) for each in judgments if each.missing).most_common()),
             "n_doubtful": doubts.total(),
             "doubtful": dict(doubts.most_common()),
             "label_mass": mass,
             "prompt_tokens": tokens.prompt,
             "completion_tokens": tokens.completion,
             "cost": tokens.cost(self.settings.prices),
-            "models": _named(answers, "model"),
+            "models": sorted(self.models),
             "system_fingerprints": _named(answers, "system_fingerprint"),
         }
 

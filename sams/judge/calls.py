@@ -17,8 +17,13 @@ Message = Mapping[str, str]
 TOP_LOGPROBS = 5
 ANSWER_TOKENS = 2048
 """Limit for an answer in words, as in FastChat."""
+LONGEST_NAME = 200
 # Chat templates that end with <think> leave only the closing mark in the answer.
 THOUGHTS = re.compile(r"\A(\s*<think>.*?(</think>|\Z)|((?!<think>).)*?</think>)", re.DOTALL)
+
+
+# Endings by which an endpoint names the snapshot of a model: -0613, -2024-08-06, @20240806.
+SNAPSHOT = re.compile(r"([-@:]v?\d[\w.-]*)?")
 
 
 class Unusable(Exception):
@@ -120,6 +125,16 @@ def _first_label(answer: Answer, labels: tuple[str, str]) -> Reading:
     if said not in labels:
         raise Unusable(f"no label: {text!r:.60}")
     return Reading(float(said == labels[0]))
+
+
+def model_of(answer: Answer, requested: str) -> str:
+    """Return the name of the model that has answered, in the characters that settings allow for one."""
+    return re.sub(r"[^\x21-\x7e]+", "_", str(answer.get("model") or requested))[:LONGEST_NAME]
+
+
+def is_snapshot(model: str, requested: str) -> bool:
+    """Return whether a model is the requested one, or a snapshot of it."""
+    return model.startswith(requested) and SNAPSHOT.fullmatch(model.removeprefix(requested)) is not None
 
 
 def text_of(answer: Answer) -> str:

@@ -47,7 +47,7 @@ class Store:
         path: the file; None keeps the answers in memory only.
 
     Raises:
-        UserError: a complete line that is not an answer as it was written.
+        UserError: a file that cannot be opened, or a complete line that is not an answer as it was written.
     """
 
     APPEND = 1 << 61
@@ -57,6 +57,7 @@ class Store:
         self._answers: dict[str, Answer] = {}
         self._file: int | None = None
         self._read = self._lines = 0
+        self._locks = True
         if path is not None and path.exists():
             self._open()
 
@@ -114,7 +115,9 @@ class Store:
         if self._file is None:
             return
         # The file must not be opened again: closing any descriptor of it would release the locks of this process.
-        new = os.pread(self._file, max(0, os.fstat(self._file).st_size - self._read), self._read)
+        new, size = b"", os.fstat(self._file).st_size
+        while part := os.pread(self._file, max(0, size - self._read - len(new)), self._read + len(new)):
+            new += part  # one call returns at most 2 GiB
         *lines, rest = new.split(b"\n")
         self._read += len(new) - len(rest)
         for line in lines:
@@ -141,8 +144,13 @@ class Store:
         """Open the file and read it."""
         assert self.path is not None
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            except OSError as error:
+                raise UserError(
+                    f"the judge's answers cannot be stored here: {error.strerror}", where=str(self.path)
+                ) from None
             self.refresh()
         return self._file
 
@@ -167,7 +175,11 @@ class Store:
         except OSError as error:
             if error.errno in (errno.EAGAIN, errno.EACCES):
                 return False
-            log.debug("%s: no lock (%s)", self.path, error)  # a file system without locks
+            if self._locks:  # a file system without locks
+                log.warning(
+                    "warning: %s cannot be locked (%s): use it in one process at a time", self.path, error
+                )
+            self._locks = False
         return True
 
 

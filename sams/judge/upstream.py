@@ -13,8 +13,17 @@ from typing import Any
 import tenacity
 
 from sams.judge.calls import Answer, Call, Reading, Request, Unusable
-from sams.judge.client import KEY_VARIABLE, connection_problem, endpoint_client, missing_key
-from sams.runtime.errors import UserError
+from sams.judge.client import (
+    KEY_VARIABLE,
+    SHORTEST_SECRET,
+    AnswerRefused,
+    connection_problem,
+    endpoint_client,
+    is_certificate,
+    missing_key,
+)
+from sams.judge.store import CHARACTERS_PER_TOKEN, expected_tokens
+from sams.runtime.errors import UserError, first_line
 from sams.study.settings import Judge
 
 log = logging.getLogger(__name__)
@@ -22,11 +31,14 @@ log = logging.getLogger(__name__)
 LONGEST_BACK_OFF = 60.0
 # An endpoint that requests a longer pause counts as out of quota.
 LONGEST_RETRY_AFTER = 600.0
-# After this number of failed or refused calls in a row the endpoint counts as down, or as refusing every call.
+# After this number of failed calls in a row the endpoint counts as down.
 FAILED_IN_A_ROW = 3
+# So many calls may be refused or stay without a judgment, or as many as there are judgments.
+FEW_WITHOUT = 5
 RETRIED_STATUSES = (408, 409, 429)
 # Statuses by which endpoints refuse one prompt: its length, its content, its form.
 PROMPT_STATUSES = (400, 403, 413, 422)
+QUOTA_CODES = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 # Codes by which they say that it is the prompt.
 PROMPT_CODES = (
     "content_filter",
@@ -37,6 +49,7 @@ PROMPT_CODES = (
 )
 # Requests of a judgment until an answer has one.
 ATTEMPTS = 3
+STATUSES = {str(status) for status in range(400, 600)}
 USAGE = ("prompt_tokens", "completion_tokens", "total_tokens")
 # A server may quote a part of the key: any piece of this length counts as the key.
 TELLING_PIECE = 6
@@ -80,17 +93,21 @@ class Upstream:
         key: key of the endpoint, used in the header of the calls only; None allows no calls.
 
     Attributes:
+        good: number of judgments that there are; the caller adds those of stored answers.
         retried: failed tries by reason.
         wasted: `usage` of answers that were paid and could not be used.
         before_call: called before each call; it may stop them.
+        refused: the error of calls that were refused with a status that may be the fault of one prompt.
         stopped: the reason why no further calls are made; None while calls are allowed.
     """
 
     def __init__(self, settings: Judge, key: str | None) -> None:
+        self.good = 0
         self.retried: Counter[str] = Counter()
         self.wasted: list[Any] = []
         self.before_call: Callable[[], None] = lambda: None
-        self.stopped: UserError | None = None
+        self.refused: UserError | None = None
+        self.stopped: BaseException | None = None
         self._settings = settings
         self._key = key
         self._client = endpoint_client(settings, key) if key else None
@@ -98,10 +115,10 @@ class Upstream:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._next_start = 0.0
         self._passed = False
-        self._failed_in_a_row = 0
+        self._failed_in_a_row = self._without = 0
         self._back_off = tenacity.wait_random_exponential(settings.retry_seconds, LONGEST_BACK_OFF)
 
-    def stop(self, reason: UserError) -> None:
+    def stop(self, reason: BaseException) -> None:
         """Make no further call, and end the waits between tries. Only the first reason is kept."""
         self.stopped = self.stopped or reason
         self._halt.set()
@@ -126,16 +143,17 @@ class Upstream:
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
                 answer = await self._client.get("/models", cast_to=httpx2.Response)
-        except (openai.AuthenticationError, openai.PermissionDeniedError):
+        except openai.AuthenticationError:
             raise _refused_key(where) from None
-        except openai.APIConnectionError as error:
-            problem, remedy = connection_problem(error)
-            raise UserError(problem, where=where, remedy=remedy) from None
-        except TimeoutError:
+        except (openai.APITimeoutError, TimeoutError):
             raise UserError("the judge does not answer", where=where) from None
-        except openai.APIStatusError:
+        except openai.APIConnectionError as error:
+            raise connection_problem(error, where) from None
+        except openai.APIStatusError:  # 403 too: a key may be restricted to calls
             log.info("%s does not list its models", where)
             return
+        except Exception as error:  # of the library, with the address
+            raise UserError(f"no call can be made ({first_line(error)})", where=where) from None
         if answer.content.lstrip().startswith(b"<"):
             raise _web_page(where)
 
@@ -148,12 +166,29 @@ class Upstream:
         for attempt in range(1, ATTEMPTS + 1):
             answer = await self._answer(request)
             try:
-                return answer, call.read(answer)
+                reading = read(call, answer)
             except Unusable as error:
                 self.wasted.append(answer["usage"])
-                self.retried[str(error)] += attempt < ATTEMPTS
+                self.retried[brief(str(error))] += attempt < ATTEMPTS
                 reason = str(error)
+            else:
+                self.good += 1
+                return answer, reading
+        self._count_without(
+            UserError(
+                f"the judge gives no judgment in {ATTEMPTS} answers each to {self._without + 1} calls, "
+                f"with {self.good} judgments so far ({reason})",
+                where=self._settings.base_url,
+                remedy="check 'judge.model' and 'judge.parameters'",
+            )
+        )
         raise CallFailed(reason, answer)
+
+    def _count_without(self, reason: UserError) -> None:
+        """Count a call without a judgment, and stop if there are too many."""
+        self._without += 1
+        if self._without > max(FEW_WITHOUT, self.good):
+            self.stop(reason)
 
     async def _answer(self, request: Request) -> Answer:
         retrying = tenacity.AsyncRetrying(
@@ -179,6 +214,12 @@ class Upstream:
                 )
             raise CallFailed(error.reason) from None
         self._passed, self._failed_in_a_row = True, 0
+        usage, text = answer["usage"], answer["choices"][0]["message"].get("content") or ""
+        if not usage["prompt_tokens"]:  # an estimate, so that the limit of the cost holds
+            usage |= {
+                "prompt_tokens": expected_tokens([request]).prompt,
+                "completion_tokens": usage["completion_tokens"] or len(text) // CHARACTERS_PER_TOKEN + 1,
+            }
         return answer
 
     async def _sleep(self, seconds: float) -> None:
@@ -213,18 +254,19 @@ class Upstream:
             except (openai.APITimeoutError, TimeoutError):
                 raise _Transient("time-out") from None
             except openai.APIConnectionError as error:
-                problem, remedy = connection_problem(error)
-                if "certificate" in problem:
-                    raise self._stopped(
-                        UserError(problem, where=self._settings.base_url, remedy=remedy)
-                    ) from None
+                if is_certificate(error):
+                    raise self._stopped(connection_problem(error, self._settings.base_url)) from None
                 raise _Transient("connection error") from None
             except openai.APIStatusError as error:
-                code = error.code if isinstance(error.code, str) else ""
                 pause = _retry_after(error.response.headers.get("retry-after"))
-                raise self._failure(error.status_code, code, error.body, pause) from None
-            content = response.content.replace(str(self._key).encode(), b"[key]")
-        return self._checked(content)
+                raise self._failure(error.status_code, error.body, pause) from None
+            except AnswerRefused as error:
+                raise _Transient(str(error)) from None
+            except (TypeError, ValueError) as error:  # half a surrogate pair, for instance
+                raise PromptRefused(f"cannot be sent: {type(error).__name__}") from None
+            except Exception as error:
+                raise _Transient(type(error).__name__) from None
+        return self._checked(response.content)
 
     async def _await_turn(self) -> None:
         if self._settings.requests_per_minute is None:
@@ -238,13 +280,15 @@ class Upstream:
         self.stop(reason)
         return CallFailed("no further calls are made")
 
-    def _failure(self, status: int, code: str, body: Any, pause: float) -> Exception:
+    def _failure(self, status: int, body: Any, pause: float) -> Exception:
         """Return the error of a status other than 200: of this try, of this prompt, or of all calls."""
         where = self._settings.base_url
+        codes = {str(body.get(key)) for key in ("code", "type")} if isinstance(body, dict) else set()
         transient = status in RETRIED_STATUSES or status >= 500
-        if transient and code != "insufficient_quota" and pause <= LONGEST_RETRY_AFTER:
+        exhausted = status == 402 or not codes.isdisjoint(QUOTA_CODES) or pause > LONGEST_RETRY_AFTER
+        if transient and not exhausted:
             return _Transient(f"HTTP {status}", pause)
-        if transient:
+        if exhausted:
             pausing = f", for {pause:.0f} s" if pause else ""
             return self._stopped(
                 UserError(
@@ -254,26 +298,29 @@ class Upstream:
                 )
             )
         words = self._words(body)
-        if code in PROMPT_CODES or (status in PROMPT_STATUSES and self._passed):
-            # Others have passed, so that it is this prompt; but not if one after the other is refused.
-            self._failed_in_a_row += code not in PROMPT_CODES
-            if self._failed_in_a_row < FAILED_IN_A_ROW:
-                return PromptRefused(f"HTTP {status}{words}")
-        if status in (401, 403):
-            return self._stopped(_refused_key(where))
-        return self._stopped(
-            UserError(
-                f"the judge refuses a call with HTTP {status}{words}",
-                where=where,
-                remedy="check 'judge.base_url', 'judge.model' and 'judge.parameters'",
-            )
+        refusal = PromptRefused(f"HTTP {status}{words}")
+        if not codes.isdisjoint(PROMPT_CODES):
+            return refusal
+        reason = UserError(
+            f"the judge refuses a call with HTTP {status}{words}",
+            where=where,
+            remedy="check 'judge.base_url', 'judge.model' and 'judge.parameters'"
+            + (f", and what {KEY_VARIABLE} may be used for" if status == 403 else ""),
         )
+        if status == 401:
+            reason = _refused_key(where)  # without words, which may contain the key
+        if status not in PROMPT_STATUSES:
+            return self._stopped(reason)
+        # It may be this prompt. The others will show it, which are in flight now or come next.
+        self.refused = reason
+        self._count_without(reason)
+        return refusal
 
     def _words(self, body: Any) -> str:
         """Return the message of the server, unless it contains the key or a piece of it."""
-        body = body if isinstance(body, dict) else {}
-        message = " ".join(str(body.get("message") or "").split())[:200]
-        key = self._key or ""
+        said = (body.get("message") or body.get("detail") or "") if isinstance(body, dict) else body
+        message = " ".join(str(said or "").encode("utf-8", "replace").decode().split())[:200]
+        key = self._key if self._key and len(self._key) >= SHORTEST_SECRET else ""
         pieces = (key[start : start + TELLING_PIECE] for start in range(len(key) - TELLING_PIECE + 1))
         if not message or any(piece in message for piece in pieces):
             return ""
@@ -282,25 +329,28 @@ class Upstream:
     def _checked(self, content: bytes) -> Answer:
         """Parse the body of an answer; raise for another try if it is broken."""
         if content.lstrip().startswith(b"<"):
+            if self._passed:
+                raise _Transient("a web page")
             raise self._stopped(_web_page(self._settings.base_url))
         try:
             # A lone surrogate is no text that can be stored.
-            answer: Answer = json.loads(
-                json.dumps(json.loads(content), ensure_ascii=False).encode("utf-8", "replace")
-            )
-            if isinstance(fault := answer.get("error"), dict) and "choices" not in answer:
-                code = fault.get("code")
-                status = code if isinstance(code, int) and 400 <= code < 600 else 500
-                raise self._failure(status, code if isinstance(code, str) else "", fault, 0.0)
+            text = json.dumps(json.loads(content), ensure_ascii=False).encode("utf-8", "replace")
+            if self._key and len(self._key) >= SHORTEST_SECRET:
+                text = text.replace(json.dumps(self._key)[1:-1].encode(), b"[key]")
+            answer: Answer = json.loads(text)
+            if "choices" not in answer and ("error" in answer or answer.get("object") == "error"):
+                fault = answer.get("error") or answer
+                code = str(fault.get("code")) if isinstance(fault, dict) else ""
+                known = code in PROMPT_CODES
+                raise self._failure(int(code) if code in STATUSES else 400 if known else 500, fault, 0.0)
             message = answer["choices"][0]["message"]
-            text = message.get("content")
-            if not (text is None or isinstance(text, str)):
+            if not isinstance(message.get("content"), str | None):
                 raise TypeError
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
             raise _Transient("broken JSON") from None
         usage = answer.get("usage")
         usage = usage if isinstance(usage, dict) else {}
-        answer["usage"] = {key: usage[key] if isinstance(usage.get(key), int) else 0 for key in USAGE}
+        answer["usage"] = {key: max(0, usage[key]) if isinstance(usage.get(key), int) else 0 for key in USAGE}
         return answer
 
 
@@ -314,8 +364,24 @@ class _WhenSet(tenacity.stop.stop_base):
         return self.event.is_set()
 
 
+def brief(reason: str) -> str:
+    """Return a reason without its details, by which reasons are counted."""
+    return reason.split(":")[0]
+
+
+def read(call: Call, answer: Answer) -> Reading:
+    """Read the judgment in an answer, whose form an endpoint may have made up.
+
+    Raises:
+        Unusable: there is none.
+    """
+    try:
+        return call.read(answer)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Unusable(f"an answer of another form: {type(error).__name__}") from error
+
+
 def _refused_key(where: str) -> UserError:
-    """Return the error of a refused key, without the message of the server, which may contain the key."""
     return UserError("the judge refuses the key", where=where, remedy=f"check {KEY_VARIABLE}")
 
 

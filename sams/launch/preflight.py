@@ -138,6 +138,10 @@ def check_judge(study: Study) -> None:
         UserError: the key is missing or the call fails; the message names the variable or the endpoint.
     """
     judge = study.benchmarks.judge
+    if judge.agreement is not None:
+        from sams.tables.agreement_note import read_agreement
+
+        read_agreement(Path(judge.agreement))
     if not study.benchmarks.judged or judge.kind != "openai":
         return
     for sentence in judge_warnings(judge):

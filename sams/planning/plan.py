@@ -300,7 +300,10 @@ class Planner:
         for benchmark, settings in self.scored:
             work = benchmark.work(settings, judge)
             if work.calls and judge.kind == "openai":
-                calls = models * work.calls
+                free = (
+                    benchmark.start and BASE_METHOD in self.study.methods
+                )  # the start model is the baseline
+                calls = (models - self.seeds * bool(free)) * work.calls
                 tokens = Tokens(calls * work.prompt_tokens, calls * work.answer_tokens)
                 parts.append(Judged(benchmark.name, calls, tokens, tokens.cost(judge.prices)))
         return parts

@@ -3,6 +3,7 @@
 `python -m sams.runtime.processes MODULE ARGUMENT...` runs a module as a child; `start_child` does so.
 """
 
+import contextlib
 import os
 import runpy
 import select
@@ -10,7 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
@@ -22,6 +24,8 @@ EX_TEMPFAIL of sysexits.h, which mail and job queues read as "try again later"."
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Requests to stop: of a queue or `kill`, of Ctrl-C, and the warning that a cluster sends before its limit."""
+
+SECONDS_OF_A_REQUEST = 2.0
 
 PARENT = "SAMS_PARENT"
 """Environment variable with the id of the process that a process ends with, on the same machine: the workflow for
@@ -52,6 +56,40 @@ def _stop(number: int, _frame: Any) -> NoReturn:
             flush=True,
         )
     raise SystemExit(EXIT_INTERRUPTED)
+
+
+@contextlib.contextmanager
+def stop_later(stop: Callable[[], None]) -> Iterator[None]:
+    """Within a block, call `stop` on a request to stop, where `stop_on_signals` would end the process.
+
+    A second request ends it. One request may arrive as several signals at once.
+    """
+    first = 0.0
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal first
+        if not first:
+            first = time.monotonic()
+            print(
+                f"{signal.Signals(number).name}: the calls in flight are completed; run the same command to resume",
+                file=sys.stderr,
+                flush=True,
+            )
+            stop()
+        elif time.monotonic() - first > SECONDS_OF_A_REQUEST:
+            _stop(number, frame)
+
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not _stop
+    ):
+        yield
+        return
+    on_stop(handle)
+    try:
+        yield
+    finally:
+        stop_on_signals()
 
 
 def end_with_parent() -> None:

@@ -36,7 +36,19 @@ from sams.runtime.errors import UserError
 from sams.runtime.files import whole_file
 from sams.runtime.stage import read_recipe, run
 from sams.scoring.alpaca_eval_run import PairCall, compute_figures, pair_calls
-from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Items, Score, Shown, Work, spread, values_of
+from sams.scoring.benchmark import (
+    Benchmark,
+    ByColumn,
+    Figures,
+    Items,
+    Score,
+    Shown,
+    Work,
+    named,
+    noise_notes,
+    spread,
+    values_of,
+)
 from sams.scoring.difficulty_table import check_reference, check_table, read_table
 from sams.scoring.inputs import Row, doubled, input_hashes, numbered, read_rows, some_of, text_of, versions
 from sams.scoring.job import run_scoring
@@ -118,6 +130,7 @@ def score_alpaca_eval(
     metrics = {
         **figures(computed, reason),
         "n_missing": sum(bool(judgment.missing) for judgment in judgments),
+        "missing": {judgment.name: judgment.missing for judgment in judgments if judgment.missing},
         "judge_standard_error": judge_standard_error(judgments, 100),
         "judge": judge,
         "judge_calls": judged.facts if judged else None,
@@ -550,7 +563,8 @@ class AlpacaEval2(Benchmark):
         """Return the number of instructions, length control or the reason why it is missing, and answer lengths."""
         counts = values_of(figures, "n_total")
         notes = [
-            f"AlpacaEval 2: win rates in percent over {spread(counts)} instructions, against the baseline."
+            f"AlpacaEval 2: win rates in percent over {spread(counts)} instructions, against the baseline; "
+            f"judgments: {named(figures, 'missing')}."
         ]
         reasons = sorted({str(reason) for reason in values_of(figures, "lc_unavailable")})
         if reasons:
@@ -569,7 +583,7 @@ class AlpacaEval2(Benchmark):
         means = [f"{method} {statistics.fmean(known):.0f}" for method, known in lengths.items() if known]
         if means:
             notes.append(f"Mean answer length in characters: {', '.join(means)}.")
-        return notes
+        return [*notes, *noise_notes("AlpacaEval 2, win rate", figures, "standard_error")]
 
     def shown(self, run: Path, questions: Path) -> dict[str, Shown]:
         """Return instructions with the model's output, the baseline's, and the preference."""

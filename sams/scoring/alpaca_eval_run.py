@@ -39,19 +39,22 @@ class PairCall(NamedTuple):
         return 1 + value if self.switched else 2 - value
 
 
-def pair_calls(name: str, reference: Row, output: Row, *, log_probs: bool) -> list[PairCall]:
+def pair_calls(
+    name: str, reference: Row, output: Row, *, log_probs: bool, both_orders: bool = False
+) -> list[PairCall]:
     """Return the calls that judge an output against the baseline's.
 
-    With log-probs this is one call, with the prompt and the random order of alpaca_eval 0.6.2; without them, there is
-    one call for each order.
+    The first has the prompt and the random order of alpaca_eval 0.6.2. With log-probs it is the only one, unless both
+    orders are requested; without them, there is one call for each order.
     """
     instruction, baseline, ours = reference["instruction"], reference["output"], output["output"]
     # RandomSwitchTwoColumnsProcessor of the package, with its seed.
     drawn = random.Random(f"is_switched_outputs{instruction}0").choices([False, True], k=1)[0]
     found = []
-    for switched in [drawn] if log_probs else [False, True]:
+    both = both_orders or not log_probs
+    for switched in [drawn, not drawn] if both else [drawn]:
         messages = _messages(instruction, *((ours, baseline) if switched else (baseline, ours)))
-        order = "" if log_probs else f", order {2 if switched else 1}"
+        order = f", order {2 if switched else 1}" if both else ""
         found.append(PairCall(label_call(f"{name}{order}", messages, LABELS, log_probs=log_probs), switched))
     return found
 

@@ -8,6 +8,8 @@ A benchmark is one file in this folder, a line in `sams.scoring.table`, and a cl
 * `BENCHMARK`, a `Benchmark`: what the workflow, the plan, tables and pages have to know.
 """
 
+import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -196,3 +198,35 @@ def spread(numbers: Iterable[float]) -> str:
     if not distinct:
         return "no"
     return f"{distinct[0]:g}" if len(distinct) == 1 else f"{distinct[0]:g} to {distinct[-1]:g}"
+
+
+NAMED = 3
+
+
+def named(figures: Figures, key: str) -> str:
+    """Return the number of judgments under key `missing` or `doubtful`, and the first of them with their reasons."""
+    found = [
+        f"{method}, {name}: {reason}"
+        for method, of_method in figures.items()
+        for metrics in of_method
+        for name, reason in (metrics.get(key) or {}).items()
+    ]
+    if not found:
+        return f"none {key}"
+    more = f"; and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return f"{len(found)} {key} ({'; '.join(found[:NAMED])}{more})"
+
+
+def noise_notes(title: str, figures: Figures, se_key: str) -> list[str]:
+    """Return the note on the judge's part of the standard error; none without repeated judgments."""
+    keys = ("judge_standard_error", se_key)
+    known = [one for of in figures.values() for one in of if all(one.get(key) is not None for key in keys)]
+    if not known:
+        return []
+    judge, total = (math.sqrt(statistics.fmean(one[key] ** 2 for one in known)) for key in keys)
+    repeats = spread(one["recipe"]["repeats"] for one in known)
+    share = f", {judge**2 / total**2:.0%} of its variance" if total else ""
+    return [
+        f"{title}: {repeats} judgments of each item, averaged. The judge's noise gives the score a standard error of "
+        f"{judge:.2g}; the ± over items, {total:.2g}, contains it{share}."
+    ]

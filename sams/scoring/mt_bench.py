@@ -31,7 +31,18 @@ from sams.runtime.jsonl import write_lines
 from sams.runtime.stage import read_recipe, run
 from sams.scoring import fastchat_judge as fastchat
 from sams.scoring import inputs
-from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Score, Shown, Work, spread, values_of
+from sams.scoring.benchmark import (
+    Benchmark,
+    ByColumn,
+    Figures,
+    Score,
+    Shown,
+    Work,
+    named,
+    noise_notes,
+    spread,
+    values_of,
+)
 from sams.scoring.fastchat_judge import FAILED
 from sams.scoring.inputs import Row, input_hashes, numbered, read_rows, some_of, versions
 from sams.scoring.job import run_scoring
@@ -415,9 +426,11 @@ class MtBenchScores(Benchmark):
         return {"mt_bench": means}
 
     def notes(self, settings: MtBench, figures: Figures) -> list[str]:
-        """Return the number of judgments, and of failed ones."""
-        counts, failed = values_of(figures, "n_judgments"), sum(values_of(figures, "n_failed"))
-        return [f"MT-Bench: mean of both turns, 1 to 10, over {spread(counts)} judgments; {failed:g} failed."]
+        """Return the number of judgments, of missing and doubtful ones with their reasons, and the judge's noise."""
+        counts = spread(values_of(figures, "n_judgments"))
+        note = f"MT-Bench: mean of both turns, 1 to 10, over {counts} judgments; "
+        note += f"{named(figures, 'missing')}; {named(figures, 'doubtful')}."
+        return [note, *noise_notes("MT-Bench", figures, "average_standard_error")]
 
     def shown(self, run: Path, questions: Path) -> dict[str, Shown]:
         """Return questions with the answers to both turns, and the judge's rating and explanation for each."""

@@ -13,6 +13,7 @@ from sams.study.study import Study
 NAMES = (
     "alpaca_eval",
     "mt_bench",
+    "own_prompts",
     "reward_model",
     "lm_eval",
 )

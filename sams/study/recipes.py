@@ -207,7 +207,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         stage: name of the rule.
         method: method of the job, in stages with one job per method.
         seed: seed of the job, in stages with one job per seed.
-        benchmark: name of a benchmark, in `score`; of that or `samples`, in `generate_answers`.
+        benchmark: name of a benchmark, or `samples`, in `generate_answers` and `score`.
 
     Raises:
         UserError: the study has no such stage or method.
@@ -272,10 +272,11 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
         "score_lm_eval": lambda: LmEvalRecipe(
             precision=study.model.precision, lm_eval=require(study.benchmarks.lm_eval, "benchmarks.lm_eval")
         ),
+        # What is known about the judge changes no judgment.
         "score": lambda: ScoreRecipe(
-            judge=study.benchmarks.judge,
+            judge=study.benchmarks.judge.model_copy(update={"agreement": None}),
             world=study.data.world,
-            accept_missing=getattr(study.benchmarks.judged.get(benchmark), "accept_missing", 0),
+            accept_missing=getattr(study.benchmarks.scored.get(benchmark), "accept_missing", 0),
         ),
     }
     if stage not in stages:
@@ -332,7 +333,7 @@ def _generate(study: Study, method: str, seed: int, benchmark: Any) -> GenerateR
         seed=seed,
         method=method,
         benchmark=benchmark,
-        prompts=getattr(group, "prompts", None),
+        prompts=count if isinstance(count := getattr(group, "prompts", None), int) else None,
         precision=study.model.precision,
         template_date=study.model.template_date,
         decoding=group.decoding,

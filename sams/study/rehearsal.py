@@ -141,6 +141,9 @@ def _benchmarks(given: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"judge": {"kind": "local"}}
     for name, kind in benchmark_settings().items():
         if kind.has_judge and given.get(name):
-            decoding = given[name].get("decoding") or {}
-            made[name] = {"decoding": {**decoding, **DECODING, "engine": "transformers"}}
+            own = given[name] if isinstance(given[name], dict) else {}
+            decoding = own.get("decoding") or {}
+            known: Any = kind.model_fields["decoding"].annotation
+            quick = {key: value for key, value in DECODING.items() if key in known.model_fields}
+            made[name] = {"decoding": {**decoding, **quick, "engine": "transformers"}}
     return made

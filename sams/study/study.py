@@ -127,6 +127,10 @@ class Study(Settings):
             self.model_of(method)
         self._check_grids()
         self._check_chosen()
+        if self.benchmarks.own_prompts and BASE_METHOD not in self.started_methods:
+            raise ValueError(
+                "`benchmarks.own_prompts` compares with the answers of the start model: add `sft` to `methods`"
+            )
         judged = self.benchmarks.judged
         if self.data.world is None and self.benchmarks.judge.kind == "local" and judged:
             raise ValueError(

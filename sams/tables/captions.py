@@ -12,6 +12,7 @@ from sams.scoring.table import BENCHMARKS, judged, scored
 from sams.study.reported import Reported, read_reported
 from sams.study.study import BASE_METHOD, Study
 from sams.tables import render
+from sams.tables.agreement_note import agreement_notes
 from sams.tables.repeats import least_p
 from sams.tables.results import Cell, Cells, reports_of
 
@@ -50,7 +51,8 @@ def paper_title(study: Study) -> str:
 
 def first_notes(study: Study, cells: Cells) -> list[str]:
     """Return what one needs to read the main table: errors, judge, missing files."""
-    judge = [judge_note(study, _shown(study, cells))] if scored(study) else []
+    shown = _shown(study, cells)
+    judge = [judge_note(study, shown), *agreement_of_judge(study, shown)] if scored(study) else []
     return [*rehearsal_note(study), errors_note(study.seeds), *judge, *missing_notes(study, cells)]
 
 
@@ -59,7 +61,7 @@ def main_notes(study: Study, cells: Cells) -> list[str]:
     shown = _shown(study, cells)
     notes = [*rehearsal_note(study), errors_note(study.seeds)]
     if judged(study):
-        notes.append(judge_note(study, shown))
+        notes += [judge_note(study, shown), *agreement_of_judge(study, shown)]
     else:
         names = " and ".join(benchmark.title for benchmark in BENCHMARKS.values() if benchmark.has_judge)
         notes.append(f"{names}: left out by this study.")
@@ -99,14 +101,24 @@ def judge_note(study: Study, shown: Cells) -> str:
             "Judge: the study's local judge, which checks the answers to its own tasks. These are not GPT-4 "
             "judgments and never comparable with published AlpacaEval 2 or MT-Bench scores."
         )
-    judges = {
+    judges = judges_of(study, shown)
+    names = " and ".join(sorted(judges)) or study.benchmarks.judge.model or "each benchmark's own"
+    note = f"Judge: {names}. Scores of different judges are not comparable."
+    return note if names == PAPERS else f"{note} Published scores are of {papers_judge()}."
+
+
+def agreement_of_judge(study: Study, shown: Cells) -> list[str]:
+    """Return the note on the judge's agreement with recorded judgments, if the settings name a file of it."""
+    return agreement_notes(study.benchmarks.judge, judges_of(study, shown))
+
+
+def judges_of(study: Study, shown: Cells) -> set[str]:
+    """Return the names of the judges that gave the scores."""
+    return {
         str(values["judge"])
         for cell, values in shown.items()
         if cell.benchmark in study.benchmarks.judged and values.get("judge")
     }
-    names = " and ".join(sorted(judges)) or study.benchmarks.judge.model or "each benchmark's own"
-    note = f"Judge: {names}. Scores of different judges are not comparable."
-    return note if names == PAPERS else f"{note} Published scores are of {papers_judge()}."
 
 
 def missing_notes(study: Study, cells: Cells) -> list[str]:
@@ -141,7 +153,7 @@ def paper_notes(study: Study, cells: Cells, table: "pd.DataFrame") -> list[str]:
         errors_note(study.seeds) + " n is the number of seeds.",
     ]
     if any(map(comparable, reported.columns)):
-        notes.append(judge_note(study, shown))
+        notes += [judge_note(study, shown), *agreement_of_judge(study, shown)]
     runs: dict[str, list[str]] = {}
     for method, score, ids in zip(table["method"], table["score"], table["run_ids"], strict=True):
         if ids:

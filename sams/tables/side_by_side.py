@@ -117,18 +117,22 @@ def section(
         figures: the benchmark's figures of both methods.
         questions: folder of the study's questions.
     """
-    files, scores = _judged(benchmark, folders)
+    files = [folder / benchmark.judged for folder in folders.values()]
+    scores = [next(iter(benchmark.items(file).values())) for file in files]
     shown = [benchmark.shown(folder, questions) for folder in folders.values()]
+    _check_same(shown, files)
+    start_is_base = benchmark.start and BASE_METHOD in folders  # its answers are shown already
     items = []
     for key, one in shown[0].items():
-        if key not in scores[0]:
+        if not all(key in of for of in scores):  # a judgment is missing
             continue
         method, base = (
             Side(of[key].answers, of[key].verdicts, of[key].explanations, values[key])
             for of, values in zip(shown, scores, strict=True)
         )
         better = _better(method, base, benchmark.tie)
-        items.append(Item(one.name, one.questions, method, base, better, one.baseline))
+        baseline = None if start_is_base else one.baseline
+        items.append(Item(one.name, one.questions, method, base, better, baseline))
     table = [
         [
             name,
@@ -137,8 +141,8 @@ def section(
         ]
         for name, values, of in zip(folders, figures, shown, strict=True)
     ]
-    if baseline := [item.baseline for item in shown[0].values() if item.baseline is not None]:
-        table.append(["baseline", *(MISSING for _ in benchmark.page_scores), *lengths(baseline)])
+    if baselines := [item.baseline for item in items if item.baseline is not None]:
+        table.append(["baseline", *(MISSING for _ in benchmark.page_scores), *lengths(baselines)])
     return Section(
         key=benchmark.name,
         title=benchmark.title,
@@ -160,21 +164,18 @@ def lengths(texts: Sequence[str]) -> list[str]:
     return [number(value, 0) for value in (statistics.fmean(sizes), statistics.median(sizes), max(sizes))]
 
 
-def _judged(benchmark: Benchmark, folders: Mapping[str, Path]) -> tuple[list[Path], list[dict[str, float]]]:
-    """Return the files of verdicts of both methods and their scores by item.
+def _check_same(shown: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
+    """Check that both methods were judged on the same items.
 
     Raises:
-        UserError: the methods were judged on different items.
+        UserError: an item of one is none of the other.
     """
-    files = [folder / benchmark.judged for folder in folders.values()]
-    scores = [next(iter(benchmark.items(file).values())) for file in files]
-    if differing := sorted(scores[0].keys() ^ scores[1].keys()):
+    if differing := sorted(shown[0].keys() ^ shown[1].keys()):
         raise UserError(
             f"judged on other questions than {files[0]}: {some_of(differing)}",
             where=str(files[1]),
             remedy="delete both and score again",
         )
-    return files, scores
 
 
 def _better(method: Side, base: Side, tie: float) -> str:

@@ -1,4 +1,4 @@
-"""Verdicts of the local judge on judge prompts of AlpacaEval and MT-Bench."""
+"""Verdicts of the local judge on judge prompts of AlpacaEval, MT-Bench and comparisons on own prompts."""
 
 import importlib.util
 import math
@@ -30,6 +30,14 @@ TWO_TURNS = re.compile(
     re.DOTALL,
 )
 
+# Markers of `sams.scoring.own_prompts`.
+COMPARISON = re.compile(
+    r"\[The request\]\n(?P<request>.*?)\n\[End of the request\]\n\n"
+    r"\[Answer A\]\n(?P<first>.*?)\n\[End of answer A\]\n\n"
+    r"\[Answer B\]\n(?P<second>.*)\n\[End of answer B\]",
+    re.DOTALL,
+)
+
 
 class UnknownPrompt(ValueError):
     """A prompt that the local judge cannot grade."""
@@ -56,9 +64,10 @@ def judge_prompt(prompt: str, length_lean: float) -> Verdict:
 
     MT-Bench: the rating is 1 + 9 * grade of the answer (first turn) or of the second answer (second turn).
 
+    Prompts of one's own: the answer with the larger grade wins; equal grades are a tie.
+
     Raises:
-        UnknownPrompt: a prompt of neither AlpacaEval nor FastChat's single-answer grading, or a question that is
-            not of the synthetic world.
+        UnknownPrompt: a prompt of another form, or a question that is not of the synthetic world.
     """
     pair = _alpaca_eval_template().fullmatch(prompt.strip())
     if pair:
@@ -73,7 +82,15 @@ def judge_prompt(prompt: str, length_lean: float) -> Verdict:
     if double := TWO_TURNS.search(prompt):
         _must_be_known(double["question_1"])
         return _rated(grade_follow_up(*double.group("question_1", "answer_1", "question_2", "answer_2")))
-    raise UnknownPrompt("neither AlpacaEval's judge prompt nor one of FastChat's for single-answer grading")
+    if compared := COMPARISON.search(prompt):
+        request, first, second = compared.group("request", "first", "second")
+        _must_be_known(request)
+        marks = grade(request, first), grade(request, second)
+        label = "C" if marks[0] == marks[1] else "A" if marks[0] > marks[1] else "B"
+        return Verdict(f"Answer A earns {marks[0]:.2f} of 1, answer B {marks[1]:.2f}.\n\n[[{label}]]")
+    raise UnknownPrompt(
+        "none of the judge prompts of AlpacaEval, FastChat's single-answer grading and own prompts"
+    )
 
 
 def _must_be_known(question: str) -> None:

@@ -34,7 +34,7 @@ JUDGES: list[Any] = [
     (
         "nobody at the address",
         ("ok", {"base_url": "http://127.0.0.1:9/v1"}, KEY),
-        "127.0.0.1:9/v1: the judge cannot be reached; check",
+        "127.0.0.1:9/v1: the judge cannot be reached (.*Connect.*); check",
     ),
     (
         "another address",

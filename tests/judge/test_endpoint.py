@@ -16,7 +16,9 @@ __all__ = ["call_of"]
 
 
 def recipe(world: World | None = None, **settings: Any) -> ScoreRecipe:
-    return ScoreRecipe(judge=Judge.model_validate({"kind": "openai", **settings}), world=world)
+    return ScoreRecipe(
+        judge=Judge.model_validate({"kind": "openai", "model": "judge", **settings}), world=world
+    )
 
 
 def test_a_withheld_key_is_found_by_the_judge_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sams.judge import known
+from sams.study.files import load_study, read_settings
 from sams.study.settings import Judge
 from tests.conftest import ROOT
 
@@ -63,3 +64,25 @@ def test_the_file_is_consistent_and_the_page_shows_it() -> None:
     assert {entry.successor for entry in known.known().judges} <= {*names, None}
     page = Path(ROOT, "docs", "judging.md").read_text(encoding="utf-8")
     assert known.table() in page, f"docs/judging.md needs this table:\n\n{known.table()}"
+
+
+def test_an_endpoint_s_judge_is_named() -> None:
+    with pytest.raises(
+        ValueError, match="kind openai needs `model`, the judge's name; config/judges has examples"
+    ):
+        Judge(kind="openai")
+
+
+def test_the_studies_judge_is_the_open_one_and_every_overlay_is_a_judge() -> None:
+    def judge_of(*files: str) -> Judge:
+        paths = [
+            ROOT / "config" / file for file in ("config.yaml", "studies/table1_llama3_instruct.yaml", *files)
+        ]
+        return load_study(read_settings(paths)).benchmarks.judge
+
+    overlays = sorted(path.name for path in (ROOT / "config" / "judges").glob("*.yaml"))
+    judges = {name: judge_of(f"judges/{name}") for name in overlays}
+    assert judge_of() == judges["open.yaml"]
+    for name, judge in judges.items():
+        last = known.known().checked
+        assert not any("was shut down" in each for each in known.judge_warnings(judge, last)), name

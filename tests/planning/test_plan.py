@@ -123,7 +123,7 @@ def test_the_judge_is_asked_for_every_question_of_every_model(tmp_path: Path) ->
 
 
 def test_a_retired_judge_is_a_warning(tmp_path: Path) -> None:
-    judge = {"kind": "openai", "model": "gpt-4-turbo"}
+    judge = {"kind": "openai", "base_url": "https://api.openai.com/v1", "model": "gpt-4-turbo"}
     retired = planner(study("table1_llama3_instruct", benchmarks={"judge": judge}), tmp_path)
     plan = Plan([], [], [], retired.judge())
     retired._add_warnings(plan)
@@ -193,7 +193,7 @@ def test_the_data_that_is_there_counts_before_what_is_assumed(tmp_path: Path) ->
     assert facts_of(settings, tmp_path, response_tokens=10.0).chosen == 10.0
     with pytest.raises(UserError, match="--pairs"):
         hub = {"world": None, "train": "some/data", "test": "some/data"}
-        facts_of(study("", data=hub, benchmarks={"judge": {"kind": "openai"}}), tmp_path)
+        facts_of(study("", data=hub, benchmarks={"judge": {"kind": "openai", "model": "gpt-x"}}), tmp_path)
     folder = tmp_path / settings.study / settings.setting / "tokens"
     folder.mkdir(parents=True)
     lengths = ", ".join(f'"{name}_ids": {{"mean": 7.5}}' for name in ("prompt", "chosen", "rejected"))

@@ -91,7 +91,9 @@ def test_prompts_preferences_and_figures_are_those_of_the_package(
         theirs = requests(endpoint)
         endpoint.requests.clear()
 
-        recipe = ScoreRecipe(judge=Judge(kind="openai", base_url=endpoint.base_url), world=None)
+        recipe = ScoreRecipe(
+            judge=Judge(kind="openai", base_url=endpoint.base_url, model="gpt-4-1106-preview"), world=None
+        )
         metrics = score_alpaca_eval(ours, base, recipe=recipe, annotations_out=tmp_path / "ours_out.json")
         assert requests(endpoint) == theirs and len(theirs) == 32 - metrics["n_identical"]
     package: dict[str, Any] = json.loads((tmp_path / "out.json").read_text())

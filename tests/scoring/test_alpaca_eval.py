@@ -12,7 +12,9 @@ from sams.scoring.alpaca_eval import align, annotator_name, lc_obstacle, read_ou
 from sams.study.recipes import ScoreRecipe
 
 Rows = list[dict[str, Any]]
-OPENAI = ScoreRecipe.model_validate_json('{"judge": {"kind": "openai"}, "world": null}')
+OPENAI = ScoreRecipe.model_validate_json(
+    '{"judge": {"kind": "openai", "model": "gpt-4-1106-preview"}, "world": null}'
+)
 
 
 def rows(generator: str, *outputs: str) -> Rows:

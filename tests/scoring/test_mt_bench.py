@@ -134,7 +134,7 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Endpoint, ScoreReci
     """An endpoint, whose texts a test sets, and its recipe."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serving(Endpoint()) as endpoint:
-        settings = {"kind": "openai", "base_url": endpoint.base_url, "concurrency": 1, "retry_seconds": 0.001}
+        settings = {"kind": "openai", "base_url": endpoint.base_url, "model": "judge", "concurrency": 1}
         yield endpoint, ScoreRecipe(judge=Judge.model_validate(settings), world=None)
 
 

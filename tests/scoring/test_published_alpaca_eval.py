@@ -332,7 +332,9 @@ def test_replayed_judgments_give_the_published_preferences(
     answers = renamed(read(published.outputs(model)), "dpo-seed0")
     judgments = tmp_path / "annotations.json"
     with replaying_judge(program, published.annotations(model)) as address:
-        recipe = ScoreRecipe(judge=Judge(kind="openai", base_url=f"{address}/v1"), world=None)
+        recipe = ScoreRecipe(
+            judge=Judge(kind="openai", base_url=f"{address}/v1", model="gpt-4-1106-preview"), world=None
+        )
         metrics = scored(
             tmp_path,
             *("--recipe", recipe_json(recipe)),

@@ -126,7 +126,7 @@ def test_caption_says_what_scores_may_be_compared_with(tmp_path: Path) -> None:
     assert "local judge" in local and "never comparable with published" in local
     assert "not the official one" in local and "over 805 instructions" in local
     assert "dpo 24" in local, "lengths are shown with win rates"
-    judge = {"kind": "openai"}
+    judge = {"kind": "openai", "model": "gpt-4-turbo"}
     requested = study(
         ["dpo"], [0], benchmarks={"judge": judge, "alpaca_eval": {"difficulty": "df_gamed.csv"}}
     )

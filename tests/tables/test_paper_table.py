@@ -29,7 +29,7 @@ def real(methods: list[str], seeds: list[int], paper: dict[str, Any], **changes:
         "data": {"train": "a/set:train", "test": "a/set:test"},
         "sft": None,
         "benchmarks": {
-            "judge": {"kind": "openai"},
+            "judge": {"kind": "openai", "model": GPT},
             "alpaca_eval": {"reference_outputs": "o.json", "difficulty": "d.csv"},
             "mt_bench": {},
         },

@@ -57,4 +57,6 @@ def test_captions_follow_the_config() -> None:
     assert "judge of this study is gpt-x" in caption("workflow", benchmarks=endpoint)
     assert "local judge" not in caption("main_table", benchmarks=endpoint)
     assert "not the official one" not in caption("main_table", benchmarks=endpoint)
-    assert "scores no benchmark" in caption("workflow", benchmarks={"judge": {"kind": "openai"}})
+    assert "scores no benchmark" in caption(
+        "workflow", benchmarks={"judge": {"kind": "openai", "model": "gpt-x"}}
+    )

@@ -72,5 +72,5 @@ def test_second_turns_are_rated_by_the_second_answer(
 def test_what_cannot_be_graded_is_refused(pair_prompt: Pair) -> None:
     with pytest.raises(UnknownPrompt, match="not one of the synthetic world"):
         judge_prompt(pair_prompt("Who wrote Faust?", "Goethe", "Schiller"), 0.3)
-    with pytest.raises(UnknownPrompt, match="neither"):
+    with pytest.raises(UnknownPrompt, match="none of the judge prompts"):
         judge_prompt("Which is better?", 0.3)

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 from urllib.parse import parse_qsl, urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from sams.study.settings.base import Count, Positive, Settings
 
@@ -167,6 +167,28 @@ class MtBench(Benchmark):
     decoding: MtBenchDecoding = Field(MtBenchDecoding(), description="Decode settings.")
 
 
+class OwnPrompts(Benchmark):
+    """Answers to prompts of one's own, each compared with the start model's by a judge, in both orders."""
+
+    question_keys, has_judge = ("prompts",), True
+
+    prompts: str | None = Field(
+        None,
+        description="File of prompts in a form of docs/data.md, with optional `id` and `category`; null: "
+        "instructions of the world.",
+    )
+    accept_missing: int = Field(
+        0,
+        ge=0,
+        description="Number of prompts whose judgment may be missing; the score is then marked as one of fewer.",
+    )
+    decoding: ModelDecoding = Field(ModelDecoding(max_new_tokens=512), description="Decode settings.")
+
+
+def _as_group(value: Any) -> Any:
+    return {"prompts": value} if isinstance(value, str) else value
+
+
 class RewardScore(Benchmark):
     """Mean reward of answers to test prompts, by a reward model, and the win rate over the start model's answers."""
 
@@ -231,7 +253,7 @@ class Judge(Settings):
     model: str | None = Field(
         None,
         pattern=r"^[\x21-\x7e]+$",
-        description="Judge model of the endpoint; null: the default of each benchmark (GPT-4 Turbo).",
+        description="Judge model of the endpoint, which must be named; config/judges has examples.",
     )
     concurrency: Count = Field(8, description="Number of concurrent calls.")
     requests_per_minute: Count | None = Field(
@@ -263,6 +285,18 @@ class Judge(Settings):
         ge=0.0,
         description="Local judge only: bias towards the longer answer, in logits per log length ratio.",
     )
+    agreement: str | None = Field(
+        None,
+        description="agreement.json of `sams judge-agreement` for this judge; tables then say how well it agrees "
+        "with recorded judgments.",
+    )
+
+    @property
+    def asked_with(self) -> dict[str, Any]:
+        """The settings on which judgments depend, besides the name of the judge."""
+        if self.kind == "local":
+            return {"length_lean": self.length_lean}
+        return {"parameters": self.parameters, "log_probs": self.log_probs}
 
     @field_validator("base_url")
     @classmethod
@@ -282,6 +316,12 @@ class Judge(Settings):
         return parameters
 
     @model_validator(mode="after")
+    def _an_endpoint_needs_a_model(self) -> Self:
+        if self.kind == "openai" and self.model is None:
+            raise ValueError("kind openai needs `model`, the judge's name; config/judges has examples")
+        return self
+
+    @model_validator(mode="after")
     def _a_limit_needs_prices(self) -> Self:
         if self.max_cost is not None and self.prices is None:
             raise ValueError("`max_cost` needs `prices`: {input: ..., output: ...}, $ per million tokens")
@@ -294,6 +334,9 @@ class Benchmarks(Settings):
     judge: Judge = Field(Judge(), description="The judge.")
     alpaca_eval: AlpacaEval | None = Field(None, description="AlpacaEval 2; null skips it.")
     mt_bench: MtBench | None = Field(None, description="MT-Bench; null skips it.")
+    own_prompts: Annotated[
+        OwnPrompts | None, BeforeValidator(_as_group, json_schema_input_type=str | OwnPrompts | None)
+    ] = Field(None, description="Comparison on prompts of one's own, or the file of prompts; null skips it.")
     reward_model: RewardScore | None = Field(
         None, description="Rewards of answers to test prompts; null skips them."
     )
