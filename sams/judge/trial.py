@@ -15,7 +15,6 @@ from sams.world.verdicts import pair_prompt
 log = logging.getLogger(__name__)
 
 TRIES = 2
-SECONDS = 30.0
 # A judge with less probability of the labels together answers something else.
 LEAST_LABEL_MASS = 0.5
 
@@ -39,8 +38,7 @@ def try_out(settings: Judge, *, pairs: bool, ratings: bool) -> None:
     Raises:
         UserError: the endpoint cannot be reached, refuses the key or a call, or returns no judgment or a wrong one.
     """
-    limits = {"tries": TRIES, "timeout_seconds": min(settings.timeout_seconds, SECONDS)}
-    asyncio.run(_try_out(settings.model_copy(update=limits), pairs, ratings))
+    asyncio.run(_try_out(settings.model_copy(update={"tries": TRIES}), pairs, ratings))
 
 
 async def _try_out(settings: Judge, pairs: bool, ratings: bool) -> None:
