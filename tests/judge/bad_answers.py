@@ -42,6 +42,7 @@ def _error(**fields: Any) -> Callable[[Completion], Any]:
 # Completions with status 200, by the name of the outcome.
 CHANGED: dict[str, Callable[[Completion], Any]] = {
     "thinks": _tokens(("<think>", -0.0002), ("m", -9.0), ("M", -10.0)),
+    "always_m": _tokens(("m", -0.01), ("M", -4.6)),
     "spaced": _tokens((" m", -0.1), (" M", -2.4)),
     "null_log_prob": _tokens(("m", None), ("M", None)),
     "nan_log_prob": _tokens(("m", float("nan")), ("M", float("nan"))),
