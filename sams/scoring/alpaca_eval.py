@@ -423,7 +423,9 @@ def figures(metrics: Mapping[str, Any], lc_unavailable: str | None) -> dict[str,
     lc, error = metrics.get("length_controlled_winrate"), metrics.get("lc_standard_error")
     if lc is not None and error is not None and max(abs(lc - 50), error) < NOTHING_FITTED:
         lc = error = None
-        lc_unavailable = f"of the fit to {metrics['n_total']:.0f} instructions, its penalty leaves 50 for any outputs: too few"
+        lc_unavailable = (
+            f"{metrics['n_total']:.0f} instructions are too few: the fit's penalty leaves 50 for any"
+        )
     lengths: dict[str, Any] = {"length_controlled_winrate": lc, "lc_standard_error": error}
     if lc_unavailable is not None:
         lengths["lc_unavailable"] = lc_unavailable
