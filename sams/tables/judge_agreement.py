@@ -268,7 +268,8 @@ def _with_interval(figure: Mapping[str, float | None], decimals: int) -> tuple[s
 
 
 def _number(value: float | None, decimals: int) -> str:
-    return MISSING if value is None else f"{value:.{decimals}f}"
+    # Without the sign of a zero.
+    return MISSING if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
 def _count(count: int, what: str) -> str:
