@@ -63,6 +63,7 @@ Key = tuple[str, str, str]  # instruction, baseline's output, model's output
 
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 DRAW = 1.5
+NOTHING_FITTED = 1e-3  # points
 COUNTS = ("n_wins", "n_wins_base", "n_draws", "n_total")
 RATES = ("win_rate", "standard_error", "discrete_win_rate")
 
@@ -419,10 +420,13 @@ def figures(metrics: Mapping[str, Any], lc_unavailable: str | None) -> dict[str,
     """Return AlpacaEval's figures by its own names, and our standard error of the length-controlled win rate."""
     if lc_unavailable is None and metrics.get("length_controlled_winrate") is None:
         raise RuntimeError("alpaca_eval gave no length-controlled win rate")
-    lengths: dict[str, Any] = {
-        "length_controlled_winrate": metrics.get("length_controlled_winrate"),
-        "lc_standard_error": metrics.get("lc_standard_error"),
-    }
+    lc, error = metrics.get("length_controlled_winrate"), metrics.get("lc_standard_error")
+    if lc is not None and error is not None and max(abs(lc - 50), error) < NOTHING_FITTED:
+        lc = error = None
+        lc_unavailable = (
+            f"{metrics['n_total']:.0f} instructions are too few: the fit's penalty leaves 50 for any"
+        )
+    lengths: dict[str, Any] = {"length_controlled_winrate": lc, "lc_standard_error": error}
     if lc_unavailable is not None:
         lengths["lc_unavailable"] = lc_unavailable
     return {
