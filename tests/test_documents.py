@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.documents import PAGES, Command, commands
 
 OTHER_PROGRAMS = {
-    "$EDITOR", "apptainer", "docker", "export", "pip", "rsync", "source", "squeue", "srun", "tmux",
+    "$EDITOR", "apptainer", "vllm", "docker", "export", "pip", "rsync", "source", "squeue", "srun", "tmux",
 }  # fmt: skip
 SHOWN = [command for page in PAGES for command in commands(page)]
 

@@ -266,13 +266,20 @@ class _Asked:
         waiting = []
         for key, request in self.requests(call):
             if key not in self.answers:
-                self.answers[key] = asyncio.ensure_future(self._answer(call, key, request))
+                self.answers[key] = asyncio.ensure_future(self._stopping(call, key, request))
             waiting.append(self.answers[key])
-        for outcome in await asyncio.gather(*waiting, return_exceptions=True):
-            if isinstance(outcome, BaseException) and not isinstance(outcome, CallFailed):
-                self.upstream.stop(outcome)  # once the calls in flight have been answered and stored
+        await asyncio.gather(*waiting, return_exceptions=True)
         assert self.bar is not None
         self.bar.add()
+
+    async def _stopping(self, call: Call, key: str, request: Request) -> tuple[Answer, Reading]:
+        """Stop all calls on an error; those in flight are completed and stored."""
+        try:
+            return await self._answer(call, key, request)
+        except Exception as error:
+            if not isinstance(error, CallFailed):
+                self.upstream.stop(error)
+            raise
 
     async def _answer(self, call: Call, key: str, request: Request) -> tuple[Answer, Reading]:
         if known := self.known(call, key):

@@ -176,7 +176,9 @@ def is_certificate(error: BaseException) -> bool:
 
 def connection_problem(error: BaseException, where: str) -> UserError:
     """Return the error of an endpoint that cannot be reached."""
-    cause = first_line(_causes(error)[-1])
+    causes = _causes(error)
+    of_system = [each for each in causes if isinstance(each, OSError) and each.errno]
+    cause = first_line([*causes[:2], *of_system][-1])
     if is_certificate(error):
         remedy = "set SSL_CERT_FILE to the file of the authority that signed it"
         return UserError(f"the judge's certificate is not accepted ({cause})", where=where, remedy=remedy)

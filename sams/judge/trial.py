@@ -1,13 +1,12 @@
 """Trial of a judge before training: a pair with a known answer in both orders, and a rating."""
 
-import asyncio
 import logging
 import re
 from collections.abc import Sequence
 
-from sams.judge.ask import DEFAULT_MODEL
-from sams.judge.calls import Answer, Call, Reading, Unusable, label_call, text_of
-from sams.judge.client import judge_key
+from sams.judge.ask import DEFAULT_MODEL, LABEL_MASS
+from sams.judge.calls import Answer, Call, Reading, Unusable, is_snapshot, label_call, model_of, text_of
+from sams.judge.client import judge_key, run_async
 from sams.judge.upstream import CallFailed, Upstream
 from sams.runtime.errors import UserError
 from sams.study.settings import Judge
@@ -16,7 +15,6 @@ from sams.world.verdicts import pair_prompt
 log = logging.getLogger(__name__)
 
 TRIES = 2
-SECONDS = 30.0
 # A judge with less probability of the labels together answers something else.
 LEAST_LABEL_MASS = 0.5
 
@@ -30,7 +28,7 @@ RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
 
 
 def try_out(settings: Judge, *, pairs: bool, ratings: bool, comparisons: Sequence[Call] = ()) -> None:
-    """Make two calls in the form of AlpacaEval's, one in the form of MT-Bench's, and those of other benchmarks.
+    """Make two calls in the form of AlpacaEval's, one in the form of MT-Bench's and others, and log what they gave.
 
     Args:
         settings: the endpoint.
@@ -41,8 +39,7 @@ def try_out(settings: Judge, *, pairs: bool, ratings: bool, comparisons: Sequenc
     Raises:
         UserError: the endpoint cannot be reached, refuses the key or a call, or returns no judgment or a wrong one.
     """
-    limits = {"tries": TRIES, "timeout_seconds": min(settings.timeout_seconds, SECONDS)}
-    asyncio.run(_try_out(settings.model_copy(update=limits), pairs, ratings, comparisons))
+    run_async(_try_out(settings.model_copy(update={"tries": TRIES}), pairs, ratings, comparisons))
 
 
 async def _try_out(settings: Judge, pairs: bool, ratings: bool, comparisons: Sequence[Call]) -> None:
@@ -55,9 +52,16 @@ async def _try_out(settings: Judge, pairs: bool, ratings: bool, comparisons: Seq
             call = label_call("a pair", messages, ("m", "M"), log_probs=settings.log_probs)
             values.append(await _asked(upstream, settings, call))
         compared = [(await _asked(upstream, settings, call)).value for call in comparisons]
-        if (pairs and not values[0].value > 0.5 > values[1].value) or not all(
-            value > 0.5 for value in compared
-        ):
+        said = "right in both orders" if pairs or comparisons else ""
+        if values and (mass := values[0].label_mass) is not None:
+            mass = min(mass, values[1].label_mass or 0.0)
+            said += f", label mass {mass:.3f}"
+            if mass < LABEL_MASS:
+                log.warning(
+                    "warning: the judge answers something else than m or M too often (%.3f)", 1 - mass
+                )
+        is_right = all(value > 0.5 for value in compared)
+        if not is_right or (pairs and not values[0].value > 0.5 > values[1].value):
             raise UserError(
                 f"judge {settings.model or DEFAULT_MODEL} does not prefer {RIGHT!r} to {WRONG!r} in both orders",
                 where=settings.base_url,
@@ -65,9 +69,10 @@ async def _try_out(settings: Judge, pairs: bool, ratings: bool, comparisons: Seq
             )
         if ratings:
             fields = {"max_tokens": 512, "temperature": 0}
-            await _asked(
-                upstream, settings, Call("a rating", [{"role": "user", "content": RATED}], _rating, fields)
-            )
+            call = Call("a rating", [{"role": "user", "content": RATED}], _rating, fields)
+            rating = await _asked(upstream, settings, call)
+            said += f"{', ' if said else ''}rating {rating.value:g} for a right answer"
+        log.info("judge %s: %s", settings.model or DEFAULT_MODEL, said)
     finally:
         await upstream.close()
 
@@ -77,8 +82,8 @@ async def _asked(upstream: Upstream, settings: Judge, call: Call) -> Reading:
     try:
         answer, reading = await upstream.ask(call, call.request(settings, model))
     except CallFailed as error:
-        if upstream.stopped is not None:
-            raise upstream.stopped from None
+        if (reason := upstream.stopped or upstream.refused) is not None:
+            raise reason from None
         if error.reason == "no log-probs":
             raise UserError(
                 f"judge {model} gives no log-probs, from which AlpacaEval reads preferences",
@@ -97,8 +102,8 @@ async def _asked(upstream: Upstream, settings: Judge, call: Call) -> Reading:
             where=where,
             remedy="set 'judge.parameters' so that it answers at once, or 'judge.log_probs' to false",
         )
-    answered = str(answer.get("model") or model)
-    if not answered.startswith(model):
+    answered = model_of(answer, model)
+    if not is_snapshot(answered, model):
         log.warning("warning: judge %s answers as %s: the scores will be labelled so", model, answered)
     return reading
 

@@ -44,6 +44,7 @@ PROMPT_CODES = (
     "content_filter",
     "content_policy_violation",
     "context_length_exceeded",
+    "exceed_context_size_error",  # llama.cpp
     "invalid_prompt",
     "string_above_max_length",
 )
@@ -163,26 +164,28 @@ class Upstream:
         Raises:
             CallFailed: all tries failed, the prompt is refused, no answer has a judgment, or calls have stopped.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            answer = await self._answer(request)
-            try:
-                reading = read(call, answer)
-            except Unusable as error:
-                self.wasted.append(answer["usage"])
-                self.retried[brief(str(error))] += attempt < ATTEMPTS
-                reason = str(error)
-            else:
-                self.good += 1
-                return answer, reading
-        self._count_without(
-            UserError(
-                f"the judge gives no judgment in {ATTEMPTS} answers each to {self._without + 1} calls, "
-                f"with {self.good} judgments so far ({reason})",
-                where=self._settings.base_url,
-                remedy="check 'judge.model' and 'judge.parameters'",
+        # A call keeps its slot until it is done, so that the first ones are done before the last ones begin.
+        async with self._slots:
+            for attempt in range(1, ATTEMPTS + 1):
+                answer = await self._answer(request)
+                try:
+                    reading = read(call, answer)
+                except Unusable as error:
+                    self.wasted.append(answer["usage"])
+                    self.retried[brief(str(error))] += attempt < ATTEMPTS
+                    reason = str(error)
+                else:
+                    self.good += 1
+                    return answer, reading
+            self._count_without(
+                UserError(
+                    f"the judge gives no judgment in {ATTEMPTS} answers each to {self._without + 1} calls, "
+                    f"with {self.good} judgments so far ({reason})",
+                    where=self._settings.base_url,
+                    remedy="check 'judge.model' and 'judge.parameters'",
+                )
             )
-        )
-        raise CallFailed(reason, answer)
+            raise CallFailed(reason, answer)
 
     def _count_without(self, reason: UserError) -> None:
         """Count a call without a judgment, and stop if there are too many."""
@@ -238,34 +241,33 @@ class Upstream:
     async def _try(self, request: Request) -> Answer:
         import openai
 
-        async with self._slots:
-            await self._await_turn()
-            self.before_call()
-            if self._client is None:
-                self.stop(missing_key(self._settings))
-            if self.stopped is not None or self._client is None:
-                raise CallFailed("no further calls are made")
-            try:
-                # The time-out of the library is between two bytes; this one is of the whole answer.
-                async with asyncio.timeout(self._settings.timeout_seconds):
-                    response = await self._client.chat.completions.with_raw_response.create(
-                        model=request["model"], messages=request["messages"], extra_body=request
-                    )
-            except (openai.APITimeoutError, TimeoutError):
-                raise _Transient("time-out") from None
-            except openai.APIConnectionError as error:
-                if is_certificate(error):
-                    raise self._stopped(connection_problem(error, self._settings.base_url)) from None
-                raise _Transient("connection error") from None
-            except openai.APIStatusError as error:
-                pause = _retry_after(error.response.headers.get("retry-after"))
-                raise self._failure(error.status_code, error.body, pause) from None
-            except AnswerRefused as error:
-                raise _Transient(str(error)) from None
-            except (TypeError, ValueError) as error:  # half a surrogate pair, for instance
-                raise PromptRefused(f"cannot be sent: {type(error).__name__}") from None
-            except Exception as error:
-                raise _Transient(type(error).__name__) from None
+        await self._await_turn()
+        self.before_call()
+        if self._client is None:
+            self.stop(missing_key(self._settings))
+        if self.stopped is not None or self._client is None:
+            raise CallFailed("no further calls are made")
+        try:
+            # The time-out of the library is between two bytes; this one is of the whole answer.
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                response = await self._client.chat.completions.with_raw_response.create(
+                    model=request["model"], messages=request["messages"], extra_body=request
+                )
+        except (openai.APITimeoutError, TimeoutError):
+            raise _Transient("time-out") from None
+        except openai.APIConnectionError as error:
+            if is_certificate(error):
+                raise self._stopped(connection_problem(error, self._settings.base_url)) from None
+            raise _Transient("connection error") from None
+        except openai.APIStatusError as error:
+            pause = _retry_after(error.response.headers.get("retry-after"))
+            raise self._failure(error.status_code, error.body, pause) from None
+        except AnswerRefused as error:
+            raise _Transient(str(error)) from None
+        except (TypeError, ValueError) as error:  # half a surrogate pair, for instance
+            raise PromptRefused(f"cannot be sent: {type(error).__name__}") from None
+        except Exception as error:
+            raise _Transient(type(error).__name__) from None
         return self._checked(response.content)
 
     async def _await_turn(self) -> None:

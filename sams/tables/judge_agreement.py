@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from sams.judge.ask import STORE, DryRun, judge_name
+from sams.judge.ask import LABEL_MASS, STORE, DryRun, judge_name
 from sams.runtime.errors import UserError
+from sams.runtime.extras import require
 from sams.runtime.files import whole_file, write_json
 from sams.runtime.terminal import Readable, print_table
 from sams.scoring.agreement import judge_agreement, read_record, some_instructions
@@ -32,8 +33,8 @@ RESULT = "agreement.json"
 # Label, key, decimals, and the number of pairs or models.
 ROWS = (
     ("same output preferred, %", "agreement", 1, "decided"),
-    ("... by the rule: the longer output", "agreement_longer", 1, "decided"),
-    ("... by the rule: the baseline's output", "agreement_baseline", 1, "decided"),
+    ("... by always preferring the longer", "agreement_longer", 1, "decided"),
+    ("... by always preferring the baseline", "agreement_baseline", 1, "decided"),
     ("... by the mean of both orders", "agreement_both_orders", 1, "decided_both_orders"),
     ("Cohen's kappa", "kappa", 2, "decided"),
     ("correlation of preferences, Pearson", "pearson", 2, "pairs"),
@@ -86,6 +87,7 @@ def compare_judge(
     Raises:
         UserError: files that cannot be read, or a judge that cannot be asked.
     """
+    require("score", where="sams judge-agreement")
     given = {key: value for key, value in (("base_url", base_url), ("model", model)) if value is not None}
     settings = study.benchmarks.judge.model_dump() | given | ({"kind": "openai"} if given else {})
     try:
@@ -171,7 +173,7 @@ def notes(content: Content) -> list[str]:
     if left_out:
         found.append(f"Left out: {'; '.join(left_out)}.")
     if content["figures"]["agreement"]["value"] <= content["figures"]["agreement_longer"]["value"]:
-        found.append("This judge agrees with the record no better than the rule `prefer the longer output`.")
+        found.append("This judge agrees with the record no better than always preferring the longer output.")
     found.append(
         "Length coefficient: of the log of the length ratio in a logistic regression of the preferences with an "
         "intercept for each model. Chance agrees on 50 % of pairs and has a kappa of 0."
@@ -179,7 +181,8 @@ def notes(content: Content) -> list[str]:
     if (mass := content["label_mass"]) is not None:
         found.append(
             f"Probability of both labels together: {mass['mean']:.3f} in the mean; below .9 in "
-            f"{mass['low_share']:.1f} % of {mass['n']:,} judgments."
+            f"{mass['low_share']:.1f} % of {mass['n']:,} judgments"
+            + (": it answers something else." if mass["mean"] < LABEL_MASS else ".")
         )
     if (facts := content["judge_calls"]) is not None:
         found.append(
@@ -224,7 +227,7 @@ def agreement_figure(content: Content) -> "Figure":
     axes[0].set_ylim(-0.6, len(rates) - 0.4)
     axes[0].set_xlim(left=0)
     axes[0].set_xlabel("%")
-    axes[0].legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=1, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     if len(bins) > 1:
         axis, places = axes[1], range(len(bins))
         axis.errorbar(
@@ -235,8 +238,10 @@ def agreement_figure(content: Content) -> "Figure":
         axis.annotate(
             "chance", (places[-1] + 0.4, 50), (0, 3), textcoords="offset points", fontsize=9, ha="right"
         )
-        axis.set_xticks(places, [f"{each['from']:g} to {each['to']:g}\nn {each['n']:,}" for each in bins])
-        axis.tick_params(axis="x", labelsize=8)
+        limits = [f"{each['from']:g}–{each['to']:g}".replace("0.", ".") for each in bins]
+        axis.set_xticks(
+            places, [f"{name}\nn {each['n']:,}" for name, each in zip(limits, bins, strict=True)], fontsize=9
+        )
         axis.set_xlim(-0.5, len(bins) - 0.5)
         axis.set_ylim(0, 103)
         axis.set_xlabel("record's probability of the output that it prefers")
@@ -263,7 +268,8 @@ def _with_interval(figure: Mapping[str, float | None], decimals: int) -> tuple[s
 
 
 def _number(value: float | None, decimals: int) -> str:
-    return MISSING if value is None else f"{value:.{decimals}f}"
+    # Without the sign of a zero.
+    return MISSING if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
 def _count(count: int, what: str) -> str:

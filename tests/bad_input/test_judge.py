@@ -1,10 +1,11 @@
-"""A judge endpoint that cannot be used: `preflight` reports it in one line, after at most three small calls."""
+"""A judge endpoint that cannot be used: `preflight` reports it in one line, after a few small calls."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sams.judge.upstream import ATTEMPTS
 from sams.launch import preflight
 from sams.runtime.errors import UserError
 from sams.study.study import Study
@@ -63,6 +64,47 @@ JUDGES: list[Any] = [
         ("broken", {}, KEY),
         "URL: judge judge gives no judgment of a pair .broken JSON.; check",
     ),
+    (
+        "a call that is refused",
+        ("400", {}, KEY),
+        "URL: the judge refuses a call with HTTP 400; check 'judge.base_url', 'judge.model' and 'judge.parameters'",
+    ),
+    (
+        "a key that may not judge",
+        ("403", {}, KEY),
+        "URL: the judge refuses a call with HTTP 403; check .*, and what OPENAI_API_KEY may be used for",
+    ),
+    (
+        "thoughts first",
+        ("thinks", {}, KEY),
+        "URL: judge judge gives the labels m and M a probability of 0.00017 together.*; set 'judge.parameters'",
+    ),
+    (
+        "other tokens",
+        ("spaced", {}, KEY),
+        "URL: judge judge gives no judgment of a pair .no label among the log-probs of ' m', ' M'.; check",
+    ),
+    (
+        "log-probs that are none",
+        ("nan_log_prob", {}, KEY),
+        "URL: judge judge gives no judgment of a pair .a log-prob that is not one.; check",
+    ),
+    (
+        "one label whatever comes",
+        ("always_m", {}, KEY),
+        "URL: judge judge does not prefer .*Paris.* to .*Berlin.* in both orders; set 'judge.model'",
+    ),
+    (
+        "a rating out of range",
+        ("text:Rating: [[85]]", {}, KEY),
+        "URL: judge judge gives no judgment of a rating .no rating from 1 to 10: .*85.*; check",
+    ),
+    ("a web page", ("page", {}, KEY), "URL: a web page answers here, no judge; check 'judge.base_url'"),
+    (
+        "an error with status 200",
+        ("error_400", {}, KEY),
+        "URL: the judge refuses a call with HTTP 400: unknown field logprobs; check",
+    ),
 ]
 
 
@@ -83,7 +125,7 @@ def test_the_judge_is_asked_before_anything_is_trained(
             results=tmp_path / "r",
             says=case.says.replace("URL", endpoint.base_url),
         )
-        assert endpoint.billed <= 3, "no more than three small calls"
+        assert endpoint.billed <= 2 + ATTEMPTS, "no more than a few small calls"
     assert KEY[3:] not in said
 
 
@@ -91,10 +133,19 @@ CALLS = {"alpaca_eval": 2, "mt_bench": 1, "own_prompts": 2}
 
 
 @pytest.mark.parametrize("benchmark", CALLS)
-def test_a_judge_that_answers_passes(benchmark: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_that_answers_passes(
+    benchmark: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     with serving(Endpoint()) as endpoint:
         preflight.check_judge(study_with(benchmark, endpoint, monkeypatch))
         assert endpoint.billed == CALLS[benchmark]
+    said = {
+        "alpaca_eval": "right in both orders, label mass 1.000",
+        "mt_bench": "rating 10 for a right answer",
+        "own_prompts": "right in both orders",
+    }
+    assert f"judge judge: {said[benchmark]}" in caplog.text
 
 
 def study_with(benchmark: str, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Study:

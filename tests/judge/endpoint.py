@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import ssl
 import threading
 import time
 from collections import Counter
@@ -26,11 +27,12 @@ from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge
 from sams.world.local_judge import _Handler, completion
 from sams.world.verdicts import Verdict
+from tests.judge.bad_answers import CHANGED, RAW, STREAMS
 
 KEY = "sk-test-5up3rs3cr3t-0123456789abcdef"
 
 # Says how the n-th time of a request ends: ok, an HTTP status, broken, no_log_probs, hangs_up, refusal, empty,
-# quotes_key, text:... (the text of the answer).
+# quotes_key, text:... (the text of the answer), or a name in tests.judge.bad_answers.
 Faults = Callable[[str, int], str]
 
 
@@ -65,6 +67,11 @@ class Endpoint:
         self.more_tokens = 0
         """Tokens that an answer counts beyond the words of its prompt."""
         self.headers: dict[str, str] = {}
+        self.only = ""
+        """Text in the prompts that have a fault; the others have none."""
+        self.lists_models = "ok"
+        self.any_key = self.escaped = False
+        """Whether it takes any key; whether it escapes the first letter of the key in its answers."""
         self.message, self.code = f"Incorrect API key provided: {KEY}", ""
         self.base_url = ""
         self.requests: list[tuple[str, dict[str, Any]]] = []
@@ -93,8 +100,13 @@ class _Paid(_Handler):
         super().__init__(*args, length_lean=0.3)
 
     def do_GET(self) -> None:
-        if self.headers.get("Authorization") != f"Bearer {KEY}":
+        if self.headers.get("Authorization") != f"Bearer {KEY}" and not self.endpoint.any_key:
             return self._fail(401)
+        self.outcome = self.endpoint.lists_models
+        if self.outcome.isdigit():
+            return self._fail(int(self.outcome))
+        if self.outcome in RAW:
+            return self._raw()
         return super().do_GET()
 
     def do_POST(self) -> None:
@@ -108,6 +120,8 @@ class _Paid(_Handler):
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         with endpoint.lock:
             self.outcome = endpoint.faults(digest, sum(d == digest for d, _ in endpoint.requests) + 1)
+            if endpoint.only and endpoint.only not in request["messages"][-1]["content"]:
+                self.outcome = "ok"
             if self.outcome == "no_log_probs" and not request.get("logprobs"):
                 self.outcome = "ok"
             endpoint.requests.append((digest, request))
@@ -119,7 +133,14 @@ class _Paid(_Handler):
             time.sleep(endpoint.seconds)
             if self.outcome.isdigit():
                 self._fail(int(self.outcome))
-            elif PARIS in json.dumps(request):  # the trial's question, which is not of the synthetic world
+            elif self.outcome in RAW:
+                self._raw()
+            elif self.outcome in STREAMS:
+                self.close_connection = True
+                STREAMS[self.outcome](self.wfile.write)
+            elif (
+                PARIS in json.dumps(request) or self.outcome == "trial"
+            ):  # the trial's question, which is not of the synthetic world
                 self._send(HTTPStatus.OK, completion(trial_verdict(request), "", "judge"))
             elif self.outcome == "hangs_up":
                 self.close_connection = True
@@ -132,6 +153,15 @@ class _Paid(_Handler):
     def _fail(self, status: int) -> None:
         error: dict[str, Any] = {"message": self.endpoint.message, "code": self.endpoint.code}
         self._send(status, {"error": error})  # type: ignore[arg-type]
+
+    def _raw(self) -> None:
+        status, headers, body = RAW[self.outcome]
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def _send(self, status: Any, content: dict[str, Any]) -> None:
         outcome = getattr(self, "outcome", "ok")
@@ -148,7 +178,10 @@ class _Paid(_Handler):
         if "choices" in content:
             content["usage"]["prompt_tokens"] += self.endpoint.more_tokens
             content = {**content, "model": "judge-2024-01-01", "system_fingerprint": "fp_1"}
+            content = CHANGED.get(outcome, dict)(content)
         body = json.dumps(content).encode()
+        if self.endpoint.escaped:
+            body = body.replace(KEY.encode(), b"\\u0073" + KEY[1:].encode())
         if outcome == "broken":
             body = body[: len(body) // 2]
         self.send_response(int(status))
@@ -178,13 +211,15 @@ def trial_verdict(request: dict[str, Any]) -> Verdict:
 
 
 @contextlib.contextmanager
-def serving(endpoint: Endpoint) -> Iterator[Endpoint]:
+def serving(endpoint: Endpoint, tls: ssl.SSLContext | None = None) -> Iterator[Endpoint]:
     """Serve an endpoint on a free port."""
     handler = type("Paid", (_Paid,), {"endpoint": endpoint})
     server = LoopbackServer((HOST, 0), handler)
     server.handle_error = lambda *args: None  # type: ignore[method-assign]  # a client that was killed
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    endpoint.base_url = f"http://{HOST}:{server.server_address[1]}/v1"
+    endpoint.base_url = f"http{'s' if tls else ''}://{HOST}:{server.server_address[1]}/v1"
     try:
         yield endpoint
     finally:

@@ -200,11 +200,19 @@ def test_an_exhausted_quota_is_not_waited_for(
         ask(endpoint, [call_of(0)])
 
 
-@pytest.mark.parametrize(("outcome", "billed"), [("refusal", 3), ("empty", 3), ("400", 1)])
+@pytest.mark.parametrize(
+    ("outcome", "billed", "code"),
+    [
+        ("refusal", 3, ""),
+        ("empty", 3, ""),
+        ("400", 1, "content_filter"),
+        ("400", 1, "exceed_context_size_error"),
+    ],
+)
 def test_a_refusal_is_no_judgment_and_is_not_stored(
-    endpoint: Endpoint, call_of: CallOf, tmp_path: Path, outcome: str, billed: int
+    endpoint: Endpoint, call_of: CallOf, tmp_path: Path, outcome: str, billed: int, code: str
 ) -> None:
-    endpoint.faults, endpoint.code, endpoint.message = always(outcome), "content_filter", "filtered"
+    endpoint.faults, endpoint.code, endpoint.message = always(outcome), code, "filtered"
     judgments = ask(endpoint, [call_of(0)], tmp_path / "calls")
     assert judgments.each[0].missing and endpoint.billed == billed
     assert not (tmp_path / "calls").read_bytes()
