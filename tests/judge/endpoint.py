@@ -203,7 +203,7 @@ def trial_verdict(request: dict[str, Any]) -> Verdict:
     prompt = request["messages"][-1]["content"]
     if "[[" in prompt:
         return Verdict("Rating: [[10]]")
-    label = "m" if prompt.index("Paris.") < prompt.index("Berlin.") else "M"
+    label = "M" if "Berlin." in prompt.partition("Paris.")[0] else "m"
     return Verdict(label, {label: -0.01, "Mm".replace(label, ""): -4.6})
 
 

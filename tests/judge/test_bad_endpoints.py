@@ -170,6 +170,19 @@ def test_many_prompts_are_refused_after_others_were_judged(
     assert "refuses a call" in end_of(endpoint, made[19:], tmp_path / "calls")
 
 
+def test_prompts_that_make_the_endpoint_fail_are_missing(
+    endpoint: Endpoint, call_of: CallOf, tmp_path: Path
+) -> None:
+    """Four of them in a row, and alone when it is run again: another prompt is answered."""
+    made = calls(call_of, 14)  # 1 and 10 to 13
+    endpoint.faults, endpoint.only = always("500"), "no idea 1"
+    end = "9 judgments of judge-2024-01-01; 5 missing: HTTP 500"
+    for _ in range(2):
+        assert end_of(endpoint, made, tmp_path / "calls", concurrency=1) == end
+    endpoint.only = ""
+    matches(DOWN, end_of(endpoint, made, tmp_path / "calls", concurrency=1))
+
+
 def test_a_mixture_of_models_ends_at_its_first_answer(
     endpoint: Endpoint, call_of: CallOf, tmp_path: Path
 ) -> None:
