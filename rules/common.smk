@@ -303,6 +303,11 @@ def agreement_file(wildcards):
     return STUDY.benchmarks.judge.agreement or []
 
 
+def agreement_copy():
+    """The copy of that file next to the tables, which a bundle holds."""
+    return {"agreement": f"{TABLES}/agreement.json"} if STUDY.benchmarks.judge.agreement else {}
+
+
 def table(script):
     """Parameters of a script: its name, the study, the folder of its setting, and the digests of its code."""
     return {

@@ -10,6 +10,7 @@ rule main_table:
         agreement=agreement_file,
     output:
         **forms("main", "main_table", "main"),
+        **agreement_copy(),
     log:
         f"{LOGS}/main_table.log",
     localrule: True

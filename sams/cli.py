@@ -324,7 +324,7 @@ def recipe(
     stage: Annotated[str, typer.Argument(help="Stage: train_sft, pretrain_scheduler, train_preference, ...")],
     method: Annotated[str, typer.Option(help="Method of the study.")] = "",
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
-    benchmark: Annotated[str, typer.Option(help="alpaca_eval, mt_bench or samples.")] = "",
+    benchmark: Annotated[str, typer.Option(help="Name of a benchmark, or samples.")] = "",
     configfile: ConfigFiles = None,
     given: Given = None,
 ) -> None:

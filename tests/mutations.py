@@ -1435,6 +1435,36 @@ FAULTS = [
         ("tables/test_comparisons.py",),
     ),
     Fault(
+        "judge agreement resamples pairs in place of instructions",
+        "scoring/agreement_figures.py",
+        "    items = np.unique(np.concatenate([pairs.item, draws.item]))\n"
+        "    place, drawn_place = np.searchsorted(items, pairs.item), np.searchsorted(items, draws.item)",
+        "    items = np.arange(len(pairs) + len(draws.item))\n"
+        "    place, drawn_place = items[: len(pairs)], items[len(pairs) :]",
+        ("scoring/test_agreement_figures.py",),
+    ),
+    Fault(
+        "judge agreement takes the mean of both orders in place of the order of a scoring",
+        "scoring/agreement.py",
+        "orders[of_pair[0].switched] if log_probs else sum(orders) / 2",
+        "sum(orders) / 2",
+        ("scoring/test_agreement.py",),
+    ),
+    Fault(
+        "the note on a judge's agreement takes any judge's file",
+        "tables/agreement_note.py",
+        "if others or asked != settings.asked_with:",
+        "if asked != settings.asked_with:",
+        ("tables/test_judge_agreement.py",),
+    ),
+    Fault(
+        "the length coefficient has no intercept for each model",
+        "scoring/agreement_figures.py",
+        "design = np.column_stack([pairs.log_length, place[:, None] == np.arange(len(models))])",
+        "design = np.column_stack([pairs.log_length, np.ones(len(place))])",
+        ("scoring/test_agreement_figures.py",),
+    ),
+    Fault(
         "comparisons: a judgment without a rating counts",
         "scoring/mt_bench.py",
         'if row["score"] != FAILED:',

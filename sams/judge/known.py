@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -12,6 +13,8 @@ from sams.study.settings.base import Settings
 
 PAPERS = "gpt-4-1106-preview"
 """Judge of the paper, and of published AlpacaEval 2 scores."""
+PUBLISHED = ("alpaca_eval", "mt_bench")
+"""Benchmarks with published scores."""
 SOON_DAYS = 90
 STALE_DAYS = 180
 REMEDY = "For others see config/judges and docs/judging.md."
@@ -84,6 +87,13 @@ def judge_warnings(judge: Judge, today: datetime.date | None = None) -> list[str
             f"The dates of judge {judge.model} were checked on {known().checked}, {age} days ago: {found.source}"
         )
     return sentences
+
+
+def published_note(benchmarks: Collection[str], judge: str | None) -> str:
+    """Return the sentence on published scores that a judge's are not comparable with; empty if there are none."""
+    if judge == PAPERS or not set(PUBLISHED).intersection(benchmarks):
+        return ""
+    return f"Published scores are of {papers_judge()}."
 
 
 def papers_judge(today: datetime.date | None = None) -> str:

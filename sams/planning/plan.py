@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from sams.judge.known import PAPERS, judge_warnings, papers_judge
+from sams.judge.known import judge_warnings, published_note
 from sams.judge.store import Tokens
 from sams.launch.machine import gpus_here, processes
 from sams.planning import work as count
@@ -359,10 +359,8 @@ class Planner:
                 "Judge tokens: four characters a token."
                 + ("" if priced else " Their cost is not known: set `benchmarks.judge.prices`.")
             )
-            if self.study.benchmarks.judge.model != PAPERS:
-                notes.append(
-                    f"Published scores are of {papers_judge()}; those of another judge are not comparable."
-                )
+            if published := published_note(self.study.benchmarks.judged, self.study.benchmarks.judge.model):
+                notes.append(f"{published} Those of another judge are not comparable.")
 
     def _micro_batches(self) -> list[MicroBatch]:
         return [training.micro_batch_size for training in self._preferences]

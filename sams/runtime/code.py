@@ -94,7 +94,8 @@ def _read(file: Path, part: str) -> tuple[str, list[str]]:
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
             dot = "" if base.endswith(".") else "."
-            imports += [base, *(f"{base}{dot}{alias.name}" for alias in node.names)]
+            imports += [f"{base}:{alias.name}" for alias in node.names]
+            imports += [f"{base}{dot}{alias.name}" for alias in node.names]
     # Unlike `ast.dump`, `ast.unparse` gives the same text on every Python that the project supports.
     return _digest(ast.unparse(tree)), imports
 
@@ -221,8 +222,12 @@ def _digest(text: str) -> str:
 
 
 def _resolved(imported: str, by: str) -> str | None:
-    """Return the name of a module that a module imports; None if it is of another project, or no module."""
+    """Return the name of a module that a module imports; None if it is of another project, or no module.
+
+    What is imported `from` the file of a benchmark is `module:name`.
+    """
     by = by.partition(":")[0]
+    imported, _, part = imported.partition(":")
     if imported.startswith("."):
         package = by if _file(by).name == "__init__.py" else by.rpartition(".")[0]
         try:
@@ -234,7 +239,15 @@ def _resolved(imported: str, by: str) -> str | None:
         return None
     if top not in ("sams", own) and {"site-packages", "dist-packages"} & set((_base(own) or Path()).parts):
         return None
-    return imported if _file(imported).is_file() else None
+    if not _file(imported).is_file():
+        return None
+    return f"{imported}:{part}" if part and _has_parts(imported) else imported
+
+
+@functools.cache
+def _has_parts(name: str) -> bool:
+    """Return whether a module is the file of a benchmark, of which each stage uses a part."""
+    return "\nBENCHMARK = " in _file(name).read_text(encoding="utf-8")
 
 
 @functools.cache

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 LEVEL = 95
 LEAST_MODELS = 3  # of a correlation over models
-SHARES = ("agreement", "agreement_both_orders", "consistency")
+SHARES = ("agreement", "agreement_both_orders", "consistency", "first")
 """Figures that can be 0 or 100 % in every resample."""
 MARGINS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0)
 """Limits of the record's probability of the preferred output, by which `by_margin` divides pairs."""

@@ -47,7 +47,7 @@ from sams.scoring.benchmark import (
     named,
     noise_notes,
     spread,
-    values,
+    values_of,
 )
 from sams.scoring.difficulty_table import check_reference, check_table, read_table
 from sams.scoring.inputs import Row, doubled, input_hashes, numbered, read_rows, some_of, text_of, versions
@@ -63,6 +63,7 @@ Key = tuple[str, str, str]  # instruction, baseline's output, model's output
 
 ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 DRAW = 1.5
+NOTHING_FITTED = 1e-3  # points
 COUNTS = ("n_wins", "n_wins_base", "n_draws", "n_total")
 RATES = ("win_rate", "standard_error", "discrete_win_rate")
 
@@ -182,7 +183,11 @@ def read_outputs(path: Path) -> list[Row]:
             remedy="give one row per instruction",
         )
     if len(generators := sorted({row["generator"] for row in rows})) > 1:
-        raise UserError(f"expected one generator, found {some_of(generators)}", where=str(path))
+        raise UserError(
+            f"expected one generator, found {some_of(generators)}",
+            where=str(path),
+            remedy="give the outputs of one model",
+        )
     if not any(row["output"].strip() for row in rows):
         raise UserError("all outputs are empty", where=str(path), remedy="check how they were generated")
     return rows
@@ -415,10 +420,13 @@ def figures(metrics: Mapping[str, Any], lc_unavailable: str | None) -> dict[str,
     """Return AlpacaEval's figures by its own names, and our standard error of the length-controlled win rate."""
     if lc_unavailable is None and metrics.get("length_controlled_winrate") is None:
         raise RuntimeError("alpaca_eval gave no length-controlled win rate")
-    lengths: dict[str, Any] = {
-        "length_controlled_winrate": metrics.get("length_controlled_winrate"),
-        "lc_standard_error": metrics.get("lc_standard_error"),
-    }
+    lc, error = metrics.get("length_controlled_winrate"), metrics.get("lc_standard_error")
+    if lc is not None and error is not None and max(abs(lc - 50), error) < NOTHING_FITTED:
+        lc = error = None
+        lc_unavailable = (
+            f"{metrics['n_total']:.0f} instructions are too few: the fit's penalty leaves 50 for any"
+        )
+    lengths: dict[str, Any] = {"length_controlled_winrate": lc, "lc_standard_error": error}
     if lc_unavailable is not None:
         lengths["lc_unavailable"] = lc_unavailable
     return {
@@ -557,12 +565,12 @@ class AlpacaEval2(Benchmark):
 
     def notes(self, settings: AlpacaEval, figures: Figures) -> list[str]:
         """Return the number of instructions, length control or the reason why it is missing, and answer lengths."""
-        counts = values(figures, "n_total")
+        counts = values_of(figures, "n_total")
         notes = [
             f"AlpacaEval 2: win rates in percent over {spread(counts)} instructions, against the baseline; "
             f"judgments: {named(figures, 'missing')}."
         ]
-        reasons = sorted({str(reason) for reason in values(figures, "lc_unavailable")})
+        reasons = sorted({str(reason) for reason in values_of(figures, "lc_unavailable")})
         if reasons:
             notes.append(f"Length control: unavailable: {'; '.join(reasons)}.")
         elif settings.difficulty is None:
@@ -575,7 +583,7 @@ class AlpacaEval2(Benchmark):
                 f"Length control: with the difficulty table {settings.difficulty}; its standard error is this "
                 "project's bootstrap over instructions."
             )
-        lengths = {method: values({method: of}, "avg_length") for method, of in figures.items()}
+        lengths = {method: values_of({method: of}, "avg_length") for method, of in figures.items()}
         means = [f"{method} {statistics.fmean(known):.0f}" for method, known in lengths.items() if known]
         if means:
             notes.append(f"Mean answer length in characters: {', '.join(means)}.")

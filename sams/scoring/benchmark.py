@@ -186,7 +186,7 @@ class Benchmark:
         raise NotImplementedError
 
 
-def values(figures: Figures, key: str) -> list[Any]:
+def values_of(figures: Figures, key: str) -> list[Any]:
     """Return the known values of a key of metrics.json, of all methods and seeds."""
     found = [metrics.get(key) for of_method in figures.values() for metrics in of_method]
     return [value for value in found if value is not None]

@@ -87,9 +87,9 @@ def try_prompts(prompts: Mapping[str, Row]) -> Iterator[tuple[str, str]]:
                 ]
                 reason = f"has no {' and no '.join(lacking)}" if lacking else ""
             except (KeyError, IndexError) as error:
-                reason = f"has the unknown placeholder {{{error}}}; other braces are doubled: {{{{ }}}}"
+                reason = f"has the unknown placeholder {{{error}}}, and other braces must be doubled"
             except ValueError as error:
-                reason = f"cannot be filled in: {error}; braces of the text are doubled: {{{{ }}}}"
+                reason = f"cannot be used ({error}); braces that are no placeholder must be doubled"
             if reason:
                 yield match.judge.prompt_template["name"], reason
 

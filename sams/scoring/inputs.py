@@ -40,7 +40,8 @@ def read_text(path: Path) -> str:
 
 def _check_written(path: Path) -> None:
     if not path.is_file():
-        raise UserError("a folder, expected a file" if path.is_dir() else "no such file", where=str(path))
+        problem = "is a folder, expected a file" if path.is_dir() else "no such file"
+        raise UserError(problem, where=str(path), remedy="correct the path")
     if (written := _digest_of(path)) and sha256_of(path) != written:
         raise UserError(
             "has changed since it was written (its SHA-256 differs)",
@@ -73,9 +74,13 @@ def text_of(row: Row, key: str, where: str, *, empty: bool = False) -> str:
     value = row.get(key)
     if not isinstance(value, str):
         value_text = "nothing" if key not in row else f"{value!r:.60}"
-        raise UserError(f"expected text, found {value_text}", where=f"{where}, key '{key}'")
+        raise UserError(
+            f"expected text, found {value_text}", where=f"{where}, key '{key}'", remedy="correct the row"
+        )
     if not empty and not value.strip():
-        raise UserError("expected text, found an empty one", where=f"{where}, key '{key}'")
+        raise UserError(
+            "expected text, found an empty one", where=f"{where}, key '{key}'", remedy="correct the row"
+        )
     return value
 
 

@@ -24,7 +24,7 @@ from sams.runtime.errors import UserError, first_line, nearest
 from sams.runtime.files import write_json
 from sams.runtime.jsonl import write_lines
 from sams.runtime.stage import read_recipe, run
-from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Score, values
+from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Score, values_of
 from sams.scoring.inputs import read_rows, some_of, versions
 from sams.scoring.job import log_scores
 from sams.study.recipes import LmEvalRecipe
@@ -248,7 +248,7 @@ class LmEvalScores(Benchmark):
 
     def notes(self, settings: LmEval, figures: Figures) -> list[str]:
         """Return the metric and the number of items of each task."""
-        described = {task: facts for tasks in values(figures, "tasks") for task, facts in tasks.items()}
+        described = {task: facts for tasks in values_of(figures, "tasks") for task, facts in tasks.items()}
         tasks = [
             f"{task} ({facts['metric'].removesuffix(',none')}"
             + (f", {facts['n']} items)" if facts["n"] else ")")

@@ -41,7 +41,7 @@ from sams.scoring.benchmark import (
     named,
     noise_notes,
     spread,
-    values,
+    values_of,
 )
 from sams.scoring.fastchat_judge import FAILED
 from sams.scoring.inputs import Row, input_hashes, numbered, read_rows, some_of, versions
@@ -427,7 +427,7 @@ class MtBenchScores(Benchmark):
 
     def notes(self, settings: MtBench, figures: Figures) -> list[str]:
         """Return the number of judgments, of missing and doubtful ones with their reasons, and the judge's noise."""
-        counts = spread(values(figures, "n_judgments"))
+        counts = spread(values_of(figures, "n_judgments"))
         note = f"MT-Bench: mean of both turns, 1 to 10, over {counts} judgments; "
         note += f"{named(figures, 'missing')}; {named(figures, 'doubtful')}."
         return [note, *noise_notes("MT-Bench", figures, "average_standard_error")]

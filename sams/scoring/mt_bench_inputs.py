@@ -26,11 +26,17 @@ def read_questions(path: Path) -> list[Row]:
         category = text_of(row, "category", where)
         if category not in CATEGORIES and (known := category.strip().lower()) in CATEGORIES:
             # FastChat grades an unknown category without a reference answer.
-            raise UserError(f"unknown category {category!r}", where=where, remedy=f"did you mean {known!r}?")
+            raise UserError(
+                f"unknown category {category!r}",
+                where=f"{where}, key 'category'",
+                remedy=f"did you mean {known!r}?",
+            )
         _check_turns(row.get("turns"), where, empty=False)
         rows.append(row)
     if twice := doubled([row.get("question_id") for row in rows]):
-        raise UserError(f"questions occur more than once: {some_of(twice)}", where=str(path))
+        raise UserError(
+            f"questions occur more than once: {some_of(twice)}", where=str(path), remedy="drop the repeats"
+        )
     return rows
 
 
@@ -62,7 +68,11 @@ def read_references(path: Path, questions: Sequence[Row]) -> dict[Any, Row]:
     references, _ = _by_question(path)
     needed = [row["question_id"] for row in questions if needs_reference(row["category"])]
     if absent := [question for question in needed if question not in references]:
-        raise UserError(f"has no reference answer to questions {some_of(absent)}", where=str(path))
+        raise UserError(
+            f"has no reference answer to questions {some_of(absent)}",
+            where=str(path),
+            remedy="math, reasoning and coding are graded with a reference",
+        )
     return {question: references[question] for question in needed}
 
 
@@ -72,10 +82,14 @@ def _by_question(path: Path) -> tuple[dict[Any, Row], set[str]]:
     for where, row in numbered(path):
         question = _question_id(row, where)
         if question in rows:
-            raise UserError(f"answers question {question} again", where=where)
+            raise UserError(f"answers question {question} again", where=where, remedy="drop one")
         choices = row.get("choices")
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-            raise UserError("expected a list with the answer's turns", where=f"{where}, key 'choices'")
+            raise UserError(
+                "expected a list with the answer's turns",
+                where=f"{where}, key 'choices'",
+                remedy="correct the row",
+            )
         _check_turns(choices[0].get("turns"), where, empty=True)
         models.add(text_of(row, "model_id", where))
         rows[question] = row
@@ -85,15 +99,25 @@ def _by_question(path: Path) -> tuple[dict[Any, Row], set[str]]:
 def _question_id(row: Row, where: str) -> int:
     question = row.get("question_id")
     if not isinstance(question, int):
-        raise UserError(f"expected an integer, found {question!r:.60}", where=f"{where}, key 'question_id'")
+        raise UserError(
+            f"expected an integer, found {question!r:.60}",
+            where=f"{where}, key 'question_id'",
+            remedy="correct the row",
+        )
     return question
 
 
 def _check_turns(turns: Any, where: str, *, empty: bool) -> None:
     if not (isinstance(turns, list) and len(turns) == TURNS and all(isinstance(turn, str) for turn in turns)):
-        raise UserError(f"expected {TURNS} texts, found {turns!r:.60}", where=f"{where}, key 'turns'")
+        raise UserError(
+            f"expected {TURNS} texts, found {turns!r:.60}",
+            where=f"{where}, key 'turns'",
+            remedy="correct the row",
+        )
     if not empty and not all(turn.strip() for turn in turns):
-        raise UserError("expected text, found an empty one", where=f"{where}, key 'turns'")
+        raise UserError(
+            "expected text, found an empty one", where=f"{where}, key 'turns'", remedy="correct the row"
+        )
 
 
 def read_prompts(path: Path) -> dict[str, Row]:
@@ -107,12 +131,16 @@ def read_prompts(path: Path) -> dict[str, Row]:
         name = text_of(row, "name", where)
         if name in PROMPTS:
             if name in prompts:
-                raise UserError(f"the second prompt {name}", where=where, remedy="keep one")
+                raise UserError(f"a second prompt {name}", where=where, remedy="drop one")
             for key in ("prompt_template", "system_prompt", "output_format"):
                 text_of(row, key, where, empty=True)
             prompts[name] = row
     if absent := [name for name in PROMPTS if name not in prompts]:
-        raise UserError(f"has no prompt {some_of(absent)}", where=str(path))
+        raise UserError(
+            f"has no prompt {some_of(absent)}",
+            where=str(path),
+            remedy="add it; FastChat's judge_prompts.jsonl has all",
+        )
     for name, reason in try_prompts(prompts):
-        raise UserError(f"the template {reason}", where=f"{path}, prompt {name}")
+        raise UserError(f"the template {reason}", where=f"{path}, prompt {name}", remedy="correct it")
     return {name: prompts[name] for name in PROMPTS}

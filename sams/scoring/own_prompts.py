@@ -39,7 +39,7 @@ from sams.scoring.benchmark import (
     named,
     noise_notes,
     spread,
-    values,
+    values_of,
 )
 from sams.scoring.inputs import (
     Row,
@@ -436,7 +436,7 @@ class OwnComparison(Benchmark):
 
     def notes(self, settings: OwnPrompts, figures: Figures) -> list[str]:
         """Return what is compared, and of each method ties, the judge's leanings and mean lengths."""
-        counts = spread(values(figures, "n_total"))
+        counts = spread(values_of(figures, "n_total"))
         notes = [
             f"Own prompts: win rate in percent over the start model's answers to {counts} prompts of "
             f"{settings.prompts or 'the world'}, each pair judged in both orders; a tie, and a winner that depends "

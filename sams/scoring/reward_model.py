@@ -19,7 +19,7 @@ from sams.data.prompts import TEST_PAIRS, test_prompts
 from sams.runtime.errors import UserError
 from sams.runtime.jsonl import write_lines
 from sams.runtime.stage import read_recipe, run
-from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Score, Work, spread, values
+from sams.scoring.benchmark import Benchmark, ByColumn, Figures, Score, Work, spread, values_of
 from sams.scoring.inputs import input_hashes, read_rows, some_of
 from sams.scoring.job import log_scores
 from sams.scoring.question_set import TestPrompts
@@ -133,7 +133,7 @@ class RewardScores(Benchmark):
 
     def notes(self, settings: RewardScore, figures: Figures) -> list[str]:
         """Return the model, the number of prompts, and of answers without a reward."""
-        counts, longest = values(figures, "n_answers"), sum(values(figures, "n_too_long"))
+        counts, longest = values_of(figures, "n_answers"), sum(values_of(figures, "n_too_long"))
         return [
             f"Rewards: by {settings.model}, of answers to {spread(counts)} test prompts; {longest:g} too long for "
             "it. Rewards are comparable within one reward model only. reward win rate is the percentage of prompts "

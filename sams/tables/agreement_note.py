@@ -10,6 +10,8 @@ from sams.runtime.files import sha256_of
 from sams.study.settings import Judge
 
 COMMAND = "sams judge-agreement"
+DIGITS = 12
+"""Digits of the file's SHA-256 in the note."""
 KEYS = ("judge", "requested", "record", "n", "figures", "date")
 
 
@@ -42,7 +44,7 @@ def agreement_notes(settings: Judge, judges: Collection[str]) -> list[str]:
     path = Path(settings.agreement)
     content = read_agreement(path)
     figures, record, judge = content["figures"], content["record"]["judge"], content["judge"]
-    source = f"{path.name}, SHA-256 {sha256_of(path)[:12]}, {content['date'][:10]}"
+    source = f"{path.name}, SHA-256 {sha256_of(path)[:DIGITS]}, {content['date'][:10]}"
     others = sorted(set(judges) - {judge})
     asked = {key: content["requested"].get(key) for key in settings.asked_with}
     if others or asked != settings.asked_with:

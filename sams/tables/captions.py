@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sams.data import findings
-from sams.judge.known import PAPERS, comparable, papers_judge
+from sams.judge.known import comparable, published_note
 from sams.runtime.files import read_json
 from sams.scoring.benchmark import Figures
 from sams.scoring.table import BENCHMARKS, judged, scored
@@ -104,7 +104,7 @@ def judge_note(study: Study, shown: Cells) -> str:
     judges = judges_of(study, shown)
     names = " and ".join(sorted(judges)) or study.benchmarks.judge.model or "each benchmark's own"
     note = f"Judge: {names}. Scores of different judges are not comparable."
-    return note if names == PAPERS else f"{note} Published scores are of {papers_judge()}."
+    return " ".join(filter(None, [note, published_note(study.benchmarks.judged, names)]))
 
 
 def agreement_of_judge(study: Study, shown: Cells) -> list[str]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from sams.judge.ask import STORE, DryRun, judge_name
+from sams.judge.ask import LABEL_MASS, STORE, DryRun, judge_name
 from sams.runtime.errors import UserError
+from sams.runtime.extras import require
 from sams.runtime.files import whole_file, write_json
 from sams.runtime.terminal import Readable, print_table
 from sams.scoring.agreement import judge_agreement, read_record, some_instructions
@@ -86,6 +87,7 @@ def compare_judge(
     Raises:
         UserError: files that cannot be read, or a judge that cannot be asked.
     """
+    require("score", where="sams judge-agreement")
     given = {key: value for key, value in (("base_url", base_url), ("model", model)) if value is not None}
     settings = study.benchmarks.judge.model_dump() | given | ({"kind": "openai"} if given else {})
     try:
@@ -179,7 +181,8 @@ def notes(content: Content) -> list[str]:
     if (mass := content["label_mass"]) is not None:
         found.append(
             f"Probability of both labels together: {mass['mean']:.3f} in the mean; below .9 in "
-            f"{mass['low_share']:.1f} % of {mass['n']:,} judgments."
+            f"{mass['low_share']:.1f} % of {mass['n']:,} judgments"
+            + (": it answers something else." if mass["mean"] < LABEL_MASS else ".")
         )
     if (facts := content["judge_calls"]) is not None:
         found.append(
@@ -224,7 +227,7 @@ def agreement_figure(content: Content) -> "Figure":
     axes[0].set_ylim(-0.6, len(rates) - 0.4)
     axes[0].set_xlim(left=0)
     axes[0].set_xlabel("%")
-    axes[0].legend(fontsize=9, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=1, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     if len(bins) > 1:
         axis, places = axes[1], range(len(bins))
         axis.errorbar(
@@ -235,8 +238,10 @@ def agreement_figure(content: Content) -> "Figure":
         axis.annotate(
             "chance", (places[-1] + 0.4, 50), (0, 3), textcoords="offset points", fontsize=9, ha="right"
         )
-        axis.set_xticks(places, [f"{each['from']:g} to {each['to']:g}\nn {each['n']:,}" for each in bins])
-        axis.tick_params(axis="x", labelsize=8)
+        limits = [f"{each['from']:g}–{each['to']:g}".replace("0.", ".") for each in bins]
+        axis.set_xticks(
+            places, [f"{name}\nn {each['n']:,}" for name, each in zip(limits, bins, strict=True)], fontsize=9
+        )
         axis.set_xlim(-0.5, len(bins) - 0.5)
         axis.set_ylim(0, 103)
         axis.set_xlabel("record's probability of the output that it prefers")

@@ -7,6 +7,7 @@ from pathlib import Path
 from sams.runtime.files import canonical_json, read_json, sha256_of
 from sams.scoring.table import BENCHMARKS
 from sams.study.study import Study
+from sams.tables.agreement_note import DIGITS
 from sams.tables.choose import chosen_of
 from sams.tables.chosen_table import chosen_table, read_figures
 from sams.tables.findings import Finding, summary
@@ -52,6 +53,15 @@ def study_tables(root: Path, study: Study) -> Iterator[Finding]:
             same = file.read_text(encoding="utf-8") == table.to_csv(index=False)
             text = "matches the figures" if same else "does not match the figures"
             yield Finding("tables", f"tables/{name}", same, text)
+
+
+def agreement_file(root: Path) -> Iterator[Finding]:
+    """Compare the file on the judge's agreement with the SHA-256 in the note of the main table."""
+    file, table = root / "tables" / "agreement.json", root / "tables" / "main.md"
+    if file.is_file() and table.is_file():
+        same = sha256_of(file)[:DIGITS] in table.read_text(encoding="utf-8")
+        text = f"{'has' if same else 'does not have'} the SHA-256 in tables/main.md"
+        yield Finding("judge", "tables/agreement.json", same, text)
 
 
 def _of_log(folder: Path) -> list[str]:

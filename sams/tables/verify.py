@@ -18,7 +18,7 @@ from sams.runtime.mappings import flatten
 from sams.study.recipes import recipe_of
 from sams.study.study import BASE_METHOD, Study
 from sams.tables.findings import SHOWN, Finding, summary
-from sams.tables.recomputed import run_figures, study_tables
+from sams.tables.recomputed import agreement_file, run_figures, study_tables
 from sams.tables.scores import METRICS
 
 SUMS = "SHA256SUMS"  # file of a bundle, which has no weights
@@ -51,7 +51,7 @@ def verify(root: Path, study: Study | None = None) -> list[Finding]:
     for run in trained:
         findings += _recipe(root, run, study)
         findings += run_figures(root, run.folder, run.stage)
-    findings += _same(root, trained)
+    findings += [*_same(root, trained), *agreement_file(root)]
     return findings + ([] if study is None else list(study_tables(root, study)))
 
 

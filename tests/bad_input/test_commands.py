@@ -13,49 +13,106 @@ __all__ = ["refused"]
 
 OUTPUT = {"instruction": "a", "output": "b", "generator": "c"}
 QUESTION = {"question_id": 1, "category": "writing", "turns": ["a", "b"]}
-REFERENCE = {"question_id": 1, "choices": [{"turns": ["a", "b"]}]}
+REFERENCE = {"question_id": 1, "model_id": "someone", "choices": [{"turns": ["a", "b"]}]}
+PROMPT, *PROMPTS = judge_prompts()
+
+
+def template(old: str, new: str) -> dict[str, Any]:
+    """Judge prompts, the first of them edited."""
+    return {
+        "judge_prompts": [
+            {**PROMPT, "prompt_template": PROMPT["prompt_template"].replace(old, new)},
+            *PROMPTS,
+        ]
+    }
+
 
 INPUTS: list[Any] = [
     (
         "an output that is missing",
         {"reference_outputs": [{"instruction": "a"}]},
-        "row 1: expected text at `output`",
+        "reference_outputs: .*row 1, key 'output': expected text, found nothing; correct",
     ),
     (
         "an instruction twice",
         {"reference_outputs": [OUTPUT, OUTPUT]},
-        "row 2: the same `instruction` as in .*; drop one",
+        "1 instructions occur more than once: 'a'; give",
+    ),
+    (
+        "baselines that are all empty",
+        {"reference_outputs": [{**OUTPUT, "output": " "}]},
+        "all outputs are empty",
+    ),
+    (
+        "a part of the official baseline",
+        {"reference_outputs": [{**OUTPUT, "generator": "gpt4_1106_preview"}]},
+        "its 1 instructions are not AlpacaEval's 805 in their order; use",
+    ),
+    (
+        "half a character",
+        {"reference_outputs": [{**OUTPUT, "output": "\ud800"}]},
+        "row 1: .*half a surrogate pair",
     ),
     (
         "a question without id",
         {"questions": [{"turns": ["a", "b"]}]},
-        "row 1: expected an integer `question_id`; correct",
+        "row 1, key 'question_id': expected an integer, found None; correct",
     ),
     (
         "a question twice",
         {"questions": [QUESTION, QUESTION]},
-        "row 2: the same `question_id` as in .*; drop one",
+        "questions occur more than once: 1; drop",
     ),
     (
         "a question of one turn",
         {"questions": [{**QUESTION, "turns": ["a"]}]},
-        "row 1: expected `turns` of two texts",
+        "row 1, key 'turns': expected 2 texts",
+    ),
+    (
+        "a category in capitals",
+        {"questions": [{**QUESTION, "category": "Math"}]},
+        r"row 1, key 'category': unknown category 'Math'; did you mean 'math'\?",
     ),
     (
         "a reference without answers",
         {"references": [{"question_id": 1}]},
-        "row 1: expected `choices` with `turns`",
+        "row 1, key 'choices': expected a list with the answer's turns",
+    ),
+    (
+        "a reference of nobody",
+        {"references": [{key: value for key, value in REFERENCE.items() if key != "model_id"}]},
+        "references: .*row 1, key 'model_id': expected text, found nothing; correct",
     ),
     (
         "a question without reference",
         {"questions": [{**QUESTION, "category": "math", "question_id": 2}]},
-        "references: .*question 2 .math. has no reference answer; ",
+        "references: .*has no reference answer to questions 2; ",
     ),
-    ("judge prompts that lack some", {"judge_prompts": [{"name": "x"}]}, "row 1: expected text at `type`"),
+    ("judge prompts that lack some", {"judge_prompts": PROMPTS}, "has no prompt 'single-v1'; add"),
+    (
+        "a judge prompt twice",
+        {"judge_prompts": [PROMPT, PROMPT, *PROMPTS]},
+        "row 2: a second prompt single-v1; drop",
+    ),
+    (
+        "a judge prompt without the answer",
+        template("{answer}", ""),
+        r"judge_prompts: .*, prompt single-v1: the template has no \{answer\}; correct",
+    ),
+    (
+        "a judge prompt with JSON",
+        template("{answer}", '{answer} {"rating": 1}'),
+        "unknown placeholder .*doubled; ",
+    ),
+    (
+        "a judge prompt with a brace",
+        template("{answer}", "{answer} {"),
+        "single-v1: .*braces .* must be doubled; ",
+    ),
     (
         "a questions file that is not there",
         {"questions": None},
-        "mt_bench.questions: no such file: .*; correct",
+        "mt_bench.questions: .*: no such file; correct",
     ),
 ]
 
@@ -68,11 +125,8 @@ def test_benchmark_inputs(case: Case, refused: Refused, tmp_path: Path) -> None:
         if rows is not None:
             Path(given[name]).write_bytes(lines(*rows))
     outputs = given.pop("reference_outputs", None)
-    recipe = {
-        "world": None,
-        "alpaca_eval": {"reference_outputs": outputs} if outputs else None,
-        "mt_bench": None if outputs else given,
-    }
+    chosen = {"alpaca_eval": {"reference_outputs": outputs}} if outputs else {"mt_bench": given}
+    recipe = {"world": None, "benchmarks": chosen}
     refused(questions.main, recipe=json.dumps(recipe), out=tmp_path / "out", says=case.says)
 
 

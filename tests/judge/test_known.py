@@ -58,6 +58,14 @@ def test_the_paper_s_judge_is_gone_from_its_last_day_on() -> None:
     assert known.comparable("test_accuracy") == []
 
 
+def test_published_scores_are_named_where_there_are_any() -> None:
+    assert known.published_note({"mt_bench": 0}, "a-judge").startswith(
+        f"Published scores are of {known.PAPERS}, "
+    )
+    assert known.published_note(["own_prompts"], "a-judge") == ""
+    assert known.published_note(["alpaca_eval"], known.PAPERS) == ""
+
+
 def test_the_file_is_consistent_and_the_page_shows_it() -> None:
     names = [name for entry in known.known().judges for name in entry.names]
     assert len(names) == len(set(names))

@@ -13,7 +13,9 @@ from sams.data.sources import is_missing_path
 from sams.launch import preflight
 from sams.launch.machine import gpus_wanted, processes
 from sams.runtime.errors import UserError
+from sams.scoring.difficulty_table import TableRow, write_table
 from sams.study.study import Study
+from sams.world.judge_prompts import judge_prompts
 from tests.study.test_config import tiny_study
 
 
@@ -180,3 +182,35 @@ def test_the_commit_behind_a_hub_id_is_written_down(tmp_path: Path, monkeypatch:
         server.shutdown()
         server.server_close()
     assert preflight.hub_commits(study) == unknown, "nobody answers"
+
+
+JUDGED = {"questions": "mine.jsonl", "references": "answers.jsonl", "judge_prompts": "prompts.jsonl"}
+
+
+def test_files_of_benchmarks_are_read_by_their_scorers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong with them would be found after training; files that are still to be fetched are left out."""
+    monkeypatch.chdir(tmp_path)
+    question = {"question_id": 1, "category": "Math", "turns": ["One?", "Two?"]}
+    answer = {"question_id": 1, "model_id": "someone", "choices": [{"turns": ["1", "2"]}]}
+    for file, rows in zip(JUDGED.values(), ([question], [answer], judge_prompts()), strict=True):
+        Path(file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    study = tiny_study(benchmarks__mt_bench=JUDGED)
+    refused(study, tmp_path, "benchmarks.mt_bench.questions: mine.jsonl, row 1, .* did you mean 'math'")
+    preflight.check_questions(
+        tiny_study(benchmarks__mt_bench={**JUDGED, "questions": "inputs/question.jsonl"})
+    )
+
+
+def test_a_difficulty_table_belongs_to_its_instructions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.json").write_text(json.dumps([{"instruction": "Why?", "output": "So.", "generator": "own"}]))
+    rows = [TableRow(index, name, 0.5, 1.0, 0.1) for name in ("concise", "verbose") for index in (0, 1)]
+    write_table(tmp_path / "own.csv", rows)
+    study = tiny_study(benchmarks__alpaca_eval={"reference_outputs": "own.json", "difficulty": "own.csv"})
+    refused(
+        study, tmp_path, "benchmarks.alpaca_eval.difficulty: own.csv: expected 2 variants with index 0 to 0"
+    )

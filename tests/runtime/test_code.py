@@ -8,6 +8,7 @@ import pytest
 
 from sams.runtime import code as code_digests
 from sams.runtime.code import code_of, imported_modules
+from sams.study import code as job_code
 from sams.study.code import ENTRY_POINTS, code_of_job, named_modules
 from sams.study.files import load_study, read_settings
 from sams.study.recipes import recipe_of
@@ -220,3 +221,51 @@ def test_an_installed_selector_counts_with_its_package_alone(
     code_digests._base.cache_clear()
     assert "their_neighbour" not in code_of("sams.scheduling.rewards", "their_selector")
     code_digests._base.cache_clear()
+
+
+def test_a_name_of_a_module_counts_with_what_it_uses_alone(copied: Path) -> None:
+    used = "def used() -> float:\n    return math.exp(SIZE)\n\n\nSIZE = 1\n"
+    (copied / "sample.py").write_text(f"import math\n\nfrom sams.data import records, sources\n\n{used}\n")
+    edit(copied / "sample.py", "return math", "records.f()\n    return math")
+    before = code_of("sams.sample:used")
+    assert {"sams.data.records"} == before.keys() - {"sams.sample:used", "sams.data"}
+    edit(copied / "sample.py", "import math\n", "import math\n\nOTHER = sources.f()\n")
+    assert code_of("sams.sample:used") == before
+    edit(copied / "sample.py", "SIZE = 1", "SIZE = 2")
+    assert code_of("sams.sample:used") != before
+
+
+ASKED, SCORED = {"prepare_questions", "generate mt_bench"}, {"score_mt_bench"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "stages"),
+    [
+        ("scoring/mt_bench.py", 'verdicts=[f"rated', 'verdicts=[f"got', set()),
+        ("scoring/benchmark.py", "return Work()", "return Work(1)", set()),
+        ("scoring/mt_bench.py", '"tstamp": 0.0', '"tstamp": 1.0', ASKED),
+        ("scoring/mt_bench.py", '"n_failed": ', '"failed": ', SCORED),
+        ("judge/calls.py", "ANSWER_TOKENS = 2048", "ANSWER_TOKENS = 1024", {*SCORED, "make_difficulty"}),
+    ],
+)
+def test_answers_depend_on_a_benchmarks_questions_and_scores_on_its_judge(
+    file: str, old: str, new: str, stages: set[str], study: Study, copied: Path
+) -> None:
+    def code() -> dict[str, dict[str, str]]:
+        asked = {
+            f"generate {name}": code_of_job(
+                "generate_answers", recipe_of(study, "generate_answers", method="sft", benchmark=name)
+            )
+            for name in ("alpaca_eval", "mt_bench", "samples")
+        }
+        judged = recipe_of(study, "score")
+        questions = code_of_job("prepare_questions", recipe_of(study, "prepare_questions"))
+        scores = {stage: code_of_job(stage, judged) for stage in ("score_mt_bench", "make_difficulty")}
+        return asked | scores | {"prepare_questions": questions}
+
+    job_code._code_of.cache_clear()
+    before = code()
+    edit(copied / file, old, new)
+    job_code._code_of.cache_clear()
+    after = code()
+    assert {stage for stage in before if before[stage] != after[stage]} == stages

@@ -137,8 +137,9 @@ def test_unusable_answers_are_left_out_and_named(endpoint: Endpoint, annotations
     assert found["figures"]["agreement"]["value"] == 100.0 and missing[0]["judged"] is None
 
     endpoint.faults = lambda request, time: "refusal"
-    with pytest.raises(UserError, match=r"no pair has a judgment: 24 no log-probs; check"):
-        compared(read_record([annotations]), paid(endpoint), both_orders=False)
+    few = some_instructions(read_record([annotations]), 1)
+    with pytest.raises(UserError, match=r"no pair has a judgment: 3 no log-probs; check"):
+        compared(few, paid(endpoint), both_orders=False)
 
 
 def test_a_limit_takes_the_same_instructions_of_all_models(annotations: Path, tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import pytest
 
 from sams.runtime.errors import UserError
-from sams.scoring.alpaca_eval import align, annotator_name, lc_obstacle, read_outputs, score_alpaca_eval
+from sams.scoring.alpaca_eval import (
+    align,
+    annotator_name,
+    figures,
+    lc_obstacle,
+    read_outputs,
+    score_alpaca_eval,
+)
 from sams.study.recipes import ScoreRecipe
 
 Rows = list[dict[str, Any]]
@@ -74,6 +81,17 @@ def test_lengths_that_differ_by_a_constant_leave_no_length_control() -> None:
     assert lc_obstacle(OURS, BASE, table) is None
     assert "no difficulty table" in str(lc_obstacle(OURS, BASE, None))
     assert "same length" in str(lc_obstacle(rows("ours", "aX", "bbX", "cccX"), BASE, table))
+
+
+def test_a_fit_that_its_penalty_has_shrunk_to_nothing_is_no_length_control() -> None:
+    """The package gives 50 then, whatever the outputs: for ten instructions with mixed preferences, for example."""
+    computed = dict.fromkeys(("win_rate", "standard_error", "discrete_win_rate"), 51.29) | dict.fromkeys(
+        ("n_wins", "n_wins_base", "n_draws", "n_total", "avg_length"), 10
+    )
+    shrunk = figures({**computed, "length_controlled_winrate": 50.0, "lc_standard_error": 1e-9}, None)
+    assert shrunk["length_controlled_winrate"] is None and "10 instructions" in shrunk["lc_unavailable"]
+    fitted = figures({**computed, "length_controlled_winrate": 50.0, "lc_standard_error": 2.8}, None)
+    assert fitted["length_controlled_winrate"] == 50.0 and "lc_unavailable" not in fitted
 
 
 def judged(preferences: tuple[Any, ...], **more: str) -> Rows:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from sams.runtime.errors import UserError
+from sams.scoring.agreement import judge_agreement, read_record
 from sams.scoring.alpaca_eval import score_alpaca_eval
 from sams.study.recipes import ScoreRecipe, recipe_json
 from sams.study.settings import Judge
@@ -352,3 +353,33 @@ def test_replayed_judgments_give_the_published_preferences(
     assert {key: round(value, 10) for key, value in found.items()} == recorded
     published.check(model, metrics)
     assert metrics["generator"] == "dpo-seed0"
+
+
+@pytest.mark.slow
+def test_a_judge_that_repeats_gpt_4_turbo_agrees_fully_with_it(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded judgments of two models, replayed: the figures of full agreement. One order costs half the calls."""
+    program = published.folder.parent.parent / "tools" / "judge_replay_server.py"
+    if not program.is_file():
+        pytest.skip(f"the replaying judge is not on this machine ({program})")
+    monkeypatch.setenv("OPENAI_API_KEY", "dummy")
+    record = read_record([published.annotations(FAST)])
+    with replaying_judge(program, published.annotations(FAST)) as address:
+        judge = Judge(kind="openai", base_url=f"{address}/v1", model="replay")
+        recipe = ScoreRecipe(judge=judge, world=None)
+        found, _ = judge_agreement(
+            record, recipe, both_orders=False, store=tmp_path / "calls.jsonl", resamples=100
+        )
+        both, _ = judge_agreement(record, recipe, store=tmp_path / "calls.jsonl", resamples=100)
+        asked = stats(address)
+    figures = {name: each["value"] for name, each in found["figures"].items()}
+    exact = {"agreement": 100, "kappa": 1, "pearson": 1, "spearman": 1, "difference": 0, "longer_shift": 0}
+    # The recorded preferences are rounded to ten places.
+    assert {name: figures[name] for name in exact} == pytest.approx(exact, abs=1e-5)
+    assert found["win_rates"][FAST]["judge"]["value"] == pytest.approx(6.937294, abs=1e-6)
+    assert (found["n"]["pairs"], found["judge_calls"]["n_calls"]) == (804, 804)
+    # It says the same label whatever the order: never the same output.
+    assert both["judge_calls"]["n_calls"] == 804 == both["judge_calls"]["n_cached"] == asked["hits"] - 804
+    assert both["figures"]["agreement"] == found["figures"]["agreement"]
+    assert both["figures"]["consistency"]["value"] < 1

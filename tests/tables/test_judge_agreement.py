@@ -16,6 +16,7 @@ from sams.study.settings import Judge
 from sams.tables import captions, judge_agreement
 from sams.tables.agreement_note import agreement_notes
 from sams.tables.judge_agreement import compare_judge
+from sams.tables.recomputed import agreement_file
 from sams.tables.results import Cell
 from tests.judge.endpoint import KEY, Endpoint, endpoint
 from tests.scoring.test_agreement import COUNT, recorded, written
@@ -120,8 +121,22 @@ def test_the_note_below_the_scores(tmp_path: Path) -> None:
         assert note.startswith(
             "Judge other-2026 prefers the same output as gpt-4-1106-preview in 84.1 % [82.0, 86.0] of 2,411 "
         )
-    # The table is made again for another file; the scores are not.
-    assert recipe_of(study, "score").model_dump()["judge"]["agreement"] is None
+    assert recipe_of(study, "score").model_dump()["judge"]["agreement"] is None  # scores stay as they are
+
+    # The file is copied next to the table, whose note has its SHA-256.
+    made.write(tmp_path / "world", {"sft/seed0/train_metrics.json": made.train(60.0, 1.0)})
+    tables = tmp_path / "tables"
+    outputs = {form: tables / f"main.{form}" for form in ("csv", "md", "tex", "html")}
+    tables.mkdir()
+    made.run_script(
+        "main_table", study, tmp_path / "world", {**outputs, "agreement": tables / "agreement.json"}
+    )
+    [found] = agreement_file(tmp_path)
+    assert found.holds
+    written(tables / "agreement.json", content(judge="x"))
+    assert [found.text for found in agreement_file(tmp_path)] == [
+        "does not have the SHA-256 in tables/main.md"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Write the main table of a study from its metrics files."""
 
+import shutil
 from pathlib import Path
 
 from snakemake.iocontainers import Snakemake
@@ -20,7 +21,10 @@ def main() -> None:
     notes = captions.main_notes(study, cells) + captions.data_notes(results)
     notes += captions.fallback_notes(results, study)
     readable = render.readable_main(table, len(study.seeds))
-    render.write(dict(snakemake.output.items()), table, captions.main_title(study), readable, notes)
+    files = dict(snakemake.output.items())
+    if copy := files.pop("agreement", None):
+        shutil.copyfile(str(study.benchmarks.judge.agreement), copy)
+    render.write(files, table, captions.main_title(study), readable, notes)
 
 
 script(main, snakemake.log[0])
