@@ -155,7 +155,9 @@ class Upstream:
             log.info("%s does not list its models", where)
             return
         except Exception as error:  # of the library, with the address
-            raise UserError(f"no call can be made ({first_line(error)})", where=where) from None
+            raise UserError(
+                f"no call can be made ({first_line(error)})", where=where, remedy="check 'judge.base_url'"
+            ) from None
         if answer.content.lstrip().startswith(b"<"):
             raise _web_page(where)
 
