@@ -332,15 +332,12 @@ def test_an_environment_that_reaches_no_judge(
         assert end_of(endpoint, calls(call_of)) == ALL
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:99999/v1", "http://exa mple/v1", "http://\u00e4\u0300..x/v1"]
-)
+@pytest.mark.parametrize("url", ["http://exa mple/v1", "http://\u00e4\u0300..x/v1"])
 def test_an_address_that_is_none(endpoint: Endpoint, call_of: CallOf, url: str) -> None:
-    try:
-        said = end_of(endpoint, calls(call_of), base_url=url)
-    except ValueError:  # the settings refuse it
-        return
-    assert said.startswith("error: ") and "Traceback" not in said
+    said = end_of(endpoint, calls(call_of), base_url=url)
+    matches(r"(no call can be made|no connection can be set up|cannot be reached).*; check", said)
+    with pytest.raises(ValueError, match="Port out of range"):
+        end_of(endpoint, calls(call_of), base_url="http://127.0.0.1:99999/v1")
 
 
 @pytest.mark.parametrize("key", ["x", "EMPTY", "none", None])
