@@ -33,7 +33,7 @@ def read_agreement(path: Path) -> dict[str, Any]:
 
 
 def agreement_notes(settings: Judge, judges: Collection[str]) -> list[str]:
-    """Return the note on a judge's agreement, or the reason why the named file says nothing about these scores.
+    """Return the note on a judge's agreement, or a warning if the named file says nothing about these scores.
 
     Args:
         settings: the study's judge.
@@ -42,7 +42,10 @@ def agreement_notes(settings: Judge, judges: Collection[str]) -> list[str]:
     if settings.agreement is None:
         return []
     path = Path(settings.agreement)
-    content = read_agreement(path)
+    try:
+        content = read_agreement(path)
+    except UserError as error:
+        return [f"Warning: {error}."]
     figures, record, judge = content["figures"], content["record"]["judge"], content["judge"]
     source = f"{path.name}, SHA-256 {sha256_of(path)[:DIGITS]}, {content['date'][:10]}"
     others = sorted(set(judges) - {judge})
@@ -58,8 +61,8 @@ def agreement_notes(settings: Judge, judges: Collection[str]) -> list[str]:
     shift = figures["win_rate_shift"]
     return [
         f"Judge {judge} prefers the same output as {record} in {agreed['value']:.1f} % "
-        f"[{agreed['low']:.1f}, {agreed['high']:.1f}] of {content['n']['pairs']:,} recorded pairs (the rule `prefer "
-        f"the longer output`: {figures['agreement_longer']['value']:.1f} %). Win rates of {models} "
+        f"[{agreed['low']:.1f}, {agreed['high']:.1f}] of {content['n']['decided']:,} recorded pairs (always "
+        f"preferring the longer output: {figures['agreement_longer']['value']:.1f} %). Win rates of {models} "
         f"model{'s' * (models > 1)} differ by {shift['value']:+.1f} points [{shift['low']:+.1f}, "
         f"{shift['high']:+.1f}] in the mean; the longer output is preferred in "
         f"{figures['longer_judge']['value']:.1f} %, by {record} in "

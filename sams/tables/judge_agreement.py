@@ -33,8 +33,8 @@ RESULT = "agreement.json"
 # Label, key, decimals, and the number of pairs or models.
 ROWS = (
     ("same output preferred, %", "agreement", 1, "decided"),
-    ("... by the rule: the longer output", "agreement_longer", 1, "decided"),
-    ("... by the rule: the baseline's output", "agreement_baseline", 1, "decided"),
+    ("... by always preferring the longer", "agreement_longer", 1, "decided"),
+    ("... by always preferring the baseline", "agreement_baseline", 1, "decided"),
     ("... by the mean of both orders", "agreement_both_orders", 1, "decided_both_orders"),
     ("Cohen's kappa", "kappa", 2, "decided"),
     ("correlation of preferences, Pearson", "pearson", 2, "pairs"),
@@ -173,7 +173,7 @@ def notes(content: Content) -> list[str]:
     if left_out:
         found.append(f"Left out: {'; '.join(left_out)}.")
     if content["figures"]["agreement"]["value"] <= content["figures"]["agreement_longer"]["value"]:
-        found.append("This judge agrees with the record no better than the rule `prefer the longer output`.")
+        found.append("This judge agrees with the record no better than always preferring the longer output.")
     found.append(
         "Length coefficient: of the log of the length ratio in a logistic regression of the preferences with an "
         "intercept for each model. Chance agrees on 50 % of pairs and has a kappa of 0."
@@ -268,7 +268,8 @@ def _with_interval(figure: Mapping[str, float | None], decimals: int) -> tuple[s
 
 
 def _number(value: float | None, decimals: int) -> str:
-    return MISSING if value is None else f"{value:.{decimals}f}"
+    # Without the sign of a zero.
+    return MISSING if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
 def _count(count: int, what: str) -> str:

@@ -378,8 +378,8 @@ def test_a_judge_that_repeats_gpt_4_turbo_agrees_fully_with_it(
     # The recorded preferences are rounded to ten places.
     assert {name: figures[name] for name in exact} == pytest.approx(exact, abs=1e-5)
     assert found["win_rates"][FAST]["judge"]["value"] == pytest.approx(6.937294, abs=1e-6)
-    assert (found["n"]["pairs"], found["judge_calls"]["n_calls"]) == (804, 804)
+    assert (found["n"]["pairs"], found["judge_calls"]["n_calls"]) == (805, 805)
     # It says the same label whatever the order: never the same output.
-    assert both["judge_calls"]["n_calls"] == 804 == both["judge_calls"]["n_cached"] == asked["hits"] - 804
+    assert both["judge_calls"]["n_calls"] == 805 == both["judge_calls"]["n_cached"] == asked["hits"] - 805
     assert both["figures"]["agreement"] == found["figures"]["agreement"]
     assert both["figures"]["consistency"]["value"] < 1

@@ -33,7 +33,7 @@ def content(**changes: Any) -> dict[str, Any]:
         "judge": "other-2026",
         "requested": {"kind": "openai", "model": "other", "parameters": {"top_p": 1}, "log_probs": True},
         "record": {"judge": "gpt-4-1106-preview"},
-        "n": {"pairs": 2411, "models": 3},
+        "n": {"decided": 2411, "models": 3},
         "figures": dict.fromkeys(names, FIGURE),
         "date": "2026-11-28T09:00:00+00:00",
     }
@@ -169,3 +169,5 @@ def test_preflight_reads_the_file(tmp_path: Path) -> None:
         study = made.study(["sft"], [0], benchmarks={"judge": {"agreement": str(file)}})
         with pytest.raises(UserError, match=rf"benchmarks.judge.agreement: .*agreement.json: {problem}"):
             preflight.check_judge(study)
+        # A table without it is better than none.
+        assert [problem in note for note in agreement_notes(study.benchmarks.judge, set())] == [True]
