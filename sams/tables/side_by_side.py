@@ -208,4 +208,4 @@ def _one_judge(judges: Sequence[str], files: Sequence[Path]) -> str:
             where=" and ".join(map(str, files)),
             remedy="score both methods with one judge",
         )
-    return names[0] if names else "none"
+    return names[0] if names else "none was needed"

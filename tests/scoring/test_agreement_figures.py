@@ -166,5 +166,5 @@ def covered(simulations: int, resamples: int, instructions: int) -> dict[str, fl
 @pytest.mark.slow
 def test_intervals_cover_the_truth() -> None:
     """Of 200 intervals of 95 %, at least 90 % hold a known rate of errors and a known lean to length."""
-    shares = covered(200, 200, 150)
+    shares = covered(200, 200, 100)
     assert all(0.90 <= share <= 0.99 for share in shares.values()), shares

@@ -39,6 +39,26 @@ def test_unreadable_json_is_told_in_one_line(tmp_path: Path, content: bytes, pro
     assert str(path) in str(error.value)
 
 
+def test_every_form_of_a_file_gives_its_rows(tmp_path: Path) -> None:
+    whole = json.dumps(ROWS).encode()
+    lines = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    for number, content in enumerate((whole, lines, b"\xef\xbb\xbf" + whole, gzip.compress(lines))):
+        for suffix in ("json", "jsonl", "gz"):
+            path = tmp_path / f"{number}.{suffix}"
+            path.write_bytes(content)
+            assert read_rows(path) == ROWS
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
+    packed = gzip.compress(json.dumps(ROWS * 9).encode(), mtime=0)
+    path = tmp_path / "rows.json.gz"
+    for place in range(10, len(packed)):
+        path.write_bytes(packed[:place] + bytes([packed[place] ^ 4]) + packed[place + 1 :])
+        with pytest.raises(UserError, match="the gzip file is cut off or damaged") as error:
+            read_rows(path)
+        assert "\n" not in str(error.value)
+
+
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n{"a": \n')
