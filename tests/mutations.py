@@ -57,6 +57,7 @@ class Fault:
 REWARDS = "scheduling/test_rewards.py::test_"
 SCHEDULER = "scheduling/test_scheduler.py::test_"
 SELECTORS = "scheduling/test_selectors.py::test_"
+BAD_ENDPOINTS = "judge/test_bad_endpoints.py::test_"
 BASELINES = "scheduling/test_baselines.py::test_"
 UPDATES = "training/test_updates.py::test_"
 POOL = "scheduling/test_pool.py::test_"
@@ -1283,6 +1284,77 @@ FAULTS = [
         "    if wrong:\n",
         "    if wrong and not items:\n",
         (f"{RUNS}a_loss_that_is_not_finite_stops_all_and_names_the_pair",),
+    ),
+    # The judge.
+    Fault(
+        "a judge's log-probability above 0 is taken",
+        "judge/calls.py",
+        "value < 1e-3 for value",
+        "value == value for value",
+        (f"{BAD_ENDPOINTS}every_answer_is_bad",),
+    ),
+    Fault(
+        "one prompt that is refused ends all",
+        "judge/upstream.py",
+        "if self._without > max(FEW_WITHOUT, self.good):",
+        "if self._without > 0:",
+        (f"{BAD_ENDPOINTS}one_prompt_has_a_fault",),
+    ),
+    Fault(
+        "refused prompts end all though others were judged before",
+        "judge/upstream.py",
+        "if self._without > max(FEW_WITHOUT, self.good):",
+        "if self._without > FEW_WITHOUT:",
+        (f"{BAD_ENDPOINTS}many_prompts_are_refused_after_others_were_judged",),
+    ),
+    Fault(
+        "three prompts that fail every time are an endpoint that is down",
+        "judge/upstream.py",
+        "and not await self._answers_at_all(request):",
+        "and request:",
+        (f"{BAD_ENDPOINTS}prompts_that_make_the_endpoint_fail_are_missing",),
+    ),
+    Fault(
+        "answers of two models are mixed until the end",
+        "judge/ask.py",
+        "            self.models[self.model(answer)] += 1\n            try:",
+        "            try:",
+        (f"{BAD_ENDPOINTS}a_mixture_of_models_ends_at_its_first_answer",),
+    ),
+    Fault(
+        "a judgment is requested at once by two processes",
+        "judge/store.py",
+        "while not self._lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, position):",
+        "while False:",
+        ("judge/test_ask.py::test_two_scorings_share_a_store",),
+    ),
+    Fault(
+        "a process does not read what others have stored",
+        "judge/store.py",
+        "            self.refresh()\n            yield\n",
+        "            yield\n",
+        ("judge/test_ask.py::test_two_scorings_share_a_store",),
+    ),
+    Fault(
+        "a request to stop loses the answers in flight",
+        "judge/ask.py",
+        ", stop_later(asked.interrupt):",
+        ":",
+        (f"{BAD_ENDPOINTS}a_request_to_stop_keeps_the_answers_in_flight",),
+    ),
+    Fault(
+        "a compressed answer is unpacked",
+        "judge/client.py",
+        'if response.headers.get("content-encoding", "identity") != "identity":',
+        "if False:",
+        (f"{BAD_ENDPOINTS}every_answer_is_bad",),
+    ),
+    Fault(
+        "a placeholder for a key is cut out of answers",
+        "judge/upstream.py",
+        "            if self._key and len(self._key) >= SHORTEST_SECRET:\n",
+        "            if self._key:\n",
+        (f"{BAD_ENDPOINTS}a_placeholder_is_no_secret",),
     ),
     # Tables, verify, compare.
     Fault(

@@ -102,6 +102,7 @@ def probability_of_first(answer: Answer, labels: tuple[str, str]) -> Reading:
     Raises:
         Unusable: no log-probs, none of a label, or one that is not a log-probability.
     """
+    _check_refusal(answer)
     try:
         first = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         found = {each["token"]: each["logprob"] for each in first}
@@ -144,17 +145,21 @@ def text_of(answer: Answer) -> str:
         Unusable: a refusal, no text, or an answer that the token limit has cut.
     """
     choice = answer["choices"][0]
-    message = choice["message"]
-    if choice.get("finish_reason") == "content_filter":
-        raise Unusable("stopped by the content filter")
-    if message.get("refusal"):
-        raise Unusable("refused by the judge")
+    _check_refusal(answer)
     if choice.get("finish_reason") == "length":
         raise Unusable("cut by the token limit")
-    text = without_thoughts(message.get("content") or "")
+    text = without_thoughts(choice["message"].get("content") or "")
     if not text:
         raise Unusable("no text")
     return text
+
+
+def _check_refusal(answer: Answer) -> None:
+    choice = answer["choices"][0]
+    if choice.get("finish_reason") == "content_filter":
+        raise Unusable("stopped by the content filter")
+    if choice["message"].get("refusal"):
+        raise Unusable("refused by the judge")
 
 
 def without_thoughts(text: str) -> str:

@@ -33,6 +33,7 @@ LONGEST_BACK_OFF = 60.0
 LONGEST_RETRY_AFTER = 600.0
 # After this number of failed calls in a row the endpoint counts as down.
 FAILED_IN_A_ROW = 3
+PROBE = "The capital of France is Paris. Answer with one letter: m if this is true, M if it is false."
 # So many calls may be refused or stay without a judgment, or as many as there are judgments.
 FEW_WITHOUT = 5
 RETRIED_STATUSES = (408, 409, 429)
@@ -154,7 +155,9 @@ class Upstream:
             log.info("%s does not list its models", where)
             return
         except Exception as error:  # of the library, with the address
-            raise UserError(f"no call can be made ({first_line(error)})", where=where) from None
+            raise UserError(
+                f"no call can be made ({first_line(error)})", where=where, remedy="check 'judge.base_url'"
+            ) from None
         if answer.content.lstrip().startswith(b"<"):
             raise _web_page(where)
 
@@ -206,7 +209,7 @@ class Upstream:
             answer: Answer = await retrying(self._try, request)
         except _Transient as error:
             self._failed_in_a_row += 1
-            if self._failed_in_a_row >= FAILED_IN_A_ROW:
+            if self._failed_in_a_row >= FAILED_IN_A_ROW and not await self._answers_at_all(request):
                 self.stop(
                     UserError(
                         f"the judge is down: {FAILED_IN_A_ROW} calls in a row failed after "
@@ -224,6 +227,18 @@ class Upstream:
                 "completion_tokens": usage["completion_tokens"] or len(text) // CHARACTERS_PER_TOKEN + 1,
             }
         return answer
+
+    async def _answers_at_all(self, request: Request) -> bool:
+        """Return whether a short prompt is answered: those that failed may have made the endpoint fail."""
+        try:
+            answer = await self._try({**request, "messages": [{"role": "user", "content": PROBE}]})
+        except _Transient:
+            return False
+        except CallFailed:
+            return self.stopped is None
+        self.wasted.append(answer["usage"])
+        self._failed_in_a_row = 0
+        return True
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -133,6 +133,8 @@ class _Paid(_Handler):
             time.sleep(endpoint.seconds)
             if self.outcome.isdigit():
                 self._fail(int(self.outcome))
+            elif self.outcome == "hangs_up":
+                self.close_connection = True
             elif self.outcome in RAW:
                 self._raw()
             elif self.outcome in STREAMS:
@@ -142,8 +144,6 @@ class _Paid(_Handler):
                 PARIS in json.dumps(request) or self.outcome == "trial"
             ):  # the trial's question, which is not of the synthetic world
                 self._send(HTTPStatus.OK, completion(trial_verdict(request), "", "judge"))
-            elif self.outcome == "hangs_up":
-                self.close_connection = True
             else:
                 super()._judge(body)
         finally:
@@ -203,7 +203,7 @@ def trial_verdict(request: dict[str, Any]) -> Verdict:
     prompt = request["messages"][-1]["content"]
     if "[[" in prompt:
         return Verdict("Rating: [[10]]")
-    label = "m" if prompt.index("Paris.") < prompt.index("Berlin.") else "M"
+    label = "M" if "Berlin." in prompt.partition("Paris.")[0] else "m"
     return Verdict(label, {label: -0.01, "Mm".replace(label, ""): -4.6})
 
 

@@ -58,7 +58,7 @@ ENDS: list[tuple[str, str]] = [
     ("huge_log_prob", rf"{NOTHING} \(an answer of another form: OverflowError\)"),
     ("both_impossible", rf"{NOTHING} \(labels of probability 0\)"),
     ("no_log_probs", rf"{NOTHING} \(no log-probs\)"),
-    ("filtered", rf"{NOTHING} \(no log-probs\)"),
+    ("filtered", rf"{NOTHING} \(stopped by the content filter\)"),
     ("another_model", f"{CALLS} judgments of gpt-3.5-turbo"),
     ("no_model", f"{CALLS} judgments of judge$"),
     ("markup_model", f"{CALLS} judgments of x_.._raw::_html_<script>$"),
@@ -126,7 +126,7 @@ ONES: list[tuple[str, str, str, str]] = [
     ("413", "", "too large", "HTTP 413: too large"),
     ("422", "", "too long", "HTTP 422: too long"),
     ("500", "", "", "HTTP 500"),
-    ("filtered", "", "", "no log-probs"),
+    ("filtered", "", "", "stopped by the content filter"),
     ("error_object", "", "", "HTTP 400: too long"),
     ("page", "", "", "a web page"),
     ("spaced", "", "", "no label among the log-probs of ' m', ' M'"),
@@ -168,6 +168,19 @@ def test_many_prompts_are_refused_after_others_were_judged(
         "20 judgments of judge-2024-01-01; 20 missing"
     )
     assert "refuses a call" in end_of(endpoint, made[19:], tmp_path / "calls")
+
+
+def test_prompts_that_make_the_endpoint_fail_are_missing(
+    endpoint: Endpoint, call_of: CallOf, tmp_path: Path
+) -> None:
+    """Four of them in a row, and alone when it is run again: another prompt is answered."""
+    made = calls(call_of, 14)  # 1 and 10 to 13
+    endpoint.faults, endpoint.only = always("500"), "no idea 1"
+    end = "9 judgments of judge-2024-01-01; 5 missing: HTTP 500"
+    for _ in range(2):
+        assert end_of(endpoint, made, tmp_path / "calls", concurrency=1) == end
+    endpoint.only = ""
+    matches(DOWN, end_of(endpoint, made, tmp_path / "calls", concurrency=1))
 
 
 def test_a_mixture_of_models_ends_at_its_first_answer(
@@ -319,15 +332,12 @@ def test_an_environment_that_reaches_no_judge(
         assert end_of(endpoint, calls(call_of)) == ALL
 
 
-@pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:99999/v1", "http://exa mple/v1", "http://\u00e4\u0300..x/v1"]
-)
+@pytest.mark.parametrize("url", ["http://exa mple/v1", "http://\u00e4\u0300..x/v1"])
 def test_an_address_that_is_none(endpoint: Endpoint, call_of: CallOf, url: str) -> None:
-    try:
-        said = end_of(endpoint, calls(call_of), base_url=url)
-    except ValueError:  # the settings refuse it
-        return
-    assert said.startswith("error: ") and "Traceback" not in said
+    said = end_of(endpoint, calls(call_of), base_url=url)
+    matches(r"(no call can be made|no connection can be set up|cannot be reached).*; check", said)
+    with pytest.raises(ValueError, match="Port out of range"):
+        end_of(endpoint, calls(call_of), base_url="http://127.0.0.1:99999/v1")
 
 
 @pytest.mark.parametrize("key", ["x", "EMPTY", "none", None])

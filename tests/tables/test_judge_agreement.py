@@ -78,6 +78,13 @@ def test_the_command_prints_and_writes(
     assert endpoint.billed == 2 * 3 * COUNT and found["judge_calls"]["n_cached"] == 2 * 3 * 3
     assert found == json.loads((out / "agreement.json").read_text())
 
+    # A model without judgments has no win rate.
+    nothing = {"value": None, "low": None, "high": None}
+    found["win_rates"]["wrong"] = {"judge": nothing, "record": nothing}
+    judge_agreement.show(found)
+    assert re.search(r"wrong +– \(–\) +– \(–\)", capsys.readouterr().out)
+    assert len(judge_agreement.agreement_figure(found).axes[0].get_yticks()) == 3
+
     # Its file is the one that `judge.agreement` takes.
     [note] = agreement_notes(
         named.benchmarks.judge.model_copy(update={"agreement": str(out / "agreement.json")}),

@@ -302,6 +302,7 @@ class Judge(Settings):
     @classmethod
     def _is_an_address_without_secrets(cls, url: str) -> str:
         parts = urlsplit(url)
+        _ = parts.port  # raises
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
             raise ValueError("expected http(s)://host/v1 without a password; the key is OPENAI_API_KEY")
         if {name for name, _ in parse_qsl(parts.query)} - {"api-version"}:  # where a key could hide
