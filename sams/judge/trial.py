@@ -44,11 +44,13 @@ async def _try_out(settings: Judge, pairs: bool, ratings: bool) -> None:
     upstream = Upstream(settings, judge_key(settings))
     try:
         await upstream.check()
-        values = []
+        values, model = [], settings.model or DEFAULT_MODEL
+        answered = model
         for first, second in ((RIGHT, WRONG), (WRONG, RIGHT)) if pairs else ():
             messages = [{"role": "user", "content": pair_prompt(QUESTION, first, second)}]
             call = label_call("a pair", messages, ("m", "M"), log_probs=settings.log_probs)
-            values.append(await _asked(upstream, settings, call))
+            reading, answered = await _asked(upstream, settings, call)
+            values.append(reading)
         said = "right in both orders" if pairs else ""
         if values and (mass := values[0].label_mass) is not None:
             mass = min(mass, values[1].label_mass or 0.0)
@@ -66,14 +68,17 @@ async def _try_out(settings: Judge, pairs: bool, ratings: bool) -> None:
         if ratings:
             fields = {"max_tokens": 512, "temperature": 0}
             call = Call("a rating", [{"role": "user", "content": RATED}], _rating, fields)
-            rating = await _asked(upstream, settings, call)
+            rating, answered = await _asked(upstream, settings, call)
             said += f"{', ' if said else ''}rating {rating.value:g} for a right answer"
-        log.info("judge %s: %s", settings.model or DEFAULT_MODEL, said)
+        if not is_snapshot(answered, model):
+            log.warning("warning: judge %s answers as %s: the scores will be labelled so", model, answered)
+        log.info("judge %s: %s", model, said)
     finally:
         await upstream.close()
 
 
-async def _asked(upstream: Upstream, settings: Judge, call: Call) -> Reading:
+async def _asked(upstream: Upstream, settings: Judge, call: Call) -> tuple[Reading, str]:
+    """Return the judgment of a call and the model that gave it."""
     model, where = settings.model or DEFAULT_MODEL, settings.base_url
     try:
         answer, reading = await upstream.ask(call, call.request(settings, model))
@@ -98,10 +103,7 @@ async def _asked(upstream: Upstream, settings: Judge, call: Call) -> Reading:
             where=where,
             remedy="set 'judge.parameters' so that it answers at once, or 'judge.log_probs' to false",
         )
-    answered = model_of(answer, model)
-    if not is_snapshot(answered, model):
-        log.warning("warning: judge %s answers as %s: the scores will be labelled so", model, answered)
-    return reading
+    return reading, model_of(answer, model)
 
 
 def _rating(answer: Answer) -> Reading:
