@@ -205,6 +205,8 @@ def judge_agreement(
             where=f"judge {judged.judge}",
             remedy="check 'judge.model', 'judge.parameters' and 'judge.log_probs'",
         )
+    if not (pairs.record != 0.5).any():
+        raise UserError("every recorded judgment is a draw", where=f"judge {record.judge}")
     figures, rates = with_intervals(pairs, draws, len(record.models), resamples=resamples, seed=SEED)
     masses = [
         reading.label_mass
@@ -227,6 +229,7 @@ def judge_agreement(
             "model": settings.model,
             "base_url": settings.base_url if settings.kind == "openai" else None,
             **settings.asked_with,
+            "repeats": settings.repeats,
         },
         "record": {"judge": record.judge, "baseline": record.baseline, "files": record.files},
         "n": counts,

@@ -151,12 +151,17 @@ def win_rates(pairs: Pairs, draws: Draws, models: int) -> "tuple[Floats, Floats]
 
 
 def model_figures(judge: "Floats", record: "Floats") -> dict[str, float]:
-    """Return the mean shift of win rates and, for three models or more, their correlations."""
+    """Return the mean shift of win rates and, for three models or more, their correlations.
+
+    Models without a judged pair, whose win rates are NaN, are left out.
+    """
     import numpy as np
 
+    known = ~np.isnan(judge)
+    judge, record = judge[known], record[known]
     enough = len(judge) >= LEAST_MODELS
     return {
-        "win_rate_shift": float(np.mean(judge - record)),
+        "win_rate_shift": _mean(judge - record),
         "models_pearson": _correlation(judge, record) if enough else math.nan,
         "models_spearman": _correlation(_ranks(judge), _ranks(record)) if enough else math.nan,
         "models_kendall": _correlation(_signs(judge), _signs(record)) if enough else math.nan,

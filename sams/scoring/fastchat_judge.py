@@ -87,7 +87,8 @@ def try_prompts(prompts: Mapping[str, Row]) -> Iterator[tuple[str, str]]:
                 ]
                 reason = f"has no {' and no '.join(lacking)}" if lacking else ""
             except (KeyError, IndexError) as error:
-                reason = f"has the unknown placeholder {{{error}}}, and other braces must be doubled"
+                name = error.args[0] if isinstance(error, KeyError) else ""
+                reason = f"has the unknown placeholder {{{name}}}, and other braces must be doubled"
             except ValueError as error:
                 reason = f"cannot be used ({error}); braces that are no placeholder must be doubled"
             if reason:

@@ -57,14 +57,22 @@ def agreement_notes(settings: Judge, judges: Collection[str]) -> list[str]:
             f"Warning: the agreement file ({source}) is of judge {there}, the scores are of {here}: it says nothing "
             "about them."
         ]
-    agreed, models = figures["agreement"], content["n"]["models"]
-    shift = figures["win_rate_shift"]
+    models = content["n"]["models"]
     return [
-        f"Judge {judge} prefers the same output as {record} in {agreed['value']:.1f} % "
-        f"[{agreed['low']:.1f}, {agreed['high']:.1f}] of {content['n']['decided']:,} recorded pairs (always "
-        f"preferring the longer output: {figures['agreement_longer']['value']:.1f} %). Win rates of {models} "
-        f"model{'s' * (models > 1)} differ by {shift['value']:+.1f} points [{shift['low']:+.1f}, "
-        f"{shift['high']:+.1f}] in the mean; the longer output is preferred in "
-        f"{figures['longer_judge']['value']:.1f} %, by {record} in "
-        f"{figures['longer_record']['value']:.1f} % ({source})."
+        f"Judge {judge} prefers the same output as {record} in {_shown(figures['agreement'])} of "
+        f"{content['n']['decided']:,} recorded pairs (always preferring the longer output: "
+        f"{_number(figures['agreement_longer']['value'])} %). Win rates of {models} model{'s' * (models > 1)} differ "
+        f"by {_shown(figures['win_rate_shift'], ' points', '+')} in the mean; the longer output is preferred in "
+        f"{_number(figures['longer_judge']['value'])} %, by {record} in "
+        f"{_number(figures['longer_record']['value'])} % ({source})."
     ]
+
+
+def _shown(figure: dict[str, float | None], unit: str = " %", sign: str = "") -> str:
+    """Return a value with its interval."""
+    low, high = (_number(figure[key], sign) for key in ("low", "high"))
+    return f"{_number(figure['value'], sign)}{unit} [{low}, {high}]"
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.1f}"

@@ -140,6 +140,16 @@ def test_full_agreement_has_an_interval() -> None:
     assert np.isnan(figures["models_pearson"]["value"])  # of one model
 
 
+def test_a_model_without_judgments_is_left_out() -> None:
+    pairs = made(np.random.default_rng(6), 30, models=3)
+    pairs = pairs.take(pairs.model != 1)
+    figures, rates = with_intervals(pairs, NO_DRAWS, 3, resamples=10)
+    assert np.isnan(rates[1]["judge"]["value"]) and np.isnan(figures["models_pearson"]["value"])
+    shifts = [rates[model]["judge"]["value"] - rates[model]["record"]["value"] for model in (0, 2)]
+    assert figures["win_rate_shift"]["value"] == pytest.approx(np.mean(shifts))
+    assert figures["win_rate_shift"]["low"] < figures["win_rate_shift"]["high"]
+
+
 def covered(simulations: int, resamples: int, instructions: int) -> dict[str, float]:
     """Return the share of simulations whose interval holds the truth."""
     rng = np.random.default_rng(5)

@@ -62,7 +62,7 @@ def test_the_command_prints_and_writes(
     assert "Judge judge-2024-01-01 compared with recorded judgments of gpt-4-1106-preview" in shown
     assert any(line.split()[:4] == ["same", "output", "preferred,", "%"] for line in shown.splitlines())
     assert "9 pairs of 4 models and 3 instructions." in shown
-    assert "Left out: 3 identical outputs" in shown
+    assert "Left out: 3 identical outputs" in shown and "intervals are too narrow" in shown
     assert endpoint.billed == 2 * 3 * 3
     out = tmp_path / "out"
     assert {file.name for file in out.iterdir()} == {
@@ -77,6 +77,13 @@ def test_the_command_prints_and_writes(
     found = json.loads(capsys.readouterr().out)
     assert endpoint.billed == 2 * 3 * COUNT and found["judge_calls"]["n_cached"] == 2 * 3 * 3
     assert found == json.loads((out / "agreement.json").read_text())
+
+    # A model without judgments has no win rate.
+    nothing = {"value": None, "low": None, "high": None}
+    found["win_rates"]["wrong"] = {"judge": nothing, "record": nothing}
+    judge_agreement.show(found)
+    assert re.search(r"wrong +– \(–\) +– \(–\)", capsys.readouterr().out)
+    assert len(judge_agreement.agreement_figure(found).axes[0].get_yticks()) == 3
 
     # Its file is the one that `judge.agreement` takes.
     [note] = agreement_notes(
