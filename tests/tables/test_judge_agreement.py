@@ -62,7 +62,7 @@ def test_the_command_prints_and_writes(
     assert "Judge judge-2024-01-01 compared with recorded judgments of gpt-4-1106-preview" in shown
     assert any(line.split()[:4] == ["same", "output", "preferred,", "%"] for line in shown.splitlines())
     assert "9 pairs of 4 models and 3 instructions." in shown
-    assert "Left out: 3 identical outputs" in shown
+    assert "Left out: 3 identical outputs" in shown and "intervals are too narrow" in shown
     assert endpoint.billed == 2 * 3 * 3
     out = tmp_path / "out"
     assert {file.name for file in out.iterdir()} == {
