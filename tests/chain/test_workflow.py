@@ -232,7 +232,7 @@ def test_mlflow_holds_a_finished_run_of_every_training_and_scoring_job(miniature
     assert isinstance(runs, pd.DataFrame)
     assert set(runs.status) == {"FINISHED"}
     expected = {"train_sft": 1, "pretrain_scheduler": 1, "train_preference": 1}
-    expected |= {"score_alpaca_eval": 2, "score_mt_bench": 2}
+    expected |= {"score_alpaca_eval": 2, "score_mt_bench": 2, "score_own_prompts": 2}
     assert runs["tags.stage"].value_counts().to_dict() == expected
     sft_run = runs.loc[runs["tags.stage"] == "train_sft", "run_id"].item()
     scheduled = runs[runs["tags.stage"] == "train_preference"].iloc[0]
