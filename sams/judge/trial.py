@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 
 from sams.judge.ask import DEFAULT_MODEL, LABEL_MASS
 from sams.judge.calls import Answer, Call, Reading, Unusable, is_snapshot, label_call, model_of, text_of
@@ -26,21 +27,22 @@ RATED = (
 RATING = re.compile(r"\[\[(\d+(?:\.\d+)?)\]\]")
 
 
-def try_out(settings: Judge, *, pairs: bool, ratings: bool) -> None:
-    """Make two calls in the form of AlpacaEval's and one in the form of MT-Bench's, and log what they gave.
+def try_out(settings: Judge, *, pairs: bool, ratings: bool, comparisons: Sequence[Call] = ()) -> None:
+    """Make two calls in the form of AlpacaEval's, one in the form of MT-Bench's and others, and log what they gave.
 
     Args:
         settings: the endpoint.
         pairs: request the preference between two answers, in both orders.
         ratings: request a rating.
+        comparisons: calls whose judgment must be above one half.
 
     Raises:
         UserError: the endpoint cannot be reached, refuses the key or a call, or returns no judgment or a wrong one.
     """
-    run_async(_try_out(settings.model_copy(update={"tries": TRIES}), pairs, ratings))
+    run_async(_try_out(settings.model_copy(update={"tries": TRIES}), pairs, ratings, comparisons))
 
 
-async def _try_out(settings: Judge, pairs: bool, ratings: bool) -> None:
+async def _try_out(settings: Judge, pairs: bool, ratings: bool, comparisons: Sequence[Call]) -> None:
     upstream = Upstream(settings, judge_key(settings))
     try:
         await upstream.check()
@@ -51,7 +53,11 @@ async def _try_out(settings: Judge, pairs: bool, ratings: bool) -> None:
             call = label_call("a pair", messages, ("m", "M"), log_probs=settings.log_probs)
             reading, answered = await _asked(upstream, settings, call)
             values.append(reading)
-        said = "right in both orders" if pairs else ""
+        compared = []
+        for call in comparisons:
+            reading, answered = await _asked(upstream, settings, call)
+            compared.append(reading.value)
+        said = "right in both orders" if pairs or comparisons else ""
         if values and (mass := values[0].label_mass) is not None:
             mass = min(mass, values[1].label_mass or 0.0)
             said += f", label mass {mass:.3f}"
@@ -59,7 +65,8 @@ async def _try_out(settings: Judge, pairs: bool, ratings: bool) -> None:
                 log.warning(
                     "warning: the judge answers something else than m or M too often (%.3f)", 1 - mass
                 )
-        if pairs and not values[0].value > 0.5 > values[1].value:
+        is_right = all(value > 0.5 for value in compared)
+        if not is_right or (pairs and not values[0].value > 0.5 > values[1].value):
             raise UserError(
                 f"judge {settings.model or DEFAULT_MODEL} does not prefer {RIGHT!r} to {WRONG!r} in both orders",
                 where=settings.base_url,

@@ -156,7 +156,8 @@ def check_judge(study: Study) -> None:
             remedy="export it; it is never written to a file",
         )
     kinds = {benchmark.judgment for benchmark in judged(study)}
-    try_out(judge, pairs="pair" in kinds, ratings="rating" in kinds)
+    comparisons = [call for benchmark in judged(study) for call in benchmark.trial()]
+    try_out(judge, pairs="pair" in kinds, ratings="rating" in kinds, comparisons=comparisons)
 
 
 def check_sources(study: Study) -> None:

@@ -376,7 +376,7 @@ preference:
 {adapters}
   evaluations: 4
 
-# Judged benchmarks need a key: docs/judging.md.
+# Judged benchmarks need a judge: docs/judging.md. `own_prompts: FILE` compares answers to your own prompts.
 benchmarks: {{alpaca_eval: null, mt_bench: null}}
 
 {launch}

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from sams.judge.calls import Call
 from sams.study.settings import Judge
 
 Items = dict[str, float]
@@ -104,7 +105,8 @@ class Benchmark:
     has_judge: ClassVar[bool] = True
     """Whether a judge scores the answers, which a page then shows with its verdicts."""
     judgment: ClassVar[str] = "pair"
-    """What the judge gives: pair (the better of two answers) or rating; stage `preflight` tries that."""
+    """What the judge gives, which stage `preflight` tries: pair (the better of two answers, by its label), rating, or
+    own, for which the calls of `trial` are made."""
     asks_test_prompts: ClassVar[bool] = False
     """Whether the questions are the prompts of the test pairs, and not files of stage `prepare_questions`."""
     needs_gpu: ClassVar[bool] = False
@@ -150,6 +152,10 @@ class Benchmark:
     def work(self, settings: Any, judge: Judge) -> Work:
         """Return the work for one model."""
         return Work()
+
+    def trial(self) -> Sequence[Call]:
+        """Return calls with a known judgment above one half, made before anything is trained."""
+        return ()
 
     def columns(self, metrics: Mapping[str, Any]) -> Sequence[Score]:
         """Return the columns of the main table that a metrics.json has."""

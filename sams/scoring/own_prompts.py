@@ -21,10 +21,11 @@ import typer
 
 from sams.data.forms import numbered_prompts
 from sams.data.records import Message
-from sams.judge.ask import STORE, DryRun, Judgment, ask_judge, check_missing
+from sams.judge.ask import STORE, DryRun, Judgment, ask_judge, check_missing, judge_name
 from sams.judge.calls import ANSWER_TOKENS, Answer, Call, Reading, Unusable, text_of
 from sams.judge.noise import judge_standard_error
 from sams.judge.store import CHARACTERS_PER_TOKEN, USUAL_ANSWER_TOKENS
+from sams.judge.trial import QUESTION, RIGHT, WRONG
 from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json
 from sams.runtime.jsonl import write_lines
@@ -134,7 +135,10 @@ def score_own_prompts(
     judged = [(pair, [next(given) for _ in pair.calls()]) for pair in pairs]
     judgments = [_both(pair, orders) for pair, orders in judged]
     check_missing(judgments, accept_missing, str(answers))
-    judge = asked.judge if asked else None
+    requested = (
+        judge_name(recipe.judge) if recipe and start else None
+    )  # of equal answers alone, without a call
+    judge = asked.judge if asked else requested
     verdicts = [
         _row(pair, orders, judgment, judge)
         for (pair, orders), judgment in zip(judged, judgments, strict=True)
@@ -396,6 +400,7 @@ class OwnComparison(Benchmark):
 
     name, title = "own_prompts", "Own prompts"
     answers, judged = "own_prompts/answers.jsonl", "own_prompts/judgments.jsonl"
+    judgment = "own"
     inputs, given = ("answers", "questions", "start"), ("answers", "start")
     options: ClassVar = {"questions": "{questions}/own_prompts.jsonl", "judgments_out": "{output.judged}"}
     start = answers
@@ -425,6 +430,13 @@ class OwnComparison(Benchmark):
             prompt_tokens=round(characters / CHARACTERS_PER_TOKEN),
             answer_tokens=USUAL_ANSWER_TOKENS,
         )
+
+    def trial(self) -> Sequence[Call]:
+        """Return a comparison with a known winner in both orders."""
+        return [
+            verdict_call("a comparison", QUESTION, *pair, label)
+            for pair, label in (((RIGHT, WRONG), "A"), ((WRONG, RIGHT), "B"))
+        ]
 
     def items(self, path: Path) -> ByColumn:
         """Return the value of each prompt in percent."""

@@ -7,6 +7,8 @@ import pytest
 
 from sams.judge.upstream import ATTEMPTS
 from sams.launch import preflight
+from sams.runtime.errors import UserError
+from sams.study.study import Study
 from tests.bad_input.refused import Case, Refused, cases, refused
 from tests.judge.endpoint import KEY, Endpoint, always, serving
 from tests.study.test_config import tiny_study
@@ -127,19 +129,37 @@ def test_the_judge_is_asked_before_anything_is_trained(
     assert KEY[3:] not in said
 
 
-@pytest.mark.parametrize("benchmark", ["alpaca_eval", "mt_bench"])
+CALLS = {"alpaca_eval": 2, "mt_bench": 1, "own_prompts": 2}
+
+
+@pytest.mark.parametrize("benchmark", CALLS)
 def test_a_judge_that_answers_passes(
     benchmark: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    other = {"alpaca_eval": "mt_bench", "mt_bench": "alpaca_eval"}[benchmark]
     with serving(Endpoint()) as endpoint:
-        judge = {"kind": "openai", "base_url": endpoint.base_url, "model": "judge"}
-        preflight.check_judge(tiny_study(benchmarks__judge=judge, **{f"benchmarks__{other}": None}))
-        assert endpoint.billed == {"alpaca_eval": 2, "mt_bench": 1}[benchmark]
+        preflight.check_judge(study_with(benchmark, endpoint, monkeypatch))
+        assert endpoint.billed == CALLS[benchmark]
     said = {
         "alpaca_eval": "right in both orders, label mass 1.000",
         "mt_bench": "rating 10 for a right answer",
+        "own_prompts": "right in both orders",
     }
     assert f"judge judge: {said[benchmark]}" in caplog.text
+
+
+def study_with(benchmark: str, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Return a study of one benchmark, judged by an endpoint."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    judge = {"kind": "openai", "base_url": endpoint.base_url, "model": "judge"}
+    others = {f"benchmarks__{name}": None for name in CALLS}
+    return tiny_study(benchmarks__judge=judge, **others | {f"benchmarks__{benchmark}": {}})
+
+
+def test_a_judge_that_takes_the_wrong_answer_for_the_better_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving(Endpoint(always("text:[[B]]"))) as endpoint:
+        study = study_with("own_prompts", endpoint, monkeypatch)
+        with pytest.raises(UserError, match=r"does not prefer 'The capital of France is Paris\.'"):
+            preflight.check_judge(study)

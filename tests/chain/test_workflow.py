@@ -18,7 +18,9 @@ from pyarrow import parquet
 
 from sams.data.forms import read_pairs
 from sams.study.files import load_study, read_settings
+from sams.study.settings import World
 from sams.tables.verify import verify
+from sams.world.examples import alpaca_eval_instructions
 from tests.conftest import ROOT
 
 STUDIES = sorted((ROOT / "config" / "studies").glob("*.yaml"))
@@ -35,6 +37,7 @@ MINIATURE = {
     "benchmarks": {
         "alpaca_eval": {"decoding": {"max_new_tokens": 8}},
         "mt_bench": {"decoding": {"max_new_tokens": 8}},
+        "own_prompts": {"prompts": "prompts.jsonl", "decoding": {"max_new_tokens": 8}},
     },
     "launch": {"nproc_per_node": 1, "device": "cpu"},
 }
@@ -156,6 +159,8 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     folder.mkdir()
     config = folder / "miniature.yaml"
     config.write_text(yaml.safe_dump(MINIATURE))
+    asked = [json.dumps({"prompt": text}) for text in alpaca_eval_instructions(World())[:6]]
+    (folder / "prompts.jsonl").write_text("\n".join(asked))
     # SFT by torchrun, and by a launch setting on the command line; the other jobs in one process each.
     snakemake(folder, "sft", "--configfile", str(config), "--config", "launch={nproc_per_node: 2}")
     snakemake(folder, "--configfile", str(config))
@@ -169,6 +174,9 @@ def test_the_chain_fills_every_cell_of_the_main_table(miniature: tuple[Path, str
     assert list(table.index) == ["sft", "dpo-sams"]
     scores = ["length_controlled_winrate", "win_rate", "mt_bench"]
     assert table[[*scores, *(f"{score}_se_items" for score in scores)]].notna().all(axis=None)
+    assert table.loc["sft", "own_prompts"] == 50 and 0 <= table.loc["dpo-sams", "own_prompts"] <= 100
+    page = (folder / "results/miniature/tables/answers/dpo-sams/with_sft.html").read_text()
+    assert page.count('<article data-on="own_prompts"') == 6 and "sft, the baseline" in page
     preference = ["test_accuracy", "chosen_reward", "chosen_logp"]
     assert table.loc["sft", preference].isna().all()
     assert table.loc["dpo-sams", preference].notna().all()
@@ -224,7 +232,7 @@ def test_mlflow_holds_a_finished_run_of_every_training_and_scoring_job(miniature
     assert isinstance(runs, pd.DataFrame)
     assert set(runs.status) == {"FINISHED"}
     expected = {"train_sft": 1, "pretrain_scheduler": 1, "train_preference": 1}
-    expected |= {"score_alpaca_eval": 2, "score_mt_bench": 2}
+    expected |= {"score_alpaca_eval": 2, "score_mt_bench": 2, "score_own_prompts": 2}
     assert runs["tags.stage"].value_counts().to_dict() == expected
     sft_run = runs.loc[runs["tags.stage"] == "train_sft", "run_id"].item()
     scheduled = runs[runs["tags.stage"] == "train_preference"].iloc[0]

@@ -126,7 +126,7 @@ REFUSED_PAIRS: list[tuple[str, Any, str]] = [
     ("prompt is an object", pair(prompt={"a": 1}), "row 2, key 'prompt': expected text, found dict"),
     ("equal", pair(chosen="a", rejected="a"), "row 2: chosen and rejected are equal"),
     ("equal but for blanks", pair(chosen="a", rejected=" a\n"), "row 2: chosen and rejected are equal"),
-    ("half a surrogate pair", pair(chosen="\ud800"), "row 2, key 'chosen': holds half of a surrogate pair"),
+    ("half a surrogate pair", pair(chosen="\ud800"), r"row 2: not JSON \(.*half a surrogate pair\)"),
     ("no turns", {"chosen": "a", "rejected": "b"}, "row 2, key 'chosen': expected a dialogue with turns"),
     (
         "dialogue without an answer",

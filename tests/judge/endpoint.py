@@ -201,9 +201,12 @@ PARIS = "The capital of France is Paris."
 def trial_verdict(request: dict[str, Any]) -> Verdict:
     """Return the right judgment of the pair or of the answer that the trial of a judge shows."""
     prompt = request["messages"][-1]["content"]
-    if "[[" in prompt:
+    if "[[" in prompt and "Berlin." not in prompt:
         return Verdict("Rating: [[10]]")
-    label = "M" if "Berlin." in prompt.partition("Paris.")[0] else "m"
+    is_first = "Berlin." not in prompt.partition("Paris.")[0]
+    if "[[" in prompt:
+        return Verdict(f"Berlin is in Germany.\n\n[[{'A' if is_first else 'B'}]]")
+    label = "m" if is_first else "M"
     return Verdict(label, {label: -0.01, "Mm".replace(label, ""): -4.6})
 
 

@@ -7,6 +7,10 @@ import pytest
 from sams.judge.ask import Judgment
 from sams.judge.calls import Reading
 from sams.judge.noise import judge_standard_error
+from sams.scoring.alpaca_eval import judge_outputs
+from sams.study.recipes import ScoreRecipe
+from sams.study.settings import Judge
+from tests.judge.endpoint import KEY, Endpoint, serving
 
 REPEATS, SCORINGS = 3, 500
 
@@ -31,3 +35,22 @@ def test_the_estimate_is_the_spread_of_a_score_that_is_judged_again() -> None:
 
 def test_one_judgment_an_item_says_nothing_of_the_judge() -> None:
     assert judge_standard_error([Judgment("", (Reading(1.0),)), Judgment("", missing="refused")]) is None
+
+
+def test_repeats_of_a_pair_keep_their_variance_over_both_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AlpacaEval by a judge without log-probs that says m twice for the first order, then m and M for the second."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    orders: list[str] = []
+
+    def fault(request: str, time: int) -> str:
+        orders.append(request)
+        return "text:M" if request != orders[0] and time == 2 else "text:m"
+
+    with serving(Endpoint(fault)) as endpoint:
+        settings = {"kind": "openai", "base_url": endpoint.base_url, "model": "judge", "concurrency": 1}
+        judge = Judge.model_validate(settings | {"log_probs": False, "repeats": 2})
+        row = {"instruction": "in order : 2 3 5", "output": "2", "generator": "them", "dataset": ""}
+        recipe = ScoreRecipe(judge=judge, world=None)
+        _, [[judgment]] = judge_outputs(recipe, [row], [[{**row, "output": "7"}]], {}, store=None)
+    assert sorted(reading.value for reading in judgment.readings) in ([1.5, 2.0], [1.0, 1.5])
+    assert judge_standard_error([judgment], 100) == pytest.approx(100 * math.sqrt(0.125 / 2))

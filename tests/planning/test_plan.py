@@ -1,5 +1,6 @@
 """The plan of a study: its jobs compared with Snakemake's, its figures and its warnings."""
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -120,6 +121,19 @@ def test_the_judge_is_asked_for_every_question_of_every_model(tmp_path: Path) ->
     assert (alpaca.calls, bench.calls) == (12 * 805, 12 * 160)
     assert alpaca.dollars == pytest.approx((alpaca.tokens.prompt * 10 + alpaca.calls * 30) / 1e6)
     assert planner(study(""), tmp_path).judge() == []
+
+
+def test_prompts_of_ones_own_are_judged_twice_and_not_for_the_start_model(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        "".join(json.dumps({"prompt": f"{number} {'?' * 998}"}) + "\n" for number in range(10))
+    )
+    judge = {"kind": "openai", "model": "judge", "repeats": 3}
+    own = {"own_prompts": {"prompts": str(prompts)}, "alpaca_eval": None, "mt_bench": None, "judge": judge}
+    made = study("", methods=["sft", "dpo", "dpo-sams"], seeds=[0, 1], benchmarks=own)
+    [part] = planner(made, tmp_path).judge()
+    assert part.calls == 2 * 2 * 10 * 2 * 3  # methods, seeds, prompts, orders, repeats
+    assert 1000 / 4 < part.tokens.prompt / part.calls < 1500  # the prompt and two answers
 
 
 def test_a_retired_judge_is_a_warning(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from sams.scoring.own_prompts import (
 )
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge, OwnPrompts, World
+from sams.tables.side_by_side import section
 from sams.world.examples import mt_bench_questions, mt_bench_references
 from tests.judge.endpoint import KEY, Endpoint, serving
 
@@ -98,6 +100,32 @@ def test_the_start_model_needs_no_judge_and_has_half_of_the_wins(
     metrics = score_own_prompts(files["start"], files["questions"], judgments_out=tmp_path / "j.jsonl")
     assert (metrics["win_rate"], metrics["win_rate_se"], metrics["judge"]) == (50, None, None)
     assert set(BENCHMARK.items(tmp_path / "j.jsonl")["own_prompts"].values()) == {50.0}
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_the_page_shows_both_answers_with_the_verdicts(
+    files: dict[str, Path], tmp_path: Path, equal: bool
+) -> None:
+    folders = {name: tmp_path / name for name in ("dpo", "sft")}
+    figures = []
+    for name, folder in folders.items():
+        given = files["start"] if equal or name == "sft" else files["answers"]
+        (folder / "own_prompts").mkdir(parents=True)
+        shutil.copy(given, folder / BENCHMARK.answers)
+        start = None if name == "sft" else files["start"]
+        scored = score_own_prompts(
+            given, files["questions"], start=start, recipe=LOCAL, judgments_out=folder / BENCHMARK.judged
+        )
+        figures.append(scored)
+    shown = section(BENCHMARK, folders, figures, files["questions"].parent)
+    assert shown.judge == "local judge" and figures[0]["judge"] == "local judge"
+    assert [item.base.verdicts for item in shown.items] == [["the baseline"]] * 6
+    if equal:
+        assert {*shown.counts} == {"equal"} and figures[0]["win_rate"] == 50
+    else:
+        assert shown.counts == {"method": 3, "base": 1, "equal": 2}
+        assert shown.items[0].method.verdicts == ["beats the start model's in both orders"]
+        assert "With this answer shown second:\nAnswer A earns 0.00" in shown.items[0].method.explanations[0]
 
 
 # --- a judge's endpoint ---------------------------------------------------------------------------

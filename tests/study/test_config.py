@@ -31,6 +31,16 @@ def tiny_study(**overlay: Any) -> Study:
     return load_study(settings)
 
 
+def test_own_prompts_need_a_start_model_and_may_be_a_file() -> None:
+    given = {"benchmarks__own_prompts": "mine.jsonl"}
+    study = tiny_study(**given)
+    assert study.benchmarks.own_prompts and study.benchmarks.own_prompts.prompts == "mine.jsonl"
+    assert tiny_study(methods=["dpo"], **given).started_methods == ["sft", "dpo"]
+    finished = {"methods": ["other"], "method_settings": {"other": {"model": {"path": "m"}}}}
+    with pytest.raises(UserError, match="add `sft` to `methods`"):
+        tiny_study(**finished, **given)
+
+
 def test_methods_need_not_name_their_start_and_settings_of_no_job_require_nothing() -> None:
     assert tiny_study(methods=["dpo"]).trained_methods == ["sft", "dpo"]
     assert tiny_study(methods=["dpo"], sft=None).trained_methods == ["dpo"]

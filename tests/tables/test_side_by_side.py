@@ -145,6 +145,21 @@ def test_methods_that_are_not_comparable_are_refused(results: Path) -> None:
         page(STUDY, results, "dpo", "sft")
 
 
+def test_an_item_without_a_judgment_is_left_out(results: Path) -> None:
+    rows = annotations("dpo")
+    rows[0] |= {"preference": None, "missing": "refused"}
+    made.write(
+        results,
+        {
+            "dpo/seed0/alpaca_eval/annotations.json": rows,
+            "dpo/seed0/mt_bench/judgments.jsonl": judgments("dpo")[1:],
+        },
+    )
+    said = readable(page(STUDY, results, "dpo", "sft"))
+    assert "dpo is better on 0 of 2, sft on 1, equal on 1." in said
+    assert "paired bootstrap over 2 instructions" in said and "paired bootstrap over 1 questions" in said
+
+
 def test_a_study_with_one_benchmark_has_that_one(results: Path, tmp_path: Path) -> None:
     study: Study = made.study(METHODS, [0], benchmarks={"mt_bench": {}})
     text = page(study, results, "dpo", "sft")
