@@ -1324,7 +1324,7 @@ FAULTS = [
     Fault(
         "a judgment is requested at once by two processes",
         "judge/store.py",
-        "while not self._lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, position):",
+        "while not self._lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, position) and not stopped():",
         "while False:",
         ("judge/test_ask.py::test_two_scorings_share_a_store",),
     ),

@@ -285,7 +285,9 @@ class _Asked:
         if known := self.known(call, key):
             self.cached.append(known[0])
             return known
-        async with self.store.claim(key):
+        # A call keeps its slot until it is done: the first ones are done before the last ones begin, and another
+        # process that needs the same answers waits for these few only.
+        async with self.upstream.slots, self.store.claim(key, lambda: self.upstream.stopped is not None):
             if known := self.known(call, key):  # from another process
                 self.cached.append(known[0])
                 self.models[self.model(known[0])] += 1

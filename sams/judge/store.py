@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,13 +92,16 @@ class Store:
         self._answers[key] = answer
 
     @contextlib.asynccontextmanager
-    async def claim(self, key: str) -> AsyncIterator[None]:
-        """Exclude other processes from the same call within a block, and read what they have stored before it."""
+    async def claim(self, key: str, stopped: Callable[[], bool]) -> AsyncIterator[None]:
+        """Exclude other processes from the same call within a block, and read what they have stored before it.
+
+        Once `stopped` returns true, a process that has the call is no longer waited for.
+        """
         if self.path is None:
             yield
             return
         file, position = self._open(), int(key[:14], 16)
-        while not self._lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, position):
+        while not self._lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, position) and not stopped():
             await asyncio.sleep(WAIT_SECONDS)
         try:
             self.refresh()

@@ -99,6 +99,7 @@ class Upstream:
         retried: failed tries by reason.
         wasted: `usage` of answers that were paid and could not be used.
         before_call: called before each call; it may stop them.
+        slots: one for each concurrent call; the caller holds one while it asks.
         refused: the error of calls that were refused with a status that may be the fault of one prompt.
         stopped: the reason why no further calls are made; None while calls are allowed.
     """
@@ -114,7 +115,7 @@ class Upstream:
         self._key = key
         self._client = endpoint_client(settings, key) if key else None
         self._halt = asyncio.Event()
-        self._slots = asyncio.Semaphore(settings.concurrency)
+        self.slots = asyncio.Semaphore(settings.concurrency)
         self._next_start = 0.0
         self._passed = False
         self._failed_in_a_row = self._without = 0
@@ -167,28 +168,26 @@ class Upstream:
         Raises:
             CallFailed: all tries failed, the prompt is refused, no answer has a judgment, or calls have stopped.
         """
-        # A call keeps its slot until it is done, so that the first ones are done before the last ones begin.
-        async with self._slots:
-            for attempt in range(1, ATTEMPTS + 1):
-                answer = await self._answer(request)
-                try:
-                    reading = read(call, answer)
-                except Unusable as error:
-                    self.wasted.append(answer["usage"])
-                    self.retried[brief(str(error))] += attempt < ATTEMPTS
-                    reason = str(error)
-                else:
-                    self.good += 1
-                    return answer, reading
-            self._count_without(
-                UserError(
-                    f"the judge gives no judgment in {ATTEMPTS} answers each to {self._without + 1} calls, "
-                    f"with {self.good} judgments so far ({reason})",
-                    where=self._settings.base_url,
-                    remedy="check 'judge.model' and 'judge.parameters'",
-                )
+        for attempt in range(1, ATTEMPTS + 1):
+            answer = await self._answer(request)
+            try:
+                reading = read(call, answer)
+            except Unusable as error:
+                self.wasted.append(answer["usage"])
+                self.retried[brief(str(error))] += attempt < ATTEMPTS
+                reason = str(error)
+            else:
+                self.good += 1
+                return answer, reading
+        self._count_without(
+            UserError(
+                f"the judge gives no judgment in {ATTEMPTS} answers each to {self._without + 1} calls, "
+                f"with {self.good} judgments so far ({reason})",
+                where=self._settings.base_url,
+                remedy="check 'judge.model' and 'judge.parameters'",
             )
-            raise CallFailed(reason, answer)
+        )
+        raise CallFailed(reason, answer)
 
     def _count_without(self, reason: UserError) -> None:
         """Count a call without a judgment, and stop if there are too many."""

@@ -277,7 +277,7 @@ def test_an_endpoint_that_drips_is_given_up_in_bounded_time(endpoint: Endpoint, 
     began = time.monotonic()
     with pytest.raises(UserError, match=r"the judge is down: .* the last with time-out"):
         ask(endpoint, calls(call_of, 50), concurrency=50, timeout_seconds=0.5, tries=1)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
 
 # --- cost -----------------------------------------------------------------------------------------

@@ -452,7 +452,7 @@ def _stopped(endpoint: Endpoint, made: Any, path: Path, log: Path) -> None:
     os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY), 2)
     sys.stderr = os.fdopen(2, "w")
     stop_on_signals()
-    _score(endpoint, range(40), path, made, multiprocessing.SimpleQueue())
+    _score(endpoint, range(len(made)), path, made, multiprocessing.SimpleQueue())
 
 
 def test_a_request_to_stop_keeps_the_answers_in_flight(
@@ -471,6 +471,26 @@ def test_a_request_to_stop_keeps_the_answers_in_flight(
     assert process.exitcode == EXIT_INTERRUPTED
     assert "calls in flight are completed; run the same command to resume" in log.read_text()
     assert store.read_bytes().count(b"\n") == endpoint.billed < 40
+
+
+def test_a_request_to_stop_waits_for_no_other_process(
+    endpoint: Endpoint, call_of: CallOf, tmp_path: Path
+) -> None:
+    """The first has all calls in flight, for a minute; the second, which needs the same, ends at once."""
+    endpoint.seconds, store, log = 60.0, tmp_path / "calls", tmp_path / "log"
+    made = [call.messages for call in calls(call_of, 40)]
+    fork = multiprocessing.get_context("fork")
+    first = fork.Process(target=_score, args=(endpoint, range(4), store, made, fork.SimpleQueue()))
+    first.start()
+    while endpoint.billed < 4:
+        time.sleep(0.01)
+    second = fork.Process(target=_stopped, args=(endpoint, made[:4], store, log))
+    second.start()
+    time.sleep(1.5)
+    os.kill(second.pid or 0, signal.SIGTERM)
+    second.join(15)
+    first.kill()
+    assert second.exitcode == EXIT_INTERRUPTED and endpoint.billed == 4
 
 
 def test_an_unexpected_error_loses_no_answer_in_flight(
