@@ -140,7 +140,7 @@ def _method(own: dict[str, Any]) -> dict[str, Any]:
 def _benchmarks(given: dict[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"judge": {"kind": "local"}}
     for name, kind in benchmark_settings().items():
-        if kind.has_judge and given.get(name):
+        if kind.has_judge and given.get(name) is not None:
             own = given[name] if isinstance(given[name], dict) else {}
             decoding = own.get("decoding") or {}
             known: Any = kind.model_fields["decoding"].annotation

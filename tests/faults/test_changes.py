@@ -30,14 +30,15 @@ def rerun(folder: Path, tmp_path: Path, settings: dict[str, Any], source: Path =
 
 
 def edited(tmp_path: Path, module: str) -> Path:
-    """The source with a line more in a module, which changes nothing that it computes."""
+    """The source with another condition in a module, which changes nothing that it computes."""
     source = tmp_path / "source"
     for name in ("sams", "rules", "config", "profiles", "workflow", "Snakefile", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copyfile
         source.mkdir(exist_ok=True)
         copy(ROOT / name, source / name)
-    with (source / module).open("a") as stream:
-        stream.write("\nNOTED = 1\n")
+    text = (source / module).read_text()
+    assert "\n    if " in text
+    (source / module).write_text(text.replace("\n    if ", "\n    if True and ", 1))
     return source
 
 

@@ -72,21 +72,24 @@ def test_an_answer_is_paid_once_whatever_comes(endpoint: Endpoint, call_of: Call
         ask(endpoint, [call_of(0)], path)
 
 
-def _score(endpoint: Endpoint, calls: list[dict[str, Any]], path: Path, count: Any) -> None:
+def _score(endpoint: Endpoint, calls: list[dict[str, Any]], path: Path, count: Any, begin: Any) -> None:
+    import openai  # noqa: F401  # which takes a second
+
     from sams.judge.calls import label_call
 
     made = [label_call(call["name"], call["messages"], ("m", "M"), log_probs=True) for call in calls]
+    begin.wait(60)
     judgments = ask(endpoint, made, path, concurrency=4)
     count.put((judgments.facts or {})["n_calls"])
 
 
 def test_two_scorings_share_a_store(endpoint: Endpoint, call_of: CallOf, tmp_path: Path) -> None:
     """Both need the same 24 answers at the same time: each is paid once, and none is lost."""
-    endpoint.seconds, path = 0.02, tmp_path / "calls.jsonl"
+    endpoint.seconds, path = 0.1, tmp_path / "calls.jsonl"
     made = [{"name": call.name, "messages": call.messages} for call in calls(call_of, 24)]
     fork = multiprocessing.get_context("fork")
-    count = fork.Queue()
-    workers = [fork.Process(target=_score, args=(endpoint, made, path, count)) for _ in range(2)]
+    count, begin = fork.Queue(), fork.Barrier(2)
+    workers = [fork.Process(target=_score, args=(endpoint, made, path, count, begin)) for _ in range(2)]
     for worker in workers:
         worker.start()
     paid = [count.get(timeout=60) for _ in workers]

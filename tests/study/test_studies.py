@@ -14,6 +14,7 @@ from sams.runtime.errors import UserError
 from sams.study.files import from_command_line, load_study, read_settings, resolved
 from sams.study.grids import own_point, points, written_out
 from sams.study.recipes import recipe_of
+from sams.study.rehearsal import rehearsal_of
 from sams.study.study import Study
 from tests.conftest import ROOT
 
@@ -294,6 +295,12 @@ def test_a_rehearsal_keeps_methods_losses_selectors_and_ratios() -> None:
     assert rehearsal.benchmarks.judge.kind == "local"
     assert (rehearsal.benchmarks.alpaca_eval is None) == (real.benchmarks.alpaca_eval is None)
     assert rehearsal.scheduler.gamma == real.scheduler.gamma and rehearsal.scheduler.width < 256
+
+
+def test_a_rehearsal_keeps_the_benchmarks_that_are_judged() -> None:
+    for given in ({"own_prompts": {}}, {"own_prompts": "mine.jsonl"}, {"own_prompts": None}, {"lm_eval": {}}):
+        kept = rehearsal_of(resolved({"model": {"model_type": "llama"}}, {"benchmarks": given}))["benchmarks"]
+        assert ("own_prompts" in kept) == (given.get("own_prompts") is not None) and "lm_eval" not in kept
 
 
 @pytest.mark.parametrize("text", ["true", "True", True])
