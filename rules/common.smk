@@ -52,7 +52,6 @@ PREFLIGHT = f"results/{STUDY.study}/preflight.json"
 OF_SEED = "seed{seed}/" if STUDY.data.world and STUDY.data.world.per_seed else ""
 DATA = f"{RESULTS}/data/{OF_SEED}manifest.json"
 TOKENS = f"{RESULTS}/tokens/{OF_SEED}manifest.json"
-QUESTIONS = f"{RESULTS}/questions/manifest.json"
 START = f"{RESULTS}/sft/seed{{seed}}/model/manifest.json"
 SCHEDULER = f"{RESULTS}/scheduler/seed{{seed}}/weights/manifest.json"
 RUN = f"{RESULTS}/{{method}}/seed{{seed}}"
@@ -124,6 +123,7 @@ def one_of(names):
 wildcard_constraints:
     method=one_of(STUDY.started_methods),
     base=one_of(STUDY.methods),
+    asked=one_of(name for name, group in STUDY.benchmarks.scored.items() if group.question_keys),
     seed=one_of(STUDY.seeds),
     published=one_of(PUBLISHED),
     half="0|1",
@@ -261,11 +261,16 @@ def tokens_of_export(wildcards):
     return [] if is_finished else TOKENS
 
 
+def questions_of(benchmark):
+    """Questions of a benchmark."""
+    return f"{RESULTS}/questions/{benchmark}/manifest.json"
+
+
 def scored_from(benchmark):
     """Inputs of a benchmark's scoring."""
     files = {
         "answers": f"{RUN}/{benchmark.answers}",
-        "questions": QUESTIONS,
+        "questions": questions_of(benchmark.name),
         "data": DATA,
         "model": f"{RUN}/model/manifest.json",
         "start": start_of(benchmark.start),
@@ -293,7 +298,7 @@ def start_of(file):
 
 def scoring_options(benchmark):
     """Options of a benchmark's scoring."""
-    folder = f"{RESULTS}/questions"
+    folder = f"{RESULTS}/questions/{benchmark.name}"
     own = {name: value.replace("{questions}", folder) for name, value in benchmark.options.items()}
     return options(*benchmark.given, out="{output.metrics}", **own)
 

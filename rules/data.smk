@@ -59,22 +59,22 @@ rule fetch_benchmark_inputs:
         "python -m sams.scoring.fetch --out {output.file:q} > {log:q} 2>&1"
 
 
-# Writes questions, references, judge prompts and the baseline's answers.
+# Writes the questions of a benchmark, with references, judge prompts or the baseline's answers.
 rule prepare_questions:
     input:
         preflight=ancient(PREFLIGHT),
         sources=ancient(JOBS.sources("prepare_questions")),
     output:
-        manifest=QUESTIONS,
+        manifest=questions_of("{asked}"),
     log:
-        f"{LOGS}/prepare_questions.log",
+        f"{LOGS}/prepare_questions/{{asked}}.log",
     conda:
         "../envs/sams.yaml"
     resources:
         **resources.plain(STUDY, "prepare_questions"),
     params:
         **JOBS.parameters("prepare_questions"),
-        options=options(out=QUESTIONS),
+        options=options(out="{output.manifest}"),
     shell:
         STAGE
 

@@ -11,7 +11,7 @@ for benchmark in [benchmark for benchmark in BENCHMARKS if benchmark.answers]:
             f"generate_{benchmark.name}"
         input:
             model=f"{RUN}/model/manifest.json",
-            questions=DATA if benchmark.asks_test_prompts else QUESTIONS,
+            questions=DATA if benchmark.asks_test_prompts else questions_of(benchmark.name),
         output:
             answers=f"{RUN}/{benchmark.answers}",
         log:

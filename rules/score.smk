@@ -4,7 +4,7 @@
 # Makes the difficulty table of the world's instructions, which AlpacaEval's length control needs.
 rule make_difficulty:
     input:
-        questions=QUESTIONS,
+        questions=questions_of("alpaca_eval"),
     output:
         table=f"{RESULTS}/difficulty/difficulty.csv",
         report=f"{RESULTS}/difficulty/report.json",

@@ -60,7 +60,7 @@ use rule main_table as compare_methods with:
 use rule main_table as show_answers with:
     input:
         judged=judged_answers,
-        questions=QUESTIONS,
+        questions=[questions_of(benchmark.name) for benchmark in judged(STUDY)],
         templates=[
             f"{PACKAGE}/tables/templates/{name}" for name in ("side_by_side.html", "page.html", "page.js")
         ],

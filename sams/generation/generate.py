@@ -1,7 +1,7 @@
 """Stage `generate_answers`: answer the questions of a benchmark or test prompts with a model.
 
     python -m sams.generation.generate --recipe recipe.json --model R/dpo/seed0/model \
-        --questions R/questions --out answers.json
+        --questions R/questions/alpaca_eval --out answers.json
 
 AlpacaEval's answers are a JSON list {instruction, output, generator, dataset} in the order of the questions,
 MT-Bench's are JSON lines in FastChat's answer form, those of test prompts are JSON lines {id, answer, tokens,

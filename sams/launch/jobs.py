@@ -43,7 +43,9 @@ class Jobs:
     def recipe(self, stage: str, wildcards: Any, benchmark: str = "") -> Settings:
         """Return the recipe of a job."""
         name = "score" if stage in SCORING else stage
-        benchmark = stage.removeprefix("score_") if stage in SCORING else benchmark
+        benchmark = (
+            stage.removeprefix("score_") if stage in SCORING else benchmark or wildcards.get("asked", "")
+        )
         method, seed = wildcards.get("method", ""), int(wildcards.get("seed", 0))
         return self._recipe(name, method=method, seed=seed, benchmark=benchmark)
 

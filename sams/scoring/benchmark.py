@@ -114,7 +114,7 @@ class Benchmark:
     inputs: ClassVar[tuple[str, ...]] = ("answers", "questions")
     """Inputs of the scoring rule, of: answers, questions, data, model, start, difficulty."""
     options: ClassVar[Mapping[str, str]] = {}
-    """Options of the scoring stage, besides `--out` and `given`: {questions} is the folder of the questions,
+    """Options of the scoring stage, besides `--out` and `given`: {questions} is the folder of its questions,
     {input.<name>} and {output.<name>} are files; output `judged` and those of `outputs`."""
     given: ClassVar[tuple[str, ...]] = ("answers",)
     """Inputs that are options of their own names; an input without a file, such as `start` for the start model, is

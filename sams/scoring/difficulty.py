@@ -1,6 +1,6 @@
 """Stage `make_difficulty`: difficulty table of the synthetic world for AlpacaEval's length control.
 
-    python -m sams.scoring.difficulty --recipe recipe.json --questions R/questions --out difficulty.csv
+    python -m sams.scoring.difficulty --recipe recipe.json --questions R/questions/alpaca_eval --out difficulty.csv
 
 The official table (`df_gamed.csv`) belongs to AlpacaEval's 805 instructions. For other instructions a table is made
 in the same way, with the judge that scores the models:

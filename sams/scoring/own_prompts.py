@@ -1,7 +1,7 @@
 """Stage `score_own_prompts`: one model's answers to prompts of one's own, compared with the start model's by a judge.
 
     python -m sams.scoring.own_prompts --answers R/dpo/seed0/own_prompts/answers.jsonl \
-        --start R/sft/seed0/own_prompts/answers.jsonl --questions R/questions/own_prompts.jsonl \
+        --start R/sft/seed0/own_prompts/answers.jsonl --questions R/questions/own_prompts/own_prompts.jsonl \
         --recipe recipe.json --out metrics.json
 
 Each pair of answers is judged twice, each answer being shown first once, by a verdict in words: A, B or a tie. The

@@ -226,7 +226,7 @@ def recipe_of(study: Study, stage: str, *, method: str = "", seed: int = 0, benc
             benchmarks={
                 name: group.part(group.question_keys)
                 for name, group in study.benchmarks.scored.items()
-                if group.question_keys
+                if group.question_keys and benchmark in ("", name)
             },
         ),
         "tokenise": lambda: TokeniseRecipe(

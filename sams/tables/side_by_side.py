@@ -90,7 +90,7 @@ def page(study: Study, results: Path, method: str, base: str) -> str:
     sections = []
     for benchmark in judged(study):
         figures = [shown.get(Cell(one, seed, benchmark.name), {}) for one in folders]
-        sections.append(section(benchmark, folders, figures, results / "questions"))
+        sections.append(section(benchmark, folders, figures, results / "questions" / benchmark.name))
     return render_page(
         "side_by_side",
         study=study,
@@ -115,7 +115,7 @@ def section(
         benchmark: the benchmark.
         folders: folder of the seed by name: the method, then the base.
         figures: the benchmark's figures of both methods.
-        questions: folder of the study's questions.
+        questions: folder of the benchmark's questions.
     """
     files = [folder / benchmark.judged for folder in folders.values()]
     scores = [next(iter(benchmark.items(file).values())) for file in files]

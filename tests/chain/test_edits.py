@@ -85,6 +85,14 @@ class Finished:
         """Write the study's file."""
         (self.folder / "study.yaml").write_text(yaml.safe_dump(settings))
 
+    def finish(self) -> None:
+        """Mark all jobs as done, with empty files."""
+        rows = [line.split("\t") for line in self.snakemake("--summary").splitlines()]
+        for name in (row[0] for row in rows if row[0].startswith("results/")):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).touch()
+        self.snakemake("--touch", "--forceall")
+
     def replace(self, file: str, old: str, new: str) -> None:
         """Edit a file of the source tree."""
         path = self.source / file
@@ -110,11 +118,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Finished:
         (folder / f"models/{name}/model.safetensors").write_text(name)
     (folder / "start").symlink_to("models/a")
     study.write(STUDY)
-    rows = [line.split("\t") for line in study.snakemake("--summary").splitlines()]
-    for name in (row[0] for row in rows if row[0].startswith("results/")):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
-    study.snakemake("--touch", "--forceall")
+    study.finish()
     return study
 
 
@@ -269,3 +273,25 @@ def test_a_method_with_a_loss_and_a_selector_of_the_users_own_runs_its_jobs_alon
     finished.write({**STUDY, "methods": [*STUDY["methods"], "mine"], "method_settings": settings})
     stages, _ = finished.rerun()
     assert stages == METHOD
+
+
+@pytest.mark.slow
+def test_a_further_benchmark_leaves_the_answers_and_judgments_of_the_others(finished: Finished) -> None:
+    judge = {"kind": "openai", "base_url": "http://localhost:9/v1", "model": "judge"}
+    (finished.folder / "prompts.jsonl").write_text('{"prompt": "Say hello."}\n')
+    benchmarks = {"judge": judge, "alpaca_eval": None, "mt_bench": None, "own_prompts": "prompts.jsonl"}
+    finished.write(STUDY | {"benchmarks": benchmarks})
+    finished.finish()
+    assert finished.rerun() == ({}, set())
+    (finished.folder / "baseline.json").write_text("[]")
+    further = {"alpaca_eval": {"reference_outputs": "baseline.json"}}
+    finished.write(STUDY | {"benchmarks": benchmarks | further})
+    methods = len(STUDY["methods"])
+    again = jobs(finished.snakemake("-n"))
+    assert {
+        name: again[name] for name in again if "prompts" in name or "alpaca" in name or "questions" in name
+    } == {
+        "prepare_questions": 1,
+        "generate_alpaca_eval": methods,
+        "score_alpaca_eval": methods,
+    }

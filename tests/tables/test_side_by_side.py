@@ -69,7 +69,7 @@ def answers(method: str) -> list[dict[str, Any]]:
 def results(tmp_path: Path) -> Path:
     """A setting's folder with the scores of three methods."""
     files: dict[str, Any] = {
-        "questions/mt_bench_questions.jsonl": [
+        "questions/mt_bench/mt_bench_questions.jsonl": [
             {"question_id": 81, "category": "writing", "turns": ["Write of pears.", "Shorter."]},
             {"question_id": 101, "category": "math", "turns": ["What is 6 x 7?", "And half of it?"]},
         ]
