@@ -206,7 +206,7 @@ def test_the_results_of_the_chain_hold(miniature: tuple[Path, str]) -> None:
     findings = verify(folder / "results/miniature", study)
     # A checkout that is being worked on has edited files, and a copy of it no commit at all.
     assert not [found for found in findings if not found.holds and found.check != "commit"]
-    checks = {"files", "made from", "recipe", "figures", "code", "environment", "commit", "tables"}
+    checks = {"files", "made from", "sources", "recipe", "figures", "code", "environment", "commit", "tables"}
     assert {found.check for found in findings} == checks
 
 
