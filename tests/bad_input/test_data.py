@@ -64,7 +64,7 @@ CONTENTS = [
     ("invalid UTF-8", lines(PAIR) + b'{"prompt": "\xe9"}\n', f"{AT}: not UTF-8 .*; convert it to UTF-8"),
     ("NUL bytes", lines(PAIR) + b"\0\0\n", f"{AT}: not JSON"),
     ("a NUL character", second(chosen="a\0b"), f"{AT}, key 'chosen': holds a NUL character; drop"),
-    ("a lone surrogate", second(rejected="a\ud800"), f"{AT}, key 'rejected': holds half of a surrogate"),
+    ("a lone surrogate", second(rejected="a\ud800"), f"{AT}: not JSON .*half a surrogate pair"),
     (
         "a key twice",
         lines(PAIR) + b'{"prompt": "a", "prompt": "b"}\n',
