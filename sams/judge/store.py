@@ -196,6 +196,9 @@ class Tokens:
     prompt: int
     completion: int
 
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt + other.prompt, self.completion + other.completion)
+
     def cost(self, prices: Prices | None) -> float | None:
         """Return the cost in dollars; None without prices."""
         if prices is None:
