@@ -43,7 +43,7 @@ from sams.scoring.benchmark import (
     spread,
     values_of,
 )
-from sams.scoring.inputs import Row, input_hashes, numbered, read_rows, some_of, versions
+from sams.scoring.inputs import Row, check_written, input_hashes, numbered, read_rows, some_of, versions
 from sams.scoring.job import run_scoring
 from sams.scoring.question_set import Prepared, TestPrompts, user
 from sams.study.recipes import ScoreRecipe
@@ -94,7 +94,8 @@ def score_own_prompts(
 
     Args:
         answers: rows {id, answer} of the model.
-        questions: rows {id, category, prompt} of stage `prepare_questions`.
+        questions: prompts in a form of docs/data.md, with optional `id` and `category`; also those of stage
+            `prepare_questions`.
         start: answers of the start model; None if `answers` are its own, whose win rate is 50 by definition.
         recipe: the judge.
         judgments_out: file for the verdicts.
@@ -110,7 +111,8 @@ def score_own_prompts(
         UserError: answers to other prompts, no recipe, or judgments that are missing.
         DryRun: at the end of a dry run.
     """
-    rows = read_rows(questions)
+    check_written(questions)
+    rows = _rows(str(questions))
     ours = read_answers(answers, rows)
     theirs = ours if start is None else read_answers(start, rows)
     asked = None
@@ -354,6 +356,11 @@ class Prompts(TestPrompts):
 
 
 def _rows(file: str) -> list[Row]:
+    """Read prompts as rows {id, category, prompt}.
+
+    Raises:
+        UserError: a row that is no prompt, or a repeated id.
+    """
     rows: list[Row] = []
     ids: dict[str, str] = {}
     prompts: set[str] = set()
@@ -524,7 +531,7 @@ BENCHMARK = OwnComparison()
 
 def main(
     answers: Annotated[Path, typer.Option(help="Answers of the model: rows {id, answer}.")],
-    questions: Annotated[Path, typer.Option(help="Prompts: rows {id, category, prompt}.")],
+    questions: Annotated[Path, typer.Option(help="Prompts, with optional id and category.")],
     out: Annotated[Path, typer.Option(help="File for the figures (metrics.json).")],
     start: Annotated[
         Path | None, typer.Option(help="Answers of the start model; without them, --answers are its own.")

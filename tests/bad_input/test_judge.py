@@ -20,7 +20,7 @@ JUDGES: list[Any] = [
     (
         "no key",
         ("ok", {"base_url": "https://127.0.0.1:9/v1"}, None),
-        "environment variable OPENAI_API_KEY: the judge needs a key; export it",
+        "the environment variable OPENAI_API_KEY is not set, and judge .* needs a key; export OPENAI_API_KEY",
     ),
     (
         "a key with its line end",
