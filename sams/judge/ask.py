@@ -143,11 +143,15 @@ def ask_judge(
         log.info("the calls of the local judge are free")
         raise DryRun
     with local_judge(settings.length_lean) as judge:
-        # One call in flight is enough: an answer takes less than a millisecond of one core.
-        local = {"base_url": judge.base_url, "model": DEFAULT_MODEL, "concurrency": 1, "tries": 2}
-        judgments = run_async(
-            _ask(settings.model_copy(update=local), NO_KEY, calls, None, dry_run, free=True)
+        local = Judge(
+            kind="openai",
+            base_url=judge.base_url,
+            model=DEFAULT_MODEL,
+            concurrency=1,  # an answer takes less than a millisecond of one core
+            tries=2,
+            repeats=settings.repeats,
         )
+        judgments = run_async(_ask(local, NO_KEY, calls, None, False, free=True))
     return Judgments(judgments.each, LOCAL_NAME)
 
 

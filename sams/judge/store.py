@@ -61,9 +61,6 @@ class Store:
         if path is not None and path.exists():
             self._open()
 
-    def __len__(self) -> int:
-        return len(self._answers)
-
     def get(self, key: str) -> Answer | None:
         """Return the answer under a key, or None."""
         return self._answers.get(key)
