@@ -192,6 +192,7 @@ class _Asked:
     paid: list[Answer] = field(default_factory=list)
     cached: list[Answer] = field(default_factory=list)
     models: Counter[str] = field(default_factory=Counter)
+    stored: set[str] = field(default_factory=set)
     used: Tokens = field(default_factory=lambda: Tokens(0, 0))
     bar: Progress | None = None
 
@@ -223,6 +224,7 @@ class _Asked:
         planned = {key: (call, request) for call in calls for key, request in self.requests(call)}
         stored = {key: self.known(call, key) for key, (call, _) in planned.items()}
         kept = [known[0] for known in stored.values() if known]
+        self.stored = {key for key, known in stored.items() if known}
         missing = [request for key, (_, request) in planned.items() if stored[key] is None]
         self.upstream.good = len(kept)
         self.models.update(self.model(answer) for answer in kept)
@@ -277,14 +279,13 @@ class _Asked:
 
     async def judge(self, call: Call) -> None:
         """Get an answer to each request of a call; equal requests are made once."""
-        waiting = []
-        for key, request in self.requests(call):
+        requests = self.requests(call)
+        for key, request in requests:
             if key not in self.answers:
                 self.answers[key] = asyncio.ensure_future(self._stopping(call, key, request))
-            waiting.append(self.answers[key])
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.gather(*(self.answers[key] for key, _ in requests), return_exceptions=True)
         assert self.bar is not None
-        self.bar.add()
+        self.bar.add(kept=all(key in self.stored for key, _ in requests))
 
     async def _stopping(self, call: Call, key: str, request: Request) -> tuple[Answer, Reading]:
         """Stop all calls on an error; those in flight are completed and stored."""
