@@ -1438,9 +1438,9 @@ FAULTS = [
         "judge agreement resamples pairs in place of instructions",
         "scoring/agreement_figures.py",
         "    items = np.unique(np.concatenate([pairs.item, draws.item]))\n"
-        "    place, drawn_place = np.searchsorted(items, pairs.item), np.searchsorted(items, draws.item)",
+        "    of_pairs, of_draws = np.searchsorted(items, pairs.item), np.searchsorted(items, draws.item)",
         "    items = np.arange(len(pairs) + len(draws.item))\n"
-        "    place, drawn_place = items[: len(pairs)], items[len(pairs) :]",
+        "    of_pairs, of_draws = items[: len(pairs)], items[len(pairs) :]",
         ("scoring/test_agreement_figures.py",),
     ),
     Fault(
@@ -1460,9 +1460,23 @@ FAULTS = [
     Fault(
         "the length coefficient has no intercept for each model",
         "scoring/agreement_figures.py",
-        "design = np.column_stack([pairs.log_length, place[:, None] == np.arange(len(models))])",
-        "design = np.column_stack([pairs.log_length, np.ones(len(place))])",
+        "design = np.column_stack([pairs.log_length, model[:, None] == np.arange(len(models))])",
+        "design = np.column_stack([pairs.log_length, np.ones(len(model))])",
         ("scoring/test_agreement_figures.py",),
+    ),
+    Fault(
+        "own prompts: a prompt with another winner in each order is a win, too",
+        "scoring/own_prompts.py",
+        "zip(judged, opposed, strict=True) if not differs]",
+        "zip(judged, opposed, strict=True)]",
+        ("scoring/test_own_prompts.py::test_repeated_verdicts_count_each_prompt_once",),
+    ),
+    Fault(
+        "a recorded judge is completed by another of a longer name",
+        "scoring/alpaca_eval.py",
+        "is_snapshot(recorded_by or requested, requested)",
+        "(recorded_by or requested).startswith(requested)",
+        ("scoring/test_alpaca_eval.py::test_a_recorded_judge_is_completed_by_the_same_judge_only",),
     ),
     Fault(
         "code: a caption of a benchmark runs its scoring again",

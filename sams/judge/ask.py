@@ -87,7 +87,12 @@ class Judgments:
     facts: dict[str, Any] | None = None
 
 
-def check_missing(judgments: Sequence[Judgment], accept_missing: int, where: str) -> None:
+RETRY = "run it again, which requests only these, or set `accept_missing` of the benchmark"
+
+
+def check_missing(
+    judgments: Sequence[Judgment], accept_missing: int, where: str, remedy: str = RETRY
+) -> None:
     """Check that enough items have a judgment.
 
     Raises:
@@ -100,7 +105,7 @@ def check_missing(judgments: Sequence[Judgment], accept_missing: int, where: str
         raise UserError(
             f"{len(missing)} of {len(judgments)} judgments are missing ({named}{more})",
             where=where,
-            remedy="run it again, which requests only these, or set `accept_missing` of the benchmark",
+            remedy=remedy,
         )
 
 
@@ -138,11 +143,15 @@ def ask_judge(
         log.info("the calls of the local judge are free")
         raise DryRun
     with local_judge(settings.length_lean) as judge:
-        # One call in flight is enough: an answer takes less than a millisecond of one core.
-        local = {"base_url": judge.base_url, "model": DEFAULT_MODEL, "concurrency": 1, "tries": 2}
-        judgments = run_async(
-            _ask(settings.model_copy(update=local), NO_KEY, calls, None, dry_run, free=True)
+        local = Judge(
+            kind="openai",
+            base_url=judge.base_url,
+            model=DEFAULT_MODEL,
+            concurrency=1,  # an answer takes less than a millisecond of one core
+            tries=2,
+            repeats=settings.repeats,
         )
+        judgments = run_async(_ask(local, NO_KEY, calls, None, False, free=True))
     return Judgments(judgments.each, LOCAL_NAME)
 
 
@@ -183,6 +192,8 @@ class _Asked:
     paid: list[Answer] = field(default_factory=list)
     cached: list[Answer] = field(default_factory=list)
     models: Counter[str] = field(default_factory=Counter)
+    stored: set[str] = field(default_factory=set)
+    used: Tokens = field(default_factory=lambda: Tokens(0, 0))
     bar: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -211,8 +222,10 @@ class _Asked:
             DryRun: in a dry run.
         """
         planned = {key: (call, request) for call in calls for key, request in self.requests(call)}
-        kept = [known[0] for key, (call, _) in planned.items() if (known := self.known(call, key))]
-        missing = [request for key, (call, request) in planned.items() if self.known(call, key) is None]
+        stored = {key: self.known(call, key) for key, (call, _) in planned.items()}
+        kept = [known[0] for known in stored.values() if known]
+        self.stored = {key for key, known in stored.items() if known}
+        missing = [request for key, (_, request) in planned.items() if stored[key] is None]
         self.upstream.good = len(kept)
         self.models.update(self.model(answer) for answer in kept)
         if free:
@@ -252,8 +265,11 @@ class _Asked:
             self.bar.close()
 
     def _cost(self) -> str:
-        cost = self.tokens([*self.paid, *self.cached]).cost(self.settings.prices)
+        cost = self._spent()
         return "" if cost is None else f"${cost:.2f}"
+
+    def _spent(self) -> float | None:
+        return (self.used + tokens_of(self.upstream.wasted)).cost(self.settings.prices)
 
     def tokens(self, answers: Sequence[Answer]) -> Tokens:
         """Return the tokens of answers, and of those of this run that could not be used."""
@@ -263,14 +279,13 @@ class _Asked:
 
     async def judge(self, call: Call) -> None:
         """Get an answer to each request of a call; equal requests are made once."""
-        waiting = []
-        for key, request in self.requests(call):
+        requests = self.requests(call)
+        for key, request in requests:
             if key not in self.answers:
                 self.answers[key] = asyncio.ensure_future(self._stopping(call, key, request))
-            waiting.append(self.answers[key])
-        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.gather(*(self.answers[key] for key, _ in requests), return_exceptions=True)
         assert self.bar is not None
-        self.bar.add()
+        self.bar.add(kept=all(key in self.stored for key, _ in requests))
 
     async def _stopping(self, call: Call, key: str, request: Request) -> tuple[Answer, Reading]:
         """Stop all calls on an error; those in flight are completed and stored."""
@@ -283,18 +298,18 @@ class _Asked:
 
     async def _answer(self, call: Call, key: str, request: Request) -> tuple[Answer, Reading]:
         if known := self.known(call, key):
-            self.cached.append(known[0])
+            self._count(self.cached, known[0])
             return known
         # A call keeps its slot until it is done: the first ones are done before the last ones begin, and another
         # process that needs the same answers waits for these few only.
         async with self.upstream.slots, self.store.claim(key, lambda: self.upstream.stopped is not None):
             if known := self.known(call, key):  # from another process
-                self.cached.append(known[0])
+                self._count(self.cached, known[0])
                 self.models[self.model(known[0])] += 1
                 self.check_models()
                 return known
             answer, reading = await self.upstream.ask(call, request)
-            self.paid.append(answer)
+            self._count(self.paid, answer)
             self.models[self.model(answer)] += 1
             try:
                 self.store.put(key, answer)
@@ -306,6 +321,11 @@ class _Asked:
                 )
             self.check_models()
         return answer, reading
+
+    def _count(self, answers: list[Answer], answer: Answer) -> None:
+        """Add an answer to those paid or taken from the store, and its tokens to the sum."""
+        answers.append(answer)
+        self.used += tokens_of([answer["usage"]])
 
     def interrupt(self) -> None:
         """End with the answers of the calls in flight, which are paid."""
@@ -330,8 +350,7 @@ class _Asked:
             )
 
     def _check_cost(self) -> None:
-        limit = self.settings.max_cost
-        spent = self.tokens([*self.paid, *self.cached]).cost(self.settings.prices)
+        limit, spent = self.settings.max_cost, self._spent()
         if limit is not None and spent is not None and spent >= limit:
             self.upstream.stop(
                 UserError(

@@ -21,7 +21,6 @@ LONGEST_NAME = 200
 # Chat templates that end with <think> leave only the closing mark in the answer.
 THOUGHTS = re.compile(r"\A(\s*<think>.*?(</think>|\Z)|((?!<think>).)*?</think>)", re.DOTALL)
 
-
 # Endings by which an endpoint names the snapshot of a model: -0613, -2024-08-06, @20240806.
 SNAPSHOT = re.compile(r"([-@:]v?\d[\w.-]*)?")
 
@@ -122,10 +121,10 @@ def probability_of_first(answer: Answer, labels: tuple[str, str]) -> Reading:
 
 def _first_label(answer: Answer, labels: tuple[str, str]) -> Reading:
     text = text_of(answer)
-    said = text.strip(" \t\r\n\"'`*.")
-    if said not in labels:
+    label = text.strip(" \t\r\n\"'`*.")
+    if label not in labels:
         raise Unusable(f"no label: {text!r:.60}")
-    return Reading(float(said == labels[0]))
+    return Reading(float(label == labels[0]))
 
 
 def model_of(answer: Answer, requested: str) -> str:

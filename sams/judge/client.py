@@ -95,7 +95,8 @@ def judge_key(settings: Judge) -> str | None:
 def missing_key(settings: Judge) -> UserError:
     """Return the error of a missing key."""
     return UserError(
-        f"the environment variable {KEY_VARIABLE} is not set, and judge {settings.base_url} needs a key",
+        f"the judge needs a key, and the environment variable {KEY_VARIABLE} is not set",
+        where=settings.base_url,
         remedy=f"export {KEY_VARIABLE}, or set 'judge.kind' to local",
     )
 

@@ -61,9 +61,6 @@ class Store:
         if path is not None and path.exists():
             self._open()
 
-    def __len__(self) -> int:
-        return len(self._answers)
-
     def get(self, key: str) -> Answer | None:
         """Return the answer under a key, or None."""
         return self._answers.get(key)
@@ -195,6 +192,9 @@ class Tokens:
 
     prompt: int
     completion: int
+
+    def __add__(self, other: "Tokens") -> "Tokens":
+        return Tokens(self.prompt + other.prompt, self.completion + other.completion)
 
     def cost(self, prices: Prices | None) -> float | None:
         """Return the cost in dollars; None without prices."""

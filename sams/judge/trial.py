@@ -5,7 +5,17 @@ import re
 from collections.abc import Sequence
 
 from sams.judge.ask import DEFAULT_MODEL, LABEL_MASS
-from sams.judge.calls import Answer, Call, Reading, Unusable, is_snapshot, label_call, model_of, text_of
+from sams.judge.calls import (
+    ANSWER_TOKENS,
+    Answer,
+    Call,
+    Reading,
+    Unusable,
+    is_snapshot,
+    label_call,
+    model_of,
+    text_of,
+)
 from sams.judge.client import judge_key, run_async
 from sams.judge.upstream import CallFailed, Upstream
 from sams.runtime.errors import UserError
@@ -46,42 +56,49 @@ async def _try_out(settings: Judge, pairs: bool, ratings: bool, comparisons: Seq
     upstream = Upstream(settings, judge_key(settings))
     try:
         await upstream.check()
-        values, model = [], settings.model or DEFAULT_MODEL
-        answered = model
-        for first, second in ((RIGHT, WRONG), (WRONG, RIGHT)) if pairs else ():
-            messages = [{"role": "user", "content": pair_prompt(QUESTION, first, second)}]
-            call = label_call("a pair", messages, ("m", "M"), log_probs=settings.log_probs)
+        model = answered = settings.model or DEFAULT_MODEL
+        results, masses = [], []
+        for call in [*(_pairs(settings.log_probs) if pairs else ()), *comparisons]:
             reading, answered = await _asked(upstream, settings, call)
-            values.append(reading)
-        compared = []
-        for call in comparisons:
-            reading, answered = await _asked(upstream, settings, call)
-            compared.append(reading.value)
-        said = "right in both orders" if pairs or comparisons else ""
-        if values and (mass := values[0].label_mass) is not None:
-            mass = min(mass, values[1].label_mass or 0.0)
-            said += f", label mass {mass:.3f}"
-            if mass < LABEL_MASS:
-                log.warning(
-                    "warning: the judge answers something else than m or M too often (%.3f)", 1 - mass
+            if reading.value <= 0.5:
+                raise UserError(
+                    f"judge {model} does not prefer {RIGHT!r} to {WRONG!r} in both orders",
+                    where=settings.base_url,
+                    remedy="set 'judge.model' to one that can judge",
                 )
-        is_right = all(value > 0.5 for value in compared)
-        if not is_right or (pairs and not values[0].value > 0.5 > values[1].value):
-            raise UserError(
-                f"judge {settings.model or DEFAULT_MODEL} does not prefer {RIGHT!r} to {WRONG!r} in both orders",
-                where=settings.base_url,
-                remedy="set 'judge.model' to one that can judge",
-            )
+            masses += [] if reading.label_mass is None else [reading.label_mass]
+        if pairs or comparisons:
+            results.append("right in both orders")
+        if masses:
+            results.append(f"label mass {min(masses):.3f}")
+            if min(masses) < LABEL_MASS:
+                log.warning(
+                    "warning: the judge answers something else than m or M too often (%.3f)", 1 - min(masses)
+                )
         if ratings:
-            fields = {"max_tokens": 512, "temperature": 0}
+            fields = {"max_tokens": ANSWER_TOKENS, "temperature": 0}
             call = Call("a rating", [{"role": "user", "content": RATED}], _rating, fields)
             rating, answered = await _asked(upstream, settings, call)
-            said += f"{', ' if said else ''}rating {rating.value:g} for a right answer"
+            results.append(f"rating {rating.value:g} for a right answer")
         if not is_snapshot(answered, model):
             log.warning("warning: judge %s answers as %s: the scores will be labelled so", model, answered)
-        log.info("judge %s: %s", model, said)
+        log.info("judge %s: %s", model, ", ".join(results))
     finally:
         await upstream.close()
+
+
+def _pairs(log_probs: bool) -> list[Call]:
+    """Return a call for each order of the pair, whose judgment is the preference for the right answer."""
+    orders = (((RIGHT, WRONG), ("m", "M")), ((WRONG, RIGHT), ("M", "m")))
+    return [
+        label_call(
+            "a pair",
+            [{"role": "user", "content": pair_prompt(QUESTION, *answers)}],
+            labels,
+            log_probs=log_probs,
+        )
+        for answers, labels in orders
+    ]
 
 
 async def _asked(upstream: Upstream, settings: Judge, call: Call) -> tuple[Reading, str]:

@@ -334,8 +334,8 @@ class Upstream:
 
     def _words(self, body: Any) -> str:
         """Return the message of the server, unless it contains the key or a piece of it."""
-        said = (body.get("message") or body.get("detail") or "") if isinstance(body, dict) else body
-        message = " ".join(str(said or "").encode("utf-8", "replace").decode().split())[:200]
+        words = (body.get("message") or body.get("detail") or "") if isinstance(body, dict) else body
+        message = " ".join(str(words or "").encode("utf-8", "replace").decode().split())[:200]
         key = self._key if self._key and len(self._key) >= SHORTEST_SECRET else ""
         pieces = (key[start : start + TELLING_PIECE] for start in range(len(key) - TELLING_PIECE + 1))
         if not message or any(piece in message for piece in pieces):

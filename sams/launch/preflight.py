@@ -146,15 +146,8 @@ def check_judge(study: Study) -> None:
         return
     for sentence in judge_warnings(judge):
         log.warning("warning: %s", sentence)
-    from sams.judge.client import judge_key
     from sams.judge.trial import try_out
 
-    if judge_key(judge) is None:
-        raise UserError(
-            "the judge needs a key",
-            where="environment variable OPENAI_API_KEY",
-            remedy="export it; it is never written to a file",
-        )
     kinds = {benchmark.judgment for benchmark in judged(study)}
     comparisons = [call for benchmark in judged(study) for call in benchmark.trial()]
     try_out(judge, pairs="pair" in kinds, ratings="rating" in kinds, comparisons=comparisons)

@@ -300,10 +300,9 @@ class Planner:
         for benchmark, settings in self.scored:
             work = benchmark.work(settings, judge)
             if work.calls and judge.kind == "openai":
-                free = (
-                    benchmark.start and BASE_METHOD in self.study.methods
-                )  # the start model is the baseline
-                calls = (models - self.seeds * bool(free)) * work.calls
+                # Without calls for the start model where it is the baseline.
+                free = bool(benchmark.start) and BASE_METHOD in self.study.methods
+                calls = (models - self.seeds * free) * work.calls
                 tokens = Tokens(calls * work.prompt_tokens, calls * work.answer_tokens)
                 parts.append(Judged(benchmark.name, calls, tokens, tokens.cost(judge.prices)))
         return parts

@@ -60,7 +60,7 @@ def _stop(number: int, _frame: Any) -> NoReturn:
 
 @contextlib.contextmanager
 def stop_later(stop: Callable[[], None]) -> Iterator[None]:
-    """Within a block, call `stop` on a request to stop, where `stop_on_signals` would end the process.
+    """Within a block, call `stop` on a request to stop instead of ending the process.
 
     A second request ends it. One request may arrive as several signals at once.
     """
@@ -79,17 +79,16 @@ def stop_later(stop: Callable[[], None]) -> Iterator[None]:
         elif time.monotonic() - first > SECONDS_OF_A_REQUEST:
             _stop(number, frame)
 
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not _stop
-    ):
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     on_stop(handle)
     try:
         yield
     finally:
-        stop_on_signals()
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def end_with_parent() -> None:

@@ -27,7 +27,7 @@ from sams.scoring.agreement_figures import (
     counts_of,
     with_intervals,
 )
-from sams.scoring.alpaca_eval import ANNOTATOR, DRAW
+from sams.scoring.alpaca_eval import ANNOTATOR, DRAW, preference_of
 from sams.scoring.alpaca_eval_run import PairCall, pair_calls
 from sams.scoring.inputs import numbered, some_of, text_of, versions
 from sams.study.recipes import ScoreRecipe
@@ -91,22 +91,16 @@ def read_record(paths: Sequence[Path]) -> Record:
     for path in paths:
         models: dict[str, None] = {}
         for where, row in numbered(path):
-            preference = row.get("preference")
-            if preference is None or preference == -1:  # the package's mark of a call that failed
+            preference = preference_of(row, where)
+            if preference is None:
                 failed += 1
                 continue
-            if not isinstance(preference, int | float) or not (preference == 0 or 1 <= preference <= 2):
-                raise UserError(
-                    f"expected a number from 1 to 2, found {preference!r:.40}",
-                    where=f"{where}, key 'preference'",
-                    remedy="give the annotations.json of AlpacaEval, which holds judgments",
-                )
             found = Recorded(
                 text_of(row, "instruction", where),
                 text_of(row, "generator_2", where),
                 text_of(row, "output_1", where, empty=True),
                 text_of(row, "output_2", where, empty=True),
-                float(preference) or DRAW,
+                preference or DRAW,
             )
             if rows.setdefault((found.model, found.instruction), found) is not found:
                 raise UserError(
@@ -275,9 +269,9 @@ def _pairs(
     models = {model: number for number, model in enumerate(record.models)}
     rows, values, draws = [], [], []
     for row, of_pair in zip(record.rows, called, strict=True):
-        place = (items[row.instruction], models[row.model])
+        indices = (items[row.instruction], models[row.model])
         if not of_pair:
-            draws.append(place)
+            draws.append(indices)
             continue
         judgments = [next(answers) for _ in of_pair]
         orders = [math.nan, math.nan]
@@ -288,7 +282,7 @@ def _pairs(
         preference = orders[of_pair[0].switched] if log_probs else sum(orders) / 2
         length = math.log((len(row.output) + 1) / (len(row.baseline_output) + 1))
         if not math.isnan(preference):
-            values.append((*place, row.preference - 1, preference, *orders, length))
+            values.append((*indices, row.preference - 1, preference, *orders, length))
         rows.append(_row(row, preference, orders, judgments))
     table = np.array(values, dtype=float).reshape(len(values), 7)
     drawn = np.array(draws, dtype=int).reshape(len(draws), 2)

@@ -238,10 +238,10 @@ def length_coefficient(pairs: Pairs, preferences: "Floats") -> float:
     """
     import numpy as np
 
-    models, place = np.unique(pairs.model, return_inverse=True)
+    models, model = np.unique(pairs.model, return_inverse=True)
     if not len(pairs):
         return math.nan
-    design = np.column_stack([pairs.log_length, place[:, None] == np.arange(len(models))]).astype(float)
+    design = np.column_stack([pairs.log_length, model[:, None] == np.arange(len(models))]).astype(float)
     weights = np.zeros(design.shape[1])
     for _ in range(50):
         fitted = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
@@ -260,12 +260,12 @@ def _resampled(pairs: Pairs, draws: Draws, count: int, seed: int) -> "Iterator[t
 
     rng = np.random.default_rng(seed)
     items = np.unique(np.concatenate([pairs.item, draws.item]))
-    place, drawn_place = np.searchsorted(items, pairs.item), np.searchsorted(items, draws.item)
+    of_pairs, of_draws = np.searchsorted(items, pairs.item), np.searchsorted(items, draws.item)
     for _ in range(count):
         times = np.bincount(rng.integers(len(items), size=len(items)), minlength=len(items))
         yield (
-            pairs.take(np.repeat(np.arange(len(pairs)), times[place])),
-            draws.take(np.repeat(np.arange(len(draws.item)), times[drawn_place])),
+            pairs.take(np.repeat(np.arange(len(pairs)), times[of_pairs])),
+            draws.take(np.repeat(np.arange(len(draws.item)), times[of_draws])),
         )
 
 
@@ -301,8 +301,8 @@ def _ranks(values: "Floats") -> "Floats":
     """Return ranks; equal values have their mean rank."""
     import numpy as np
 
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[index]
     return ranks
 
 

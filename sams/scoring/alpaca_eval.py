@@ -29,7 +29,7 @@ from sams.judge.ask import (
     check_missing,
     judge_name,
 )
-from sams.judge.calls import Reading
+from sams.judge.calls import Reading, is_snapshot
 from sams.judge.noise import judge_standard_error
 from sams.judge.store import USUAL_ANSWER_TOKENS
 from sams.runtime.errors import UserError
@@ -118,11 +118,8 @@ def score_alpaca_eval(
     judged, [judgments] = judge_outputs(
         recipe if asks else None, reference, [outputs], recorded, store=judge_store, dry_run=dry_run
     )
-    judge = (
-        judged.judge
-        if judged
-        else recorded_by or judge_name(recipe.judge if recipe else Judge(kind="openai"))
-    )
+    requested = judge_name(recipe.judge) if recipe else DEFAULT_MODEL
+    judge = judged.judge if judged else recorded_by or requested
     if recorded_by not in (None, judge):
         raise UserError(f"mixes judgments of {recorded_by} and {judge}", where=str(annotations))
     check_missing(judgments, accept_missing, str(annotations or model_outputs))
@@ -341,8 +338,8 @@ def annotations_of(
     ]
 
 
-def _recorded(path: Path) -> tuple[dict[Key, float], str]:
-    """Read recorded judgments and the name of their judge, without failed calls.
+def _recorded(path: Path) -> tuple[dict[Key, float], str | None]:
+    """Read recorded judgments and the name of their judge, without failed calls; None if there is no other call.
 
     Raises:
         UserError: another annotator, a preference out of range, contradicting rows, or several judges.
@@ -358,13 +355,9 @@ def _recorded(path: Path) -> tuple[dict[Key, float], str]:
             text_of(row, "output_1", where, empty=True),
             text_of(row, "output_2", where, empty=True),
         )
-        preference = row.get("preference")
-        if preference is None or preference == -1:  # the package's mark of a call that failed
+        preference = preference_of(row, where)
+        if preference is None:
             continue
-        if not isinstance(preference, int | float) or not (preference == 0 or 1 <= preference <= 2):
-            raise UserError(
-                f"expected a number from 1 to 2, found {preference!r:.40}", where=f"{where}, key 'preference'"
-            )
         if known.setdefault(key, preference) != preference:
             raise UserError(
                 "contradicts an earlier judgment of the same outputs",
@@ -374,7 +367,25 @@ def _recorded(path: Path) -> tuple[dict[Key, float], str]:
         judges.add(row.get("judge", DEFAULT_MODEL))
     if len(judges) > 1:
         raise UserError(f"mixes judgments of {some_of(sorted(judges))}", where=str(path))
-    return known, judges.pop() if judges else DEFAULT_MODEL
+    return known, judges.pop() if judges else None
+
+
+def preference_of(row: Row, where: str) -> float | None:
+    """Return the preference of a recorded judgment from 1 to 2, or 0 for a draw; None for a call that failed.
+
+    Raises:
+        UserError: another value.
+    """
+    preference = row.get("preference")
+    if preference is None or preference == -1:  # the package's mark of a call that failed
+        return None
+    if not isinstance(preference, int | float) or not (preference == 0 or 1 <= preference <= 2):
+        raise UserError(
+            f"expected a number from 1 to 2, found {preference!r:.40}",
+            where=f"{where}, key 'preference'",
+            remedy="give the annotations.json of AlpacaEval, which holds judgments",
+        )
+    return float(preference)
 
 
 def _unjudged(outputs: Sequence[Row], reference: Sequence[Row], recorded: Mapping[Key, float]) -> list[str]:
@@ -403,7 +414,7 @@ def _is_asked(
         return False
     requested = judge_name(recipe.judge) if recipe else None
     # The recorded name may be that of a snapshot.
-    if requested is not None and (recorded_by or requested).startswith(requested):
+    if requested is not None and is_snapshot(recorded_by or requested, requested):
         log.info("%d judgments are needed of %s", len(unjudged), requested)
         return True
     if len(unjudged) > accept_missing:

@@ -23,7 +23,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def numbered(path: Path) -> list[tuple[str, Row]]:
     """Return the rows of `read_rows`, each with its location for messages (`answers.jsonl, row 7`)."""
-    _check_written(path)
+    check_written(path)
     return list(numbered_rows(str(path), "train"))
 
 
@@ -33,12 +33,17 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: the file does not exist, cannot be read, or has changed, as in `read_rows`.
     """
-    _check_written(path)
+    check_written(path)
     with unpacked(path) as stream, named_faults(path):
         return stream.read().decode("utf-8-sig")
 
 
-def _check_written(path: Path) -> None:
+def check_written(path: Path) -> None:
+    """Check that a file exists, and that it is as it was written, if its SHA-256 was recorded.
+
+    Raises:
+        UserError: it does not exist, or has changed.
+    """
     if not path.is_file():
         problem = "is a folder, expected a file" if path.is_dir() else "no such file"
         raise UserError(problem, where=str(path), remedy="correct the path")

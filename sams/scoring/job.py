@@ -13,13 +13,13 @@ from sams.runtime.files import write_json
 from sams.runtime.provenance import ENVIRONMENT, made_on
 from sams.study.recipes import ScoreRecipe, current_job
 from sams.study.settings import Settings
-from sams.tracking.log import Run, Stage, start
+from sams.tracking.log import Run, start
 
 RUN_ID = "mlflow_run_id"
 
 
 def run_scoring(
-    stage: Stage,
+    stage: str,
     score: Callable[..., dict[str, Any]],
     recipe: ScoreRecipe | None,
     out: Path,
@@ -29,7 +29,7 @@ def run_scoring(
     """Score, write the figures and log them.
 
     Args:
-        stage: score_alpaca_eval or score_mt_bench.
+        stage: the name of the rule.
         score: function of `recipe`, `judge_store` and `dry_run` that returns the figures.
         recipe: the judge.
         out: <method>/seed<k>/<benchmark>/metrics.json.
@@ -49,7 +49,7 @@ def run_scoring(
 
 
 def log_scores(
-    stage: Stage, score: Callable[[], dict[str, Any]], recipe: Settings | None, out: Path
+    stage: str, score: Callable[[], dict[str, Any]], recipe: Settings | None, out: Path
 ) -> dict[str, Any]:
     """Score, write the figures to `out` and log them; return them."""
     with _mlflow_run(stage, recipe, out) as run:
@@ -59,7 +59,7 @@ def log_scores(
     return metrics
 
 
-def _mlflow_run(stage: Stage, recipe: Settings | None, out: Path) -> Run:
+def _mlflow_run(stage: str, recipe: Settings | None, out: Path) -> Run:
     """Open the MLflow run, with the id of the training run in the folder of the seed; record the machine."""
     write_json(out.parent / ENVIRONMENT, made_on())
     job = current_job()

@@ -21,8 +21,8 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from sams.data.records import Message
-from sams.judge.ask import STORE, DryRun, Judgment, ask_judge, check_missing, judge_name
-from sams.judge.calls import Answer, Call, Reading, Unusable, text_of, without_thoughts
+from sams.judge.ask import RETRY, STORE, DryRun, Judgment, ask_judge, check_missing, judge_name
+from sams.judge.calls import Answer, Call, Reading, Unusable, is_snapshot, text_of, without_thoughts
 from sams.judge.noise import judge_standard_error
 from sams.judge.store import USUAL_ANSWER_TOKENS
 from sams.runtime.errors import UserError
@@ -105,20 +105,20 @@ def score_mt_bench(
 
     rated, recorded_by = _recorded(judgments, model, matches) if judgments else ({}, None)
     unrated = [match for match in matches if _turn(match) not in rated or rated[_turn(match)].missing]
-    requested = judge_name(recipe.judge) if recipe else None
+    requested = judge_name(recipe.judge) if recipe else ""
     asked = None
     # The recorded name may be that of a snapshot.
-    if unrated and recipe is not None and (recorded_by or str(requested)).startswith(str(requested)):
+    if unrated and recipe is not None and is_snapshot(recorded_by or requested, requested):
         log.info("%d judgments are needed of %s", len(unrated), requested)
         asked = ask_judge(recipe, [_call(match) for match in unrated], store=judge_store, dry_run=dry_run)
         rated.update({_turn(match): judgment for match, judgment in zip(unrated, asked.each, strict=True)})
     if dry_run:
         raise DryRun
-    judge = str(asked.judge if asked else recorded_by or requested)
+    judge = asked.judge if asked else recorded_by or requested
     if recorded_by not in (None, judge):
         raise UserError(f"mixes ratings of {recorded_by} and {judge}", where=str(judgments))
     complete = [rated.get(_turn(match)) or Judgment(_name(match), missing=NOT_RECORDED) for match in matches]
-    check_missing(complete, accept_missing, str(judgments or answers))
+    check_missing(complete, accept_missing, str(judgments or answers), RETRY if asked else RECORDED_ONLY)
     rows = [
         _row(match, model, judge, judgment)
         for match, judgment in zip(matches, complete, strict=True)
@@ -181,6 +181,7 @@ def _mean(scores: Sequence[float]) -> float | None:
 # --- judging --------------------------------------------------------------------------------------
 
 NOT_RECORDED = "not among the recorded judgments"
+RECORDED_ONLY = "give judgments of these answers, or a --recipe with the judge of the recorded ones"
 
 
 def _turn(match: Any) -> Turn:

@@ -30,6 +30,7 @@ from sams.runtime.errors import UserError
 from sams.runtime.files import canonical_json
 from sams.runtime.jsonl import write_lines
 from sams.runtime.stage import read_recipe, run
+from sams.scoring import inputs
 from sams.scoring.benchmark import (
     Benchmark,
     ByColumn,
@@ -42,17 +43,7 @@ from sams.scoring.benchmark import (
     spread,
     values_of,
 )
-from sams.scoring.inputs import (
-    Row,
-    input_hashes,
-    numbered,
-    read_rows,
-    some_of,
-    versions,
-)
-from sams.scoring.inputs import (
-    text_of as string_of,
-)
+from sams.scoring.inputs import Row, check_written, input_hashes, numbered, read_rows, some_of, versions
 from sams.scoring.job import run_scoring
 from sams.scoring.question_set import Prepared, TestPrompts, user
 from sams.study.recipes import ScoreRecipe
@@ -103,7 +94,8 @@ def score_own_prompts(
 
     Args:
         answers: rows {id, answer} of the model.
-        questions: rows {id, category, prompt} of stage `prepare_questions`.
+        questions: prompts in a form of docs/data.md, with optional `id` and `category`; also those of stage
+            `prepare_questions`.
         start: answers of the start model; None if `answers` are its own, whose win rate is 50 by definition.
         recipe: the judge.
         judgments_out: file for the verdicts.
@@ -119,7 +111,8 @@ def score_own_prompts(
         UserError: answers to other prompts, no recipe, or judgments that are missing.
         DryRun: at the end of a dry run.
     """
-    rows = read_rows(questions)
+    check_written(questions)
+    rows = _rows(str(questions))
     ours = read_answers(answers, rows)
     theirs = ours if start is None else read_answers(start, rows)
     asked = None
@@ -135,9 +128,8 @@ def score_own_prompts(
     judged = [(pair, [next(given) for _ in pair.calls()]) for pair in pairs]
     judgments = [_both(pair, orders) for pair, orders in judged]
     check_missing(judgments, accept_missing, str(answers))
-    requested = (
-        judge_name(recipe.judge) if recipe and start else None
-    )  # of equal answers alone, without a call
+    # Answers that are all equal need no call.
+    requested = judge_name(recipe.judge) if recipe and start else None
     judge = asked.judge if asked else requested
     verdicts = [
         _row(pair, orders, judgment, judge)
@@ -169,10 +161,10 @@ def read_answers(path: Path, questions: Sequence[Row]) -> dict[str, str]:
     """
     answers: dict[str, str] = {}
     for where, row in numbered(path):
-        name = string_of(row, "id", where)
+        name = inputs.text_of(row, "id", where)
         if name in answers:
             raise UserError(f"answers prompt {name!r} again", where=where)
-        answers[name] = string_of(row, "answer", where, empty=True)
+        answers[name] = inputs.text_of(row, "answer", where, empty=True)
     if differing := sorted(answers.keys() ^ {row["id"] for row in questions}):
         raise UserError(
             f"answers other prompts than those given: {some_of(differing)} differ",
@@ -232,7 +224,7 @@ def _read(label: str, answer: Answer) -> Reading:
 
 
 def reading_of(label: str, text: str) -> Reading:
-    """Return the value of a verdict for one of the answers: the last one in the text, where the prompt wants it.
+    """Return the value of a verdict for one of the answers: the last one in the text, where the prompt requests it.
 
     Raises:
         Unusable: there is none.
@@ -278,21 +270,19 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the figures of verdicts, shares in percent.
 
     `win_rate` with `win_rate_se` over prompts and the ends of its 95 % interval, `win_rate_low` and `win_rate_high`;
-    numbers of prompts: `n_total` judged, `n_missing`, `n_identical` answers, `n_wins`, `n_losses`, `n_ties`, and
-    `n_inconsistent`, whose winner depends on the position; `tie_share` of all verdicts, and `first_wins`, the share
-    of the others that the answer shown first won (50 without a bias); `longer_wins`, the share of won and lost
-    prompts that the longer answer won; `categories`, the win rate of each.
+    numbers of prompts: `n_total` judged, `n_missing`, `n_identical` answers; of those judged `n_inconsistent`, whose
+    winner depends on the position, and `n_wins`, `n_losses` and `n_ties` of the others; `tie_share` of all verdicts,
+    and `first_wins`, the share of the others that the answer shown first won (50 without a bias); `longer_wins`, the
+    share of prompts above or below a tie that the longer answer won; `categories`, the win rate of each.
     """
     judged = [row for row in rows if row["value"] is not None]
     found = [row["value"] for row in judged]
     mean = statistics.fmean(found)
     low, high = interval(found)
-    by_order = [
-        (statistics.fmean(row["verdicts"][0]), statistics.fmean(row["verdicts"][1]))
-        for row in judged
-        if row["verdicts"]
-    ]
-    opposed = sum((first - TIE) * (second - TIE) < 0 for first, second in by_order)
+    # Equal answers have no verdicts and are ties.
+    by_order = [tuple(map(statistics.fmean, row["verdicts"])) or (TIE, TIE) for row in judged]
+    opposed = [(first - TIE) * (second - TIE) < 0 for first, second in by_order]
+    consistent = [row["value"] for row, differs in zip(judged, opposed, strict=True) if not differs]
     first = [value for row in judged if row["verdicts"] for value in row["verdicts"][0]]
     second = [1 - value for row in judged if row["verdicts"] for value in row["verdicts"][1]]
     decided = [value for value in (*first, *second) if value != TIE]
@@ -310,10 +300,10 @@ def figures(rows: Sequence[Row]) -> dict[str, Any]:
         "n_total": len(judged),
         "n_missing": len(rows) - len(judged),
         "n_identical": sum(not row["verdicts"] for row in judged),
-        "n_wins": sum(value > TIE for value in found),
-        "n_losses": sum(value < TIE for value in found),
-        "n_ties": sum(value == TIE for value in found) - opposed,
-        "n_inconsistent": opposed,
+        "n_wins": sum(value > TIE for value in consistent),
+        "n_losses": sum(value < TIE for value in consistent),
+        "n_ties": sum(value == TIE for value in consistent),
+        "n_inconsistent": sum(opposed),
         "tie_share": _percent([value == TIE for value in (*first, *second)]),
         "first_wins": _percent([value == WIN for value in decided]),
         "longer_wins": _percent(lengths),
@@ -366,6 +356,11 @@ class Prompts(TestPrompts):
 
 
 def _rows(file: str) -> list[Row]:
+    """Read prompts as rows {id, category, prompt}.
+
+    Raises:
+        UserError: a row that is no prompt, or a repeated id.
+    """
     rows: list[Row] = []
     ids: dict[str, str] = {}
     prompts: set[str] = set()
@@ -486,20 +481,20 @@ def _leanings(known: Sequence[Mapping[str, Any]]) -> list[str]:
         found = [one[key] for one in known if one.get(key) is not None]
         return statistics.fmean(found) if found else None
 
-    said = [
+    notes = [
         f"won {mean('n_wins'):g}, lost {mean('n_losses'):g}, tied {mean('n_ties'):g}, "
         f"with another winner in each order {mean('n_inconsistent'):g}"
     ]
     if len(known) == 1:
-        said.insert(0, f"95 % interval {known[0]['win_rate_low']:.1f} to {known[0]['win_rate_high']:.1f}")
+        notes.insert(0, f"95 % interval {known[0]['win_rate_low']:.1f} to {known[0]['win_rate_high']:.1f}")
     if (share := mean("first_wins")) is not None:
-        said.append(f"of the verdicts that are no tie, {share:.0f} % are for the answer shown first")
+        notes.append(f"of the verdicts that are no tie, {share:.0f} % are for the answer shown first")
     if (share := mean("longer_wins")) is not None:
-        said.append(f"of the prompts won or lost, {share:.0f} % are won by the longer answer")
-    said.append(
+        notes.append(f"of the prompts won or lost, {share:.0f} % are won by the longer answer")
+    notes.append(
         f"mean length {mean('avg_length'):.0f} characters, the start model's {mean('baseline_length'):.0f}"
     )
-    return said
+    return notes
 
 
 def _verdict(row: Row) -> str:
@@ -536,7 +531,7 @@ BENCHMARK = OwnComparison()
 
 def main(
     answers: Annotated[Path, typer.Option(help="Answers of the model: rows {id, answer}.")],
-    questions: Annotated[Path, typer.Option(help="Prompts: rows {id, category, prompt}.")],
+    questions: Annotated[Path, typer.Option(help="Prompts, with optional id and category.")],
     out: Annotated[Path, typer.Option(help="File for the figures (metrics.json).")],
     start: Annotated[
         Path | None, typer.Option(help="Answers of the start model; without them, --answers are its own.")

@@ -101,7 +101,7 @@ class QuestionSet:
 
     @contextmanager
     def naming(self, key: str) -> Iterator[None]:
-        """Put the name of a setting in front of the place that a `UserError` inside names."""
+        """Put the name of a setting in front of the location that a `UserError` inside names."""
         try:
             yield
         except UserError as error:

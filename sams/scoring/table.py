@@ -20,7 +20,7 @@ NAMES = (
 
 
 class Table(Mapping[str, Benchmark]):
-    """The benchmarks by name; the file of one is imported when it is asked for."""
+    """The benchmarks by name; the file of one is imported on access."""
 
     def __getitem__(self, name: str) -> Benchmark:
         if name not in NAMES:

@@ -160,7 +160,7 @@ class AssessRecipe(Settings):
 
 
 class ScoreRecipe(Settings):
-    """Stages `score_alpaca_eval`, `score_mt_bench` and `make_difficulty`."""
+    """Stages `make_difficulty` and `score_<name>` of each benchmark with a judge."""
 
     judge: Judge
     world: World | None

@@ -63,7 +63,7 @@ def main_notes(study: Study, cells: Cells) -> list[str]:
     if judged(study):
         notes += [judge_note(study, shown), *agreement_of_judge(study, shown)]
     else:
-        names = " and ".join(benchmark.title for benchmark in BENCHMARKS.values() if benchmark.has_judge)
+        names = ", ".join(benchmark.title for benchmark in BENCHMARKS.values() if benchmark.has_judge)
         notes.append(f"{names}: left out by this study.")
     for benchmark in scored(study):
         notes += benchmark.notes(

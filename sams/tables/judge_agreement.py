@@ -163,8 +163,8 @@ def notes(content: Content) -> list[str]:
     ]
     if counts["instructions"] < TOO_NARROW:
         found.append(
-            f"With fewer than {TOO_NARROW} instructions intervals are too narrow: of 30, they held 91 to 92 % of "
-            "known truths in place of 95."
+            f"With fewer than {TOO_NARROW} instructions intervals are too narrow: of 30, they contained 91 to 92 % "
+            "of known values, not 95."
         )
     left_out = [
         f"{counts[key]:,} {words}"
@@ -221,7 +221,7 @@ def agreement_figure(content: Content) -> "Figure":
         values = [both[key] for _, both in rates]
         axes[0].errorbar(
             [each["value"] for each in values],
-            [place + offset for place in range(len(rates))],
+            [row + offset for row in range(len(rates))],
             xerr=_bars(values),
             fmt="os"[index],
             color=COLOURS[2 * index],
@@ -236,18 +236,20 @@ def agreement_figure(content: Content) -> "Figure":
     axes[0].set_xlabel("%")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     if len(bins) > 1:
-        axis, places = axes[1], range(len(bins))
+        axis, positions = axes[1], range(len(bins))
         axis.errorbar(
-            places, [each["value"] for each in bins], yerr=_bars(bins), fmt="s", color=COLOURS[2],
+            positions, [each["value"] for each in bins], yerr=_bars(bins), fmt="s", color=COLOURS[2],
             markerfacecolor="white", markersize=6, linewidth=1.4,
         )  # fmt: skip
         axis.axhline(50, color="#666666", linewidth=1, linestyle="--")
         axis.annotate(
-            "chance", (places[-1] + 0.4, 50), (0, 3), textcoords="offset points", fontsize=9, ha="right"
+            "chance", (positions[-1] + 0.4, 50), (0, 3), textcoords="offset points", fontsize=9, ha="right"
         )
         limits = [f"{each['from']:g}–{each['to']:g}".replace("0.", ".") for each in bins]
         axis.set_xticks(
-            places, [f"{name}\nn {each['n']:,}" for name, each in zip(limits, bins, strict=True)], fontsize=9
+            positions,
+            [f"{name}\nn {each['n']:,}" for name, each in zip(limits, bins, strict=True)],
+            fontsize=9,
         )
         axis.set_xlim(-0.5, len(bins) - 0.5)
         axis.set_ylim(0, 103)

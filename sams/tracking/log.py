@@ -31,7 +31,6 @@ from sams.tracking.server import prepare_database, tracking_uri
 __all__ = [
     "Quiet",
     "Run",
-    "Stage",
     "Status",
     "flatten",
     "numbers",
@@ -41,7 +40,6 @@ __all__ = [
     "tracking_uri",
 ]
 
-Stage = str
 STAGES = (
     "train_sft",
     "compute_reference",
@@ -64,7 +62,7 @@ def start(
     study: str,
     setting: str,
     name: str,
-    stage: Stage,
+    stage: str,
     recipe: dict[str, Any],
     tags: Mapping[str, str],
     derived: Mapping[str, Any] | None = None,

@@ -34,7 +34,6 @@ from sams.training.tuning import Tuning
 if TYPE_CHECKING:
     from sams.study.recipes import Job
     from sams.study.settings import Settings, Training
-    from sams.tracking.log import Stage
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +65,7 @@ class TrainingJob:
 
     def __init__(
         self,
-        stage: Stage,
+        stage: str,
         recipe: Settings,
         job: Job,
         *,

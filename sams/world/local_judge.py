@@ -1,7 +1,7 @@
 """The local judge: an OpenAI-compatible server on a free loopback port, in a child process.
 
-It answers `POST /v1/chat/completions`, `GET /v1/models` and `GET /health`, so that AlpacaEval and FastChat call it as
-they would call OpenAI. `sams.world.verdicts` grades.
+It answers `POST /v1/chat/completions`, `GET /v1/models` and `GET /health`, so that it is called
+as any other endpoint. `sams.world.verdicts` grades.
 """
 
 import contextlib

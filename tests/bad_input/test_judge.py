@@ -20,7 +20,7 @@ JUDGES: list[Any] = [
     (
         "no key",
         ("ok", {"base_url": "https://127.0.0.1:9/v1"}, None),
-        "environment variable OPENAI_API_KEY: the judge needs a key; export it",
+        "https://127.0.0.1:9/v1: the judge needs a key, and .* OPENAI_API_KEY is not set; export",
     ),
     (
         "a key with its line end",

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from sams.judge.ask import DryRun, Judgments, check_missing
+from sams.judge.ask import DryRun, Judgments, ask_judge, check_missing
 from sams.judge.calls import Call
 from sams.judge.upstream import FEW_WITHOUT
 from sams.runtime.errors import UserError
-from sams.study.settings import Judge
+from sams.study.recipes import ScoreRecipe
+from sams.study.settings import Judge, World
 from tests.judge.endpoint import (
     KEY,
     CallOf,
@@ -40,6 +41,18 @@ def calls(call_of: CallOf, count: int) -> list[Call]:
 
 def values(judgments: Judgments) -> list[float]:
     return [judgment.value for judgment in judgments.each]
+
+
+def test_limits_of_an_endpoint_are_none_of_the_local_judge(call_of: CallOf) -> None:
+    limited = Judge.model_validate(
+        {"prices": {"input": 1e6, "output": 1e6}, "max_cost": 0.01, "requests_per_minute": 1}
+    )
+    recipes = [ScoreRecipe(judge=judge, world=World()) for judge in (limited, Judge())]
+    calls = [call_of(0), call_of(1)]
+    first, second = (values(ask_judge(recipe, calls)) for recipe in recipes)
+    assert first == second
+    with pytest.raises(DryRun):
+        ask_judge(recipes[0], calls, dry_run=True)
 
 
 # --- the store ------------------------------------------------------------------------------------

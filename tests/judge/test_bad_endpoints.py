@@ -448,19 +448,22 @@ def test_scorings_of_different_calls_share_a_store_and_one_is_killed(
     assert endpoint.billed <= 60 + 4, "no more than what was in flight at the kill is paid again"
 
 
-def _stopped(endpoint: Endpoint, made: Any, path: Path, log: Path) -> None:
+def _stopped(endpoint: Endpoint, made: Any, path: Path, log: Path, in_stage: bool = True) -> None:
     os.dup2(os.open(log, os.O_CREAT | os.O_WRONLY), 2)
     sys.stderr = os.fdopen(2, "w")
-    stop_on_signals()
+    if in_stage:
+        stop_on_signals()
     _score(endpoint, range(len(made)), path, made, multiprocessing.SimpleQueue())
 
 
+@pytest.mark.parametrize("in_stage", [True, False])
 def test_a_request_to_stop_keeps_the_answers_in_flight(
-    endpoint: Endpoint, call_of: CallOf, tmp_path: Path
+    endpoint: Endpoint, call_of: CallOf, tmp_path: Path, in_stage: bool
 ) -> None:
     endpoint.seconds, store, log = 0.3, tmp_path / "calls", tmp_path / "log"
     made = [call.messages for call in calls(call_of, 40)]
-    process = multiprocessing.get_context("fork").Process(target=_stopped, args=(endpoint, made, store, log))
+    given = (endpoint, made, store, log, in_stage)
+    process = multiprocessing.get_context("fork").Process(target=_stopped, args=given)
     process.start()
     while endpoint.billed < 6:
         time.sleep(0.01)

@@ -143,6 +143,39 @@ def test_without_judgments_a_judge_is_asked_for(tmp_path: Path) -> None:
         score_alpaca_eval(written(tmp_path / "ours.json", OURS), written(tmp_path / "base.json", BASE))
 
 
+@pytest.mark.parametrize(
+    ("made_by", "is_asked"), [("judge", True), ("judge-2024-01-01", True), ("judge-mini", False)]
+)
+def test_a_recorded_judge_is_completed_by_the_same_judge_only(
+    tmp_path: Path, made_by: str, is_asked: bool
+) -> None:
+    recipe = ScoreRecipe(judge=OPENAI.judge.model_copy(update={"model": "judge"}), world=None)
+    with pytest.raises(UserError, match="is not set" if is_asked else f"{made_by}, as for the others"):
+        score_alpaca_eval(
+            written(tmp_path / "ours.json", OURS),
+            written(tmp_path / "base.json", BASE),
+            recipe=recipe,
+            annotations=written(tmp_path / "annotations.json", judged((2.0,), judge=made_by)),
+        )
+
+
+def test_a_record_of_failed_calls_names_no_judge(tmp_path: Path) -> None:
+    recipe = ScoreRecipe(judge=OPENAI.judge.model_copy(update={"model": "judge"}), world=None)
+    with pytest.raises(UserError, match="OPENAI_API_KEY is not set"):
+        score_alpaca_eval(
+            written(tmp_path / "ours.json", OURS),
+            written(tmp_path / "base.json", BASE),
+            recipe=recipe,
+            annotations=written(tmp_path / "annotations.json", judged((None, -1))),
+        )
+
+
+def test_equal_outputs_need_neither_recipe_nor_record(tmp_path: Path) -> None:
+    ours = [{**row, "generator": "ours"} for row in BASE]
+    metrics = score_alpaca_eval(written(tmp_path / "ours.json", ours), written(tmp_path / "base.json", BASE))
+    assert metrics["win_rate"] == 50
+
+
 def test_the_official_table_under_another_baseline_is_refused(tmp_path: Path, shared_data: Path) -> None:
     table = tmp_path / "df_gamed.csv"
     shutil.copy(shared_data / "alpaca_eval" / "common" / "df_gamed.standin.csv", table)

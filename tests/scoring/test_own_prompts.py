@@ -224,6 +224,22 @@ def test_lean_to_length_counts_decided_prompts_only() -> None:
     assert figures(rows)["longer_wins"] == pytest.approx(100 * 2 / 3)
 
 
+def test_repeated_verdicts_count_each_prompt_once() -> None:
+    verdicts = {"for ours": [[1, 1, 1], [1, 1, 0.5]], "by position": [[1, 1, 1], [1, 0, 0]], "equal": []}
+    rows = [
+        {
+            "value": statistics.fmean(value for order in of for value in order) if of else 0.5,
+            "verdicts": of,
+            "longer": 0,
+            "category": "",
+        }
+        for of in verdicts.values()
+    ]
+    metrics = figures(rows)
+    counts = [metrics[f"n_{name}"] for name in ("wins", "losses", "ties", "inconsistent", "total")]
+    assert counts == [1, 0, 1, 1, 3]
+
+
 # --- prompts --------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from tests.tracking.test_tracking import workplace
 
 __all__ = ["workplace"]  # a fixture
 
-STAGES: dict[str, tracking.Stage] = {
+STAGES = {
     "train": "train_preference",
     "alpaca_eval": "score_alpaca_eval",
     "mt_bench": "score_mt_bench",
