@@ -64,6 +64,7 @@ def test_values_can_be_set() -> None:
     assert "key 'preference.betta': unknown key; did you mean beta?" in wrong
 
 
+@pytest.mark.slow
 def test_check_asks_the_workflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A study that is valid, and that this copy of the rules cannot make, since a rule is missing."""
     import shutil

@@ -91,6 +91,7 @@ def test_an_installation_without_extras_is_small(wheel: Path) -> None:
     assert every == {"trl", "score"}
 
 
+@pytest.mark.slow
 def test_losses_selectors_and_policy_import_without_the_workflow(installed: Path, tmp_path: Path) -> None:
     """`sams.trl`, too, which needs pandas by way of datasets."""
     modules = ["sams.trl"] if find_spec("sams.trl") else []

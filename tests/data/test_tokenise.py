@@ -215,6 +215,7 @@ def test_rows_read_in_many_parts_give_the_same_ids(
         assert split(tmp_path / "tokens", name).to_dict() == split(world_tokens, name).to_dict()
 
 
+@pytest.mark.slow
 def test_processes_that_share_the_batches_write_the_same_bytes(
     world_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -397,6 +398,7 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
         loaded(saved(tmp_path, eos_token=None))
 
 
+@pytest.mark.slow
 def test_the_hh_sample(tmp_path: Path, shared_data: Path) -> None:
     folder = shared_data / "preferences"
     sources = {"train": str(folder / "hh_train_3000.jsonl.gz"), "test": str(folder / "hh_test_500.jsonl.gz")}

@@ -60,6 +60,7 @@ def test_the_prediction_is_within_ten_percent_of_the_peak_of_a_real_step() -> No
         assert predicted == pytest.approx(measured["above"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_sharded_state_is_a_share_and_added_up_gradients_are_whole() -> None:
     simulation = Simulation(TINY, settings(TINY, precision="bfloat16"), 8, True, LENGTH)
     weights = 4 * sizes_of(TINY).total
@@ -72,6 +73,7 @@ def test_sharded_state_is_a_share_and_added_up_gradients_are_whole() -> None:
     assert simulation.peak(Passes(1, micro_batches=4, sync_each=True)) == pytest.approx(one, rel=0.02)
 
 
+@pytest.mark.slow
 def test_weights_in_bfloat16_are_a_copy_of_masters_unless_they_are_frozen() -> None:
     low, high = (
         Simulation(SMALL, settings(SMALL, precision=precision), 1, False, 16)
@@ -87,6 +89,7 @@ def test_weights_in_bfloat16_are_a_copy_of_masters_unless_they_are_frozen() -> N
     assert adapted.peak(one) == pytest.approx(2 * weights, rel=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True])
 def test_the_more_is_recomputed_the_less_memory_a_step_takes(sharded: bool) -> None:
     simulation = Simulation(SMALL, settings(SMALL, precision="bfloat16"), 8, sharded, LENGTH)

@@ -101,6 +101,7 @@ def test_what_does_not_fit_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFi
     assert not any("fit" in warning for warning in planner(settings, tmp_path).plan().warnings)
 
 
+@pytest.mark.slow
 def test_auto_takes_the_largest_micro_batch_that_fits(tmp_path: Path) -> None:
     auto = {
         "preference": {"micro_batch_size": "auto", "scoring_micro_batch_size": 1},
@@ -144,6 +145,7 @@ def test_a_retired_judge_is_a_warning(tmp_path: Path) -> None:
     assert any("gpt-4-turbo was shut down on 2026-10-23" in warning for warning in plan.warnings)
 
 
+@pytest.mark.slow
 def test_gradients_are_exchanged_in_every_micro_batch_before_anything_is_recomputed(tmp_path: Path) -> None:
     own = {"preference": {"micro_batch_size": 1, "scoring_micro_batch_size": 1}, "methods": ["sft", "dpo"]}
     model = {**SMALL["model"], "activation_checkpointing": "auto"}
@@ -169,6 +171,7 @@ def test_gradients_are_exchanged_in_every_micro_batch_before_anything_is_recompu
     assert choice(1.01 * added["full"]) == ("full", True)
 
 
+@pytest.mark.slow
 def test_adapters_take_less_memory_and_disk_than_all_weights(tmp_path: Path) -> None:
     own = {"methods": ["sft", "dpo"], "benchmarks": {}}
     full = planner(study("", **{**SMALL, **own}), tmp_path)

@@ -240,6 +240,7 @@ def test_figures_without_logs_are_still_files(tmp_path: Path) -> None:
         assert (tmp_path / "empty.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_script_writes_valid_pictures(setting: Path, tmp_path: Path) -> None:
     outputs = {"cost": tmp_path / "first" / "cost.svg"}
     own = {"dpo": {}, "dpo-sams": {"selector": "sams", "ratio": 0.5}}
