@@ -21,7 +21,6 @@ import typer
 
 from sams.judge.ask import (
     DEFAULT_MODEL,
-    STORE,
     DryRun,
     Judgment,
     Judgments,
@@ -51,7 +50,7 @@ from sams.scoring.benchmark import (
 )
 from sams.scoring.difficulty_table import check_reference, check_table, read_table
 from sams.scoring.inputs import Row, doubled, input_hashes, numbered, read_rows, some_of, text_of, versions
-from sams.scoring.job import run_scoring
+from sams.scoring.job import DryRunOption, MissingOption, RecipeOption, StoreOption, run_scoring
 from sams.scoring.question_set import Decoded, Decoder, Prepared, QuestionSet, user
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import AlpacaEval, Judge, World
@@ -404,7 +403,7 @@ def _is_asked(
     recipe: ScoreRecipe | None,
     accept_missing: int,
 ) -> bool:
-    """Return whether the judge of the recipe is asked for what is not recorded.
+    """Return whether the judge of the recipe judges what is not recorded.
 
     Raises:
         UserError: judgments are missing, and the recipe does not have the judge of the recorded ones.
@@ -631,17 +630,13 @@ def main(
     model_outputs: Annotated[Path, typer.Option(help="Outputs of the model, JSON, gzip or not.")],
     reference_outputs: Annotated[Path, typer.Option(help="Outputs of the baseline.")],
     out: Annotated[Path, typer.Option(help="File for the figures (metrics.json).")],
-    recipe: Annotated[str | None, typer.Option(help="ScoreRecipe, as JSON or a file: the judge.")] = None,
+    recipe: RecipeOption = None,
     annotations: Annotated[Path | None, typer.Option(help="Recorded judgments.")] = None,
     difficulty: Annotated[Path | None, typer.Option(help="Difficulty table, for length control.")] = None,
     annotations_out: Annotated[Path | None, typer.Option(help="File for all judgments.")] = None,
-    accept_missing: Annotated[
-        int, typer.Option(help="Number of judgments that may be missing (at least that of the recipe).")
-    ] = 0,
-    judge_store: Annotated[
-        Path | None, typer.Option(help=f"Store of an endpoint's answers ({STORE} in the folder of --out).")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Only log the estimate of the judge's calls.")] = False,
+    accept_missing: MissingOption = 0,
+    judge_store: StoreOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Score a model's outputs with AlpacaEval 2."""
     settings = read_recipe(recipe, ScoreRecipe) if recipe else None

@@ -4,7 +4,9 @@ import functools
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from sams.judge.ask import STORE, DryRun
 from sams.judge.client import key_withheld
@@ -16,6 +18,16 @@ from sams.study.settings import Settings
 from sams.tracking.log import Run, start
 
 RUN_ID = "mlflow_run_id"
+
+# Command-line options that the benchmarks with a judge share.
+RecipeOption = Annotated[str | None, typer.Option(help="ScoreRecipe, as JSON or a file: the judge.")]
+MissingOption = Annotated[
+    int, typer.Option(help="Number of items that may lack a judgment (at least that of the recipe).")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option(help=f"Store of an endpoint's answers ({STORE} in the folder of --out).")
+]
+DryRunOption = Annotated[bool, typer.Option(help="Only log the estimate of the judge's calls.")]
 
 
 def run_scoring(

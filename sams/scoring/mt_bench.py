@@ -21,7 +21,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from sams.data.records import Message
-from sams.judge.ask import RETRY, STORE, DryRun, Judgment, ask_judge, check_missing, judge_name
+from sams.judge.ask import RETRY, DryRun, Judgment, ask_judge, check_missing, judge_name
 from sams.judge.calls import Answer, Call, Reading, Unusable, is_snapshot, text_of, without_thoughts
 from sams.judge.noise import judge_standard_error
 from sams.judge.store import USUAL_ANSWER_TOKENS
@@ -45,7 +45,7 @@ from sams.scoring.benchmark import (
 )
 from sams.scoring.fastchat_judge import FAILED
 from sams.scoring.inputs import Row, input_hashes, numbered, read_rows, some_of, versions
-from sams.scoring.job import run_scoring
+from sams.scoring.job import DryRunOption, MissingOption, RecipeOption, StoreOption, run_scoring
 from sams.scoring.mt_bench_inputs import TURNS, read_answers, read_prompts, read_questions, read_references
 from sams.scoring.question_set import Decoded, Decoder, Prepared, QuestionSet, sample_label, user
 from sams.study.recipes import ScoreRecipe
@@ -465,16 +465,12 @@ def main(
     references: Annotated[Path, typer.Option(help="Reference answers.")],
     judge_prompts: Annotated[Path, typer.Option(help="Judge prompts (judge_prompts.jsonl).")],
     out: Annotated[Path, typer.Option(help="File for the figures (metrics.json).")],
-    recipe: Annotated[str | None, typer.Option(help="ScoreRecipe, as JSON or a file: the judge.")] = None,
+    recipe: RecipeOption = None,
     judgments: Annotated[Path | None, typer.Option(help="Recorded judgments.")] = None,
     judgments_out: Annotated[Path | None, typer.Option(help="File for all judgments.")] = None,
-    accept_missing: Annotated[
-        int, typer.Option(help="Number of judgments that may be missing (at least that of the recipe).")
-    ] = 0,
-    judge_store: Annotated[
-        Path | None, typer.Option(help=f"Store of an endpoint's answers ({STORE} in the folder of --out).")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Only log the estimate of the judge's calls.")] = False,
+    accept_missing: MissingOption = 0,
+    judge_store: StoreOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Score a model's answers with MT-Bench."""
     settings = read_recipe(recipe, ScoreRecipe) if recipe else None

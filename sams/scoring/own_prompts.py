@@ -21,7 +21,7 @@ import typer
 
 from sams.data.forms import numbered_prompts
 from sams.data.records import Message
-from sams.judge.ask import STORE, DryRun, Judgment, ask_judge, check_missing, judge_name
+from sams.judge.ask import DryRun, Judgment, ask_judge, check_missing, judge_name
 from sams.judge.calls import ANSWER_TOKENS, Answer, Call, Reading, Unusable, text_of
 from sams.judge.noise import judge_standard_error
 from sams.judge.store import CHARACTERS_PER_TOKEN, USUAL_ANSWER_TOKENS
@@ -44,7 +44,7 @@ from sams.scoring.benchmark import (
     values_of,
 )
 from sams.scoring.inputs import Row, check_written, input_hashes, numbered, read_rows, some_of, versions
-from sams.scoring.job import run_scoring
+from sams.scoring.job import DryRunOption, MissingOption, RecipeOption, StoreOption, run_scoring
 from sams.scoring.question_set import Prepared, TestPrompts, user
 from sams.study.recipes import ScoreRecipe
 from sams.study.settings import Judge, OwnPrompts, World
@@ -536,15 +536,11 @@ def main(
     start: Annotated[
         Path | None, typer.Option(help="Answers of the start model; without them, --answers are its own.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="ScoreRecipe, as JSON or a file: the judge.")] = None,
+    recipe: RecipeOption = None,
     judgments_out: Annotated[Path | None, typer.Option(help="File for all verdicts.")] = None,
-    accept_missing: Annotated[
-        int, typer.Option(help="Number of prompts that may lack a judgment (at least that of the recipe).")
-    ] = 0,
-    judge_store: Annotated[
-        Path | None, typer.Option(help=f"Store of an endpoint's answers ({STORE} in the folder of --out).")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Only log the estimate of the judge's calls.")] = False,
+    accept_missing: MissingOption = 0,
+    judge_store: StoreOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Compare a model's answers to prompts of one's own with the start model's."""
     settings = read_recipe(recipe, ScoreRecipe) if recipe else None
